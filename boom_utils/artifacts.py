@@ -1,0 +1,317 @@
+"""The workspace: every stage is a function of (name, version, config, inputs) and writes one folder.
+
+A folder is built under a temporary name, completed by ``record.json`` and then renamed, so an artifact is either
+whole or absent. Asking again for the same key returns the folder at once, in a notebook and headless alike.
+It does not schedule anything: `boom_utils.study` decides what is needed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from boom_utils.errors import WorkspaceError
+
+log = logging.getLogger(__name__)
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+RECORD = "record.json"
+RECORDED_PACKAGES = (
+    "torch transformers tokenizers sentence-transformers datasets accelerate safetensors mteb numpy pandas".split()
+)
+
+
+def canonical_json(value: Any) -> str:
+    """Serialise ``value`` so that equal values give equal text (sorted keys, no spaces, no NaN)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_of(value: Any) -> str:
+    """sha256 (hex) of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def derive_seed(root: int, *names: str | int) -> int:
+    """A 63-bit seed for one named random stream, independent of every other name.
+
+    Adding a dataset or a member therefore never changes what is drawn for the others.
+
+    >>> derive_seed(0, "sample", "a") == derive_seed(0, "sample", "a")
+    True
+    >>> derive_seed(0, "sample", "a") == derive_seed(0, "sample", "b")
+    False
+    """
+    return int(digest_of([root, *names])[:16], 16) >> 1
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; on success it is synced and renamed, on failure removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8 with ``\\n`` line ends, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically; NaN and infinities are refused."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def default_workspace() -> Path:
+    """``$BOOM_HOME``, or ``workspace/`` in the project."""
+    return Path(os.environ.get("BOOM_HOME") or PROJECT_ROOT / "workspace").expanduser()
+
+
+def environment_facts() -> dict[str, Any]:
+    """Versions, processor count and commit a number depends on; no host name, user name or absolute path."""
+    return {
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "packages": {name: _version(name) for name in RECORDED_PACKAGES},
+        "git_commit": _git_commit(),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(PROJECT_ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder of the workspace and the record that completed it."""
+
+    path: Path
+    record: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """What the artifact is a function of (hex)."""
+        return str(self.record["key"])
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the names and sha256 of its files (hex)."""
+        return str(self.record["digest"])
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the stage had to say about its output (counts, warnings, deviations)."""
+        return dict(self.record["facts"])
+
+    def damaged_files(self) -> list[str]:
+        """Names of files whose sha256 is no longer the recorded one (a full check, reads everything)."""
+        outputs = self.record["outputs"]
+        return [
+            name
+            for name, facts in outputs.items()
+            if not (self.path / name).is_file() or sha256_file(self.path / name) != facts["sha256"]
+        ]
+
+
+Make = Callable[[Path, Mapping[str, Artifact]], Mapping[str, Any] | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One artifact to be: a stage applied to a config and to other nodes.
+
+    Args:
+        stage: Name of the stage; also the folder under the workspace.
+        version: Bumped when a change of code changes the stage's numbers.
+        label: What people call it, e.g. ``member s40``.
+        config: JSON-able description of everything else the output depends on.
+        inputs: Nodes whose artifacts the stage reads.
+        make: Writes the outputs into the given empty folder; returns facts for the record.
+    """
+
+    stage: str
+    version: int
+    label: str
+    config: Mapping[str, Any]
+    make: Make = field(repr=False)
+    inputs: Mapping[str, Node] = field(default_factory=dict)
+
+
+class Workspace:
+    """The folder that holds all artifacts, addressed by key.
+
+    Args:
+        root: Where it is; `default_workspace()` when None.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = Path(root) if root else default_workspace()
+
+    def find(self, node: Node) -> Artifact | None:
+        """The finished artifact of ``node``, or None when it or one of its inputs is still to be made."""
+        inputs = {name: self.find(child) for name, child in node.inputs.items()}
+        if any(artifact is None for artifact in inputs.values()):
+            return None
+        return self._read(self._folder(node, self._key(node, {k: v for k, v in inputs.items() if v})))
+
+    def build(self, node: Node) -> Artifact:
+        """The artifact of ``node``, made now if it does not exist yet (inputs first).
+
+        Raises:
+            WorkspaceError: The disk is full, or another process has held the same artifact for an hour.
+        """
+        inputs = {name: self.build(child) for name, child in node.inputs.items()}
+        folder = self._folder(node, key := self._key(node, inputs))
+        if found := self._read(folder):
+            log.info("%s: up to date", node.label)
+            return found
+        with self._locked(folder, node.label):
+            # Another process may have finished it while this one waited.
+            return self._read(folder) or self._make(node, inputs, folder, key)
+
+    def _key(self, node: Node, inputs: Mapping[str, Artifact]) -> str:
+        used = {name: [artifact.key, artifact.digest] for name, artifact in inputs.items()}
+        return digest_of([node.stage, node.version, node.config, used])
+
+    def _folder(self, node: Node, key: str) -> Path:
+        return self.root / node.stage / key[:20]
+
+    def _read(self, folder: Path) -> Artifact | None:
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            sizes = {name: (folder / name).stat().st_size for name in record["outputs"]}
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError) as error:
+            raise WorkspaceError(
+                "an artifact's record cannot be read", where=folder / RECORD, found=error, fix="delete the folder"
+            ) from error
+        wrong = [name for name, size in sizes.items() if size != record["outputs"][name]["size"]]
+        if wrong:
+            raise WorkspaceError(
+                "an artifact was changed after it was finished",
+                where=folder,
+                found=f"other size than recorded: {', '.join(wrong)}",
+                fix="delete the folder; it will be made again",
+            )
+        return Artifact(folder, record)
+
+    @contextmanager
+    def _locked(self, folder: Path, label: str) -> Iterator[None]:
+        path = self.root / ".locks" / f"{folder.parent.name}-{folder.name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("%s: another process is making it; waiting", label)
+            try:
+                lock.acquire(timeout=3600)
+            except Timeout as error:
+                raise WorkspaceError(
+                    f"{label} has been locked for an hour", where=path, fix="stop the other process, then run again"
+                ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _make(self, node: Node, inputs: Mapping[str, Artifact], folder: Path, key: str) -> Artifact:
+        temporary = self.root / ".tmp" / f"{node.stage}-{folder.name}"
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process: the lock says nobody else is at it
+        shutil.rmtree(folder, ignore_errors=True)  # a folder without a record, or whose files are gone
+        temporary.mkdir(parents=True)
+        log.info("%s: started", node.label)
+        began = time.perf_counter()
+        try:
+            facts = node.make(temporary, inputs) or {}
+            seconds = round(time.perf_counter() - began, 3)
+            record = self._record(node, inputs, key, facts, seconds, temporary)
+            write_json(temporary / RECORD, record)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(temporary, folder)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise self._disk_full(node, error) from error
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        log.info("%s: done in %.1f s", node.label, seconds)
+        return Artifact(folder, record)
+
+    def _record(
+        self, node: Node, inputs: Mapping[str, Artifact], key: str, facts: Mapping[str, Any], seconds: float, out: Path
+    ) -> dict[str, Any]:
+        files = sorted(path for path in out.rglob("*") if path.is_file())
+        outputs = {
+            path.relative_to(out).as_posix(): {"sha256": sha256_file(path), "size": path.stat().st_size}
+            for path in files
+        }
+        return {
+            "stage": node.stage,
+            "version": node.version,
+            "label": node.label,
+            "key": key,
+            "config": node.config,
+            "inputs": {
+                name: {"stage": artifact.record["stage"], "key": artifact.key, "sha256": artifact.digest}
+                for name, artifact in inputs.items()
+            },
+            "facts": dict(facts),
+            "wall_seconds": seconds,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "environment": environment_facts(),
+            "outputs": outputs,
+            "digest": digest_of({name: facts["sha256"] for name, facts in outputs.items()}),
+        }
+
+    def _disk_full(self, node: Node, error: OSError) -> WorkspaceError:
+        free = shutil.disk_usage(self.root).free
+        return WorkspaceError(
+            f"no space left on the disk while making {node.label}",
+            where=self.root,
+            found=f"{free / 2**20:.0f} MiB free ({error})",
+            fix="free some space or set BOOM_HOME to another disk, then run again: finished stages are kept",
+        )

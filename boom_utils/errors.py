@@ -1,0 +1,91 @@
+"""One tree of errors. Every message says what is wrong, where, what was expected and found, and what to do.
+
+The command line prints these without a traceback and exits with ``exit_code``: 1 when a stage failed, 2 when the
+input (profile, recipe, parameter, checkpoint) has to be changed by the user.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BoomError(Exception):
+    """Base of every error the kit raises on purpose.
+
+    Args:
+        what: One sentence: what is wrong.
+        where: File, key, step or tensor it was seen at.
+        expected: What would have been right.
+        found: What was there instead.
+        fix: What to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self, what: str, *, where: object = None, expected: object = None, found: object = None, fix: str | None = None
+    ) -> None:
+        self.what = what
+        parts = {"where": where, "expected": expected, "found": found, "what to do": fix}
+        lines = [what] + [f"  {name}: {text}" for name, text in parts.items() if text is not None]
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(BoomError):
+    """A profile, parameter or command-line option is not valid."""
+
+    exit_code = 2
+
+
+class ManifestError(BoomError):
+    """A data manifest is not valid."""
+
+    exit_code = 2
+
+
+class DataError(BoomError):
+    """Examples, subsets or a batch plan cannot be made from the data at hand."""
+
+
+class CheckpointError(BoomError):
+    """A model folder cannot be read, is unsafe to read, or is not complete."""
+
+    exit_code = 2
+
+
+class TrainingError(BoomError):
+    """Training cannot start or must stop."""
+
+
+class MergeError(BoomError):
+    """The models of a recipe cannot be merged."""
+
+    exit_code = 2
+
+
+class EvaluationError(BoomError):
+    """A model could not be scored."""
+
+
+class ResultsError(BoomError):
+    """A results file is missing, malformed or from elsewhere."""
+
+
+class WorkspaceError(BoomError):
+    """The workspace is locked, full or damaged."""
+
+
+class NotebookError(BoomError):
+    """A notebook failed while it was executed."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def bullet_list(problems: Iterable[str]) -> str:
+    """Join problems as one indented list, so that an error reports all of them at once."""
+    return "".join(f"\n    - {problem}" for problem in problems)

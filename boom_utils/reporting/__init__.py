@@ -1,0 +1,1 @@
+"""Tables and figures from the files in results/ alone; never imports torch."""

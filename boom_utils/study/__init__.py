@@ -1,0 +1,1 @@
+"""The graph of artifacts a profile needs, and the runner that executes the notebooks over it."""
