@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 RECORD = "record.json"
 RECORDED_PACKAGES = (
-    "torch transformers tokenizers sentence-transformers datasets accelerate safetensors mteb numpy pandas".split()
+    *("torch", "transformers", "tokenizers", "sentence-transformers", "datasets"),
+    *("accelerate", "safetensors", "mteb", "numpy", "pandas"),
 )
 
 
@@ -74,13 +75,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 with ``\\n`` line ends, atomically."""
+    """Write ``text`` as UTF-8, line ends as given, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
 
@@ -271,7 +272,7 @@ class Workspace:
             record = self._record(node, inputs, key, facts, seconds, temporary)
             write_json(temporary / RECORD, record)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(temporary, folder)
+            temporary.rename(folder)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise self._disk_full(node, error) from error

@@ -1,0 +1,273 @@
+"""Profiles: one YAML declares a whole study, checked completely before anything runs.
+
+Unknown keys are refused with the nearest valid name, and all problems of a file are reported together.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from boom_utils.errors import BoomError, ConfigError, bullet_list, nearest
+
+PROFILES = Path(__file__).parent / "profiles"
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
+Ratio = Annotated[float, Field(gt=0, le=1)]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Frozen(BaseModel):
+    """Base of every config: immutable, unknown keys refused, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class CorpusConfig(Frozen):
+    """Which corpus, and how much of it (rows and documents are drawn by seed; None takes all)."""
+
+    manifest: Name
+    datasets: tuple[Name, ...] = Field(description="training datasets, in the order sequential schedules use")
+    train_rows: int | None = Field(default=None, gt=0, description="most training rows a dataset")
+    pretraining_pairs: int | None = Field(default=None, gt=0, description="pairs reserved for the tiny base")
+    evaluation_queries: int | None = Field(default=None, gt=0, description="most queries, pairs or test rows a task")
+    evaluation_documents: int | None = Field(default=None, gt=0, description="most documents a retrieval task")
+    seed: int = 0
+
+
+class TrainingConfig(Frozen):
+    """Hyper-parameters of contrastive training, under the names FlagEmbedding users know (paper values: PAPER 3.1)."""
+
+    learning_rate: float = Field(gt=0)
+    per_device_train_batch_size: int = Field(gt=0, description="queries a step; halved for `halve_batch` datasets")
+    num_train_epochs: int = Field(default=1, gt=0)
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
+    temperature: float = Field(default=0.02, gt=0)
+    train_group_size: int = Field(default=8, ge=2, description="1 positive + negatives a query")
+    query_max_len: int = Field(default=512, gt=0, description="tokens, prompt included")
+    passage_max_len: int = Field(default=512, gt=0, description="tokens")
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    tokens_per_micro_batch: int = Field(default=8192, gt=0, description="memory only; does not change the gradient")
+
+
+class TinyBase(Frozen):
+    """A tiny Qwen3 built on the spot: tokenizer and weak pre-training from the corpus' pre-training pairs."""
+
+    kind: Literal["tiny_qwen3"]
+    vocab_size: int = Field(default=8000, ge=512)
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    max_seq_length: int = 128
+    pretraining: TrainingConfig
+    seed: int = 0
+
+
+class SubsetConfig(Frozen):
+    """Rows drawn from every dataset: a ratio without replacement, or all rows another subset left."""
+
+    name: Name
+    ratio: Ratio | None = None
+    complement_of: Name | None = None
+    mode: Literal["independent", "nested"] = "independent"
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> SubsetConfig:
+        if (self.ratio is None) == (self.complement_of is None):
+            raise ValueError("give exactly one of `ratio` and `complement_of`")
+        return self
+
+
+class MemberConfig(Frozen):
+    """One model fine-tuned from the base on one subset."""
+
+    name: Name
+    subset: Name
+    schedule: Literal["batch_shuffled"] = "batch_shuffled"
+    seed: int = 0
+
+
+class MergeConfig(Frozen):
+    """One merged model: a method, members, and their weights (by subset ratio, equal, or one number each)."""
+
+    name: Name
+    method: Literal["linear", "multislerp"]
+    members: tuple[Name, ...] = Field(min_length=1)
+    weights: Literal["ratio", "equal"] | tuple[float, ...] = "ratio"
+    task_vectors: bool = Field(default=False, description="merge differences to the base instead of the weights")
+
+
+class EvaluationConfig(Frozen):
+    """Tasks by domain, and how intervals are made."""
+
+    in_domain: tuple[Name, ...] = Field(min_length=1)
+    out_of_domain: tuple[Name, ...] = Field(min_length=1)
+    reference: Name = Field(description="the model every other one is compared with")
+    bootstrap_draws: int = Field(default=2000, ge=100)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    seed: int = 0
+
+
+class Profile(Frozen):
+    """One study from corpus to claims."""
+
+    name: Name
+    description: str
+    corpus: CorpusConfig
+    base_model: TinyBase
+    training: TrainingConfig
+    subsets: tuple[SubsetConfig, ...]
+    members: tuple[MemberConfig, ...]
+    merges: tuple[MergeConfig, ...]
+    evaluation: EvaluationConfig
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Profile:
+        problems = [*_repeated(self), *_unresolved(self)]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def subset(self, name: str) -> SubsetConfig:
+        """The subset of that name."""
+        return next(subset for subset in self.subsets if subset.name == name)
+
+    def ratio(self, subset: SubsetConfig) -> float:
+        """Share of every dataset's rows that ``subset`` holds; a complement holds what the other left."""
+        if subset.complement_of is not None:
+            return 1.0 - self.ratio(self.subset(subset.complement_of))
+        return float(typing.cast("float", subset.ratio))
+
+    def member_ratio(self, name: str) -> float:
+        """Share of the corpus that member ``name`` is trained on."""
+        return self.ratio(self.subset(next(member.subset for member in self.members if member.name == name)))
+
+    def merge_weights(self, merge: MergeConfig) -> list[float]:
+        """One weight a member of ``merge``, in its order, not normalised."""
+        if merge.weights == "equal":
+            return [1.0] * len(merge.members)
+        if merge.weights == "ratio":
+            return [self.member_ratio(member) for member in merge.members]
+        return [float(weight) for weight in merge.weights]
+
+    @property
+    def model_names(self) -> list[str]:
+        """Every model the study scores, in the order tables show them."""
+        return ["random", "base", *(member.name for member in self.members), *(merge.name for merge in self.merges)]
+
+
+def _repeated(profile: Profile) -> list[str]:
+    groups: dict[str, Sequence[str]] = {
+        "subset": [subset.name for subset in profile.subsets],
+        "model": profile.model_names,
+        "task": [*profile.evaluation.in_domain, *profile.evaluation.out_of_domain],
+    }
+    return [
+        f"{kind} '{n}' is named twice" for kind, names in groups.items() for n, k in Counter(names).items() if k > 1
+    ]
+
+
+def _unresolved(profile: Profile) -> list[str]:
+    subsets = [subset.name for subset in profile.subsets]
+    members = [member.name for member in profile.members]
+    uses = [(f"member '{m.name}'", "subset", m.subset, subsets) for m in profile.members]
+    uses += [(f"merge '{m.name}'", "member", name, members) for m in profile.merges for name in m.members]
+    for number, subset in enumerate(profile.subsets):
+        if subset.complement_of is not None:
+            uses.append((f"subset '{subset.name}'", "earlier subset", subset.complement_of, subsets[:number]))
+    uses.append(("evaluation.reference", "model", profile.evaluation.reference, profile.model_names))
+    problems = [
+        f"{who}: no {kind} '{name}'{nearest(name, known)}" for who, kind, name, known in uses if name not in known
+    ]
+    for merge in profile.merges:
+        if not isinstance(merge.weights, str) and len(merge.weights) != len(merge.members):
+            problems.append(f"merge '{merge.name}': {len(merge.weights)} weights for {len(merge.members)} members")
+    return problems
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles that come with the kit."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """Read a profile by name (``smoke``) or from a YAML file.
+
+    Raises:
+        ConfigError: No such profile, or any number of problems in it, listed together.
+    """
+    path = Path(name_or_path) if str(name_or_path).endswith((".yaml", ".yml")) else PROFILES / f"{name_or_path}.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no profile '{name_or_path}'{nearest(str(name_or_path), profile_names())}",
+            expected=f"one of {', '.join(profile_names())}, or the path of a .yaml file",
+        )
+    return parse(Profile, read_yaml(path, ConfigError), path.name, ConfigError)
+
+
+def parse(model: type[Model], raw: Any, where: str, error: type[BoomError]) -> Model:
+    """Validate ``raw`` as ``model``; every problem is in the one error that is raised.
+
+    Raises:
+        BoomError: Of the class ``error``, naming ``where``, the key of each problem and the nearest valid name.
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as caught:
+        problems = [_explain(model, problem) for problem in caught.errors()]
+        raise error(
+            f"{len(problems)} problem(s) in {where}", found=bullet_list(problems), fix="correct the keys named above"
+        ) from None
+
+
+def _explain(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
+    location = problem["loc"]
+    key = ".".join(str(part) for part in location) or "(whole file)"
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key{nearest(str(location[-1]), _keys_at(model, location[:-1]))}"
+    given = problem.get("input")
+    shown = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{key}: {problem['msg']}{shown}"
+
+
+def _keys_at(model: Any, location: Iterable[str | int]) -> set[str]:
+    """Valid keys of the (possibly nested, possibly repeated) model at a location of a validation error."""
+    for part in location:
+        if isinstance(part, str) and hasattr(model, "model_fields") and part in model.model_fields:
+            model = model.model_fields[part].annotation
+        while not hasattr(model, "model_fields") and typing.get_args(model):
+            model = next((arg for arg in typing.get_args(model) if arg not in (type(None), Ellipsis)), None)
+    return set(getattr(model, "model_fields", {}))
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, but a key given twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build one mapping, refusing repeated keys."""
+        repeated = [k for k, n in Counter(key.value for key, _ in node.value).items() if n > 1]
+        if repeated:
+            raise yaml.constructor.ConstructorError(None, None, f"key '{repeated[0]}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, error: type[BoomError]) -> Any:
+    """Read a YAML file (safe loader, no repeated keys).
+
+    Raises:
+        BoomError: Of the class ``error``, with line and column.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except (yaml.YAMLError, UnicodeDecodeError) as caught:
+        raise error(f"{path.name} is not valid YAML", where=path.name, found=caught, fix="correct the line") from None
