@@ -1,0 +1,124 @@
+"""Score one encoder on one task with mteb, and keep the values behind the score.
+
+The revision mteb files a score under is the content hash of everything it depends on (weights, tokenizer, prompts,
+pooling, normalisation, length, dtype): mteb tells scores apart by revision alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mteb
+import numpy as np
+from mteb.models import ModelMeta
+from mteb.similarity_functions import cos_sim, pairwise_cos_sim
+from mteb.types import PromptType
+
+from boom_utils.artifacts import write_json
+from boom_utils.errors import EvaluationError
+from boom_utils.evaluation.tasks import LocalTask, build_task
+from boom_utils.models import Encoder, content_hash
+
+log = logging.getLogger(__name__)
+STAGE_VERSION = 1
+
+
+class MtebEncoder:
+    """An `Encoder` behind mteb's encoder protocol, with one task's prompt.
+
+    Args:
+        encoder: The model.
+        meta: Its mteb metadata (name and content-hash revision).
+        prompt: Put before queries; before every text where ``prompt_documents``.
+        prompt_documents: True for symmetric tasks (classification, STS).
+        tokens_per_batch: Padded tokens of one forward pass.
+    """
+
+    def __init__(
+        self, encoder: Encoder, meta: ModelMeta, prompt: str, *, prompt_documents: bool, tokens_per_batch: int = 8192
+    ) -> None:
+        self.encoder, self.mteb_model_meta = encoder, meta
+        self.prompt, self.prompt_documents, self.tokens_per_batch = prompt, prompt_documents, tokens_per_batch
+
+    def encode(self, inputs: Iterable[Any], *, prompt_type: PromptType | None = None, **_: Any) -> np.ndarray:
+        """Embeddings of all batches, float32 (N, D).
+
+        Raises:
+            EvaluationError: An embedding is not finite.
+        """
+        texts = [text for batch in inputs for text in batch["text"]]
+        plain = prompt_type == PromptType.document and not self.prompt_documents
+        vectors_ND = self.encoder.encode(texts, "" if plain else self.prompt, self.tokens_per_batch)
+        if not np.isfinite(vectors_ND).all():
+            row = int(np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1))[0])
+            raise EvaluationError("an embedding is not finite", where=f"text {row}: {texts[row][:80]!r}")
+        return vectors_ND
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosine of every pair, (N1, N2)."""
+        return cos_sim(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosine row by row, (N,)."""
+        return pairwise_cos_sim(embeddings1, embeddings2)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(folder: Path) -> tuple[Encoder, str]:
+    """The encoder of a folder and its content hash; the last one stays loaded for the next task."""
+    return Encoder.load(folder), content_hash(folder)
+
+
+def evaluate_task(model: str, folder: Path, task: LocalTask, out: Path) -> dict[str, Any]:
+    """Score the encoder in ``folder`` on one task; write mteb's result JSON and the per-query values to ``out``.
+
+    Args:
+        model: Name in tables; mteb's name is ``boom/<model>``.
+        folder: An encoder folder that does not change while it exists.
+        task: What to score it on.
+        out: Gets ``<task>.json`` (mteb's TaskResult) and ``samples.json``.
+
+    Returns:
+        Facts: main score, metric, revision, mteb version.
+
+    Raises:
+        EvaluationError: mteb failed, or its score and the per-query values disagree.
+    """
+    encoder, revision = _loaded(folder)
+    meta = ModelMeta.create_empty({"name": f"boom/{model}", "revision": revision})
+    symmetric = task.family in ("classification", "sts")
+    wrapped = MtebEncoder(encoder, meta, task.prompt, prompt_documents=symmetric)
+    made = build_task(task)
+    result = mteb.evaluate(
+        wrapped, made, cache=None, co2_tracker=False, show_progress_bar=False, encode_kwargs={"batch_size": 1024}
+    ).task_results[0]
+    result.to_disk(out / f"{task.name}.json")
+    score = float(result.get_score())
+    _check_samples(task, score, made.samples.columns)
+    write_json(out / "samples.json", asdict(made.samples))
+    log.info("%s on %s: %s %.4f", model, task.name, made.samples.metric, score)
+    return {
+        "main_score": score,
+        "metric": made.samples.metric,
+        "samples": len(made.samples.ids),
+        "revision": revision,
+        "mteb_version": str(result.mteb_version),
+        "prompt": task.prompt,
+    }
+
+
+def _check_samples(task: LocalTask, score: float, columns: dict[str, list[float]]) -> None:
+    """The mean of the kept values must be the score (mteb rounds nDCG and mean accuracy to 5 digits)."""
+    if "value" in columns and abs(float(np.mean(columns["value"])) - score) > 1e-4:
+        raise EvaluationError(
+            "the per-query values do not add up to mteb's score",
+            where=task.name,
+            expected=score,
+            found=float(np.mean(columns["value"])),
+            fix="this mteb version scores differently: use the locked one",
+        )

@@ -1,0 +1,131 @@
+"""Intervals: bootstrap over queries within tasks, for one model and for the paired difference of two.
+
+What is resampled is said everywhere: here the queries, pairs or test rows of each task, never seeds or tasks. An
+interval therefore says how far the score would move with other queries, not with another training run.
+
+Shapes: T tasks, S samples of a task, B bootstrap draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from boom_utils.artifacts import derive_seed
+from boom_utils.errors import ResultsError
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    """The values behind one score of one model.
+
+    Args:
+        metric: ``cosine_spearman`` (columns ``gold`` and ``predicted``) or a metric that is the mean of ``value``.
+        ids: Query ids or row numbers, the same for every model of a task.
+        columns: float (S,) each.
+    """
+
+    metric: str
+    ids: tuple[str, ...]
+    columns: Mapping[str, np.ndarray]
+
+    def score(self) -> float:
+        """The score itself."""
+        return float(self.scores(np.arange(len(self.ids))[None, :])[0])
+
+    def scores(self, draws_BS: np.ndarray) -> np.ndarray:
+        """The score of every draw of sample positions, float (B,)."""
+        if self.metric == "cosine_spearman":
+            return _spearman(self.columns["gold"][draws_BS], self.columns["predicted"][draws_BS])
+        return np.asarray(self.columns["value"][draws_BS].mean(axis=1))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval; ``low`` and ``high`` are percentiles of the bootstrap draws."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made: number of draws, confidence, seed."""
+
+    draws: int = 2000
+    confidence: float = 0.95
+    seed: int = 0
+
+    def positions(self, task: str, samples: int) -> np.ndarray:
+        """Sample positions of every draw, int (B, S); the same for every model, so differences are paired."""
+        rng = np.random.default_rng(derive_seed(self.seed, "bootstrap", task))
+        return rng.integers(0, samples, size=(self.draws, samples))
+
+    def estimate(self, value: float, drawn_B: np.ndarray) -> Estimate:
+        """The percentile interval of the draws around ``value``."""
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(drawn_B, [tail, 1 - tail])
+        return Estimate(value, float(low), float(high))
+
+
+def score_draws(tasks: Mapping[str, TaskSamples], bootstrap: Bootstrap) -> dict[str, np.ndarray]:
+    """Bootstrap scores of one model on each task, float (B,) each; made once, used by `mean_estimate`."""
+    return {name: task.scores(bootstrap.positions(name, len(task.ids))) for name, task in tasks.items()}
+
+
+def mean_estimate(
+    tasks: Mapping[str, TaskSamples], draws: Mapping[str, np.ndarray], names: Sequence[str], bootstrap: Bootstrap
+) -> Estimate:
+    """Mean score over the tasks ``names`` of one model, each task with the same weight.
+
+    Raises:
+        ResultsError: A task is missing: a mean over fewer tasks would be another number.
+    """
+    _require(tasks, names)
+    value = float(np.mean([tasks[name].score() for name in names]))
+    return bootstrap.estimate(value, np.mean([draws[name] for name in names], axis=0))
+
+
+def difference_estimate(
+    ours: Mapping[str, TaskSamples], theirs: Mapping[str, TaskSamples], names: Sequence[str], bootstrap: Bootstrap
+) -> Estimate:
+    """Paired difference of two models' mean scores over the tasks ``names``, on the same draws of queries.
+
+    Raises:
+        ResultsError: A task is missing, or the two were scored on different queries.
+    """
+    _require(ours, names)
+    _require(theirs, names)
+    for name in names:
+        if ours[name].ids != theirs[name].ids:
+            raise ResultsError("two models were scored on different queries", where=name, fix="evaluate both again")
+    value = float(np.mean([ours[name].score() - theirs[name].score() for name in names]))
+    draws = []
+    for name in names:
+        positions_BS = bootstrap.positions(name, len(ours[name].ids))
+        draws.append(ours[name].scores(positions_BS) - theirs[name].scores(positions_BS))
+    return bootstrap.estimate(value, np.mean(draws, axis=0))
+
+
+def _require(tasks: Mapping[str, TaskSamples], names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in tasks]
+    if missing:
+        raise ResultsError(f"n/a (missing: {', '.join(missing)})", fix="evaluate the missing tasks")
+
+
+def _spearman(gold_BS: np.ndarray, predicted_BS: np.ndarray) -> np.ndarray:
+    """Rank correlation of each row, ties given their mean rank, float (B,); 0 where a row is constant."""
+    from scipy.stats import rankdata
+
+    x_BS, y_BS = rankdata(gold_BS, axis=1), rankdata(predicted_BS, axis=1)
+    x_BS, y_BS = x_BS - x_BS.mean(axis=1, keepdims=True), y_BS - y_BS.mean(axis=1, keepdims=True)
+    spread_B = np.sqrt((x_BS**2).sum(axis=1) * (y_BS**2).sum(axis=1))
+    return np.asarray(np.divide((x_BS * y_BS).sum(axis=1), spread_B, out=np.zeros(len(x_BS)), where=spread_B > 0))

@@ -1,0 +1,36 @@
+"""Progress of long work: a bar where somebody watches, sparse log lines where nobody does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm.auto import tqdm
+
+log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+
+
+def watched() -> bool:
+    """Whether a person is likely to see a bar: a terminal, or a kernel that a Jupyter server started for a document."""
+    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+
+
+def progress(items: Iterable[Item], total: int, label: str, every_seconds: float = 10.0) -> Iterator[Item]:
+    """Yield ``items`` while showing how far they are; headless, one log line at most every ``every_seconds``."""
+    if watched():
+        yield from tqdm(items, total=total, desc=label, leave=False)
+        return
+    began = said = time.monotonic()
+    for number, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - said >= every_seconds and number < total:
+            log.info(
+                "%s: %d of %d, about %.0f s to go", label, number, total, (now - began) / number * (total - number)
+            )
+            said = now

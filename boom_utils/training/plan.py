@@ -1,0 +1,251 @@
+"""Batch plans: which rows meet in which step, decided before training and kept in a file.
+
+Batch-level shuffling (PAPER 3.2, FlagEmbedding's same-dataset batches): every batch comes from one dataset, the last
+incomplete batch of each dataset is left out, and the batches of all datasets are shuffled together. The plan also
+fixes the positive and the negatives of every row, so it determines training completely.
+
+Shapes: B rows of a batch, G group size (1 positive + G-1 negatives).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from boom_utils.artifacts import atomic_path, derive_seed
+from boom_utils.errors import DataError
+
+log = logging.getLogger(__name__)
+
+GroupRule = Literal["train_group_size", "one_negative", "first_row", "positive_only"]
+
+
+@dataclass(frozen=True)
+class DatasetRules:
+    """What FlagEmbedding hides in folder names and type strings (PAPER 3.2), made explicit.
+
+    Args:
+        in_batch_negatives: Other rows' passages are negatives too; otherwise only the row's own group is.
+        halve_batch: Half as many queries a step (every ``symmetric_*`` type).
+        group: ``train_group_size``; ``one_negative`` -> 2; ``first_row`` -> negatives of the first row + 1, at most
+            train_group_size (``symmetric_class``); ``positive_only`` -> 1 (pairs without own negatives).
+    """
+
+    in_batch_negatives: bool = True
+    halve_batch: bool = False
+    group: GroupRule = "train_group_size"
+
+    def batch_size(self, per_device: int, processes: int = 1) -> int:
+        """Queries of one global batch."""
+        return max(1, per_device // 2 if self.halve_batch else per_device) * processes
+
+    def group_size(self, train_group_size: int, first_row_negatives: int) -> int:
+        """Passages a query, G."""
+        if self.group == "positive_only":
+            return 1
+        if self.group == "one_negative":
+            return 2
+        if self.group == "first_row":
+            return min(first_row_negatives + 1, train_group_size)
+        return train_group_size
+
+
+@dataclass(frozen=True)
+class PlanInput:
+    """One dataset as the plan sees it.
+
+    Args:
+        rules: How its batches are made.
+        rows: uint32 (rows of the subset,), ids into the dataset.
+        positives: int (rows of the dataset,), how many positives each example has.
+        negatives: int (rows of the dataset,), how many negatives each example has.
+    """
+
+    rules: DatasetRules
+    rows: np.ndarray
+    positives: np.ndarray
+    negatives: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step: a dataset, B of its rows, and what is drawn for them.
+
+    Args:
+        dataset: Name of the dataset.
+        rows: uint32 (B,).
+        positives: uint32 (B,), index into each row's positives.
+        negatives: uint32 (B, G-1), indices into each row's negatives.
+    """
+
+    dataset: str
+    rows: np.ndarray
+    positives: np.ndarray
+    negatives: np.ndarray
+
+    @property
+    def group_size(self) -> int:
+        """G: one positive and the negatives."""
+        return 1 + int(self.negatives.shape[1])
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Everything a plan depends on besides the data."""
+
+    per_device_train_batch_size: int
+    train_group_size: int
+    num_train_epochs: int = 1
+    processes: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Batches in the order they are trained on, and how many rows of each dataset were left out of them."""
+
+    batches: tuple[Batch, ...]
+    left_out: Mapping[str, int]
+    options: PlanOptions
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @property
+    def examples(self) -> int:
+        """Rows trained on, over all epochs."""
+        return sum(len(batch.rows) for batch in self.batches)
+
+    def save(self, path: Path) -> None:
+        """Write the plan as one npz file, atomically and with the same bytes for the same plan."""
+        names = sorted({batch.dataset for batch in self.batches})
+        arrays = {
+            "dataset": np.array([names.index(batch.dataset) for batch in self.batches], dtype=np.uint32),
+            "shape": np.array([batch.negatives.shape for batch in self.batches], dtype=np.uint32).reshape(-1, 2),
+            "rows": _joined([batch.rows for batch in self.batches]),
+            "positives": _joined([batch.positives for batch in self.batches]),
+            "negatives": _joined([batch.negatives.ravel() for batch in self.batches]),
+        }
+        facts = {"datasets": names, "left_out": dict(self.left_out), "options": asdict(self.options)}
+        arrays["facts"] = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), dtype=np.uint8)
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> BatchPlan:
+        """Read a plan.
+
+        Raises:
+            DataError: The file is missing, damaged or not a plan.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            facts = json.loads(arrays["facts"].tobytes())
+            batches = tuple(_unpacked(arrays, facts["datasets"]))
+        except (OSError, KeyError, ValueError, IndexError) as error:
+            raise DataError("this is not a batch plan", where=path, found=error, fix="make the plan again") from error
+        return cls(batches, facts["left_out"], PlanOptions(**facts["options"]))
+
+
+def plan_batches(datasets: Mapping[str, PlanInput], options: PlanOptions) -> BatchPlan:
+    """Plan batch-level shuffling (schedule S1 of PAPER 1.A).
+
+    Every random stream has its own seed derived from (seed, epoch, dataset), so adding a dataset leaves the batches of
+    the others as they are; only the common order changes.
+
+    Raises:
+        DataError: A dataset has no rows, a row has no positive, or has no negative where its group needs some.
+    """
+    batches: list[Batch] = []
+    left_out = dict.fromkeys(datasets, 0)
+    for epoch in range(options.num_train_epochs):
+        of_epoch: list[Batch] = []
+        for name in sorted(datasets):
+            made = list(_dataset_batches(name, datasets[name], options, epoch))
+            left_out[name] += len(datasets[name].rows) - sum(len(batch.rows) for batch in made)
+            of_epoch += made
+        order = np.random.default_rng(derive_seed(options.seed, "order", epoch)).permutation(len(of_epoch))
+        batches += [of_epoch[position] for position in order]
+    _report(batches, left_out)
+    return BatchPlan(tuple(batches), left_out, options)
+
+
+def draw_negatives(counts: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw ``size`` of each row's negatives without replacement (PAPER 3.2, item 5).
+
+    A row with too few has its list repeated ceil(size / count) times first, so every negative is used before one is
+    used twice as often as that repetition allows.
+
+    Args:
+        counts: int (B,), negatives each row has, all > 0 when size > 0.
+        size: Negatives wanted a row.
+        rng: The stream to draw from.
+
+    Returns:
+        uint32 (B, size), indices into each row's negatives.
+    """
+    drawn = np.zeros((len(counts), size), dtype=np.uint32)
+    for count in np.unique(counts) if size else ():
+        rows = np.flatnonzero(counts == count)
+        repeated = count * -(-size // count)
+        keys = rng.random((len(rows), repeated))
+        drawn[rows] = np.argsort(keys, axis=1)[:, :size] % count
+    return drawn
+
+
+def _dataset_batches(name: str, data: PlanInput, options: PlanOptions, epoch: int) -> Iterator[Batch]:
+    _check_rows(name, data)
+    rng = np.random.default_rng(derive_seed(options.seed, "rows", epoch, name))
+    rows = rng.permutation(data.rows)
+    size = data.rules.batch_size(options.per_device_train_batch_size, options.processes)
+    group = data.rules.group_size(options.train_group_size, int(data.negatives[0]))
+    short = rows[data.negatives[rows] == 0] if group > 1 else rows[:0]
+    if len(short):
+        raise DataError(
+            f"an example of '{name}' has no negative", where=f"row {short[0]}", expected=f"a group of {group} passages"
+        )
+    positives = rng.integers(0, data.positives[rows]).astype(np.uint32)
+    negatives = draw_negatives(data.negatives[rows], group - 1, rng)
+    for start in range(0, len(rows) - size + 1, size):
+        part = slice(start, start + size)
+        yield Batch(name, rows[part].astype(np.uint32), positives[part], negatives[part])
+
+
+def _check_rows(name: str, data: PlanInput) -> None:
+    if not len(data.rows):
+        raise DataError(f"dataset '{name}' has no rows", fix="raise its ratio, or take it out of the profile")
+    empty = data.rows[data.positives[data.rows] == 0]
+    if len(empty):
+        raise DataError(f"an example of '{name}' has no positive", where=f"row {empty[0]}", fix="repair the dataset")
+
+
+def _report(batches: Sequence[Batch], left_out: Mapping[str, int]) -> None:
+    log.info("plan: %d batches, %d rows", len(batches), sum(len(batch.rows) for batch in batches))
+    for name, rows in left_out.items():
+        if rows:
+            log.info("plan: %d rows of '%s' are in no batch (last incomplete batch of an epoch)", rows, name)
+    if not batches:
+        raise DataError("no dataset fills a single batch", fix="lower per_device_train_batch_size or take more rows")
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts).astype(np.uint32) if parts else np.zeros(0, dtype=np.uint32)
+
+
+def _unpacked(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Iterator[Batch]:
+    row = draw = 0
+    for dataset, (size, negatives) in zip(arrays["dataset"], arrays["shape"].astype(int), strict=True):
+        rows = slice(row, row + size)
+        drawn = arrays["negatives"][draw : draw + size * negatives].reshape(size, negatives)
+        yield Batch(names[dataset], arrays["rows"][rows], arrays["positives"][rows], drawn)
+        row, draw = row + size, draw + size * negatives
