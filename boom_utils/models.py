@@ -23,22 +23,16 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from boom_utils.artifacts import sha256_file, write_json
+from boom_utils.config import QUERY_TEMPLATE
 from boom_utils.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
 Pooling = Literal["lasttoken", "mean"]
-QUERY_TEMPLATE = "Instruct: {instruction}\nQuery: "
-"""What stands before a query in training (authors' 0.6B script); PAPER 3.3 notes one space less in their evaluation."""
 
 _POOLING_KEYS = {"lasttoken": "pooling_mode_lasttoken", "mean": "pooling_mode_mean_tokens"}
 _MODULES = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
-def query_prompt(instruction: str | None) -> str:
-    """The text put before a query: the template filled with an instruction, or nothing without one."""
-    return QUERY_TEMPLATE.format(instruction=instruction) if instruction else ""
 
 
 @dataclass(frozen=True)

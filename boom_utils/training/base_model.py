@@ -6,14 +6,22 @@ little, with InfoNCE on (summary, description) pairs of documents that no other 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
+from boom_utils.cards import Card, write_card
 from boom_utils.config import TinyBase
+from boom_utils.data.examples import TrainingExample
+from boom_utils.data.tokens import TextRules, TokenTable, write_tokens
 from boom_utils.models import Encoder, EncoderSpec
+from boom_utils.training.loop import LOG, TrainingJob, train
+from boom_utils.training.plan import DatasetRules, PlanInput, PlanOptions, plan_batches
 
 PAD, END = "<|pad|>", "<|end|>"
 
@@ -49,6 +57,36 @@ def random_encoder(texts: Iterable[str], config: TinyBase, prompts: dict[str, st
         torch.manual_seed(config.seed)
         transformer = Qwen3Model(_qwen3(config, len(tokenizer), tokenizer)).eval()
     return Encoder(transformer, tokenizer, EncoderSpec("lasttoken", True, config.max_seq_length, prompts))
+
+
+def pretrain(start: Path, pairs: Sequence[TrainingExample], prompt: str, config: TinyBase, out: Path) -> dict[str, Any]:
+    """Stage: train the random encoder in ``start`` on (query, positive) pairs; write an encoder folder to ``out``.
+
+    Args:
+        start: Folder of `random_encoder`.
+        pairs: Pairs of documents that no other set uses.
+        prompt: Put before every query, so that the base has met the template it is evaluated with.
+        config: Its ``pretraining`` part is what counts.
+        out: Gets the encoder and ``training_log.jsonl``.
+    """
+    encoder, options = Encoder.load(start), config.pretraining
+    path = out / "pretraining.arrow"
+    write_tokens(path, pairs, TextRules(prompt, "", options.query_max_len, options.passage_max_len), encoder.tokenize)
+    table = TokenTable(path)
+    rules = DatasetRules(group="positive_only")
+    rows = np.arange(len(table), dtype=np.uint32)
+    batches = plan_batches(
+        {table.name: PlanInput(rules, rows, table.positive_counts, table.negative_counts)},
+        PlanOptions(options.per_device_train_batch_size, 2, options.num_train_epochs, seed=config.seed),
+    )
+    job = TrainingJob({table.name: table}, {table.name: rules}, batches, options, "pre-training of the tiny base")
+    facts = train(encoder, job, out / LOG)
+    path.unlink()
+    encoder.save(out)
+    write_card(
+        out, Card("tiny base", "A tiny Qwen3 weakly pre-trained on pairs of one corpus.", {"steps": facts["steps"]})
+    )
+    return facts
 
 
 def _qwen3(config: TinyBase, vocabulary: int, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
 from boom_utils.artifacts import write_text
+from boom_utils.cards import Card, write_card
 from boom_utils.config import TrainingConfig
-from boom_utils.data.tokens import TokenTable
+from boom_utils.data.tokens import TokenTable, open_tokens
 from boom_utils.errors import TrainingError
 from boom_utils.models import Encoder
 from boom_utils.progress import progress
@@ -31,6 +32,7 @@ from boom_utils.training.losses import info_nce
 from boom_utils.training.plan import Batch, BatchPlan, DatasetRules
 
 log = logging.getLogger(__name__)
+LOG = "training_log.jsonl"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,17 @@ class TrainingJob:
     plan: BatchPlan
     config: TrainingConfig
     label: str = "training"
+
+
+@dataclass(frozen=True)
+class MemberJob:
+    """A member besides its files: rules of the datasets, hyper-parameters, prompts to keep in the folder, its name."""
+
+    rules: Mapping[str, DatasetRules]
+    config: TrainingConfig
+    prompts: Mapping[str, str]
+    label: str
+    summary: str
 
 
 def train(encoder: Encoder, job: TrainingJob, log_path: Path) -> dict[str, Any]:
@@ -85,6 +98,23 @@ def train(encoder: Encoder, job: TrainingJob, log_path: Path) -> dict[str, Any]:
     accelerator.free_memory()
     write_text(log_path, "".join(json.dumps(line) + "\n" for line in lines))
     return _facts(job, lines, time.perf_counter() - began)
+
+
+def train_member(base: Path, tokens: Path, plan: Path, job: MemberJob, out: Path) -> dict[str, Any]:
+    """Stage: fine-tune the encoder in ``base`` by a plan over token tables; write an encoder folder to ``out``.
+
+    Besides the model it writes ``training_log.jsonl`` (one line a step) and the card.
+    """
+    encoder = Encoder.load(base)
+    encoder.spec = replace(encoder.spec, prompts={**encoder.spec.prompts, **job.prompts})
+    batches = BatchPlan.load(plan)
+    facts = train(encoder, TrainingJob(open_tokens(tokens), job.rules, batches, job.config, job.label), out / LOG)
+    encoder.save(out)
+    shown = {name: facts[name] for name in ("steps", "examples", "tokens", "mean_loss_last_tenth")}
+    summary = f"Fine-tuned with InfoNCE and batch-level shuffling: {job.summary}."
+    recipe = job.config.model_dump(mode="json")
+    write_card(out, Card(job.label, summary, shown, parents=["the base model of the profile"], recipe=recipe))
+    return facts
 
 
 def batch_loss(encoder: Encoder, batch: Batch, job: TrainingJob) -> tuple[Tensor, int]:

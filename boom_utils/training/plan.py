@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -152,7 +153,7 @@ class BatchPlan:
                 arrays = {name: stored[name] for name in stored.files}
             facts = json.loads(arrays["facts"].tobytes())
             batches = tuple(_unpacked(arrays, facts["datasets"]))
-        except (OSError, KeyError, ValueError, IndexError) as error:
+        except (OSError, KeyError, ValueError, IndexError, zipfile.BadZipFile) as error:
             raise DataError("this is not a batch plan", where=path, found=error, fix="make the plan again") from error
         return cls(batches, facts["left_out"], PlanOptions(**facts["options"]))
 

@@ -1,0 +1,118 @@
+"""The command ``boom``. Exit codes: 0 ok, 1 a stage failed, 2 user error, 130 interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from boom_utils.errors import BoomError, ConfigError
+
+log = logging.getLogger("boom_utils.cli")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors of the kit are shown without a traceback."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
+    logging.getLogger("boom_utils").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return int(options.command(options) or 0)
+    except BoomError as error:
+        log.error("error: %s", error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        log.error("interrupted; finished stages are kept: run the same command to go on")
+        return 130
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="boom",
+        description="Reproduction kit for BOOM (arXiv 2602.05787).",
+        epilog="Environment: BOOM_HOME is the workspace (default workspace/). Exit codes: 0 ok, 1 a stage failed, "
+        "2 user error, 130 interrupted.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    merge = commands.add_parser("merge", help="merge models by a mergekit recipe")
+    merge.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="mergekit YAML (linear, multislerp)")
+    merge.add_argument("out", type=Path, metavar="OUT", help="folder of the merged model; must not exist")
+    merge.set_defaults(command=_merge)
+    check = commands.add_parser("check", help="versions, devices, disk space, corpus sources")
+    check.add_argument("--profile", default="smoke", metavar="P", help="profile whose corpus is looked at (smoke)")
+    check.set_defaults(command=_check)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser("run", help="execute the notebooks of a profile headless; up-to-date work is skipped")
+    run.add_argument("--profile", default="smoke", metavar="P", help="name of a profile, or a .yaml file (smoke)")
+    run.add_argument("--only", action="append", default=[], metavar="NN", help="only this notebook; may be repeated")
+    run.add_argument("--from", dest="start", metavar="NN", help="this notebook and all after it")
+    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="value for a notebook parameter")
+    run.add_argument("--results", type=Path, metavar="DIR", help="where <profile>/ with tables and figures goes")
+    run.add_argument(
+        "--force-unlock", action="store_true", help="take over the lock of a run on a machine that is gone"
+    )
+    run.set_defaults(command=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from boom_utils.config import load_profile
+    from boom_utils.study.graph import Study
+    from boom_utils.study.runner import RunOptions, run
+
+    _show_notebook_output()
+    study = Study(load_profile(options.profile))
+    values = dict(_assignment(text) for text in options.set)
+    chosen = RunOptions(options.only, options.start, values, options.results, options.force_unlock)
+    for name, place in run(study, options.profile, chosen).items():
+        log.info("%s: %s", name, place)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ConfigError("--set takes NAME=VALUE", found=text)
+    return name, yaml.safe_load(value)
+
+
+def _show_notebook_output() -> None:
+    """Let what notebooks log (not their tables and pictures) through to the terminal."""
+    logger = logging.getLogger("papermill")
+    logger.setLevel(logging.INFO)
+    logger.addFilter(_is_progress)
+
+
+def _is_progress(record: logging.LogRecord) -> bool:
+    """Whether a line of papermill's log is output of a notebook's stages."""
+    text = record.getMessage()
+    record.msg, record.args = "    " + text.rstrip(), None
+    return ": started" in text or ": done in" in text or " to go" in text
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from boom_utils.merging.recipe import load_recipe
+    from boom_utils.merging.writer import merge
+
+    facts = merge(load_recipe(options.recipe), options.out)
+    log.info("%s: %s", options.out, ", ".join(f"{name} {value}" for name, value in facts.items() if value))
+
+
+def _check(options: argparse.Namespace) -> int:
+    from boom_utils.study.check import check_machine
+
+    return check_machine(options.profile)

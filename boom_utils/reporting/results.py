@@ -1,0 +1,142 @@
+"""Read a results folder: the one source of every table and figure. Imports neither torch nor mteb."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boom_utils.errors import ResultsError
+from boom_utils.evaluation.statistics import (
+    Bootstrap,
+    Estimate,
+    TaskSamples,
+    difference_estimate,
+    mean_estimate,
+    score_draws,
+)
+
+DOMAINS = ("in-domain", "out-of-domain")
+
+
+@dataclass(frozen=True)
+class Results:
+    """One study's results folder.
+
+    Args:
+        folder: Holds study.json, scores/, training/, corpus/ and geometry.json.
+        study: The content of study.json.
+    """
+
+    folder: Path
+    study: Mapping[str, Any]
+
+    @property
+    def models(self) -> list[str]:
+        """Scored models in table order."""
+        return list(self.study["models"])
+
+    @property
+    def reference(self) -> str:
+        """The model every other one is compared with."""
+        return str(self.study["evaluation"]["reference"])
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        """How intervals are made."""
+        chosen = self.study["evaluation"]
+        return Bootstrap(chosen["bootstrap_draws"], chosen["confidence"], chosen["seed"])
+
+    def tasks(self, domain: str) -> list[str]:
+        """Names of the tasks of a domain (``in-domain`` or ``out-of-domain``)."""
+        return [task["name"] for task in self.study["tasks"] if task["domain"] == domain]
+
+    def cost(self, model: str) -> float:
+        """Corpus passes the model took: its ratio, or the sum of its members' (PAPER 1.E); 0 for untrained ones."""
+        members, merges = self.study["members"], self.study["merges"]
+        if model in merges:
+            return float(sum(members[name]["ratio"] for name in merges[model]["members"]))
+        return float(members[model]["ratio"]) if model in members else 0.0
+
+    def samples(self, model: str) -> dict[str, TaskSamples]:
+        """The values behind every score of a model."""
+        return self._samples(model, [name for domain in DOMAINS for name in self.tasks(domain)])
+
+    def task_score(self, model: str, task: str) -> Estimate:
+        """Score of a model on one task."""
+        found = self._samples(model, [task])
+        return mean_estimate(found, score_draws(found, self.bootstrap), [task], self.bootstrap)
+
+    def domain_mean(self, model: str, domain: str) -> Estimate:
+        """Mean score of a model over the tasks of a domain."""
+        found = self._samples(model, self.tasks(domain))
+        return mean_estimate(found, score_draws(found, self.bootstrap), list(found), self.bootstrap)
+
+    def difference(self, model: str, other: str, tasks: list[str]) -> Estimate:
+        """Paired difference of two models' means over ``tasks``."""
+        return difference_estimate(self._samples(model, tasks), self._samples(other, tasks), tasks, self.bootstrap)
+
+    def _samples(self, model: str, tasks: list[str]) -> dict[str, TaskSamples]:
+        return {task: read_samples(self.folder / "scores" / model / task) for task in tasks}
+
+
+@functools.lru_cache(maxsize=512)
+def read_samples(folder: Path) -> TaskSamples:
+    """The values behind one score, from the folder that holds its ``samples.json``.
+
+    Raises:
+        ResultsError: The file is missing, malformed or empty.
+    """
+    path = folder / "samples.json"
+    stored = read_json_object(path)
+    try:
+        columns = {name: np.asarray(values, dtype=float) for name, values in stored["columns"].items()}
+        samples = TaskSamples(stored["metric"], tuple(stored["ids"]), columns)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultsError("these are not the values behind a score", where=path, found=repr(error)) from error
+    if not columns or any(len(values) != len(samples.ids) or not len(values) for values in columns.values()):
+        raise ResultsError("a score without values, or with too few", where=path, fix="evaluate the model again")
+    return samples
+
+
+def read_results(folder: Path) -> Results:
+    """Open a results folder.
+
+    Raises:
+        ResultsError: It has no readable study.json.
+    """
+    study = read_json_object(folder / "study.json")
+    missing = [key for key in ("models", "tasks", "evaluation", "members", "merges") if key not in study]
+    if missing:
+        raise ResultsError("study.json lacks keys", where=folder / "study.json", found=f"no {', '.join(missing)}")
+    return Results(folder, study)
+
+
+def read_training_log(folder: Path, model: str) -> list[dict[str, Any]]:
+    """One dict a training step of a model, in order."""
+    path = folder / "training" / model / "training_log.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ResultsError("the training log cannot be read", where=path, found=error) from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        ResultsError: The file is missing or not JSON.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ResultsError("a results file is missing", where=path, fix="run the study again") from None
+    except ValueError as error:
+        raise ResultsError(
+            "this results file is not valid JSON", where=path, found=error, fix="make it again"
+        ) from None

@@ -1,0 +1,151 @@
+"""Tables: one function each, from a results folder, as data frames; written as CSV (all digits) and Markdown (rounded).
+
+Scores are shown times 100. ``low`` and ``high`` bound the interval named in the profile; differences are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from boom_utils.artifacts import write_text
+from boom_utils.config import EvaluationConfig
+from boom_utils.evaluation.statistics import Bootstrap, Estimate, mean_estimate, score_draws
+from boom_utils.reporting.results import DOMAINS, Results, read_json_object, read_samples
+
+ROLES = {"random": "random initialisation", "base": "base, before fine-tuning"}
+
+
+def model_table(results: Results) -> pd.DataFrame:
+    """The study's main table: every model's mean in and out of domain, and its difference to the reference."""
+    rows = []
+    for model in results.models:
+        row: dict[str, Any] = {"model": model, "what": _what(results, model), "corpus passes": results.cost(model)}
+        for domain in DOMAINS:
+            row |= _columns(domain, results.domain_mean(model, domain))
+            if model != results.reference:
+                tasks = results.tasks(domain)
+                row |= _columns(
+                    f"{domain} minus {results.reference}", results.difference(model, results.reference, tasks)
+                )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def task_table(results: Results) -> pd.DataFrame:
+    """Score of every model on every task, one row a task and model."""
+    rows = []
+    for task in results.study["tasks"]:
+        for model in results.models:
+            samples = results.samples(model)[task["name"]]
+            row = {"task": task["name"], "family": task["family"], "domain": task["domain"], "metric": samples.metric}
+            row |= {"samples": len(samples.ids), "model": model}
+            rows.append(row | _columns("score", results.task_score(model, task["name"])))
+    return pd.DataFrame(rows)
+
+
+def member_table(results: Results) -> pd.DataFrame:
+    """What each member was trained on and how its training ended."""
+    rows = [{"member": name, **facts} for name, facts in results.study["members"].items()]
+    return pd.DataFrame(rows).rename(columns={"mean_loss_last_tenth": "mean loss, last tenth of steps"})
+
+
+def checks_table(results: Results) -> pd.DataFrame:
+    """What has to hold for the study to mean anything: the base beats random, fine-tuned models beat the base."""
+    in_domain = results.tasks("in-domain")
+    pairs = [("base", "random"), *((name, "base") for name in (*results.study["members"], *results.study["merges"]))]
+    rows = []
+    for model, other in pairs:
+        found = results.difference(model, other, in_domain)
+        verdict = "yes" if found.low > 0 else "no" if found.high < 0 else "inconclusive"
+        rows.append({"model": model, "beats": other, **_columns("in-domain difference", found), "verdict": verdict})
+    return pd.DataFrame(rows)
+
+
+def corpus_table(results: Results) -> pd.DataFrame:
+    """Rows and text lengths of every set of the corpus."""
+    summary = read_json_object(results.folder / "corpus" / "summary.json")
+    return pd.DataFrame([{"set": name, **facts} for name, facts in summary["sets"].items()])
+
+
+def score_frame(scores: Mapping[str, Mapping[str, Path]], evaluation: EvaluationConfig) -> pd.DataFrame:
+    """Scores of a few models while a study is under way, as text: one row a model, one column a task, then the means.
+
+    Args:
+        scores: Model -> task -> folder with its ``samples.json``.
+        evaluation: Which tasks are in and out of domain, and how intervals are made.
+    """
+    bootstrap = Bootstrap(evaluation.bootstrap_draws, evaluation.confidence, evaluation.seed)
+    groups = {name: [name] for name in (*evaluation.in_domain, *evaluation.out_of_domain)}
+    groups |= {"in-domain mean": [*evaluation.in_domain], "out-of-domain mean": [*evaluation.out_of_domain]}
+    rows = {}
+    for model, folders in scores.items():
+        samples = {task: read_samples(folder) for task, folder in folders.items()}
+        draws = score_draws(samples, bootstrap)
+        found = {name: mean_estimate(samples, draws, tasks, bootstrap) for name, tasks in groups.items()}
+        rows[model] = {
+            name: f"{100 * e.value:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}]" for name, e in found.items()
+        }
+    return pd.DataFrame(rows).T
+
+
+TABLES = {
+    "models": model_table,
+    "tasks": task_table,
+    "members": member_table,
+    "checks": checks_table,
+    "corpus": corpus_table,
+}
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A Markdown table in which a value, its low and its high share one cell: ``41.2 [39.8, 42.5]``."""
+    shown = pd.DataFrame(index=frame.index)
+    for column in frame.columns:
+        if not column.endswith((" low", " high")):
+            bounds = [f"{column} low", f"{column} high"]
+            shown[column] = frame.apply(_cell, axis=1, column=column, bounds=bounds if bounds[0] in frame else None)
+    lines = ["| " + " | ".join(shown.columns) + " |", "|" + "---|" * len(shown.columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in shown.itertuples(index=False)]
+    return "\n".join(lines) + "\n"
+
+
+def write_tables(results: Results, out: Path) -> list[Path]:
+    """Write every table as ``<name>.csv`` and ``<name>.md`` into ``out``."""
+    written = []
+    for name, make in TABLES.items():
+        frame = make(results)
+        for suffix, text in (("csv", frame.to_csv(index=False, lineterminator="\n")), ("md", markdown(frame))):
+            write_text(out / f"{name}.{suffix}", text)
+            written.append(out / f"{name}.{suffix}")
+    return written
+
+
+def _columns(name: str, estimate: Estimate) -> dict[str, float]:
+    """Three columns of an estimate, times 100."""
+    values = {name: estimate.value, f"{name} low": estimate.low, f"{name} high": estimate.high}
+    return {key: round(100 * value, 4) for key, value in values.items()}
+
+
+def _cell(row: pd.Series[Any], column: str, bounds: list[str] | None) -> str:
+    value = row[column]
+    if bounds is None:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    if pd.isna(value):
+        return "reference"
+    sign = "+" if " minus " in column or "difference" in column else ""
+    return f"{value:{sign}.1f} [{row[bounds[0]]:{sign}.1f}, {row[bounds[1]]:{sign}.1f}]"
+
+
+def _what(results: Results, model: str) -> str:
+    study = results.study
+    if model in study["merges"]:
+        merge = study["merges"][model]
+        weights = ", ".join(f"{weight:g}" for weight in merge["weights"])
+        return f"{merge['method']} of {len(merge['members'])} members, weights {weights}"
+    if model in study["members"]:
+        return f"fine-tuned on {100 * study['members'][model]['ratio']:g} % of every dataset"
+    return ROLES.get(model, "")

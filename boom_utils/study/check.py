@@ -1,0 +1,97 @@
+"""What a study would meet on this machine, before it starts: versions, devices, memory, disk, corpus, hub."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import re
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from boom_utils.artifacts import PROJECT_ROOT, default_workspace
+from boom_utils.config import load_profile
+from boom_utils.data.manifest import load_manifest
+from boom_utils.data.python_docs import corpus_fingerprint
+
+log = logging.getLogger(__name__)
+NEEDED_BYTES = 2 * 2**30
+"""Disk the smoke profile may take, with room: it takes a tenth of it."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the check: ``ok``, ``note`` (works, but numbers may differ) or ``problem``."""
+
+    status: str
+    text: str
+
+
+def check_machine(profile: str) -> int:
+    """Log every finding; 1 when something would stop a run, else 0."""
+    findings = [*_packages(), *_corpus(profile), *_devices(), *_disk(), *_hub()]
+    for finding in findings:
+        log.info("%-8s %s", finding.status, finding.text)
+    return int(any(finding.status == "problem" for finding in findings))
+
+
+def _packages() -> Iterator[Finding]:
+    lock = PROJECT_ROOT / "requirements.lock"
+    wanted = dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", lock.read_text(encoding="utf-8"), flags=re.M))
+    differing = [f"{name} {have} (locked: {want})" for name, want in wanted.items() if (have := _version(name)) != want]
+    if differing:
+        yield Finding("note", "other versions than results were made with: " + ", ".join(differing))
+    else:
+        yield Finding("ok", f"all {len(wanted)} packages as locked")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name).split("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _corpus(profile: str) -> Iterator[Finding]:
+    manifest = load_manifest(load_profile(profile).corpus.manifest)
+    found = corpus_fingerprint(manifest)
+    for distribution in manifest.source.distributions:
+        have = found["distributions"].get(distribution.name)
+        if have != distribution.version:
+            text = f"corpus {manifest.name}: {distribution.name} is {have}, the manifest says {distribution.version}"
+            yield Finding("note", text + "; the corpus gets its own fingerprint")
+    yield Finding("ok", f"corpus {manifest.name}: {len(manifest.source.distributions)} distributions looked at")
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    shown = ", ".join(devices) if devices else "no CUDA device"
+    yield Finding("ok", f"torch {torch.__version__}, {torch.get_num_threads()} threads, {shown}")
+
+
+def _disk() -> Iterator[Finding]:
+    workspace = default_workspace()
+    place = next(path for path in (workspace, *workspace.resolve().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    status = "ok" if free > NEEDED_BYTES else "problem"
+    yield Finding(
+        status, f"workspace: {free / 2**30:.0f} GiB free, {NEEDED_BYTES / 2**30:.0f} GiB are enough for smoke"
+    )
+    writable = os.access(place, os.W_OK)
+    yield Finding("ok" if writable else "problem", f"workspace is {'' if writable else 'not '}writable (set BOOM_HOME)")
+
+
+def _hub() -> Iterator[Finding]:
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        yield Finding("ok", "hub: offline by HF_HUB_OFFLINE; smoke needs no network")
+        return
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(endpoint, timeout=5).close()
+        yield Finding("ok", "hub: reachable")
+    except (OSError, ValueError) as error:
+        yield Finding("note", f"hub: not reachable ({error}); smoke needs no network")

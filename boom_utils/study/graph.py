@@ -1,0 +1,135 @@
+"""The artifacts a profile needs, as one graph: what each is made from, and by which function.
+
+A `Study` knows every node by name (``member/s40``, ``scores/boom/sts``), which of them each notebook makes, and builds
+them through the workspace. Heavy libraries are imported inside the functions that need them, so that asking what is
+up to date, and drawing tables and figures, stays light.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from boom_utils.artifacts import Artifact, Node, Workspace
+from boom_utils.config import Profile, load_profile
+from boom_utils.data.manifest import Manifest, load_manifest
+from boom_utils.errors import ConfigError, bullet_list, nearest
+from boom_utils.study import stages
+
+log = logging.getLogger(__name__)
+
+NOTEBOOKS: Mapping[str, tuple[str, ...]] = {
+    "01_data": ("examples", "subset/"),
+    "02_finetune_subsets": (
+        "random",
+        "base",
+        "tokens",
+        "plan/",
+        "member/",
+        "scores/random/",
+        "scores/base/",
+        "scores/member",
+    ),
+    "03_merge": ("merge/", "geometry", "scores/merge"),
+    "07_tables_and_figures": ("results", "report"),
+}
+"""Which nodes (by the start of their names) each notebook makes; ``scores/member`` and ``scores/merge`` are groups."""
+
+
+class Study:
+    """A profile, its manifest, and the nodes they imply.
+
+    Args:
+        profile: What to do.
+        workspace: Where the artifacts are.
+    """
+
+    def __init__(self, profile: Profile, workspace: Workspace | None = None) -> None:
+        self.profile = profile
+        self.manifest = load_manifest(profile.corpus.manifest)
+        self.workspace = workspace or Workspace()
+        _check_against_manifest(profile, self.manifest)
+        self.nodes = _nodes(profile, self.manifest)
+
+    def node(self, name: str) -> Node:
+        """The node of that name.
+
+        Raises:
+            ConfigError: The study has none.
+        """
+        if name not in self.nodes:
+            raise ConfigError(f"this study has no '{name}'{nearest(name, self.nodes)}")
+        return self.nodes[name]
+
+    def build(self, name: str) -> Artifact:
+        """The artifact of that name, made now if need be."""
+        return self.workspace.build(self.node(name))
+
+    def build_all(self, prefix: str) -> dict[str, Artifact]:
+        """Every artifact whose name starts with ``prefix``, by the rest of its name."""
+        names = [name for name in self.nodes if name.startswith(prefix)]
+        if not names:
+            raise ConfigError(f"this study has no '{prefix}…'{nearest(prefix, self.nodes)}")
+        return {name.removeprefix(prefix): self.build(name) for name in names}
+
+    def scores_of(self, models: Iterable[str]) -> dict[str, dict[str, Artifact]]:
+        """Scores of the given models on every task: model -> task -> artifact."""
+        return {model: self.build_all(f"scores/{model}/") for model in models}
+
+    def nodes_of(self, notebook: str) -> dict[str, Node]:
+        """The nodes that ``notebook`` makes, by name."""
+        groups = {
+            "scores/member": [member.name for member in self.profile.members],
+            "scores/merge": [merge.name for merge in self.profile.merges],
+        }
+        prefixes: list[str] = []
+        for prefix in NOTEBOOKS[notebook]:
+            prefixes += [f"scores/{model}/" for model in groups[prefix]] if prefix in groups else [prefix]
+        return {name: node for name, node in self.nodes.items() if name.startswith(tuple(prefixes))}
+
+
+def open_study(profile: str, workspace: Path | None = None) -> Study:
+    """Open a study from a notebook: logging to the notebook's output, one line an event, and the profile echoed."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
+    logging.getLogger("boom_utils").setLevel(logging.INFO)
+    loaded = load_profile(profile)
+    log.info("profile %s: %s", loaded.name, loaded.description.strip())
+    return Study(loaded, Workspace(workspace))
+
+
+def _check_against_manifest(profile: Profile, manifest: Manifest) -> None:
+    datasets = [dataset.id for dataset in manifest.datasets]
+    tasks = [task.id for task in manifest.tasks]
+    asked = [("corpus.datasets", name, datasets) for name in profile.corpus.datasets]
+    asked += [("evaluation.in_domain", name, tasks) for name in profile.evaluation.in_domain]
+    asked += [("evaluation.out_of_domain", name, tasks) for name in profile.evaluation.out_of_domain]
+    problems = [f"{key}: no '{name}'{nearest(name, known)}" for key, name, known in asked if name not in known]
+    if problems:
+        raise ConfigError(
+            f"profile '{profile.name}' names what manifest '{manifest.name}' does not have", found=bullet_list(problems)
+        )
+
+
+def _nodes(profile: Profile, manifest: Manifest) -> dict[str, Node]:
+    """All nodes of a study, inputs before what is made from them."""
+    nodes: dict[str, Node] = {"examples": stages.examples(profile, manifest)}
+    for subset in profile.subsets:
+        nodes[f"subset/{subset.name}"] = stages.subset(profile, subset, nodes)
+    nodes["random"] = stages.random_model(profile, manifest, nodes)
+    nodes["base"] = stages.base_model(profile, manifest, nodes)
+    nodes["tokens"] = stages.tokens(profile, manifest, nodes)
+    for member in profile.members:
+        nodes[f"plan/{member.name}"] = stages.plan(profile, manifest, member, nodes)
+        nodes[f"member/{member.name}"] = stages.member(profile, manifest, member, nodes)
+    for merge in profile.merges:
+        nodes[f"merge/{merge.name}"] = stages.merge(profile, merge, nodes)
+    nodes["geometry"] = stages.geometry(profile, nodes)
+    models = stages.model_nodes(profile)
+    for model, name in models.items():
+        for task in (*profile.evaluation.in_domain, *profile.evaluation.out_of_domain):
+            nodes[f"scores/{model}/{task}"] = stages.scores(manifest, model, nodes[name], task, nodes)
+    nodes["results"] = stages.results(profile, manifest, nodes)
+    nodes["report"] = stages.report(profile, nodes)
+    return nodes

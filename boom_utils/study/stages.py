@@ -1,0 +1,342 @@
+"""One function a stage: the node it is in the graph, and the call of the package that does the work.
+
+``VERSION`` of a stage is raised when a change of code changes its numbers; everything made from it is then made anew.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from boom_utils.artifacts import RECORD, Artifact, Node, write_json
+from boom_utils.cards import Card, write_card
+from boom_utils.config import MemberConfig, MergeConfig, Profile, SubsetConfig, query_prompt
+from boom_utils.data.manifest import Manifest
+
+VERSION: Mapping[str, int] = {
+    "examples": 1,
+    "subset": 1,
+    "random": 1,
+    "base": 1,
+    "tokens": 1,
+    "plan": 1,
+    "member": 1,
+    "merge": 1,
+    "geometry": 1,
+    "scores": 1,
+    "results": 1,
+    "report": 1,
+}
+
+Nodes = Mapping[str, Node]
+Inputs = Mapping[str, Artifact]
+
+
+def model_nodes(profile: Profile) -> dict[str, str]:
+    """Every scored model -> name of the node that makes it."""
+    members = {member.name: f"member/{member.name}" for member in profile.members}
+    merges = {merge.name: f"merge/{merge.name}" for merge in profile.merges}
+    return {"random": "random", "base": "base", **members, **merges}
+
+
+def examples(profile: Profile, manifest: Manifest) -> Node:
+    """Training examples and evaluation sets from the manifest's source; keyed by what is really installed."""
+    from boom_utils.data import python_docs
+
+    def make(out: Path, _: Inputs) -> Mapping[str, Any]:
+        return python_docs.make_examples(manifest, profile.corpus, out)
+
+    config = {
+        "manifest": manifest.model_dump(mode="json"),
+        "corpus": profile.corpus.model_dump(mode="json"),
+        "found": python_docs.corpus_fingerprint(manifest),
+    }
+    return Node("examples", VERSION["examples"], f"examples of {manifest.name}", config, make)
+
+
+def subset(profile: Profile, config: SubsetConfig, nodes: Nodes) -> Node:
+    """One subset: row ids of every training dataset."""
+    from boom_utils.data import sampling
+
+    inputs = {"examples": nodes["examples"]}
+    if config.complement_of is not None:
+        inputs["complement_of"] = nodes[f"subset/{config.complement_of}"]
+
+    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
+        rows = sampling.corpus_rows(found["examples"].path, profile.corpus.datasets)
+        other = sampling.load_subset(found["complement_of"].path) if "complement_of" in found else None
+        return sampling.save_subset(out, sampling.make_subset(rows, config, other))
+
+    described = {"subset": config.model_dump(mode="json"), "datasets": sorted(profile.corpus.datasets)}
+    return Node("subset", VERSION["subset"], f"subset {config.name}", described, make, inputs)
+
+
+def _prompts(manifest: Manifest) -> dict[str, str]:
+    """Dataset -> text before its queries, as every encoder folder keeps it."""
+    return {dataset.id: query_prompt(dataset.prompt) for dataset in manifest.datasets}
+
+
+def random_model(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
+    """The tiny Qwen3 with random weights, and its tokenizer."""
+    config = profile.base_model
+    prompts = _prompts(manifest)
+
+    def make(out: Path, found: Inputs) -> None:
+        from boom_utils.data.examples import read_examples
+        from boom_utils.training.base_model import random_encoder
+
+        pairs = read_examples(found["examples"].path / "pretraining.jsonl")
+        texts = [text for pair in pairs for text in (pair.query, *pair.pos)]
+        random_encoder([*texts, *prompts.values()], config, prompts).save(out)
+
+    described = {"base_model": config.model_dump(mode="json", exclude={"pretraining"}), "prompts": prompts}
+    inputs = {"examples": nodes["examples"]}
+    return Node("random", VERSION["random"], "random initialisation", described, make, inputs)
+
+
+def base_model(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
+    """The model every member starts from."""
+    config = profile.base_model
+    prompt = _prompts(manifest)[profile.corpus.datasets[0]]
+
+    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
+        from boom_utils.data.examples import read_examples
+        from boom_utils.training.base_model import pretrain
+
+        pairs = read_examples(found["examples"].path / "pretraining.jsonl")
+        return pretrain(found["random"].path, pairs, prompt, config, out)
+
+    described = {"base_model": config.model_dump(mode="json"), "prompt": prompt}
+    inputs = {"random": nodes["random"], "examples": nodes["examples"]}
+    return Node("base", VERSION["base"], "base model", described, make, inputs)
+
+
+def tokens(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
+    """Token tables of all training datasets."""
+    training, prompts = profile.training, _prompts(manifest)
+    datasets = [manifest.dataset(name) for name in profile.corpus.datasets]
+
+    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
+        from boom_utils.data.examples import read_examples
+        from boom_utils.data.tokens import TextRules, write_tokens
+        from boom_utils.models import Encoder
+
+        encoder, counts = Encoder.load(found["random"].path), {}
+        for dataset in datasets:
+            rows = read_examples(found["examples"].path / "train" / f"{dataset.id}.jsonl")
+            passage_prompt = prompts[dataset.id] if dataset.instruction_on_passages else ""
+            rules = TextRules(prompts[dataset.id], passage_prompt, training.query_max_len, training.passage_max_len)
+            write_tokens(out / f"{dataset.id}.arrow", rows, rules, encoder.tokenize)
+            counts[dataset.id] = len(rows)
+        return {"rows": counts}
+
+    described = {
+        "prompts": {dataset.id: [prompts[dataset.id], dataset.instruction_on_passages] for dataset in datasets},
+        "lengths": [training.query_max_len, training.passage_max_len],
+    }
+    inputs = {"examples": nodes["examples"], "random": nodes["random"]}
+    return Node("tokens", VERSION["tokens"], "tokens of the training examples", described, make, inputs)
+
+
+def _rules(profile: Profile, manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """Dataset -> keyword arguments of its `DatasetRules`."""
+    chosen = {name: manifest.dataset(name) for name in profile.corpus.datasets}
+    return {
+        name: {"in_batch_negatives": d.in_batch_negatives, "halve_batch": d.halve_batch, "group": d.group_size}
+        for name, d in chosen.items()
+    }
+
+
+def plan(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Nodes) -> Node:
+    """The batches of one member, in order."""
+    rules = _rules(profile, manifest)
+    training = profile.training
+    options = {
+        "per_device_train_batch_size": training.per_device_train_batch_size,
+        "train_group_size": training.train_group_size,
+        "num_train_epochs": training.num_train_epochs,
+        "seed": config.seed,
+    }
+
+    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
+        from boom_utils.data.sampling import load_subset
+        from boom_utils.data.tokens import open_tokens
+        from boom_utils.training.plan import DatasetRules, PlanInput, PlanOptions, plan_batches
+
+        rows, tables = load_subset(found["subset"].path).rows, open_tokens(found["tokens"].path)
+        data = {
+            name: PlanInput(DatasetRules(**rules[name]), rows[name], table.positive_counts, table.negative_counts)
+            for name, table in tables.items()
+        }
+        made = plan_batches(data, PlanOptions(**options))
+        made.save(out / "plan.npz")
+        return {"batches": len(made), "examples": made.examples, "rows_in_no_batch": dict(made.left_out)}
+
+    described = {"options": options, "rules": rules, "schedule": config.schedule}
+    inputs = {"subset": nodes[f"subset/{config.subset}"], "tokens": nodes["tokens"]}
+    return Node("plan", VERSION["plan"], f"batch plan of {config.name}", described, make, inputs)
+
+
+def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Nodes) -> Node:
+    """One member, fine-tuned from the base."""
+    rules, prompts = _rules(profile, manifest), _prompts(manifest)
+    share = f"{100 * profile.member_ratio(config.name):g} % of every dataset"
+
+    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
+        from boom_utils.training.loop import MemberJob, train_member
+        from boom_utils.training.plan import DatasetRules
+
+        made = {name: DatasetRules(**rule) for name, rule in rules.items()}
+        job = MemberJob(made, profile.training, prompts, config.name, share)
+        return train_member(found["base"].path, found["tokens"].path, found["plan"].path / "plan.npz", job, out)
+
+    described = {"training": profile.training.model_dump(mode="json"), "rules": rules, "name": config.name}
+    inputs = {"base": nodes["base"], "tokens": nodes["tokens"], "plan": nodes[f"plan/{config.name}"]}
+    return Node("member", VERSION["member"], f"member {config.name}", described, make, inputs)
+
+
+def merge(profile: Profile, config: MergeConfig, nodes: Nodes) -> Node:
+    """One merged model."""
+    weights = profile.merge_weights(config)
+
+    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
+        from boom_utils.merging.recipe import make_recipe
+        from boom_utils.merging.writer import merge as write_merged
+
+        recipe: dict[str, Any] = {
+            "merge_method": config.method,
+            "models": [
+                {"model": found[name].path, "parameters": {"weight": weight}}
+                for name, weight in zip(config.members, weights, strict=True)
+            ],
+            "dtype": "float32",
+        }
+        if config.task_vectors:
+            recipe["base_model"] = found["base"].path
+        facts = write_merged(make_recipe(recipe), out)
+        shown = {name: f"{weight:g}" for name, weight in zip(config.members, weights, strict=True)}
+        summary = f"Merged by {config.method}; weights below. The recipe is in mergekit_config.yaml."
+        write_card(out, Card(config.name, summary, shown, parents=config.members, merged=True))
+        return facts
+
+    described = {**config.model_dump(mode="json"), "weights": weights, "dtype": "float32"}
+    inputs = {name: nodes[f"member/{name}"] for name in config.members}
+    if config.task_vectors:
+        inputs["base"] = nodes["base"]
+    return Node("merge", VERSION["merge"], f"merge {config.name}", described, make, inputs)
+
+
+def geometry(profile: Profile, nodes: Nodes) -> Node:
+    """Angles between the members' task vectors and the size of each update."""
+    names = [member.name for member in profile.members]
+
+    def make(out: Path, found: Inputs) -> None:
+        from boom_utils.merging.gram import relative_update_sizes, task_vector_cosines
+
+        folders = [found[name].path for name in names]
+        cosines_MM = task_vector_cosines(found["base"].path, folders)
+        updates_M = relative_update_sizes(found["base"].path, folders)
+        write_json(
+            out / "geometry.json",
+            {"members": names, "cosines": cosines_MM.tolist(), "relative_updates": list(map(float, updates_M))},
+        )
+
+    inputs = {"base": nodes["base"], **{name: nodes[f"member/{name}"] for name in names}}
+    return Node("geometry", VERSION["geometry"], "geometry of the task vectors", {"members": names}, make, inputs)
+
+
+def scores(manifest: Manifest, model: str, source: Node, task_name: str, nodes: Nodes) -> Node:
+    """Scores of one model on one task."""
+    declared = manifest.task(task_name)
+    prompt = _prompts(manifest)[declared.dataset]
+
+    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
+        from boom_utils.evaluation.run import evaluate_task
+        from boom_utils.evaluation.tasks import LocalTask
+
+        folder = found["examples"].path / "evaluation" / task_name
+        task = LocalTask(task_name, declared.family, folder, prompt)
+        return evaluate_task(model, found["model"].path, task, out)
+
+    described = {"model": model, "task": declared.model_dump(mode="json"), "prompt": prompt}
+    inputs = {"model": source, "examples": nodes["examples"]}
+    return Node("scores", VERSION["scores"], f"scores of {model} on {task_name}", described, make, inputs)
+
+
+def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
+    """Everything tables and figures are drawn from, gathered into plain files."""
+    wanted = {name: node for name, node in nodes.items() if name.startswith(("scores/", "member/", "plan/"))}
+    wanted |= {name: nodes[name] for name in ("examples", "geometry", "base")}
+    described = {
+        "profile": profile.model_dump(mode="json"),
+        "families": {task.id: task.family for task in manifest.tasks},
+    }
+
+    def make(out: Path, found: Inputs) -> None:
+        write_json(out / "study.json", _study_facts(profile, manifest, found))
+        for name, artifact in found.items():
+            if name.startswith("scores/"):
+                _copy(artifact, out / name, "*.json")
+            elif name.startswith("member/"):
+                _copy(artifact, out / "training" / name.removeprefix("member/"), "training_log.jsonl")
+        _copy(found["base"], out / "training" / "base", "training_log.jsonl")
+        _copy(found["examples"], out / "corpus", "summary.json")
+        _copy(found["geometry"], out, "geometry.json")
+
+    return Node("results", VERSION["results"], "results", described, make, wanted)
+
+
+def _study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str, Any]:
+    evaluation = profile.evaluation
+    domains = {"in-domain": evaluation.in_domain, "out-of-domain": evaluation.out_of_domain}
+    ratios = {member.name: profile.member_ratio(member.name) for member in profile.members}
+    merges = {
+        merge.name: {**merge.model_dump(mode="json"), "weights": profile.merge_weights(merge)}
+        for merge in profile.merges
+    }
+    return {
+        "profile": profile.name,
+        "models": profile.model_names,
+        "members": {
+            name: {"ratio": ratio, **{key: found[f"member/{name}"].facts[key] for key in _MEMBER_FACTS}}
+            for name, ratio in ratios.items()
+        },
+        "merges": merges,
+        "tasks": [
+            {"name": name, "family": manifest.task(name).family, "domain": domain}
+            for domain, names in domains.items()
+            for name in names
+        ],
+        "evaluation": evaluation.model_dump(mode="json"),
+        "sources": {name: [artifact.record["stage"], artifact.key] for name, artifact in found.items()},
+        "environment": found["base"].record["environment"],
+    }
+
+
+_MEMBER_FACTS = ("steps", "examples", "tokens", "mean_loss_last_tenth")
+
+
+def _copy(artifact: Artifact, folder: Path, pattern: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(artifact.path.glob(pattern)):
+        if path.name != RECORD:
+            shutil.copyfile(path, folder / path.name)
+
+
+def report(profile: Profile, nodes: Nodes) -> Node:
+    """Tables and figures, from the results alone."""
+
+    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
+        from boom_utils.reporting.report import write_report
+
+        return write_report(found["results"].path, out)
+
+    return Node("report", VERSION["report"], "tables and figures", {}, make, {"results": nodes["results"]})
+
+
+def read_summary(examples_artifact: Artifact) -> dict[str, Any]:
+    """Counts, versions found, deviations and overlap ledger of a corpus."""
+    return dict(json.loads((examples_artifact.path / "summary.json").read_text(encoding="utf-8")))

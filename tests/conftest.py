@@ -1,0 +1,82 @@
+"""Fixtures: a tiny encoder, a small profile, and a network that is not there."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from boom_utils.artifacts import PROJECT_ROOT
+from boom_utils.config import TinyBase, TrainingConfig
+from boom_utils.models import Encoder
+from boom_utils.training.base_model import random_encoder
+
+SHARED = PROJECT_ROOT.parent / "shared"
+TEXTS = [
+    "return the mean of an array along an axis",
+    "sort the values of a frame in place",
+    "raise an error when the file is missing",
+    "compute the inverse of a square matrix",
+    "draw a histogram of the residuals",
+    "split a string into words at white space",
+    "fit a linear model to the training data",
+    "read a table from a text file",
+]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections to other machines fail; those on this machine (Jupyter kernels) work."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):  # type: ignore[index]
+            raise OSError(f"tests have no network: {address}")
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+def tiny_config(**changes: object) -> TinyBase:
+    """A base of a few thousand parameters."""
+    pretraining = TrainingConfig(
+        learning_rate=1e-3, per_device_train_batch_size=4, query_max_len=32, passage_max_len=32, temperature=0.05
+    )
+    options: dict[str, object] = {
+        "kind": "tiny_qwen3",
+        "vocab_size": 512,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_seq_length": 48,
+        "pretraining": pretraining,
+    }
+    return TinyBase.model_validate({**options, **changes})
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    return random_encoder(TEXTS, tiny_config(), {"toy": "Instruct: find it\nQuery: "})
+
+
+@pytest.fixture
+def encoder_folder(encoder: Encoder, tmp_path: Path) -> Path:
+    encoder.save(tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+@pytest.fixture(autouse=True)
+def global_random_state_is_left_alone(request: pytest.FixtureRequest) -> object:
+    """Promise 18: nothing in the package draws from torch's global generator."""
+    before = torch.random.get_rng_state()
+    yield
+    if "may_draw" not in request.keywords:
+        assert torch.equal(before, torch.random.get_rng_state()), "the global random state was touched"

@@ -1,0 +1,198 @@
+"""The workspace: whole or absent, made once, rebuilt exactly where an input changed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from boom_utils.artifacts import (
+    PROJECT_ROOT,
+    RECORD,
+    Artifact,
+    Node,
+    Workspace,
+    atomic_path,
+    canonical_json,
+    derive_seed,
+    write_json,
+    write_text,
+)
+from boom_utils.errors import WorkspaceError
+
+
+class Counter:
+    """Makes nodes that write one file and count how often they were made."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+
+    def node(self, name: str, text: str = "x", version: int = 1, **inputs: Node) -> Node:
+        def make(out: Path, found: Mapping[str, Artifact]) -> dict[str, str]:
+            self.made.append(name)
+            write_text(out / "file.txt", text + "".join((a.path / "file.txt").read_text() for a in found.values()))
+            return {"said": text}
+
+        return Node(name, version, name, {"text": text}, make, inputs)
+
+
+@pytest.mark.promise(38)
+def test_a_finished_artifact_is_not_made_again(tmp_path: Path) -> None:
+    counter, workspace = Counter(), Workspace(tmp_path)
+    first = workspace.build(counter.node("a"))
+    began = time.perf_counter()
+    second = workspace.build(counter.node("a"))
+    assert (first.path, first.digest) == (second.path, second.digest)
+    assert counter.made == ["a"]
+    assert time.perf_counter() - began < 1
+
+
+@pytest.mark.promise(38)
+def test_a_changed_input_rebuilds_exactly_its_descendants(tmp_path: Path) -> None:
+    counter, workspace = Counter(), Workspace(tmp_path)
+
+    def build(text: str) -> None:
+        left, right = counter.node("left", text), counter.node("right")
+        workspace.build(counter.node("sink", left=counter.node("middle", left=left), right=right))
+
+    build("one")
+    counter.made.clear()
+    build("two")
+    assert sorted(counter.made) == ["left", "middle", "sink"]
+
+
+def test_a_raised_stage_version_rebuilds_it_and_what_is_made_from_it(tmp_path: Path) -> None:
+    counter, workspace = Counter(), Workspace(tmp_path)
+    workspace.build(counter.node("b", a=counter.node("a")))
+    counter.made.clear()
+    workspace.build(counter.node("b", a=counter.node("a", version=2)))
+    assert counter.made == ["a", "b"]
+
+
+def test_a_failed_stage_leaves_nothing_behind(tmp_path: Path) -> None:
+    def make(out: Path, _: Mapping[str, Artifact]) -> None:
+        write_text(out / "half.txt", "half")
+        raise RuntimeError("stop")
+
+    workspace, node = Workspace(tmp_path), Node("a", 1, "a", {}, make)
+    with pytest.raises(RuntimeError):
+        workspace.build(node)
+    assert workspace.find(node) is None
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_a_full_disk_is_said_with_what_is_free_and_leaves_nothing(tmp_path: Path) -> None:
+    def make(out: Path, _: Mapping[str, Artifact]) -> None:
+        write_text(out / "half.txt", "half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(WorkspaceError, match=r"(?s)no space left.*MiB free.*BOOM_HOME"):
+        Workspace(tmp_path).build(Node("a", 1, "stage a", {}, make))
+    assert not list(tmp_path.rglob("half.txt"))
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from boom_utils.artifacts import Node, Workspace, write_text
+def make(out, _):
+    for number in range(1000):
+        write_text(out / f"{number}.txt", "x" * 1000)
+        print(number, flush=True)
+        time.sleep(0.005)
+Workspace(Path(sys.argv[1])).build(Node("a", 1, "a", {}, make))
+"""
+
+
+@pytest.mark.parametrize("after", [0, 3, 17])
+def test_kill_9_in_the_middle_leaves_no_artifact_and_the_next_run_makes_it(tmp_path: Path, after: int) -> None:
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while int(process.stdout.readline()) < after:
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    counter, workspace = Counter(), Workspace(tmp_path)
+    node = Node("a", 1, "a", {}, counter.node("a").make)
+    assert workspace.find(node) is None
+    assert sorted(path.name for path in workspace.build(node).path.iterdir()) == ["file.txt", RECORD]
+
+
+def test_two_processes_asking_for_one_artifact_make_it_once(tmp_path: Path) -> None:
+    script = KILLED.replace("range(1000)", "range(40)").replace(
+        "print(number, flush=True)", 'print("made", flush=True) if number == 0 else None'
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert "".join(said).count("made") == 1
+
+
+def test_a_file_changed_behind_the_record_is_an_error_not_an_input(tmp_path: Path) -> None:
+    workspace, node = Workspace(tmp_path), Counter().node("a")
+    made = workspace.build(node)
+    (made.path / "file.txt").write_text("longer than before")
+    with pytest.raises(WorkspaceError, match="changed after it was finished"):
+        workspace.find(node)
+    (made.path / "file.txt").write_text("y")
+    found = workspace.find(node)
+    assert found is not None
+    assert found.damaged_files() == ["file.txt"]
+
+
+def test_a_damaged_record_names_the_file_and_the_remedy(tmp_path: Path) -> None:
+    workspace, node = Workspace(tmp_path), Counter().node("a")
+    made = workspace.build(node)
+    (made.path / RECORD).write_text("{half")
+    with pytest.raises(WorkspaceError, match=r"(?s)record.json.*delete the folder"):
+        workspace.find(node)
+
+
+@pytest.mark.promise(39)
+def test_a_record_holds_no_absolute_path_user_or_host(tmp_path: Path) -> None:
+    counter = Counter()
+    made = Workspace(tmp_path / "päth with spaces").build(counter.node("b", a=counter.node("a")))
+    text = (made.path / RECORD).read_text(encoding="utf-8")
+    for secret in (str(tmp_path), str(Path.home()), str(PROJECT_ROOT), os.uname().nodename):
+        assert secret not in text
+    record = json.loads(text)
+    assert set(record["inputs"]["a"]) == {"stage", "key", "sha256"}
+    assert record["environment"]["packages"]["torch"]
+
+
+def test_an_atomic_write_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "old")
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "file") as temporary:
+        temporary.write_text("new")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_nan_never_reaches_a_json_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "file.json", {"value": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_keys_do_not_depend_on_the_order_of_a_config() -> None:
+    assert canonical_json({"a": 1, "b": [1, 2]}) == canonical_json({"b": [1, 2], "a": 1})
+
+
+def test_seeds_of_different_names_differ_and_do_not_depend_on_the_hash_seed() -> None:
+    names = [("sample", str(number)) for number in range(200)]
+    assert len({derive_seed(0, *name) for name in names}) == 200
+    command = [sys.executable, "-c", "from boom_utils.artifacts import derive_seed; print(derive_seed(3, 'x', 1))"]
+    said = {
+        subprocess.check_output(command, env={**os.environ, "PYTHONHASHSEED": seed}) for seed in ("0", "1", "random")
+    }
+    assert said == {f"{derive_seed(3, 'x', 1)}\n".encode()}
