@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,9 +76,10 @@ def encoder_folder(encoder: Encoder, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def global_random_state_is_left_alone(request: pytest.FixtureRequest) -> object:
-    """Promise 18: nothing in the package draws from torch's global generator."""
-    before = torch.random.get_rng_state()
+def global_random_state_is_left_alone() -> Iterator[None]:
+    """Promise 18, in every test: nothing draws from torch's or NumPy's global generator."""
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[union-attr]  # noqa: NPY002
     yield
-    if "may_draw" not in request.keywords:
-        assert torch.equal(before, torch.random.get_rng_state()), "the global random state was touched"
+    after = torch.random.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+    assert torch.equal(before[0], after[0]), "torch's global random state was touched"
+    assert np.array_equal(before[1], after[1]), "NumPy's global random state was touched"

@@ -15,6 +15,7 @@ from typing import Any
 
 import mteb
 import numpy as np
+import torch
 from mteb.models import ModelMeta
 from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 from mteb.types import PromptType
@@ -94,9 +95,9 @@ def evaluate_task(model: str, folder: Path, task: LocalTask, out: Path) -> dict[
     symmetric = task.family in ("classification", "sts")
     wrapped = MtebEncoder(encoder, meta, task.prompt, prompt_documents=symmetric)
     made = build_task(task)
-    result = mteb.evaluate(
-        wrapped, made, cache=None, co2_tracker=False, show_progress_bar=False, encode_kwargs={"batch_size": 1024}
-    ).task_results[0]
+    options: dict[str, Any] = {"cache": None, "co2_tracker": False, "show_progress_bar": False}
+    with torch.random.fork_rng(devices=[]):  # mteb's data loaders draw from the global generator
+        result = mteb.evaluate(wrapped, made, encode_kwargs={"batch_size": 1024}, **options).task_results[0]
     result.to_disk(out / f"{task.name}.json")
     score = float(result.get_score())
     _check_samples(task, score, made.samples.columns)

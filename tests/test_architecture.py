@@ -1,0 +1,179 @@
+"""The house: imports point one way, importing is light, the text of the project is in order."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+from boom_utils.artifacts import PROJECT_ROOT
+from boom_utils.study.graph import NOTEBOOKS
+
+PACKAGE = PROJECT_ROOT / "boom_utils"
+ROOMS = [
+    {"errors", "config", "artifacts", "progress"},
+    {"data"},
+    {"models", "cards"},
+    {"training"},
+    {"merging"},
+    {"evaluation"},
+    {"reporting"},
+    {"study"},
+    {"cli"},
+    {"__main__"},
+]
+LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+NOTEBOOK_FILES = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Names of all modules a file imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way_through_the_house(path: Path) -> None:
+    if room(path) == "__init__":
+        return
+    inside = {name.split(".")[1] for name in imported(path) if name.startswith("boom_utils.")}
+    wrong = sorted(name for name in inside if LEVEL[name] > LEVEL[room(path)])
+    assert not wrong, f"{path.name} imports {wrong}, which come after it"
+
+
+@pytest.mark.parametrize(
+    "name", ["boom_utils", "boom_utils.reporting.report", "boom_utils.data.python_docs", "boom_utils.study.graph"]
+)
+def test_drawing_tables_mining_text_and_asking_what_is_up_to_date_need_no_torch(name: str) -> None:
+    heavy = "{'torch', 'transformers', 'mteb', 'sentence_transformers'}"
+    code = f"import sys, {name}; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.mark.promise(41)
+def test_importing_the_package_is_quick_and_touches_nothing(tmp_path: Path) -> None:
+    code = """
+import sys, time
+began = time.perf_counter()
+events = []
+def hook(name, arguments):
+    if name.startswith("socket") or (name == "open" and "w" in str(arguments[1])):
+        events.append(name)
+sys.addaudithook(hook)
+import boom_utils
+print(time.perf_counter() - began, events, "torch" in sys.modules)
+"""
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    runs = [
+        subprocess.check_output([sys.executable, "-c", code], text=True, env=environment, cwd=tmp_path).split(
+            maxsplit=1
+        )
+        for _ in range(3)
+    ]
+    assert min(float(seconds) for seconds, _ in runs) < 0.3
+    assert {rest.strip() for _, rest in runs} == {"[] False"}
+    assert not list(tmp_path.iterdir())
+
+
+def functions(path: Path) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_functions_fit_on_a_screen_and_modules_tell_one_story(path: Path) -> None:
+    for node in functions(path):
+        body = node.end_lineno - node.body[0].lineno + 1 if node.end_lineno else 0
+        arguments = [
+            argument.arg for argument in (*node.args.args, *node.args.kwonlyargs) if argument.arg not in ("self", "cls")
+        ]
+        assert body <= 60, f"{path.name}: {node.name} has {body} lines"
+        assert len(arguments) <= 6, f"{path.name}: {node.name} takes {len(arguments)} parameters"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, f"{path.name} is long: does it tell two stories?"
+
+
+def test_nothing_in_the_package_draws_from_a_global_generator() -> None:
+    pattern = re.compile(
+        r"np\.random\.(?!default_rng|Generator)|\brandom\.(random|sample|shuffle|choice)\(|np\.random\.seed"
+    )
+    for path in MODULES:
+        found = pattern.search(path.read_text(encoding="utf-8"))
+        assert found is None, f"{path.name}: {found.group() if found else ''}"
+
+
+# --- notebooks --------------------------------------------------------------------------------------------------------
+
+
+def cells(path: Path, kind: str) -> list[dict[str, object]]:
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+
+
+def test_every_notebook_of_the_study_is_there_and_no_other() -> None:
+    assert [path.stem for path in NOTEBOOK_FILES] == list(NOTEBOOKS)
+
+
+@pytest.mark.parametrize("path", NOTEBOOK_FILES, ids=lambda path: path.stem)
+def test_notebooks_are_committed_without_outputs_and_with_short_cells(path: Path) -> None:
+    code = cells(path, "code")
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    for cell in code:
+        source = "".join(cell["source"])  # type: ignore[arg-type]
+        assert len(source.splitlines()) <= 20, source
+        assert not re.search(r"^\s*class |!pip|%pip|/home/|/root/", source, flags=re.M), source
+    parameters = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]  # type: ignore[attr-defined]
+    assert len(parameters) == 1
+
+
+@pytest.mark.parametrize("path", NOTEBOOK_FILES, ids=lambda path: path.stem)
+def test_notebooks_have_the_ten_parts_of_their_anatomy(path: Path) -> None:
+    text = "\n".join("".join(cell["source"]) for cell in cells(path, "markdown"))  # type: ignore[arg-type]
+    parts = ["# ", "Question", "The paper", "Time and hardware", "real input", "by hand", "stage", "Checks", "Pitfalls"]
+    places = [text.find(part) for part in parts]
+    assert -1 not in places, f"missing: {[part for part, place in zip(parts, places, strict=True) if place < 0]}"
+    assert all(before < after for before, after in pairwise(places))
+    assert "assert" in "\n".join("".join(cell["source"]) for cell in cells(path, "code"))  # type: ignore[arg-type]
+
+
+# --- packaging --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise(42)
+def test_lock_environment_and_pyproject_agree() -> None:
+    lock = dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", (PROJECT_ROOT / "requirements.lock").read_text(), flags=re.M))
+    names = {name.lower().replace("_", "-") for name in lock}
+    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        assert re.split(r"[><=\[ ]", requirement)[0].lower() in names, requirement
+    assert lock["torch"] == "2.13.0"
+    environment = yaml.safe_load((PROJECT_ROOT / "environment.yml").read_text())
+    assert environment["channels"] == ["conda-forge"]
+    assert "-r requirements.lock" in environment["dependencies"][-1]["pip"]
+
+
+def test_nothing_committed_names_a_place_on_one_machine() -> None:
+    listed = subprocess.check_output(["git", "-C", str(PROJECT_ROOT), "ls-files"], text=True).splitlines()
+    for name in listed:
+        if (
+            name.endswith((".py", ".md", ".yaml", ".yml", ".ipynb", ".toml", "Makefile"))
+            and "test_architecture" not in name
+        ):
+            text = (PROJECT_ROOT / name).read_text(encoding="utf-8")
+            assert not re.search(r"/(root|home/\w+|Users)/", text), name

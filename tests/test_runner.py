@@ -1,0 +1,266 @@
+"""Running notebooks: failures are said, parameters are checked first, secrets stay out, one run at a time."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nbformat
+import pytest
+
+from boom_utils.artifacts import Artifact, Node, Workspace, write_text
+from boom_utils.cli import main
+from boom_utils.errors import ConfigError, NotebookError, WorkspaceError
+from boom_utils.study import runner
+from boom_utils.study.runner import RunOptions, check_parameters, run, run_lock, scrub
+
+CANARY = "hf_canary0123456789abcdefghij"
+
+
+class Setup:
+    """A study of one notebook that makes one artifact."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.workspace = folder / "notebooks", Workspace(folder / "wörk space")
+        self.folder.mkdir()
+        monkeypatch.setattr(runner, "NOTEBOOK_FOLDER", self.folder)
+        monkeypatch.setattr(runner, "NOTEBOOKS", {"01_toy": ("toy",)})
+        monkeypatch.setattr(runner, "publish", lambda study, results: None)
+        self.text = "one"
+        self.study: Any = SimpleNamespace(
+            profile=SimpleNamespace(name="toy"), workspace=self.workspace, nodes_of=lambda name: {"toy": self.node()}
+        )
+
+    def node(self) -> Node:
+        def make(out: Path, _: Mapping[str, Artifact]) -> None:
+            write_text(out / "file.txt", self.text)
+
+        return Node("toy", 1, "toy", {"text": self.text}, make)
+
+    def notebook(self, *sources: str) -> None:
+        book = nbformat.v4.new_notebook()
+        book.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        parameters = nbformat.v4.new_code_cell('profile = "smoke"\nlevel = 1')
+        parameters.metadata["tags"] = ["parameters"]
+        book.cells = [parameters, *(nbformat.v4.new_code_cell(source) for source in sources)]
+        nbformat.write(book, self.folder / "01_toy.ipynb")
+
+    def run(self, **options: Any) -> None:
+        self.workspace.build(self.node())  # what the notebook would have made
+        run(self.study, "toy", RunOptions(**options))
+
+    @property
+    def executed(self) -> Path:
+        return self.workspace.root / "executed" / "toy"
+
+    def all_text(self) -> str:
+        files = [path for path in self.workspace.root.rglob("*") if path.is_file()]
+        return "\n".join(path.read_bytes().decode("utf-8", "replace") for path in files)
+
+
+@pytest.fixture
+def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
+    return Setup(tmp_path, monkeypatch)
+
+
+@pytest.mark.promise(34)
+def test_a_failing_cell_is_an_error_with_the_cells_message_and_no_record(setup: Setup) -> None:
+    setup.notebook("print('fine')", "1 / 0", "print('never')")
+    with pytest.raises(NotebookError, match=r"(?s)01_toy failed: ZeroDivisionError.*01_toy\.failed\.ipynb"):
+        setup.run()
+    assert "ZeroDivisionError" in (setup.executed / "01_toy.failed.ipynb").read_text()
+    assert not (setup.workspace.root / "notebook").exists()
+    assert not (setup.executed / "01_toy.ipynb").exists()
+
+
+@pytest.mark.promise(34)
+def test_a_dead_kernel_is_reported_within_30_seconds(setup: Setup) -> None:
+    setup.notebook("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    began = time.monotonic()
+    with pytest.raises(NotebookError, match=r"the kernel died \(it was killed, or there was not enough memory"):
+        setup.run()
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.promise(34)
+def test_the_command_exits_with_1_when_a_cell_fails(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup.notebook("1 / 0")
+    setup.workspace.build(setup.node())
+    monkeypatch.setattr("boom_utils.study.graph.Study", lambda profile: setup.study)
+    assert main(["run", "--profile", "smoke"]) == 1
+
+
+@pytest.mark.promise(35)
+def test_an_unknown_parameter_is_an_error_before_anything_runs(setup: Setup) -> None:
+    setup.notebook("raise SystemExit('must not run')")
+    with pytest.raises(ConfigError, match=r"01_toy: no parameter 'levle'; did you mean 'level'\?"):
+        setup.run(parameters={"levle": 2})
+    assert not setup.executed.exists()
+
+
+@pytest.mark.promise(35)
+def test_a_parameter_reaches_the_notebook_and_is_part_of_what_up_to_date_means(setup: Setup) -> None:
+    setup.notebook("print('level is', level)")
+    for level in (5, 6):
+        setup.run(parameters={"level": level})
+        assert f"level is {level}" in (setup.executed / "01_toy.ipynb").read_text()
+
+
+def test_an_unchanged_notebook_starts_no_kernel(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup.notebook("print('once')")
+    setup.run()
+    monkeypatch.setattr(runner.papermill, "execute_notebook", lambda *_, **__: pytest.fail("started a kernel"))
+    setup.run()
+
+
+@pytest.mark.parametrize("change", ["source", "input"])
+def test_a_changed_notebook_or_input_runs_again(setup: Setup, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    setup.notebook("print('one')")
+    setup.run()
+    if change == "source":
+        setup.notebook("print('two')")
+    else:
+        setup.text = "two"
+    seen = []
+    execute = runner.papermill.execute_notebook
+    monkeypatch.setattr(runner.papermill, "execute_notebook", lambda *a, **k: (seen.append(1), execute(*a, **k)))
+    setup.run()
+    assert seen == [1]
+
+
+def test_a_notebook_that_does_not_make_what_the_graph_says_is_an_error(setup: Setup) -> None:
+    setup.notebook("print('does nothing')")
+    with pytest.raises(NotebookError, match="did not make: toy"):
+        run(setup.study, "toy", RunOptions())
+
+
+@pytest.mark.promise(36)
+def test_a_token_never_reaches_a_notebook_page_or_record(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    setup.notebook("import os; token = os.environ['HF_TOKEN']; print(token, dict(os.environ)); token")
+    setup.run()
+    assert "HF_TOKEN removed" in (setup.executed / "01_toy.ipynb").read_text()
+    assert CANARY not in setup.all_text()
+
+
+@pytest.mark.promise(36)
+def test_a_token_in_a_traceback_is_taken_out(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    setup.notebook("import os\ntoken = os.environ['HF_TOKEN']\nraise RuntimeError(f'cannot use {token}')")
+    with pytest.raises(NotebookError) as caught:
+        setup.run()
+    assert CANARY not in str(caught.value)
+    assert CANARY not in setup.all_text()
+
+
+@pytest.mark.promise(36)
+@pytest.mark.parametrize("values", [{"hf_token": "x"}, {"level": CANARY}, {"api_key": 1}])
+def test_a_parameter_that_looks_like_a_secret_is_refused(setup: Setup, values: dict[str, Any]) -> None:
+    setup.notebook("pass")
+    with pytest.raises(ConfigError, match="looks like a secret"):
+        check_parameters(["01_toy"], values)
+
+
+def test_scrubbing_leaves_other_text_alone() -> None:
+    assert scrub("half_open and hf_ are fine") == "half_open and hf_ are fine"
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from boom_utils.artifacts import Workspace
+from boom_utils.study.runner import run_lock
+with run_lock(SimpleNamespace(profile=SimpleNamespace(name="toy"), workspace=Workspace(Path(sys.argv[1])))):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def holding(root: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(root)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.mark.promise(37)
+def test_a_second_run_fails_at_once_and_names_the_first(setup: Setup) -> None:
+    process = holding(setup.workspace.root)
+    began = time.monotonic()
+    expected = rf"(?s)process {process.pid} on {re.escape(socket.gethostname())}, since 20.*--force-unlock"
+    with pytest.raises(WorkspaceError, match=expected), run_lock(setup.study):
+        pass
+    with pytest.raises(WorkspaceError), run_lock(setup.study, force=True):
+        pytest.fail("a lock of a living process must not be taken over")
+    assert time.monotonic() - began < 5
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.promise(37)
+def test_the_lock_of_a_killed_run_is_explained_and_the_next_run_goes_on(
+    setup: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = holding(setup.workspace.root)
+    process.kill()
+    process.wait()
+    with caplog.at_level(logging.INFO, logger="boom_utils"), run_lock(setup.study):
+        assert f"process {process.pid}" in caplog.text
+        assert "going on from there" in caplog.text
+
+
+@pytest.mark.promise(37)
+def test_force_unlock_takes_over_the_lock_of_a_machine_that_is_gone(setup: Setup) -> None:
+    process = holding(setup.workspace.root)
+    note = setup.workspace.root / ".locks" / "run-toy.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "host": "gone"}))
+    with run_lock(setup.study, force=True):
+        pass
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("wrong", [["--only", "09"], ["--from", "12_x"], ["--set", "novalue"], ["--profile", "smoky"]])
+def test_a_wrong_argument_exits_with_2_and_makes_nothing(
+    wrong: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOOM_HOME", str(tmp_path))
+    assert main(["run", *wrong]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_notebooks_are_chosen_by_number_or_name() -> None:
+    assert runner.choose(["3"], None) == ["03_merge"]
+    assert runner.choose(["07", "01_data"], None) == ["01_data", "07_tables_and_figures"]
+    assert runner.choose([], "03") == ["03_merge", "07_tables_and_figures"]
+
+
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("boom_utils.study.runner.run", interrupted)
+    assert main(["run", "--profile", "smoke"]) == 130
+
+
+def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.CaptureFixture[str]) -> None:
+    options = {}
+    for command in ("run", "merge", "check"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        options[command] = sorted(set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"})
+    assert options == {
+        "run": ["--force-unlock", "--from", "--only", "--profile", "--results", "--set"],
+        "merge": [],
+        "check": ["--profile"],
+    }
