@@ -108,7 +108,9 @@ def test_a_tied_head_is_the_embedding_and_left_out(tmp_path):
     make_folder(tmp_path / "a")
     make_folder(tmp_path / "b")
     tensors = tensors_of(1)
-    save_file({**tensors, "lm_head.weight": tensors["embed_tokens.weight"].clone()}, tmp_path / "b" / "model.safetensors")
+    save_file(
+        {**tensors, "lm_head.weight": tensors["embed_tokens.weight"].clone()}, tmp_path / "b" / "model.safetensors"
+    )
     assert differences(tmp_path / "a", tmp_path / "b") == []
     save_file({**tensors, "lm_head.weight": torch.zeros(6, 4)}, tmp_path / "b" / "model.safetensors")
     assert differences(tmp_path / "a", tmp_path / "b") == [
@@ -191,7 +193,8 @@ class Payload:
 
 @pytest.mark.promise(20)
 @pytest.mark.parametrize(
-    "name", ["pytorch_model.bin", "model.pt", "model.ckpt", "model.pth", "model.safetensors", "1_Pooling/pytorch_model.bin"]
+    "name",
+    ["pytorch_model.bin", "model.pt", "model.ckpt", "model.pth", "model.safetensors", "1_Pooling/pytorch_model.bin"],
 )
 def test_a_pickle_is_refused_and_its_payload_does_not_run(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
@@ -300,7 +303,13 @@ def test_a_file_that_only_one_model_has_is_a_difference(tmp_path, file):
 
 def test_the_same_settings_in_the_words_of_other_versions_are_no_difference(tmp_path):
     new, old = make_encoder(tmp_path / "new"), make_encoder(tmp_path / "old")
-    config = {**CONFIG, "rope_theta": 10000.0, "rope_scaling": None, "attention_dropout": 0.0, "torch_dtype": "bfloat16"}
+    config = {
+        **CONFIG,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "attention_dropout": 0.0,
+        "torch_dtype": "bfloat16",
+    }
     config |= {"architectures": ["Qwen3ForCausalLM"], "transformers_version": "4.51.0", "_name_or_path": "x"}
     del config["rope_parameters"], config["dtype"]
     write_json(old / "config.json", config)
@@ -311,7 +320,9 @@ def test_the_same_settings_in_the_words_of_other_versions_are_no_difference(tmp_
     write_json(old / "1_Pooling" / "config.json", pooling)
     change_json(new / "1_Pooling" / "config.json", include_prompt=True)
     (new / "sentence_bert_config.json").unlink()  # the length is the tokenizer's then
-    write_json(old / "modules.json", [{**m, "type": m["type"].replace(".base.modules.transformer", "")} for m in MODULES])
+    write_json(
+        old / "modules.json", [{**m, "type": m["type"].replace(".base.modules.transformer", "")} for m in MODULES]
+    )
     assert differences(new, old) == []
 
 
@@ -375,7 +386,9 @@ def test_integers_have_to_be_equal(tmp_path):
 def test_cosines_and_sizes_of_updates_are_those_of_whole_models(tmp_path):
     base = make_folder(tmp_path / "base", 0)
     members = [make_folder(tmp_path / f"m{seed}", seed) for seed in (1, 2, 3)]
-    flat = np.array([np.concatenate([t.numpy().ravel() for t in tensors_of(seed).values()]) for seed in range(4)], float)
+    flat = np.array(
+        [np.concatenate([t.numpy().ravel() for t in tensors_of(seed).values()]) for seed in range(4)], float
+    )
     updates = flat[1:] - flat[0]
     length = np.linalg.norm(updates, axis=1)
     assert np.allclose(task_vector_cosines(base, members), updates @ updates.T / np.outer(length, length), rtol=1e-10)

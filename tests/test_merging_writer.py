@@ -1,0 +1,422 @@
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save, save_file
+from test_merging_checkpoints import change_json, make_encoder, make_folder, shard, tensors_of
+
+from boom_utils.artifacts import PROJECT_ROOT
+from boom_utils.errors import CheckpointError, MergeError
+from boom_utils.merging import writer
+from boom_utils.merging.recipe import load_recipe, make_recipe
+from boom_utils.merging.weight_files import write_safetensors
+from boom_utils.merging.writer import merge, round_once
+
+PARITY = PROJECT_ROOT.parent / "shared" / "parity"
+BF16_CASES = {"linear_bf16in_bf16out", "multislerp_bf16in_bf16out"}
+
+
+def recipe_of(*folders, method="multislerp", **changes):
+    models = [{"model": folder, "parameters": {"weight": n + 1.0}} for n, folder in enumerate(folders)]
+    return make_recipe({"merge_method": method, "models": models, **changes})
+
+
+def merged_tensors(out):
+    return load_file(out / "model.safetensors")
+
+
+def digests(folder):
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(folder.rglob("*")) if p.is_file()}  # fmt: skip
+
+
+def relative_l2(found, expected):
+    found, expected = found.double(), expected.double()
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-300))
+
+
+@pytest.fixture
+def encoders(tmp_path):
+    return [make_encoder(tmp_path / f"m{seed}", seed) for seed in (1, 2, 3)]
+
+
+def parity_cases():
+    if not (PARITY / "index.json").is_file():
+        return []
+    cases = json.loads((PARITY / "index.json").read_text())["cases"]
+    return [case for case in cases if case["method"] in ("linear", "multislerp") or case["case"] == "dup_same_path"]
+
+
+def expected_failure(case):
+    # A frozen tensor stops mergekit; the kit keeps the base's.
+    name = case["case"]
+    return (name.startswith(("err_", "dup")) and "frozen" not in name) or bool(case.get("has_nan"))
+
+
+@pytest.fixture
+def parity(monkeypatch):
+    if not (PARITY / "index.json").is_file():
+        pytest.skip("the reference outputs of mergekit (../shared/parity) are not on this machine")
+    monkeypatch.chdir(PARITY)  # the paths of the recipes are relative to it
+    return {case["case"]: case for case in parity_cases()}
+
+
+GOOD = [case["case"] for case in parity_cases() if not expected_failure(case) and "expected" in case]
+BAD = [case["case"] for case in parity_cases() if expected_failure(case)]
+
+
+@pytest.mark.promise(25)
+@pytest.mark.parametrize("name", GOOD or ["absent"])
+def test_output_agrees_with_that_of_mergekit(parity, tmp_path, name, record_property):
+    facts = merge(load_recipe(PARITY / parity[name]["config"]), tmp_path / "out")
+    found, expected = merged_tensors(tmp_path / "out"), load_file(PARITY / parity[name]["expected"])
+    assert {k: (t.dtype, t.shape) for k, t in found.items()} == {k: (t.dtype, t.shape) for k, t in expected.items()}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["dtype"] == parity[name]["config_dtype"]
+    if name == "multislerp_antipodal2":  # mergekit's own output is rounding noise; linear gives zero
+        assert set(facts["notes"].values()) == {"the two directions cancel: merged linearly"}
+        assert len(facts["notes"]) == len(found)
+        assert not any(tensor.any() for tensor in found.values())
+        return
+    worst = max(relative_l2(found[key], expected[key]) for key in expected)
+    record_property("relative_l2", worst)
+    if name in BF16_CASES:  # the same float32 numbers, but for some that fall on the other side of a rounding boundary
+        assert worst < 1e-3
+        for key, there in expected.items():
+            noise = 1e-6 * float(there.double().abs().max())  # of float32 sums, where terms cancel
+            step = torch.finfo(torch.bfloat16).eps * there.double().abs()
+            assert ((found[key].double() - there.double()).abs() <= step + noise).all()
+    else:
+        assert worst <= (1e-2 if name == "multislerp_bf16_nodtype" else 1e-6)
+    assert facts["notes"] == {}
+
+
+@pytest.mark.promise(25)
+@pytest.mark.promise(22)
+@pytest.mark.parametrize("name", BAD or ["absent"])
+def test_what_mergekit_cannot_merge_is_an_error_and_leaves_nothing(parity, tmp_path, name):
+    with pytest.raises(MergeError) as caught:
+        merge(load_recipe(PARITY / parity[name]["config"]), tmp_path / "out")
+    if parity[name].get("has_nan") and name == "multislerp_nan":
+        assert parity[name]["has_nan"][0].removeprefix("model.") in str(caught.value)
+        assert "in nan\n" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.promise(22)
+def test_tensors_frozen_in_every_model_stay_those_of_the_base(parity, tmp_path):
+    facts = merge(load_recipe(PARITY / parity["err_multislerp_frozen3_base"]["config"]), tmp_path / "out")
+    found, base = merged_tensors(tmp_path / "out"), load_file(PARITY / "inputs" / "base" / "model.safetensors")
+    frozen = {f"model.{name}" for name in facts["notes"]}
+    assert frozen == {name for name in found if torch.equal(found[name], base[name])}
+    assert 0 < len(frozen) < len(found)
+
+
+@pytest.mark.promise(24)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_one_model_merges_to_itself_bit_by_bit(tmp_path, dtype):
+    folder = make_folder(tmp_path / "a")
+    tensors = {**tensors_of(1, dtype), "signs": torch.tensor([-0.0, 0.0, 1e-40, -1e-7]).to(dtype)}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    merge(recipe_of(folder), tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.promise(24)
+@pytest.mark.parametrize("method", ["linear", "multislerp", "linear_norm_matched"])
+def test_equal_models_merge_to_that_model_bit_by_bit(tmp_path, method):
+    folders = [make_folder(tmp_path / name, 1) for name in "abc"]
+    merge(recipe_of(*folders, method=method), tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (folders[0] / "model.safetensors").read_bytes()
+
+
+@pytest.mark.promise(24)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_every_value_is_within_half_a_unit_of_the_last_place(tmp_path, dtype):
+    folders = [make_folder(tmp_path / f"m{seed}", seed) for seed in (1, 2, 3)]
+    merge(recipe_of(*folders, method="linear", out_dtype=dtype), tmp_path / "out")
+    models = [tensors_of(seed) for seed in (1, 2, 3)]
+    for name, found in merged_tensors(tmp_path / "out").items():
+        exact = sum((n + 1) / 6 * model[name].double() for n, model in enumerate(models))
+        neighbours = [torch.nextafter(found, torch.full_like(found, edge)) for edge in (float("-inf"), float("inf"))]
+        gap = torch.stack([(found.double() - other.double()).abs() for other in neighbours]).amax(0)
+        assert ((found.double() - exact).abs() <= gap / 2 * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_to_16_bits_is_done_once(dtype):
+    # Just above the middle of two neighbours; rounded to float32 first, it would be the middle and go down to even.
+    one = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    middle = one * (1 + torch.finfo(dtype).eps / 2)
+    above = middle * (1 + 2.0**-40)
+    assert torch.equal(above.to(dtype).double(), one)
+    assert torch.equal(round_once(above, dtype).double(), one * (1 + torch.finfo(dtype).eps))
+    assert torch.equal(round_once(middle, dtype).double(), one)
+    values = torch.randn(5000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact_in_float = values.float().double()
+    assert torch.equal(round_once(exact_in_float, dtype), exact_in_float.to(dtype))
+    kept = torch.tensor([0.0, -0.0, 1e-45, -1e-300, 65504.0], dtype=torch.float64)
+    assert torch.equal(round_once(kept, dtype).signbit(), kept.signbit())
+
+
+def test_values_that_do_not_fit_the_output_are_an_error(tmp_path):
+    folder = make_folder(tmp_path / "a")
+    save_file({"big.weight": torch.tensor([1e6])}, folder / "model.safetensors")
+    with pytest.raises(MergeError, match=r"too large for F16(.|\n)*big\.weight"):
+        merge(recipe_of(folder, out_dtype="float16"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.promise(26)
+def test_the_folder_of_a_sentence_transformers_model_is_kept_whole(tmp_path, encoders):
+    for name in ("README.md", "record.json", "optimizer.pt", "pytorch_model.bin", "modeling.py", ".hidden"):
+        (encoders[0] / name).write_text("of the first member only")
+    for name in ("checkpoint-10/model.safetensors", "onnx/model.onnx", "extra/note.txt"):
+        (encoders[0] / name).parent.mkdir()
+        (encoders[0] / name).write_text("text")
+    facts = merge(recipe_of(*encoders, out_dtype="bfloat16"), tmp_path / "out")
+    out = digests(tmp_path / "out")
+    kept = ("1_Pooling/config.json", "config_sentence_transformers.json", "extra/note.txt", "modules.json")
+    kept += ("sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json")
+    assert set(out) == {*kept, "config.json", "model.safetensors", "mergekit_config.yaml"}
+    assert all(out[name] == digests(encoders[0])[name] for name in kept)
+    assert (tmp_path / "out" / "2_Normalize").is_dir()
+    assert set(facts["left_out"]) == {
+        "README.md", "record.json", "optimizer.pt", "pytorch_model.bin", "modeling.py", ".hidden",
+        "checkpoint-10/model.safetensors", "onnx/model.onnx",
+    }  # fmt: skip
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config == json.loads((encoders[0] / "config.json").read_text()) | {"dtype": "bfloat16"}
+
+
+def test_the_recipe_beside_the_weights_makes_them_again(tmp_path, encoders):
+    merge(recipe_of(*encoders), tmp_path / "out")
+    text = (tmp_path / "out" / "mergekit_config.yaml").read_text()
+    assert str(tmp_path) not in text
+    assert yaml.safe_load(text)["models"][1] == {"model": "../m2", "parameters": {"weight": 2.0}}
+    merge(load_recipe(tmp_path / "out" / "mergekit_config.yaml"), tmp_path / "again")
+    assert digests(tmp_path / "again") == digests(tmp_path / "out")
+
+
+def test_the_output_does_not_depend_on_the_number_of_threads(tmp_path):
+    folders = []
+    for seed in range(3):
+        folders.append(make_folder(tmp_path / f"m{seed}"))
+        weight = torch.randn(700, 901, generator=torch.Generator().manual_seed(seed))
+        save_file({"big.weight": weight}, folders[-1] / "model.safetensors")
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 4):
+            torch.set_num_threads(count)
+            merge(recipe_of(*folders), tmp_path / f"out{count}")
+    finally:
+        torch.set_num_threads(threads)
+    assert digests(tmp_path / "out1") == digests(tmp_path / "out4")
+
+
+def test_facts_say_what_was_merged(tmp_path, encoders):
+    base = make_encoder(tmp_path / "base", 0)
+    facts = merge(recipe_of(*encoders, base_model=base, dtype="float32"), tmp_path / "out")
+    assert facts["method"] == "multislerp"
+    assert [member["name"] for member in facts["members"]] == ["m1", "m2", "m3"]
+    assert [member["weight"] for member in facts["members"]] == [1.0, 2.0, 3.0]
+    assert np.allclose([member["used_weight"] for member in facts["members"]], [1 / 6, 2 / 6, 3 / 6])
+    assert len({member["sha256"] for member in facts["members"]} | {facts["base"]["sha256"]}) == 4
+    assert (facts["dtype"], facts["tensors"], facts["parameters"]) == (["F32"], 3, 48)
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    assert str(tmp_path) not in json.dumps(facts)
+
+
+def test_flat_names_merge_with_prefixed_ones_under_the_names_of_the_first(tmp_path):
+    flat = make_folder(tmp_path / "flat", 1, architectures=["Qwen3ForCausalLM"])
+    prefixed = make_folder(tmp_path / "prefixed", 2)
+    save_file({f"model.{n}": t for n, t in tensors_of(2).items()}, prefixed / "model.safetensors")
+    same_flat = make_folder(tmp_path / "same_flat", 2)
+    merge(recipe_of(flat, prefixed), tmp_path / "mixed")
+    merge(recipe_of(flat, same_flat), tmp_path / "plain")
+    mixed, plain = merged_tensors(tmp_path / "mixed"), merged_tensors(tmp_path / "plain")
+    assert all(torch.equal(mixed[name], plain[name]) for name in tensors_of(1))
+    assert not torch.equal(mixed["norm.weight"], tensors_of(1)["norm.weight"])
+    out = merge(recipe_of(prefixed, flat), tmp_path / "turned")
+    assert set(merged_tensors(tmp_path / "turned")) == {f"model.{name}" for name in tensors_of(1)}
+    assert out["tensors"] == 3
+
+
+@pytest.mark.parametrize("owner", [0, 1])
+def test_a_tied_head_stays_tied(tmp_path, owner):
+    folders = [make_folder(tmp_path / name, seed) for seed, name in enumerate("ab", start=1)]
+    tensors = tensors_of(owner + 1)
+    tensors["lm_head.weight"] = tensors["embed_tokens.weight"].clone()
+    save_file(tensors, folders[owner] / "model.safetensors")
+    merge(recipe_of(*folders), tmp_path / "out")
+    assert set(merged_tensors(tmp_path / "out")) == set(tensors_of(1))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
+
+
+@pytest.mark.promise(27)
+def test_shards_merge_like_a_single_file(tmp_path):
+    whole, shards, other = make_folder(tmp_path / "w"), make_folder(tmp_path / "s"), make_folder(tmp_path / "o", 2)
+    shard(shards)
+    merge(recipe_of(whole, other), tmp_path / "one")
+    merge(recipe_of(shards, other), tmp_path / "two")
+    one, two = digests(tmp_path / "one"), digests(tmp_path / "two")
+    assert one.pop("mergekit_config.yaml") != two.pop("mergekit_config.yaml")
+    assert one == two
+    assert not (tmp_path / "two" / "model.safetensors.index.json").exists()
+
+
+def test_what_is_no_floating_point_number_is_carried_over(tmp_path):
+    folders = [make_folder(tmp_path / name, seed) for seed, name in enumerate("ab", start=1)]
+    for seed, folder in enumerate(folders, start=1):
+        save_file(
+            {**tensors_of(seed), "ids": torch.arange(3), "flag": torch.tensor(True)}, folder / "model.safetensors"
+        )
+    merge(recipe_of(*folders, out_dtype="bfloat16"), tmp_path / "out")
+    found = merged_tensors(tmp_path / "out")
+    assert torch.equal(found["ids"], torch.arange(3))
+    assert found["flag"].item() is True
+    assert found["norm.weight"].dtype == torch.bfloat16
+
+
+def test_a_base_of_another_precision_is_used_at_its_own(tmp_path):
+    folders = [make_folder(tmp_path / f"m{seed}", seed) for seed in (1, 2)]
+    base = make_folder(tmp_path / "base", 0)
+    save_file(tensors_of(0, torch.bfloat16), base / "model.safetensors")
+    merge(recipe_of(*folders, base_model=base), tmp_path / "out")
+    assert {tensor.dtype for tensor in merged_tensors(tmp_path / "out").values()} == {torch.float32}
+
+
+@pytest.mark.promise(23)
+def test_members_of_several_precisions_need_a_dtype_in_the_recipe(tmp_path):
+    folders = [make_folder(tmp_path / f"m{seed}", seed) for seed in (1, 2)]
+    save_file(tensors_of(2, torch.bfloat16), folders[1] / "model.safetensors")
+    with pytest.raises(MergeError, match=r"m2: norm\.weight is BF16, in m1 F32; the recipe sets no dtype"):
+        merge(recipe_of(*folders), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert merge(recipe_of(*folders, dtype="float32"), tmp_path / "out")["dtype"] == ["F32"]
+
+
+@pytest.mark.promise(23)
+def test_models_that_differ_are_refused_before_anything_is_written(tmp_path, encoders, monkeypatch):
+    change_json(encoders[1] / "config_sentence_transformers.json", prompts={"query": "other: "})
+    change_json(encoders[2] / "1_Pooling" / "config.json", pooling_mode="mean")
+    monkeypatch.setattr(writer, "write_safetensors", lambda *_: pytest.fail("it began to write"))
+    with pytest.raises(MergeError) as caught:
+        merge(recipe_of(*encoders), tmp_path / "out")
+    assert "m2: config_sentence_transformers.json: prompts.query" in str(caught.value)
+    assert "m3: 1_Pooling/config.json: pooling_mode" in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m1", "m2", "m3"]
+
+
+def test_an_output_in_use_is_refused_and_left_alone(tmp_path, encoders):
+    for used in (tmp_path / "file", tmp_path / "folder" / "file"):
+        used.parent.mkdir(exist_ok=True)
+        used.write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "folder", encoders[0]):
+        before = digests(tmp_path)
+        with pytest.raises(MergeError, match="already exists") as caught:
+            merge(recipe_of(*encoders), out)
+        assert caught.value.exit_code == 2
+        assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("out", ["new", "deep/er/new", "empty"])
+def test_the_output_may_be_new_or_an_empty_folder(tmp_path, encoders, out):
+    (tmp_path / "empty").mkdir()
+    merge(recipe_of(*encoders), tmp_path / out)
+    assert (tmp_path / out / "model.safetensors").is_file()
+    assert not [p for p in (tmp_path / out).parent.iterdir() if p.name.endswith(".tmp")]
+    assert (tmp_path / out).stat().st_mode == encoders[0].stat().st_mode
+
+
+@pytest.mark.promise(26)
+@pytest.mark.parametrize("step", ["write_safetensors", "recipe_yaml", "_write_config", "_facts", "_copy_folder"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_failure_at_any_step_leaves_nothing_behind(tmp_path, encoders, monkeypatch, step, exists):
+    out = tmp_path / "out"
+    if exists:
+        out.mkdir()
+
+    def fail(*args, **kwargs):
+        if step == "write_safetensors":
+            args[0].write_bytes(b"half a file")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writer, step, fail)
+    with pytest.raises(OSError, match="No space left"):
+        merge(recipe_of(*encoders), out)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m1", "m2", "m3", *(["out"] if exists else [])]
+    assert not exists or not any(out.iterdir())
+    monkeypatch.undo()
+    merge(recipe_of(*encoders), out)
+
+
+def test_a_disk_too_small_is_noticed_before_work(tmp_path, encoders, monkeypatch):
+    usage = shutil._ntuple_diskusage(100, 100, 10)
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(MergeError, match="not enough space"):
+        merge(recipe_of(*encoders), tmp_path / "out")
+
+
+def test_models_that_vanished_are_all_named(tmp_path, encoders):
+    recipe = recipe_of(*encoders)
+    for folder in encoders[1:]:
+        shutil.rmtree(folder)
+    with pytest.raises(MergeError, match=r"m2\n(.|\n)*m3"):
+        merge(recipe, tmp_path / "out")
+
+
+@pytest.mark.promise(20)
+def test_a_pickled_member_is_refused_by_a_merge(tmp_path, encoders):
+    (encoders[1] / "model.safetensors").rename(encoders[1] / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="pickled"):
+        merge(recipe_of(*encoders), tmp_path / "out")
+
+
+def test_the_file_written_is_the_one_safetensors_writes(tmp_path):
+    names = ("b", "a", "ü", "scalar", "empty")
+    kinds = (torch.float32, torch.bfloat16, torch.int64, torch.float64, torch.bool)
+    shapes = ((3, 5), (7,), (2,), (), (0, 4))
+    tensors = {name: torch.ones(shape).to(kind) for name, kind, shape in zip(names, kinds, shapes, strict=True)}
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_safetensors(tmp_path / "t.safetensors", layout, lambda name: iter(tensors[name].reshape(-1).split(4)))
+    assert (tmp_path / "t.safetensors").read_bytes() == save(tensors, {"format": "pt"})
+
+
+@pytest.mark.promise(26)
+def test_a_merge_holds_a_chunk_and_not_the_model(tmp_path):
+    # In another process: the peak of this one belongs to all tests before.
+    folders = [make_folder(tmp_path / f"m{seed}") for seed in range(2)]
+    for seed, folder in enumerate(folders):
+        weight = torch.randn(40_000, 1000, generator=torch.Generator().manual_seed(seed))
+        save_file({"big.weight": weight}, folder / "model.safetensors")
+    code = """
+import sys, pathlib
+from boom_utils.merging import recipe, writer
+def anonymous():
+    status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+    return int(status["RssAnon"].split()[0]) // 1024
+models = [{"model": path, "parameters": {"weight": 1}} for path in sys.argv[1:3]]
+before, seen, chunks = anonymous(), [], writer.chunks_of
+def watched(tensors):
+    for pieces in chunks(tensors):
+        yield pieces
+        seen.append(anonymous())
+writer.chunks_of = watched
+writer.merge(recipe.make_recipe({"merge_method": "multislerp", "models": models}), pathlib.Path(sys.argv[3]))
+print(max(seen) - before)
+"""
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("anonymous memory is read from /proc")
+    command = [sys.executable, "-c", code, *map(str, folders), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, cwd=PROJECT_ROOT)
+    assert int(done.stdout) < 100  # MiB; the merged model is 153
