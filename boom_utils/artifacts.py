@@ -203,11 +203,11 @@ class Workspace:
         Raises:
             WorkspaceError: The disk is full, or another process has held the same artifact for an hour.
         """
-        inputs = {name: self.build(child) for name, child in node.inputs.items()}
-        folder = self._folder(node, key := self._key(node, inputs))
-        if found := self._read(folder):
+        if found := self.find(node):
             log.info("%s: up to date", node.label)
             return found
+        inputs = {name: self.find(child) or self.build(child) for name, child in node.inputs.items()}
+        folder = self._folder(node, key := self._key(node, inputs))
         with self._locked(folder, node.label):
             # Another process may have finished it while this one waited.
             return self._read(folder) or self._make(node, inputs, folder, key)

@@ -92,6 +92,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 def _show_notebook_output() -> None:
     """Let what notebooks log (not their tables and pictures) through to the terminal."""
+    logging.getLogger("traitlets").setLevel(logging.ERROR)  # nbconvert: every figure without an alternative text
     logger = logging.getLogger("papermill")
     logger.setLevel(logging.INFO)
     logger.addFilter(_is_progress)

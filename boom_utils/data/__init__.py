@@ -1,1 +1,1 @@
-"""From a manifest to training examples, evaluation sets and subsets. Never imports a model; a tokenizer is passed in."""
+"""From a manifest to training examples, evaluation sets and subsets. Imports no model; a tokenizer is passed in."""

@@ -1,0 +1,240 @@
+"""Training examples as FlagEmbedding JSONL, read strictly: no line is ever dropped in silence.
+
+Also the JSONL reader and atomic writer of the whole data side. It does not tokenise and applies no prompt template.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from boom_utils.artifacts import atomic_path
+from boom_utils.errors import DataError, bullet_list
+
+log = logging.getLogger(__name__)
+
+LONGEST_LINE = 16 * 2**20
+"""Bytes; a longer line is a file that is not JSONL (a JSON array on one line, binary data)."""
+_BOM = b"\xef\xbb\xbf"
+_SENTENCE_TRANSFORMERS_NEGATIVE = re.compile(r"negative(_\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingExample:
+    """One row of contrastive training data.
+
+    Args:
+        query: The text searched with.
+        pos: Relevant texts, at least one.
+        neg: Hard negatives, possibly none.
+        prompt: Instruction text of the row, None when the dataset's applies.
+        type: FlagEmbedding's type string, None when the dataset's applies.
+    """
+
+    query: str
+    pos: tuple[str, ...]
+    neg: tuple[str, ...] = ()
+    prompt: str | None = None
+    type: str | None = None
+
+    def as_row(self) -> dict[str, Any]:
+        """The JSON object FlagEmbedding reads."""
+        row: dict[str, Any] = {"query": self.query, "pos": list(self.pos), "neg": list(self.neg)}
+        extras = {"prompt": self.prompt, "type": self.type}
+        return row | {key: value for key, value in extras.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """One line that breaks a rule: ``file:line:column`` and the rule."""
+
+    where: str
+    rule: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.rule}"
+
+
+@dataclass(frozen=True)
+class ExampleFile:
+    """Every good example of a file and every bad line of it."""
+
+    examples: list[TrainingExample]
+    bad_lines: list[BadLine]
+
+
+class _BrokenRuleError(Exception):
+    """A rule is broken at a column (1-based; None where a column says nothing)."""
+
+    def __init__(self, rule: str, column: int | None = None) -> None:
+        self.column = column
+        super().__init__(rule)
+
+
+def read_examples(path: Path, on_bad_line: Literal["error", "skip"] = "error") -> list[TrainingExample]:
+    """Read a training file, of FlagEmbedding's keys or of sentence-transformers' columns.
+
+    Args:
+        path: A ``.jsonl`` file with ``query``/``pos``/``neg`` or ``anchor``/``positive``/``negative`` a line.
+        on_bad_line: ``skip`` leaves bad lines out and logs each; use `check_examples` to get them as values.
+
+    Returns:
+        The examples in the file's order.
+
+    Raises:
+        DataError: A line is malformed (``file:line:column`` and the rule, for the first ten), or no example is left.
+    """
+    found = check_examples(path)
+    if found.bad_lines and on_bad_line == "error":
+        shown = bullet_list(str(bad) for bad in found.bad_lines[:10])
+        raise DataError(
+            f"{len(found.bad_lines)} malformed line(s) in {path.name}",
+            found=shown,
+            fix='correct the lines, or read with on_bad_line="skip" to leave them out and have them listed',
+        )
+    for bad in found.bad_lines:
+        log.warning("skipped %s", bad)
+    if not found.examples:
+        raise DataError(f"{path.name} has no training examples", where=path.name, expected="at least one line")
+    return found.examples
+
+
+def check_examples(path: Path) -> ExampleFile:
+    """Read a training file completely and return good examples and bad lines side by side."""
+    examples: list[TrainingExample] = []
+    bad_lines: list[BadLine] = []
+    for number, line in _lines(path):
+        try:
+            examples.append(_as_example(_as_object(line, first=number == 1)))
+        except _BrokenRuleError as broken:
+            column = "" if broken.column is None else f":{broken.column}"
+            bad_lines.append(BadLine(f"{path.name}:{number}{column}", str(broken)))
+    return ExampleFile(examples, bad_lines)
+
+
+def write_examples(path: Path, examples: Iterable[TrainingExample]) -> int:
+    """Write a training file atomically; returns the number of rows."""
+    return write_jsonl(path, (example.as_row() for example in examples))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line.
+
+    Raises:
+        DataError: The first malformed line, as ``file:line:column`` and the rule.
+    """
+    rows = []
+    for number, line in _lines(path):
+        try:
+            rows.append(_as_object(line, first=number == 1))
+        except _BrokenRuleError as broken:
+            where = f"{path.name}:{number}" + ("" if broken.column is None else f":{broken.column}")
+            raise DataError(f"malformed line in {path.name}", where=where, found=str(broken)) from None
+    return rows
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    r"""Write one JSON object a line (UTF-8, ``\n``, keys in the given order), atomically; returns the number."""
+    count = 0
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        for row in rows:
+            handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
+            count += 1
+    return count
+
+
+def count_rows(path: Path) -> int:
+    """Number of rows of a JSONL file that the kit wrote (every line ends with a newline)."""
+    with path.open("rb") as handle:
+        return sum(block.count(b"\n") for block in iter(lambda: handle.read(2**20), b""))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number (from 1) and bytes of every line; JSON may hold U+2028, so only the newline byte separates."""
+    try:
+        with path.open("rb") as handle:
+            yield from enumerate(handle, start=1)
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path.name}", where=path) from None
+
+
+def _as_object(line: bytes, *, first: bool) -> dict[str, Any]:
+    if len(line) > LONGEST_LINE:
+        raise _BrokenRuleError(f"longer than {LONGEST_LINE // 2**20} MiB: one JSON object a line is expected")
+    if first and line.startswith(_BOM):
+        raise _BrokenRuleError("the file starts with a byte order mark: save it as UTF-8 without BOM", 1)
+    try:
+        value = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise _BrokenRuleError("not UTF-8", error.start + 1) from None
+    except json.JSONDecodeError as error:
+        raise _BrokenRuleError(f"not JSON: {error.msg}" if line.strip() else "empty line", error.colno) from None
+    except RecursionError:
+        raise _BrokenRuleError("not JSON: nested too deeply") from None
+    if not isinstance(value, dict):
+        raise _BrokenRuleError(f"expected a JSON object, found {_kind(value)}", 1)
+    return value
+
+
+def _no_constant(name: str) -> None:
+    raise _BrokenRuleError(f"not JSON: {name} is not a JSON number")
+
+
+def _as_example(row: Mapping[str, Any]) -> TrainingExample:
+    if "query" not in row and "anchor" in row:
+        row = _from_sentence_transformers(row)
+    missing = [key for key in ("query", "pos", "neg") if key not in row]
+    if missing:
+        raise _BrokenRuleError(f"missing key {', '.join(missing)}; found {', '.join(sorted(row)) or 'no key'}")
+    pos = _texts(row["pos"], "pos")
+    if not pos:
+        raise _BrokenRuleError("pos is empty: at least one relevant text is needed")
+    query = _text(row["query"], "query")
+    return TrainingExample(query, pos, _texts(row["neg"], "neg"), _optional(row, "prompt"), _optional(row, "type"))
+
+
+def _from_sentence_transformers(row: Mapping[str, Any]) -> dict[str, Any]:
+    if "positive" not in row:
+        raise _BrokenRuleError("missing key positive beside anchor")
+    names = [key for key in row if _SENTENCE_TRANSFORMERS_NEGATIVE.fullmatch(key)]
+    negatives = [text for name in names for text in _as_list(row[name])]
+    return {**row, "query": row["anchor"], "pos": _as_list(row["positive"]), "neg": negatives}
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _texts(value: Any, key: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise _BrokenRuleError(f"{key} must be a list of strings, found {_kind(value)}")
+    return tuple(_text(text, f"{key}[{place}]") for place, text in enumerate(value))
+
+
+def _text(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise _BrokenRuleError(f"{key} must be a string, found {_kind(value)}")
+    if not value.strip():
+        raise _BrokenRuleError(f"{key} is an empty string")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _BrokenRuleError(f"{key} holds a lone surrogate at character {error.start + 1}") from None
+    return value
+
+
+def _optional(row: Mapping[str, Any], key: str) -> str | None:
+    value = row.get(key)
+    if value is None or value == "":
+        return None
+    return _text(value, key)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

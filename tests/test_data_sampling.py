@@ -1,0 +1,234 @@
+"""Subsets: exact sizes, without replacement, the same everywhere, independent of the other datasets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from boom_utils.artifacts import PROJECT_ROOT
+from boom_utils.config import Profile, SubsetConfig
+from boom_utils.data.sampling import (
+    Subset,
+    draw_subset,
+    draw_subsets,
+    load_subset,
+    make_subsets,
+    overlap_shares,
+    save_subset,
+    subset_size,
+)
+from boom_utils.errors import DataError
+
+names = st.text("abcdefgh_", min_size=1, max_size=6).filter(lambda name: name[0] != "_")
+corpora = st.dictionaries(names, st.integers(1, 60), min_size=1, max_size=4)
+ratios = st.integers(1, 100).map(lambda percent: percent / 100)
+modes = st.sampled_from(["independent", "nested"])
+
+
+def rule(**keys: Any) -> SubsetConfig:
+    return SubsetConfig(**{"name": "s", **keys})
+
+
+def as_lists(rows: Any) -> dict[str, list[int]]:
+    return {dataset: [int(row) for row in ids] for dataset, ids in rows.items()}
+
+
+@pytest.mark.promise(9)
+@given(corpora, ratios, modes, st.integers(0, 5))
+def test_every_dataset_gives_its_exact_share_once(rows: dict[str, int], ratio: float, mode: str, seed: int) -> None:
+    drawn = draw_subset(rows, rule(ratio=ratio, mode=mode, seed=seed))
+    for dataset, count in rows.items():
+        ids = drawn[dataset]
+        exact = Fraction(round(ratio * 100), 100) * count
+        assert len(ids) == max(1, int(exact + Fraction(1, 2)))  # half up
+        assert ids.dtype == np.uint32
+        assert (np.diff(ids.astype(int)) > 0).all()
+        assert int(ids.max()) < count
+
+
+@pytest.mark.promise(9)
+@given(corpora, ratios, ratios, st.integers(0, 5))
+def test_nested_subsets_are_nested(rows: dict[str, int], one: float, other: float, seed: int) -> None:
+    small = draw_subset(rows, rule(name="small", ratio=min(one, other), mode="nested", seed=seed))
+    large = draw_subset(rows, rule(name="large", ratio=max(one, other), mode="nested", seed=seed))
+    assert all(set(small[dataset].tolist()) <= set(large[dataset].tolist()) for dataset in rows)
+
+
+@pytest.mark.promise(9)
+@given(corpora, st.integers(1, 60), ratios, modes, st.randoms())
+def test_another_dataset_or_order_changes_no_sample(
+    rows: dict[str, int], extra: int, ratio: float, mode: str, shuffler: random.Random
+) -> None:
+    config = rule(ratio=ratio, mode=mode)
+    before = as_lists(draw_subset(rows, config))
+    items = [*rows.items(), ("new-data", extra)]
+    shuffler.shuffle(items)
+    after = as_lists(draw_subset(dict(items), config))
+    assert {dataset: after[dataset] for dataset in rows} == before
+
+
+@pytest.mark.promise(9)
+@given(corpora, ratios)
+def test_a_complement_is_what_the_other_left(rows: dict[str, int], ratio: float) -> None:
+    half, rest = draw_subsets(rows, [rule(name="half", ratio=ratio), rule(name="rest", complement_of="half")])
+    for dataset, count in rows.items():
+        assert sorted([*half.rows[dataset].tolist(), *rest.rows[dataset].tolist()]) == list(range(count))
+
+
+def test_sizes_are_rounded_half_up_from_the_ratio_as_written() -> None:
+    assert [subset_size(0.29, 50), subset_size(0.5, 5), subset_size(0.2, 2), subset_size(1.0, 7)] == [15, 3, 1, 7]
+    assert subset_size(0.001, 3) == 1
+
+
+def test_independent_subsets_differ_by_name_and_by_seed() -> None:
+    drawn = [
+        as_lists(draw_subset({"a": 1000}, rule(name=name, ratio=0.6, seed=seed)))["a"]
+        for name, seed in [("one", 0), ("two", 0), ("one", 1)]
+    ]
+    shared = [len(set(drawn[0]) & set(other)) / 600 for other in drawn[1:]]
+    assert all(0.5 < share < 0.7 for share in shared), shared
+
+
+def test_two_datasets_of_one_size_get_different_rows() -> None:
+    drawn = as_lists(draw_subset({"a": 500, "b": 500}, rule(ratio=0.5)))
+    assert drawn["a"] != drawn["b"]
+
+
+DIGEST = """
+import hashlib, json
+from boom_utils.config import SubsetConfig
+from boom_utils.data.sampling import draw_subset
+drawn = draw_subset({"b": 900, "a": 70}, SubsetConfig(name="s40", ratio=0.4, seed=3))
+print(hashlib.sha256(json.dumps({k: v.tolist() for k, v in drawn.items()}, sort_keys=True).encode()).hexdigest())
+"""
+
+
+@pytest.mark.promise(9)
+def test_the_same_rows_are_drawn_under_any_hash_seed() -> None:
+    def digest(seed: str) -> str:
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(PROJECT_ROOT)}
+        command = [sys.executable, "-c", DIGEST]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    drawn = as_lists(draw_subset({"a": 70, "b": 900}, rule(name="s40", ratio=0.4, seed=3)))
+    here = hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()
+    assert {digest("1"), digest("2")} == {here}
+
+
+def test_a_small_draw_is_frozen() -> None:
+    """A change here changes every published subset: bump STAGE_VERSION."""
+    assert as_lists(draw_subset({"a": 50}, rule(name="s20", ratio=0.2))) == {"a": FROZEN_INDEPENDENT}
+    assert as_lists(draw_subset({"a": 50}, rule(name="s20", ratio=0.2, mode="nested"))) == {"a": FROZEN_NESTED}
+
+
+FROZEN_INDEPENDENT = [3, 7, 12, 13, 22, 28, 35, 37, 40, 48]
+FROZEN_NESTED = [0, 17, 20, 21, 22, 26, 31, 33, 42, 48]
+
+
+def test_an_empty_corpus_or_an_unknown_complement_is_refused() -> None:
+    with pytest.raises(DataError, match="no rows in b"):
+        draw_subset({"a": 1, "b": 0}, rule(ratio=0.5))
+    with pytest.raises(DataError, match="no rows in any file"):
+        draw_subset({}, rule(ratio=0.5))
+    half = draw_subsets({"a": 4}, [rule(name="half", ratio=0.5)])[0]
+    with pytest.raises(DataError, match="did you mean 'half'"):
+        draw_subset({"a": 4}, rule(complement_of="halff"), {"half": half})
+    with pytest.raises(DataError, match="not drawn from these rows"):
+        draw_subset({"a": 5}, rule(complement_of="half"), {"half": half})
+
+
+def saved(folder: Path) -> Subset:
+    subset = draw_subsets({"a": 9, "b": 40}, [rule(name="s50", ratio=0.5)])[0]
+    save_subset(folder, subset)
+    return subset
+
+
+def test_a_saved_subset_is_loaded_as_it_was(tmp_path: Path) -> None:
+    subset = saved(tmp_path / "s50")
+    loaded = load_subset(tmp_path / "s50")
+    assert as_lists(loaded.rows) == as_lists(subset.rows)
+    assert loaded.sizes == {"a": 5, "b": 20}
+    assert loaded.rule["ratio"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("ids", "problem"),
+    [([0, 1, 9], "row id 9 is not below 9"), ([1, 1, 2], "repeated"), ([2, 1, 0], "not ascending"), ([0], "changed")],
+)
+def test_a_changed_index_file_is_refused(ids: list[int], problem: str, tmp_path: Path) -> None:
+    saved(tmp_path / "s50")
+    np.save(tmp_path / "s50" / "a.npy", np.array(ids, dtype="<u4"))
+    with pytest.raises(DataError, match=problem):
+        load_subset(tmp_path / "s50")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_an_unreadable_index_file_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    saved(tmp_path / "s50")
+    path = tmp_path / "s50" / "a.npy"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read"):
+        load_subset(tmp_path / "s50")
+
+
+def test_floats_and_pickles_are_no_index_files(tmp_path: Path) -> None:
+    saved(tmp_path / "s50")
+    for values in (np.arange(3.0), np.array([{}], dtype=object), np.zeros((2, 2), dtype="<u4")):
+        np.save(tmp_path / "s50" / "a.npy", values, allow_pickle=True)
+        with pytest.raises(DataError, match="cannot be read"):
+            load_subset(tmp_path / "s50")
+
+
+def test_overlap_shares_are_of_the_first_subset() -> None:
+    small, large = draw_subsets(
+        {"a": 100}, [rule(name="small", ratio=0.2, mode="nested"), rule(name="large", ratio=0.4, mode="nested")]
+    )
+    shares = overlap_shares([small, large])
+    assert shares == {"small": {"small": 1.0, "large": 1.0}, "large": {"small": 0.5, "large": 1.0}}
+
+
+def profile_of(*subsets: SubsetConfig) -> Profile:
+    return cast("Profile", SimpleNamespace(corpus=SimpleNamespace(datasets=("b", "a")), subsets=subsets))
+
+
+def corpus_in(folder: Path) -> Path:
+    (folder / "train").mkdir(parents=True)
+    for dataset, count in {"a": 10, "b": 25, "unused": 3}.items():
+        (folder / "train" / f"{dataset}.jsonl").write_bytes(b"{}\n" * count)
+    return folder
+
+
+@pytest.mark.promise(9)
+def test_the_stage_writes_the_same_bytes_twice(tmp_path: Path) -> None:
+    profile = profile_of(rule(name="s20", ratio=0.2), rule(name="s50", ratio=0.5), rule(name="r", complement_of="s50"))
+    corpus = corpus_in(tmp_path / "corpus")
+    facts = [make_subsets(profile, corpus, tmp_path / run) for run in ("one", "two")]
+    assert facts[0] == facts[1]
+    assert facts[0]["subset_rows"] == {"s20": 7, "s50": 18, "r": 17}
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert len(files) == 1 + 3 * 3
+    assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
+    index = json.loads((tmp_path / "one" / "subsets.json").read_text(encoding="utf-8"))
+    assert index["subsets"]["s20"]["sizes"] == {"a": 2, "b": 5}
+    assert index["overlap_share"]["s50"]["r"] == 0.0
+    assert load_subset(tmp_path / "one" / "r").rule["complement_of"] == "s50"
+
+
+def test_a_dataset_without_training_file_is_named(tmp_path: Path) -> None:
+    corpus = corpus_in(tmp_path)
+    (corpus / "train" / "b.jsonl").rename(corpus / "train" / "bb.jsonl")
+    with pytest.raises(DataError, match="did you mean 'bb'"):
+        make_subsets(profile_of(rule(ratio=0.5)), corpus, tmp_path / "out")
