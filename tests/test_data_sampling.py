@@ -10,8 +10,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boom_utils.artifacts import PROJECT_ROOT
-from boom_utils.config import Profile, SubsetConfig
+from boom_utils.config import SubsetConfig
 from boom_utils.data.sampling import (
     Subset,
+    corpus_rows,
     draw_subset,
-    draw_subsets,
     load_subset,
-    make_subsets,
+    make_subset,
     overlap_shares,
     save_subset,
     subset_size,
@@ -83,7 +82,8 @@ def test_another_dataset_or_order_changes_no_sample(
 @pytest.mark.promise(9)
 @given(corpora, ratios)
 def test_a_complement_is_what_the_other_left(rows: dict[str, int], ratio: float) -> None:
-    half, rest = draw_subsets(rows, [rule(name="half", ratio=ratio), rule(name="rest", complement_of="half")])
+    half = make_subset(rows, rule(name="half", ratio=ratio))
+    rest = make_subset(rows, rule(name="rest", complement_of="half"), half)
     for dataset, count in rows.items():
         assert sorted([*half.rows[dataset].tolist(), *rest.rows[dataset].tolist()]) == list(range(count))
 
@@ -129,7 +129,7 @@ def test_the_same_rows_are_drawn_under_any_hash_seed() -> None:
 
 
 def test_a_small_draw_is_frozen() -> None:
-    """A change here changes every published subset: bump STAGE_VERSION."""
+    """A change here changes every published subset: raise VERSION["subset"] in study/stages.py."""
     assert as_lists(draw_subset({"a": 50}, rule(name="s20", ratio=0.2))) == {"a": FROZEN_INDEPENDENT}
     assert as_lists(draw_subset({"a": 50}, rule(name="s20", ratio=0.2, mode="nested"))) == {"a": FROZEN_NESTED}
 
@@ -143,7 +143,7 @@ def test_an_empty_corpus_or_an_unknown_complement_is_refused() -> None:
         draw_subset({"a": 1, "b": 0}, rule(ratio=0.5))
     with pytest.raises(DataError, match="no rows in any file"):
         draw_subset({}, rule(ratio=0.5))
-    half = draw_subsets({"a": 4}, [rule(name="half", ratio=0.5)])[0]
+    half = make_subset({"a": 4}, rule(name="half", ratio=0.5))
     with pytest.raises(DataError, match="did you mean 'half'"):
         draw_subset({"a": 4}, rule(complement_of="halff"), {"half": half})
     with pytest.raises(DataError, match="not drawn from these rows"):
@@ -151,7 +151,7 @@ def test_an_empty_corpus_or_an_unknown_complement_is_refused() -> None:
 
 
 def saved(folder: Path) -> Subset:
-    subset = draw_subsets({"a": 9, "b": 40}, [rule(name="s50", ratio=0.5)])[0]
+    subset = make_subset({"a": 9, "b": 40}, rule(name="s50", ratio=0.5))
     save_subset(folder, subset)
     return subset
 
@@ -193,15 +193,11 @@ def test_floats_and_pickles_are_no_index_files(tmp_path: Path) -> None:
 
 
 def test_overlap_shares_are_of_the_first_subset() -> None:
-    small, large = draw_subsets(
-        {"a": 100}, [rule(name="small", ratio=0.2, mode="nested"), rule(name="large", ratio=0.4, mode="nested")]
+    small, large = (
+        make_subset({"a": 100}, rule(name=n, ratio=r, mode="nested")) for n, r in (("small", 0.2), ("large", 0.4))
     )
     shares = overlap_shares([small, large])
     assert shares == {"small": {"small": 1.0, "large": 1.0}, "large": {"small": 0.5, "large": 1.0}}
-
-
-def profile_of(*subsets: SubsetConfig) -> Profile:
-    return cast("Profile", SimpleNamespace(corpus=SimpleNamespace(datasets=("b", "a")), subsets=subsets))
 
 
 def corpus_in(folder: Path) -> Path:
@@ -212,23 +208,19 @@ def corpus_in(folder: Path) -> Path:
 
 
 @pytest.mark.promise(9)
-def test_the_stage_writes_the_same_bytes_twice(tmp_path: Path) -> None:
-    profile = profile_of(rule(name="s20", ratio=0.2), rule(name="s50", ratio=0.5), rule(name="r", complement_of="s50"))
-    corpus = corpus_in(tmp_path / "corpus")
-    facts = [make_subsets(profile, corpus, tmp_path / run) for run in ("one", "two")]
+def test_a_subset_is_written_with_the_same_bytes_twice(tmp_path: Path) -> None:
+    rows = corpus_rows(corpus_in(tmp_path / "corpus"), ("b", "a"))
+    assert rows == {"b": 25, "a": 10}
+    facts = [save_subset(tmp_path / run, make_subset(rows, rule(name="s20", ratio=0.2))) for run in ("one", "two")]
     assert facts[0] == facts[1]
-    assert facts[0]["subset_rows"] == {"s20": 7, "s50": 18, "r": 17}
-    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
-    assert len(files) == 1 + 3 * 3
-    assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
-    index = json.loads((tmp_path / "one" / "subsets.json").read_text(encoding="utf-8"))
-    assert index["subsets"]["s20"]["sizes"] == {"a": 2, "b": 5}
-    assert index["overlap_share"]["s50"]["r"] == 0.0
-    assert load_subset(tmp_path / "one" / "r").rule["complement_of"] == "s50"
+    assert facts[0]["sizes"] == {"a": 2, "b": 5}
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == ["a.npy", "b.npy", "rule.json"]
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files)
 
 
 def test_a_dataset_without_training_file_is_named(tmp_path: Path) -> None:
     corpus = corpus_in(tmp_path)
     (corpus / "train" / "b.jsonl").rename(corpus / "train" / "bb.jsonl")
     with pytest.raises(DataError, match="did you mean 'bb'"):
-        make_subsets(profile_of(rule(ratio=0.5)), corpus, tmp_path / "out")
+        corpus_rows(corpus, ("a", "b"))

@@ -48,7 +48,6 @@ from boom_utils.errors import DataError, ManifestError
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 1
 CLASSIFICATION = "exception_class"
 STS = "parameter_overlap_sts"
 PRETRAINING = "summary_to_description"
@@ -56,7 +55,7 @@ PRETRAINING = "summary_to_description"
 
 AnyUnit = TypeVar("AnyUnit", bound=Unit)
 
-__all__ = ["STAGE_VERSION", "Corpus", "build_corpus", "corpus_fingerprint", "make_examples"]
+__all__ = ["Corpus", "build_corpus", "corpus_fingerprint", "make_examples"]
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boom_utils.artifacts import atomic_path, derive_seed, sha256_file, write_json
-from boom_utils.config import Profile, SubsetConfig
+from boom_utils.config import SubsetConfig
 from boom_utils.data.examples import count_rows
 from boom_utils.errors import DataError, bullet_list, nearest
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 1
 RULE = "rule.json"
 RowIds = NDArray[np.uint32]
 
@@ -189,7 +188,11 @@ def _share(subset: Subset, other: Subset) -> float:
 
 
 def make_subset(rows: Mapping[str, int], config: SubsetConfig, other: Subset | None = None) -> Subset:
-    """Draw one subset; ``other`` is the one it complements, if it does."""
+    """Draw one subset of a corpus; ``other`` is the one it complements, if it does.
+
+    Raises:
+        DataError: As `draw_subset`.
+    """
     drawn = draw_subset(rows, config, {other.name: other} if other else None)
     return Subset(config.model_dump(), dict(rows), drawn)
 
@@ -201,35 +204,6 @@ def corpus_rows(examples_folder: Path, datasets: Sequence[str]) -> dict[str, int
         DataError: A dataset has no training file.
     """
     return {dataset: _rows_of(examples_folder, dataset) for dataset in datasets}
-
-
-def draw_subsets(rows: Mapping[str, int], configs: Sequence[SubsetConfig]) -> list[Subset]:
-    """Draw several subsets of the same corpus, in order, so that later ones can complement earlier ones."""
-    drawn: dict[str, Subset] = {}
-    for config in configs:
-        drawn[config.name] = Subset(config.model_dump(), dict(rows), draw_subset(rows, config, drawn))
-    return list(drawn.values())
-
-
-def make_subsets(profile: Profile, examples_folder: Path, out: Path) -> dict[str, Any]:
-    """Stage: draw every subset of a profile from the training files of its corpus.
-
-    Args:
-        profile: Its ``corpus.datasets`` are drawn from, its ``subsets`` are drawn.
-        examples_folder: Folder that `boom_utils.data.python_docs.make_examples` wrote (``train/<dataset>.jsonl``).
-        out: Empty folder; gets one folder a subset and ``subsets.json``.
-
-    Returns:
-        Rows of the corpus, and size of every subset.
-
-    Raises:
-        DataError: A dataset has no training file or no rows.
-    """
-    rows = {dataset: _rows_of(examples_folder, dataset) for dataset in profile.corpus.datasets}
-    subsets = draw_subsets(rows, profile.subsets)
-    saved = {subset.name: save_subset(out / subset.name, subset) for subset in subsets}
-    write_json(out / "subsets.json", {"subsets": saved, "overlap_share": overlap_shares(subsets)})
-    return {"corpus_rows": rows, "subset_rows": {subset.name: sum(subset.sizes.values()) for subset in subsets}}
 
 
 def _rows_of(folder: Path, dataset: str) -> int:

@@ -26,7 +26,6 @@ from boom_utils.evaluation.tasks import LocalTask, build_task
 from boom_utils.models import Encoder, content_hash
 
 log = logging.getLogger(__name__)
-STAGE_VERSION = 1
 
 
 class MtebEncoder:

@@ -49,12 +49,20 @@ def examples(profile: Profile, manifest: Manifest) -> Node:
     def make(out: Path, _: Inputs) -> Mapping[str, Any]:
         return python_docs.make_examples(manifest, profile.corpus, out)
 
+    prose = {"description", "licence", "version"}  # what is installed is in "found"
     config = {
-        "manifest": manifest.model_dump(mode="json"),
+        "manifest": _without(manifest.model_dump(mode="json"), prose),
         "corpus": profile.corpus.model_dump(mode="json"),
         "found": python_docs.corpus_fingerprint(manifest),
     }
     return Node("examples", VERSION["examples"], f"examples of {manifest.name}", config, make)
+
+
+def _without(value: Any, keys: set[str]) -> Any:
+    """JSON without some keys, at any depth: text for readers is no reason to make a corpus anew."""
+    if isinstance(value, dict):
+        return {key: _without(part, keys) for key, part in value.items() if key not in keys}
+    return [_without(part, keys) for part in value] if isinstance(value, list) else value
 
 
 def subset(profile: Profile, config: SubsetConfig, nodes: Nodes) -> Node:
