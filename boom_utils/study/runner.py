@@ -164,7 +164,7 @@ def notebook_node(study: Study, name: str, values: Mapping[str, Any]) -> Node:
     # A profile given by path stands for its content, which the inputs carry.
     shown = {**values, "profile": study.profile.name}
     config = {"notebook": name, "source": digest_of(cells), "parameters": shown}
-    return Node("notebook", VERSION, name, config, _not_made_here, study.nodes_of(name))
+    return Node("notebook", VERSION, f"executed copy of {name}", config, _not_made_here, study.nodes_of(name))
 
 
 def _not_made_here(out: Path, inputs: Mapping[str, Artifact]) -> None:
@@ -183,6 +183,7 @@ def _execute(name: str, output: Path, values: Mapping[str, Any], executed: Path)
             cwd=str(source.parent),
             progress_bar=False,
             log_output=True,
+            extra_arguments=["--IPKernelApp.log_level=40"],  # not the note on local sockets at every start
         )
     except PapermillExecutionError as error:
         raise _failure(name, f"{error.ename}: {_ANSI.sub('', str(error.evalue))}", output, executed) from error

@@ -1,0 +1,298 @@
+"""The whole smoke study, as a user runs it: notebooks by papermill, headless, offline, from another folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from boom_utils.artifacts import PROJECT_ROOT, Workspace
+from boom_utils.cli import main
+from boom_utils.config import PROFILES, Profile, load_profile
+from boom_utils.reporting.report import write_report
+from boom_utils.study.graph import NOTEBOOKS, Study
+
+pytestmark = pytest.mark.notebooks
+CANARY = "hf_canary0123456789abcdefghij"
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "boom_utils", *arguments]
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """No hub, no way out through a proxy, a token to look for, a random hash seed, a plain locale."""
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    fixed = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_TOKEN": CANARY,
+        "PYTHONHASHSEED": "random",
+        "LC_ALL": "C",
+        "no_proxy": "127.0.0.1",
+    }
+    return {**os.environ, **nowhere, **fixed, "BOOM_HOME": str(home), **more}
+
+
+def source_files() -> dict[str, int]:
+    """Every file of the project that is not a cache, with its time of change."""
+    skipped = {
+        ".git",
+        ".venv",
+        "workspace",
+        "results",
+        "__pycache__",
+        ".pytest_cache",
+        ".ruff_cache",
+        ".mypy_cache",
+        ".hypothesis",
+    }
+    found = {}
+    for folder, names, files in os.walk(PROJECT_ROOT):
+        names[:] = [name for name in names if name not in skipped and not name.endswith(".egg-info")]
+        found |= {str(Path(folder, name)): Path(folder, name).stat().st_mtime_ns for name in files}
+    return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of the smoke profile."""
+
+    home: Path
+    results: Path
+    output: str
+    seconds: float
+    source_untouched: bool
+
+    @property
+    def study(self) -> Study:
+        return Study(load_profile("smoke"), Workspace(self.home))
+
+    def table(self, name: str) -> pd.DataFrame:
+        return pd.read_csv(self.results / "tables" / f"{name}.csv")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    root = tmp_path_factory.mktemp("smöke run")
+    home, results, before, began = root / "wörk späce", root / "results", source_files(), time.monotonic()
+    arguments = command("run", "--profile", "smoke", "--results", str(results))
+    done = subprocess.run(arguments, cwd=root, env=environment(home), capture_output=True, timeout=1200, check=False)
+    output = (done.stdout + done.stderr).decode("utf-8", "replace")
+    assert done.returncode == 0, output[-4000:]
+    return Run(home, results / "smoke", output, time.monotonic() - began, source_files() == before)
+
+
+@pytest.mark.promise(34)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_notebook_runs_headless_to_its_end(smoke: Run, name: str) -> None:
+    executed = smoke.home / "executed" / "smoke"
+    book = nbformat.read(executed / f"{name}.ipynb", as_version=4)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    counts = [cell.execution_count for cell in code]
+    assert counts == list(range(1, len(code) + 1))
+    assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
+    assert (executed / f"{name}.html").stat().st_size > 100_000
+
+
+@pytest.mark.promise(40)
+def test_it_works_from_another_folder_in_a_path_with_spaces_and_writes_nothing_into_the_project(smoke: Run) -> None:
+    assert smoke.source_untouched
+
+
+def test_tables_and_figures_are_where_the_output_says(smoke: Run) -> None:
+    for place in ("executed/smoke", "results/smoke/tables", "results/smoke/figures"):
+        assert place in smoke.output
+    figures = sorted(path.stem for path in (smoke.results / "figures").glob("*.svg"))
+    assert len(figures) >= 3
+    assert figures == sorted(path.stem for path in (smoke.results / "figures").glob("*.png"))
+
+
+def test_the_main_table_has_every_model_with_an_interval_in_and_out_of_domain(smoke: Run) -> None:
+    table = smoke.table("models").set_index("model")
+    assert list(table.index) == ["random", "base", "s20", "s40", "s60", "s80", "full", "plain-mean", "boom"]
+    for domain in ("in-domain", "out-of-domain"):
+        assert (table[f"{domain} low"] < table[domain]).all()
+        assert (table[domain] < table[f"{domain} high"]).all()
+    assert table.loc["boom", "corpus passes"] == pytest.approx(3.0)
+
+
+def test_the_base_beats_random_and_fine_tuned_models_beat_the_base_by_more_than_their_intervals(smoke: Run) -> None:
+    checks = smoke.table("checks").set_index("model")
+    assert (checks.loc[["base", "full", "plain-mean", "boom"], "in-domain difference low"] > 0).all()
+
+
+@pytest.mark.promise(38)
+def test_asked_again_with_nothing_changed_it_starts_no_kernel(smoke: Run) -> None:
+    began = time.monotonic()
+    arguments = command("run", "--profile", "smoke", "--results", str(smoke.results.parent))
+    done = subprocess.run(
+        arguments, env=environment(smoke.home), capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.count("up to date") == len(NOTEBOOKS)
+    assert "started" not in done.stdout
+    assert time.monotonic() - began < 45
+
+
+@pytest.mark.promise(38)
+def test_a_changed_merge_weight_asks_for_that_merge_and_what_follows_from_it_only(smoke: Run) -> None:
+    content = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
+    content["merges"][1]["weights"] = [1, 1, 1, 1, 2]
+    study = Study(Profile.model_validate(content), Workspace(smoke.home))
+    missing = {name for name, node in study.nodes.items() if study.workspace.find(node) is None}
+    tasks = [*study.profile.evaluation.in_domain, *study.profile.evaluation.out_of_domain]
+    assert missing == {"merge/boom", "results", "report", *(f"scores/boom/{task}" for task in tasks)}
+
+
+@pytest.mark.promise(36)
+@pytest.mark.promise(39)
+def test_nothing_written_holds_the_token_an_absolute_path_or_the_host(smoke: Run) -> None:
+    private = [str(smoke.home), str(Path.home()) + "/", f'"{socket.gethostname()}"', str(PROJECT_ROOT)]
+    for path in (*smoke.home.rglob("*"), *smoke.results.rglob("*")):
+        if path.is_file() and path.suffix in {
+            ".json",
+            ".jsonl",
+            ".ipynb",
+            ".html",
+            ".md",
+            ".yaml",
+            ".csv",
+            ".svg",
+            ".yml",
+        }:
+            text = path.read_text(encoding="utf-8")
+            assert CANARY not in text, path
+            if path.name == "record.json" or smoke.results in path.parents or path.suffix in {".md", ".yaml"}:
+                assert not [secret for secret in private if secret in text], path
+    assert CANARY not in smoke.output
+
+
+def test_every_artifact_is_what_its_record_says(smoke: Run) -> None:
+    study = smoke.study
+    for name, node in study.nodes.items():
+        artifact = study.workspace.find(node)
+        assert artifact is not None, name
+        assert artifact.damaged_files() == [], name
+
+
+@pytest.mark.promise(32)
+def test_tables_and_figures_come_out_byte_for_byte_the_same_from_the_results(smoke: Run, tmp_path: Path) -> None:
+    written = write_report(smoke.results, tmp_path)["written"]
+    assert len(written) >= 12
+    for name in written:
+        assert (tmp_path / name).read_bytes() == (smoke.results / name).read_bytes(), name
+
+
+@pytest.mark.promise(28)
+def test_mteb_reads_every_result(smoke: Run) -> None:
+    from mteb.results import TaskResult
+
+    revisions = {}
+    for path in (smoke.results / "scores").glob("*/*/*.json"):
+        if path.name == "samples.json":
+            continue
+        result, samples = TaskResult.from_disk(path), json.loads((path.parent / "samples.json").read_text())
+        revisions[path.parent.parent.name] = result.task_name
+        if "value" in samples["columns"]:
+            assert np.mean(samples["columns"]["value"]) == pytest.approx(result.get_score(), abs=1e-4)
+    assert len(revisions) == 9
+
+
+def test_the_merged_model_loads_in_sentence_transformers_and_pools_like_its_members(smoke: Run) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    from boom_utils.models import Encoder
+
+    folder = smoke.study.build("merge/boom").path
+    ours = Encoder.load(folder)
+    prompt = ours.spec.prompts["parameter_question"]
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(["axis of mean"], prompt_name="parameter_question")
+    assert np.abs(ours.encode(["axis of mean"], prompt) - theirs).max() < 1e-5
+    assert prompt.startswith("Instruct: ")
+
+
+def test_the_recipe_on_the_released_models_card_gives_the_studys_model(smoke: Run, tmp_path: Path) -> None:
+    """Same keys, order and weights as the card's YAML; only the model paths are ours."""
+    weights = {"s60": 0.6, "s20": 0.2, "s40": 0.4, "s80": 0.8, "full": 1.0}
+    models = "".join(
+        f"  - model: {smoke.study.build(f'member/{name}').path}\n    parameters:\n      weight: {weight}\n"
+        for name, weight in weights.items()
+    )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"models:\n{models}merge_method: multislerp\ndtype: float32\n", encoding="utf-8")
+    assert main(["merge", str(recipe), str(tmp_path / "out")]) == 0
+    from safetensors.numpy import load_file
+
+    card = load_file(tmp_path / "out" / "model.safetensors")
+    study = load_file(smoke.study.build("merge/boom").path / "model.safetensors")
+    assert card.keys() == study.keys()
+    assert max(float(np.abs(card[name] - study[name]).max()) for name in card) < 1e-6
+
+
+@pytest.mark.parametrize("edit", ["missing model", "unknown key", "nan"])
+def test_a_recipe_that_cannot_be_merged_exits_with_2_and_leaves_nothing(smoke: Run, tmp_path: Path, edit: str) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    models = [str(smoke.study.build(f"member/{name}").path) for name in ("s20", "full")]
+    recipe: dict[str, Any] = {"merge_method": "multislerp", "dtype": "float32"}
+    if edit == "missing model":
+        models[0] = "nowhere"
+    elif edit == "unknown key":
+        recipe["wieghts"] = [1, 1]
+    else:
+        import shutil
+
+        shutil.copytree(models[0], tmp_path / "nan")
+        tensors = {name: tensor.copy() for name, tensor in load_file(tmp_path / "nan" / "model.safetensors").items()}
+        tensors["norm.weight"][3] = np.nan
+        save_file(tensors, tmp_path / "nan" / "model.safetensors", metadata={"format": "pt"})
+        models[0] = str(tmp_path / "nan")
+    recipe["models"] = [{"model": model, "parameters": {"weight": 1.0}} for model in models]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert main(["merge", str(tmp_path / "recipe.yaml"), str(tmp_path / "out")]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_run_killed_in_the_middle_goes_on_where_it_was(smoke: Run, tmp_path: Path) -> None:
+    """A smaller study in a workspace that already holds its corpus; killed with SIGKILL while the base trains."""
+    content = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
+    content["name"] = "killed"
+    content["base_model"]["pretraining"]["num_train_epochs"] = 1
+    content["base_model"]["hidden_size"] = 32
+    content["members"] = [content["members"][0], content["members"][4]]
+    content["merges"] = [{"name": "boom", "method": "multislerp", "members": ["s20", "full"]}]
+    content["evaluation"]["in_domain"] = ["parameter_overlap_sts"]
+    content["evaluation"]["out_of_domain"] = ["parameter_question_held_out"]
+    profile = tmp_path / "killed.yaml"
+    profile.write_text(yaml.safe_dump(content), encoding="utf-8")
+    arguments = command("run", "--profile", str(profile), "--only", "02", "--results", str(tmp_path))
+    process = subprocess.Popen(arguments, env=environment(smoke.home), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "base model: started" in line:
+            break
+    time.sleep(1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    made = Study(load_profile(profile), Workspace(smoke.home))
+    assert made.workspace.find(made.node("base")) is None
+    done = subprocess.run(
+        arguments, env=environment(smoke.home), capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "ended early; going on from there" in done.stdout
+    assert "examples of python_docs: started" not in done.stdout
+    assert not list((smoke.home / ".tmp").glob("base-*"))
