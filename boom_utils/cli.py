@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from boom_utils.errors import BoomError, ConfigError
+from boom_utils.progress import quiet_libraries
 
 log = logging.getLogger("boom_utils.cli")
 
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("boom_utils").setLevel(logging.INFO)
+    quiet_libraries()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return int(options.command(options) or 0)

@@ -15,6 +15,12 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 
+def quiet_libraries() -> None:
+    """Ask the Hugging Face libraries not to draw bars of their own; call it before they are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers heeds it too
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
 def watched() -> bool:
     """Whether a person is likely to see a bar: a terminal, or a kernel that a Jupyter server started for a document."""
     return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ

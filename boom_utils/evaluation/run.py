@@ -7,7 +7,6 @@ pooling, normalisation, length, dtype): mteb tells scores apart by revision alon
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,8 +23,6 @@ from boom_utils.artifacts import write_json
 from boom_utils.errors import EvaluationError
 from boom_utils.evaluation.tasks import LocalTask, build_task
 from boom_utils.models import Encoder, content_hash
-
-log = logging.getLogger(__name__)
 
 
 class MtebEncoder:
@@ -96,12 +93,13 @@ def evaluate_task(model: str, folder: Path, task: LocalTask, out: Path) -> dict[
     made = build_task(task)
     options: dict[str, Any] = {"cache": None, "co2_tracker": False, "show_progress_bar": False}
     with torch.random.fork_rng(devices=[]):  # mteb's data loaders draw from the global generator
-        result = mteb.evaluate(wrapped, made, encode_kwargs={"batch_size": 1024}, **options).task_results[0]
+        result = mteb.evaluate(
+            wrapped, made, encode_kwargs={"batch_size": 1024, "show_progress_bar": False}, **options
+        ).task_results[0]
     result.to_disk(out / f"{task.name}.json")
     score = float(result.get_score())
     _check_samples(task, score, made.samples.columns)
     write_json(out / "samples.json", asdict(made.samples))
-    log.info("%s on %s: %s %.4f", model, task.name, made.samples.metric, score)
     return {
         "main_score": score,
         "metric": made.samples.metric,

@@ -65,20 +65,20 @@ def task_deltas(results: Results) -> Figure:
 
 
 def training_losses(results: Results) -> Figure:
-    """Training loss of every member, one panel a dataset, over the share of its steps done."""
+    """Training loss of every member (running mean of 7 steps), one panel a dataset, over the share of its steps."""
     logs = {member: read_training_log(results.folder, member) for member in results.study["members"]}
     datasets = sorted({line["dataset"] for log in logs.values() for line in log})
-    figure = Figure(figsize=(2.6 * len(datasets), 2.7), layout="constrained")
+    figure = Figure(figsize=(2.1 * len(datasets), 2.6), layout="constrained")
     axes = figure.subplots(1, len(datasets), squeeze=False)[0]
     for axis, dataset in zip(axes, datasets, strict=True):
         for number, (member, log) in enumerate(logs.items()):
             points = [(line["step"] / max(1, len(log) - 1), line["loss"]) for line in log if line["dataset"] == dataset]
-            x, y = zip(*points, strict=True) if points else ((), ())
-            axis.plot(x, y, color=COLOURS[number % len(COLOURS)], lw=1, marker=".", ms=3, label=member)
+            x_N, y_N = np.array(points).reshape(-1, 2).T
+            axis.plot(x_N, _running_mean(y_N), color=COLOURS[number % len(COLOURS)], lw=1.2, label=member)
         axis.set_title(dataset.replace("_", " "))
         axis.set_xlabel("share of steps done")
         axis.set_ylim(bottom=0)
-    axes[0].set_ylabel("InfoNCE loss (nats)")
+    axes[0].set_ylabel("InfoNCE loss (nats), running mean")
     axes[-1].legend(frameon=False, fontsize=7)
     return figure
 
@@ -110,7 +110,7 @@ def corpus_rows(results: Results) -> Figure:
         for line in read_training_log(results.folder, member):
             rows[line["dataset"]][member] = rows[line["dataset"]].get(member, 0) + line["queries"]
     members = list(results.study["members"])
-    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    figure = Figure(figsize=(7, 3), layout="constrained")
     axis, left = figure.subplots(), np.zeros(len(members))
     for number, (dataset, counts) in enumerate(sorted(rows.items())):
         width = np.array([counts.get(member, 0) for member in members])
@@ -118,7 +118,7 @@ def corpus_rows(results: Results) -> Figure:
         left = left + width
     axis.invert_yaxis()
     axis.set_xlabel("examples trained on")
-    axis.legend(frameon=False, fontsize=7, loc="lower right")
+    figure.legend(frameon=False, fontsize=7, loc="outside upper center", ncols=len(rows))
     return figure
 
 
@@ -151,6 +151,12 @@ def _dots(axis: Axes, found: Sequence[Estimate], colours: Sequence[str]) -> None
         axis.plot([low, high], [row, row], color=colour, lw=1.6, solid_capstyle="butt")
         axis.plot(100 * estimate.value, row, marker="o", ms=5, color=colour)
     axis.grid(axis="x", lw=0.4, alpha=0.5)
+
+
+def _running_mean(y_N: np.ndarray, width: int = 7) -> np.ndarray:
+    """Mean over a window around each step, shorter at both ends."""
+    half = width // 2
+    return np.array([y_N[max(0, n - half) : n + half + 1].mean() for n in range(len(y_N))])
 
 
 def _colour(results: Results, model: str) -> str:

@@ -68,7 +68,12 @@ def checks_table(results: Results) -> pd.DataFrame:
 def corpus_table(results: Results) -> pd.DataFrame:
     """Rows and text lengths of every set of the corpus."""
     summary = read_json_object(results.folder / "corpus" / "summary.json")
-    return pd.DataFrame([{"set": name, **facts} for name, facts in summary["sets"].items()])
+    rows = []
+    for name, facts in summary["sets"].items():
+        lengths = {key: value for key, value in facts.items() if key.endswith("_words")}
+        shown = "; ".join(f"{key.removesuffix('_words')} {value['median']:g}" for key, value in lengths.items())
+        rows.append({"set": name, "rows": facts["rows"], "median words": shown})
+    return pd.DataFrame(rows)
 
 
 def score_frame(scores: Mapping[str, Mapping[str, Path]], evaluation: EvaluationConfig) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from boom_utils.artifacts import Artifact, Node, Workspace
 from boom_utils.config import Profile, load_profile
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.errors import ConfigError, bullet_list, nearest
+from boom_utils.progress import quiet_libraries
 from boom_utils.study import stages
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ def open_study(profile: str, workspace: Path | None = None) -> Study:
     """Open a study from a notebook: logging to the notebook's output, one line an event, and the profile echoed."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("boom_utils").setLevel(logging.INFO)
+    quiet_libraries()
     loaded = load_profile(profile)
     log.info("profile %s: %s", loaded.name, loaded.description.strip())
     return Study(loaded, Workspace(workspace))

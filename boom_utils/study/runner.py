@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -229,10 +230,12 @@ def _without_paths(notebook: Any) -> Any:
 
 
 def scrub(text: str) -> str:
-    """``text`` with every access token of the environment, and everything shaped like one, taken out."""
+    """``text`` without access tokens (those of the environment, and everything shaped like one) and private paths."""
     for variable in _TOKEN_VARIABLES:
         if value := os.environ.get(variable):
             text = text.replace(value, f"[{variable} removed]")
+    for place, name in ((str(PROJECT_ROOT), "."), (sys.prefix, "<environment>"), (str(Path.home()), "~")):
+        text = text.replace(place + "/", name + "/")
     return _TOKEN.sub("[token removed]", text)
 
 

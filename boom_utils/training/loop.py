@@ -147,7 +147,7 @@ def _texts(batch: Batch, tables: Mapping[str, TokenTable]) -> tuple[list[list[in
 
 
 def _check_finite(step: int, batch: Batch, loss: Tensor, norm: Tensor | float | None) -> None:
-    found = {"loss": float(loss), "gradient norm": float(norm if norm is not None else 0.0)}
+    found = {"loss": loss.item(), "gradient norm": float(norm if norm is not None else 0.0)}
     wrong = {name: value for name, value in found.items() if not math.isfinite(value)}
     if wrong:
         raise TrainingError(
