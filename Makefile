@@ -30,7 +30,7 @@ test: setup ## lint, types and all tests, notebooks included
 	$(BIN)/python -m pytest
 
 lab: setup ## JupyterLab on notebooks/
-	$(BIN)/python -m jupyterlab --notebook-dir notebooks
+	GOMP_SPINCOUNT=2000 $(BIN)/python -m jupyterlab --notebook-dir notebooks
 
 check: setup ## versions, devices, disk space
 	$(BIN)/python -m boom_utils check

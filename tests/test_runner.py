@@ -264,3 +264,10 @@ def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.C
         "merge": [],
         "check": ["--profile"],
     }
+
+
+@pytest.mark.promise(40)
+def test_a_read_only_project_gets_its_results_in_the_workspace(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner.os, "access", lambda path, mode: False)
+    assert runner.results_folder(setup.study) == setup.workspace.root / "results" / "toy"
+    assert runner.results_folder(setup.study, Path("given")) == Path("given") / "toy"
