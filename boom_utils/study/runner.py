@@ -76,8 +76,8 @@ def run(study: Study, profile_argument: str, options: RunOptions) -> dict[str, P
         WorkspaceError: Another run holds the workspace.
     """
     chosen = choose(options.only, options.start)
-    # GNU OpenMP threads wait by spinning. Beside another busy process that made a step 200 times slower (measured on two
-    # cores); a short spin costs nothing alone and keeps two studies at half speed each. Kernels inherit it.
+    # GNU OpenMP threads wait by spinning. Beside another busy process that made a step a hundred times slower (two
+    # cores, measured); a short spin costs nothing alone and lets two studies share the machine. Kernels inherit it.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     profile_argument = _absolute_profile(profile_argument)
     values = {"profile": profile_argument, **options.parameters}
