@@ -31,6 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BoomError as error:
         log.error("error: %s", error)
         return error.exit_code
+    except OSError as error:
+        log.error(
+            "error: %s\n  what to do: look at this file or folder (does it exist, is it writable, is the disk full)",
+            error,
+        )
+        return 1
     except KeyboardInterrupt:
         log.error("interrupted; finished stages are kept: run the same command to go on")
         return 130

@@ -20,7 +20,7 @@ PROFILES = Path(__file__).parent / "profiles"
 
 QUERY_TEMPLATE = "Instruct: {instruction}\nQuery: "
 """What stands before a query, in training and evaluation alike (authors' 0.6B script). The authors' evaluation leaves
-out the last space (PAPER 3.3); the kit does not."""
+out the last space; the kit does not."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
@@ -51,7 +51,7 @@ class CorpusConfig(Frozen):
 
 
 class TrainingConfig(Frozen):
-    """Hyper-parameters of contrastive training, under the names FlagEmbedding users know (paper values: PAPER 3.1)."""
+    """Hyper-parameters of contrastive training, under FlagEmbedding's names; profiles name the paper's values."""
 
     learning_rate: float = Field(gt=0)
     per_device_train_batch_size: int = Field(gt=0, description="queries a step; halved for `halve_batch` datasets")

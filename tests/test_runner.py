@@ -253,6 +253,17 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(monkeypatch: pytest.MonkeyP
     assert main(["run", "--profile", "smoke"]) == 130
 
 
+def test_a_workspace_that_cannot_be_written_is_said_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "file"))
+    assert main(["run", "--profile", "smoke"]) == 1
+    said = capsys.readouterr().out
+    assert "what to do" in said
+    assert "Traceback" not in said
+
+
 def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.CaptureFixture[str]) -> None:
     options = {}
     for command in ("run", "merge", "check"):

@@ -1,4 +1,4 @@
-"""Plans, losses and the loop, against the rules of PAPER 3.2 and naive references."""
+"""Plans, losses and the loop, against the rules of FlagEmbedding's same-dataset batches and naive references."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from boom_utils.data.examples import TrainingExample
 from boom_utils.data.manifest import Dataset
 
 NEGATIVES = 7
-"""Negatives a row, for the paper's group of 8 (PAPER 3.1)."""
+"""Negatives a row, for the paper's group of 8 passages."""
 POSITIVES = 3
 """Most positives of rows that have several."""
 HIGH_OVERLAP, LOW_OVERLAP = 0.5, 0.2

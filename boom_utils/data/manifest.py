@@ -25,9 +25,9 @@ ExampleType = Literal["normal", "only_1neg", "symmetric_sts", "symmetric_class",
 Sentence = Annotated[str, Field(min_length=10, max_length=1000)]
 
 ON_BOTH_SIDES = ("symmetric_sts", "symmetric_clustering")
-"""Types whose passages get the instruction too (PAPER 3.2 item 6; FlagEmbedding AbsDataset)."""
+"""Types whose passages get the instruction too (FlagEmbedding AbsDataset)."""
 GROUP_SIZE_OF_TYPE: dict[str, GroupSizeRule] = {"only_1neg": "one_negative", "symmetric_class": "first_row"}
-"""Types with a group size of their own (PAPER 3.2 item 4); all others use ``train_group_size``."""
+"""Types with a group size of their own (FlagEmbedding AbsDataset); all others use ``train_group_size``."""
 
 
 class Distribution(Frozen):
@@ -57,7 +57,7 @@ Source = InstalledDistributions
 
 
 class Dataset(Frozen):
-    """One training dataset and the semantics of its rows (PAPER 3.2)."""
+    """One training dataset and the semantics of its rows."""
 
     id: Name
     family: Family

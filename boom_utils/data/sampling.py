@@ -1,6 +1,6 @@
 """Subsets of a corpus: seeded index files over the rows of every dataset, never copies of text.
 
-Every dataset has its own random stream, so adding one does not change what is drawn from the others. PAPER 1.E:
+Every dataset has its own random stream, so adding one does not change what is drawn from the others. In the paper
 each ratio is drawn from every dataset independently and without replacement; whether smaller subsets are nested in
 larger ones is not known, so both modes exist.
 """

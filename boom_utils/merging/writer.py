@@ -101,7 +101,7 @@ def merge(recipe: Recipe, out: Path) -> dict[str, Any]:
         shutil.rmtree(temporary, ignore_errors=True)
     if job.notes:
         log.warning("%d of %d tensors were special cases; see the notes", len(job.notes), facts["tensors"])
-    log.info("merged %d models by %s into %s", len(job.members), recipe.merge_method, out)
+    log.info("merged %d models by %s", len(job.members), recipe.merge_method)
     return facts
 
 

@@ -57,7 +57,7 @@ class Results:
         return [task["name"] for task in self.study["tasks"] if task["domain"] == domain]
 
     def cost(self, model: str) -> float:
-        """Corpus passes the model took: its ratio, or the sum of its members' (PAPER 1.E); 0 for untrained ones."""
+        """Corpus passes the model took: its ratio, or the sum of its members'; 0 for untrained ones."""
         members, merges = self.study["members"], self.study["merges"]
         if model in merges:
             return float(sum(members[name]["ratio"] for name in merges[model]["members"]))

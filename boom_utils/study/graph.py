@@ -73,7 +73,10 @@ class Study:
         names = [name for name in self.nodes if name.startswith(prefix)]
         if not names:
             raise ConfigError(f"this study has no '{prefix}…'{nearest(prefix, self.nodes)}")
-        return {name.removeprefix(prefix): self.build(name) for name in names}
+        ready = {name: found for name in names if (found := self.workspace.find(self.nodes[name]))}
+        if ready:
+            log.info("%s: %d of %d up to date", prefix.rstrip("/"), len(ready), len(names))
+        return {name.removeprefix(prefix): ready.get(name) or self.build(name) for name in names}
 
     def scores_of(self, models: Iterable[str]) -> dict[str, dict[str, Artifact]]:
         """Scores of the given models on every task: model -> task -> artifact."""

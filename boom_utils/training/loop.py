@@ -1,6 +1,6 @@
 """The training loop: one page on accelerate, for full contrastive fine-tuning by a batch plan.
 
-Semantics are those of PAPER 3.2 and the hyper-parameters of 3.1: AdamW, linear warm-up then linear decay, gradient
+Semantics and hyper-parameters are those of the authors' script: AdamW, linear warm-up then linear decay, gradient
 clipping. All texts of a step are one flat list, sorted by length into micro-batches; rows go back in order before the
 loss, so the gradient is that of the whole batch. One process here.
 """

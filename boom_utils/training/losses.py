@@ -13,7 +13,7 @@ def info_nce(queries_QD: Tensor, passages_PD: Tensor, temperature: float, *, in_
     """Cross-entropy of each query's positive among its candidates, averaged over queries.
 
     Passages stand in groups of G = P / Q, one group a query, the positive first. With in-batch negatives a query is
-    compared with all P passages, otherwise with its own G (PAPER 3.2 items 7 and 8; FlagEmbedding's two losses).
+    compared with all P passages, otherwise with its own G (FlagEmbedding's two losses).
 
     Args:
         queries_QD: float (Q, D), unit length.

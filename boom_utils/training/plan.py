@@ -1,6 +1,6 @@
 """Batch plans: which rows meet in which step, decided before training and kept in a file.
 
-Batch-level shuffling (PAPER 3.2, FlagEmbedding's same-dataset batches): every batch comes from one dataset, the last
+Batch-level shuffling (the paper's; FlagEmbedding's same-dataset batches): every batch comes from one dataset, the last
 incomplete batch of each dataset is left out, and the batches of all datasets are shuffled together. The plan also
 fixes the positive and the negatives of every row, so it determines training completely.
 
@@ -30,7 +30,7 @@ GroupRule = Literal["train_group_size", "one_negative", "first_row", "positive_o
 
 @dataclass(frozen=True)
 class DatasetRules:
-    """What FlagEmbedding hides in folder names and type strings (PAPER 3.2), made explicit.
+    """What FlagEmbedding hides in folder names and type strings (its AbsDataset), made explicit.
 
     Args:
         in_batch_negatives: Other rows' passages are negatives too; otherwise only the row's own group is.
@@ -159,7 +159,7 @@ class BatchPlan:
 
 
 def plan_batches(datasets: Mapping[str, PlanInput], options: PlanOptions) -> BatchPlan:
-    """Plan batch-level shuffling (schedule S1 of PAPER 1.A).
+    """Plan batch-level shuffling (the paper's strongest schedule).
 
     Every random stream has its own seed derived from (seed, epoch, dataset), so adding a dataset leaves the batches of
     the others as they are; only the common order changes.
@@ -182,7 +182,7 @@ def plan_batches(datasets: Mapping[str, PlanInput], options: PlanOptions) -> Bat
 
 
 def draw_negatives(counts: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw ``size`` of each row's negatives without replacement (PAPER 3.2, item 5).
+    """Draw ``size`` of each row's negatives without replacement (FlagEmbedding AbsDataset).
 
     A row with too few has its list repeated ceil(size / count) times first, so every negative is used before one is
     used twice as often as that repetition allows.
