@@ -76,8 +76,9 @@ def test_mteb_reads_the_result_back(words: None, tmp_path: Path) -> None:
     from mteb.results import TaskResult
 
     facts = evaluate_task("mock", tmp_path, retrieval_task(tmp_path / "set"), tmp_path)
-    result = TaskResult.from_disk(tmp_path / "mock_retrieval.json")
-    assert result.get_score() == facts["main_score"]
+    with run.random_state_kept():
+        score = TaskResult.from_disk(tmp_path / "mock_retrieval.json").get_score()
+    assert score == facts["main_score"]
     assert "0x7" not in (tmp_path / "mock_retrieval.json").read_text()
 
 

@@ -7,7 +7,9 @@ pooling, normalisation, length, dtype): mteb tells scores apart by revision alon
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,18 @@ class MtebEncoder:
         return pairwise_cos_sim(embeddings1, embeddings2)
 
 
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Put the global generators back as they were: mteb seeds all three when a task is made, and draws from them."""
+    kept = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])  # noqa: NPY002
+
+
 @functools.lru_cache(maxsize=1)
 def _loaded(folder: Path) -> tuple[Encoder, str]:
     """The encoder of a folder and its content hash; the last one stays loaded for the next task."""
@@ -90,9 +104,9 @@ def evaluate_task(model: str, folder: Path, task: LocalTask, out: Path) -> dict[
     meta = ModelMeta.create_empty({"name": f"boom/{model}", "revision": revision})
     symmetric = task.family in ("classification", "sts")
     wrapped = MtebEncoder(encoder, meta, task.prompt, prompt_documents=symmetric)
-    made = build_task(task)
     options: dict[str, Any] = {"cache": None, "co2_tracker": False, "show_progress_bar": False}
-    with torch.random.fork_rng(devices=[]):  # mteb's data loaders draw from the global generator
+    with random_state_kept():
+        made = build_task(task)
         result = mteb.evaluate(
             wrapped, made, encode_kwargs={"batch_size": 1024, "show_progress_bar": False}, **options
         ).task_results[0]
