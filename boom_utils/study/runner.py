@@ -187,7 +187,7 @@ def _execute(name: str, output: Path, values: Mapping[str, Any], executed: Path)
             cwd=str(source.parent),
             progress_bar=False,
             log_output=True,
-            extra_arguments=["--IPKernelApp.log_level=40"],  # not the note on local sockets at every start
+            extra_arguments=["--IPKernelApp.log_level=50"],  # its notes on sockets, at the start and when interrupted
         )
     except PapermillExecutionError as error:
         raise _failure(name, f"{error.ename}: {_ANSI.sub('', str(error.evalue))}", output, executed) from error
