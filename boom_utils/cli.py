@@ -118,7 +118,17 @@ def _merge(options: argparse.Namespace) -> None:
     from boom_utils.merging.writer import merge
 
     facts = merge(load_recipe(options.recipe), options.out)
-    log.info("%s: %s", options.out, ", ".join(f"{name} {value}" for name, value in facts.items() if value))
+    for member in facts["members"]:
+        log.info("  %s: weight %g, used as %.4f", member["name"], member["weight"], member["used_weight"])
+    for name, note in facts["notes"].items():
+        log.info("  %s: %s", name, note)
+    log.info(
+        "%s: %d tensors, %d parameters, %s",
+        options.out,
+        facts["tensors"],
+        facts["parameters"],
+        ", ".join(facts["dtype"]),
+    )
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -187,7 +187,7 @@ def test_the_folder_of_a_sentence_transformers_model_is_kept_whole(tmp_path, enc
     out = digests(tmp_path / "out")
     kept = ("1_Pooling/config.json", "config_sentence_transformers.json", "extra/note.txt", "modules.json")
     kept += ("sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json")
-    assert set(out) == {*kept, "config.json", "model.safetensors", "mergekit_config.yaml"}
+    assert set(out) == {*kept, "config.json", "model.safetensors", "mergekit_config.yaml", "README.md"}
     assert all(out[name] == digests(encoders[0])[name] for name in kept)
     assert (tmp_path / "out" / "2_Normalize").is_dir()
     assert set(facts["left_out"]) == {
@@ -262,12 +262,23 @@ def test_a_tied_head_stays_tied(tmp_path, owner):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
 
 
+def test_the_card_is_that_of_the_merge_and_names_the_members_as_asked(tmp_path):
+    folders = [make_folder(tmp_path / name, seed) for seed, name in enumerate("ab", start=1)]
+    (folders[0] / "README.md").write_text("card of a member")
+    facts = merge(recipe_of(*folders), tmp_path / "out", {folders[0]: "first", folders[1]: "second"})
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model_relation: merge" in card
+    assert "| second | " in card
+    assert str(tmp_path) not in card
+    assert [member["name"] for member in facts["members"]] == ["first", "second"]
+
+
 @pytest.mark.promise(27)
 def test_shards_merge_like_a_single_file(tmp_path):
     whole, shards, other = make_folder(tmp_path / "w"), make_folder(tmp_path / "s"), make_folder(tmp_path / "o", 2)
     shard(shards)
-    merge(recipe_of(whole, other), tmp_path / "one")
-    merge(recipe_of(shards, other), tmp_path / "two")
+    merge(recipe_of(whole, other), tmp_path / "one", {whole: "a", other: "b"})
+    merge(recipe_of(shards, other), tmp_path / "two", {shards: "a", other: "b"})
     one, two = digests(tmp_path / "one"), digests(tmp_path / "two")
     assert one.pop("mergekit_config.yaml") != two.pop("mergekit_config.yaml")
     assert one == two

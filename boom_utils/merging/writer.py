@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from boom_utils.cards import Card, write_card
 from boom_utils.errors import MergeError, bullet_list
 from boom_utils.merging import methods
 from boom_utils.merging.checkpoints import Checkpoint, TensorInfo, open_checkpoints, require_compatible
@@ -62,17 +63,20 @@ class _Job:
         return getattr(torch, wanted) if wanted and info.is_float else DTYPES[info.dtype]
 
 
-def merge(recipe: Recipe, out: Path) -> dict[str, Any]:
+def merge(recipe: Recipe, out: Path, names: Mapping[Path, str] | None = None) -> dict[str, Any]:
     """Merge the models of a recipe into a new model folder.
 
     Tensor by tensor: inner products in float64, coefficients, combination in float64, one rounding to the output dtype.
     The output has the tensor names, config, tokenizer, modules and prompts of the first model, whose folder is kept but
-    for its weights, its model card and files of other programs' runs; and the recipe as ``mergekit_config.yaml``, with
-    paths relative to the output. Equal inputs and places give equal bytes, whatever the number of threads.
+    for its weights, its model card and files of other programs' runs; a card of its own; and the recipe as
+    ``mergekit_config.yaml``, with paths relative to the output. Equal inputs and places give equal bytes, whatever the
+    number of threads.
 
     Args:
         recipe: What to merge.
         out: Folder to make: one that does not exist, or an empty one, which is replaced.
+        names: What messages, facts and the model card call the folders; as much of each path as tells them apart when
+            None.
 
     Returns:
         Facts for a record: method, weights as used, content sha256 of every input, dtype, notes on single tensors
@@ -85,7 +89,7 @@ def merge(recipe: Recipe, out: Path) -> dict[str, Any]:
     """
     out = out.resolve()
     _require_free(out)
-    job = _checked(recipe)
+    job = _checked(recipe, names or {})
     _require_space(job, out)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -96,6 +100,7 @@ def merge(recipe: Recipe, out: Path) -> dict[str, Any]:
         _write_config(job, temporary)
         (temporary / RECIPE_FILE).write_text(recipe_yaml(recipe, relative_to=out), encoding="utf-8")
         facts = _facts(job, left_out)
+        _write_card(job, temporary)
         temporary.rename(out)  # replaces an empty folder, fails on any other
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -128,11 +133,13 @@ def _require_free(out: Path) -> None:
         )
 
 
-def _checked(recipe: Recipe) -> _Job:
+def _checked(recipe: Recipe, names: Mapping[Path, str]) -> _Job:
     """Open the models of a recipe and compare them; every problem is reported at once."""
     if missing := missing_folders(recipe):
         raise MergeError("models of the recipe are missing" + bullet_list(missing))
     models = open_checkpoints(recipe.folders)
+    for model in models:
+        model.label = names.get(model.folder, model.label)
     count = len(recipe.models)
     job = _Job(recipe, models[:count], models[count] if recipe.base_model is not None else None)
     undecided = recipe.dtype is None and recipe.out_dtype is None
@@ -248,6 +255,16 @@ def _write_config(job: _Job, folder: Path) -> None:
         part["torch_dtype" if "torch_dtype" in part and "dtype" not in part else "dtype"] = name
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def _write_card(job: _Job, folder: Path) -> None:
+    recipe = job.recipe
+    shown = {model.label: f"{weight:g}" for model, weight in zip(job.members, recipe.weights, strict=True)}
+    base = "" if job.base is None else f", as task vectors on {job.base.label}"
+    summary = f"Merged by {recipe.merge_method}{base}; weights below. The recipe is in {RECIPE_FILE}."
+    write_card(
+        folder, Card(f"{recipe.merge_method} of {len(shown)} models", summary, shown, parents=list(shown), merged=True)
+    )
 
 
 def _facts(job: _Job, left_out: Sequence[str]) -> dict[str, Any]:

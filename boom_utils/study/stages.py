@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from boom_utils.artifacts import RECORD, Artifact, Node, write_json
-from boom_utils.cards import Card, write_card
 from boom_utils.config import MemberConfig, MergeConfig, Profile, SubsetConfig, query_prompt
 from boom_utils.data.manifest import Manifest
 
@@ -224,11 +223,7 @@ def merge(profile: Profile, config: MergeConfig, nodes: Nodes) -> Node:
         }
         if config.task_vectors:
             recipe["base_model"] = found["base"].path
-        facts = write_merged(make_recipe(recipe), out)
-        shown = {name: f"{weight:g}" for name, weight in zip(config.members, weights, strict=True)}
-        summary = f"Merged by {config.method}; weights below. The recipe is in mergekit_config.yaml."
-        write_card(out, Card(config.name, summary, shown, parents=config.members, merged=True))
-        return facts
+        return write_merged(make_recipe(recipe), out, {artifact.path: name for name, artifact in found.items()})
 
     described = {**config.model_dump(mode="json"), "weights": weights, "dtype": "float32"}
     inputs = {name: nodes[f"member/{name}"] for name in config.members}
