@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -95,6 +95,9 @@ class EvaluationTask(Frozen):
     held_out: bool = Field(description="True: made of the held-out distributions only")
 
 
+Entry = TypeVar("Entry", Dataset, EvaluationTask)
+
+
 class Manifest(Frozen):
     """One corpus: its source, its datasets and its evaluation tasks."""
 
@@ -125,14 +128,7 @@ class Manifest(Frozen):
         Raises:
             ManifestError: The corpus has no such dataset.
         """
-        for dataset in self.datasets:
-            if dataset.id == dataset_id:
-                return dataset
-        known = [dataset.id for dataset in self.datasets]
-        raise ManifestError(
-            f"corpus '{self.name}' has no dataset '{dataset_id}'{nearest(dataset_id, known)}",
-            expected=f"one of {', '.join(known)}",
-        )
+        return _named(f"corpus '{self.name}'", "dataset", self.datasets, dataset_id)
 
     def task(self, task_id: str) -> EvaluationTask:
         """The evaluation task of that id.
@@ -140,14 +136,7 @@ class Manifest(Frozen):
         Raises:
             ManifestError: The corpus has no such task.
         """
-        for task in self.tasks:
-            if task.id == task_id:
-                return task
-        known = [task.id for task in self.tasks]
-        raise ManifestError(
-            f"corpus '{self.name}' has no evaluation task '{task_id}'{nearest(task_id, known)}",
-            expected=f"one of {', '.join(known)}",
-        )
+        return _named(f"corpus '{self.name}'", "evaluation task", self.tasks, task_id)
 
 
 def manifest_names() -> list[str]:
@@ -175,6 +164,15 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
             expected=f"one of {', '.join(manifest_names())}, or the path of a .yaml file",
         )
     return parse(Manifest, read_yaml(path, ManifestError), path.name, ManifestError)
+
+
+def _named(owner: str, kind: str, entries: Iterable[Entry], wanted: str) -> Entry:
+    by_id = {entry.id: entry for entry in entries}
+    if wanted not in by_id:
+        raise ManifestError(
+            f"{owner} has no {kind} '{wanted}'{nearest(wanted, by_id)}", expected=f"one of {', '.join(by_id)}"
+        )
+    return by_id[wanted]
 
 
 def _twice(kind: str, names: Iterable[str]) -> list[str]:

@@ -147,32 +147,39 @@ def declared_parameters(notebook: str) -> list[str]:
 
 def run_notebook(study: Study, name: str, values: Mapping[str, Any], executed: Path) -> bool:
     """Execute one notebook unless it is up to date; copy it and its HTML to ``executed``. True when it was executed."""
-    node = notebook_node(study, name, values)
+    fresh = study.workspace.root / ".tmp" / f"{study.profile.name}-{name}.ipynb"
+    node = notebook_node(study, name, values, fresh)
     found = study.workspace.find(node)
-    if found is None:
+    if needed := found is None:
         log.info("%s: started", name)
-        fresh = study.workspace.root / ".tmp" / f"{study.profile.name}-{name}.ipynb"
         _execute(name, fresh, values, executed)
-        found = _keep(study, name, node, fresh)
+        _check_made(study, name, node)
+        found = study.workspace.build(node)
         fresh.unlink()
-        _copy(found, executed)
-        return True
     _copy(found, executed)
-    return False
+    return needed
 
 
-def notebook_node(study: Study, name: str, values: Mapping[str, Any]) -> Node:
-    """The executed notebook as a node: its source and parameters, and the artifacts it makes as inputs."""
+def notebook_node(study: Study, name: str, values: Mapping[str, Any], fresh: Path) -> Node:
+    """The executed notebook as a node: its source and parameters, and the artifacts it makes as inputs.
+
+    It is made from ``fresh``, which papermill has written by then, and holds the notebook and its HTML.
+    """
+
+    def make(out: Path, _: Mapping[str, Artifact]) -> None:
+        from nbconvert import HTMLExporter
+
+        notebook = _without_paths(nbformat.read(fresh, as_version=4))
+        write_text(out / f"{name}.ipynb", scrub(nbformat.writes(notebook)))
+        page, _resources = HTMLExporter().from_notebook_node(notebook)
+        write_text(out / f"{name}.html", scrub(page))
+
     source = nbformat.read(NOTEBOOK_FOLDER / f"{name}.ipynb", as_version=4)
     cells = [[cell.cell_type, cell.source] for cell in source.cells]
     # A profile given by path stands for its content, which the inputs carry.
     shown = {**values, "profile": study.profile.name}
     config = {"notebook": name, "source": digest_of(cells), "parameters": shown}
-    return Node("notebook", VERSION, f"executed copy of {name}", config, _not_made_here, study.nodes_of(name))
-
-
-def _not_made_here(out: Path, inputs: Mapping[str, Artifact]) -> None:
-    raise NotImplementedError("an executed notebook is kept by run_notebook")
+    return Node("notebook", VERSION, f"executed copy of {name}", config, make, study.nodes_of(name))
 
 
 def _execute(name: str, output: Path, values: Mapping[str, Any], executed: Path) -> None:
@@ -207,22 +214,11 @@ def _failure(name: str, what: str, output: Path, executed: Path) -> NotebookErro
     )
 
 
-def _keep(study: Study, name: str, node: Node, fresh: Path) -> Artifact:
-    """Turn the executed notebook into the artifact of its node, with its HTML."""
+def _check_made(study: Study, name: str, node: Node) -> None:
+    """Refuse a notebook that ran but did not make its artifacts: building them here would hide that."""
     missing = [label for label, made in node.inputs.items() if study.workspace.find(made) is None]
     if missing:
         raise NotebookError(f"notebook {name} did not make: {', '.join(missing)}", fix="restore it from the repository")
-
-    def make(out: Path, _: Mapping[str, Artifact]) -> None:
-        from nbconvert import HTMLExporter
-
-        notebook = _without_paths(nbformat.read(fresh, as_version=4))
-        write_text(out / f"{name}.ipynb", scrub(nbformat.writes(notebook)))
-        page, _resources = HTMLExporter().from_notebook_node(notebook)
-        write_text(out / f"{name}.html", scrub(page))
-
-    kept = Node(node.stage, node.version, node.label, node.config, make, node.inputs)
-    return study.workspace.build(kept)
 
 
 def _without_paths(notebook: Any) -> Any:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -338,8 +337,3 @@ def report(profile: Profile, nodes: Nodes) -> Node:
         return write_report(found["results"].path, out)
 
     return Node("report", VERSION["report"], "tables and figures", {}, make, {"results": nodes["results"]})
-
-
-def read_summary(examples_artifact: Artifact) -> dict[str, Any]:
-    """Counts, versions found, deviations and overlap ledger of a corpus."""
-    return dict(json.loads((examples_artifact.path / "summary.json").read_text(encoding="utf-8")))
