@@ -144,13 +144,22 @@ def test_a_file_that_is_no_recipe_is_a_clean_error(tmp_path, data):
         load_recipe(write_recipe(tmp_path / "r.yaml", data))
 
 
-@pytest.mark.parametrize("content", [b"models: [", b"\xff\xfe\x00", b"!!python/object/apply:os.getcwd []"])
+@pytest.mark.parametrize(
+    "content", [b"models: [", b"? [a, b]\n: 1\n", b"\xff\xfe\x00", b"!!python/object/apply:os.getcwd []"]
+)
 def test_a_file_that_is_no_yaml_is_a_clean_error(tmp_path, content):
     (tmp_path / "r.yaml").write_bytes(content)
-    with pytest.raises(MergeError, match="cannot be read"):
+    with pytest.raises(MergeError, match=r"r\.yaml is not valid YAML"):
         load_recipe(tmp_path / "r.yaml")
     with pytest.raises(MergeError, match="cannot be read"):
         load_recipe(tmp_path / "absent.yaml")
+
+
+def test_a_key_given_twice_is_an_error_instead_of_the_last_one_winning(tmp_path):
+    text = "models:\n- model: a\n  parameters:\n    weight: 0.2\n    weight: 0.8\nmerge_method: linear\n"
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(MergeError, match=r"(?s)'weight' is given twice.*line 5"):
+        load_recipe(tmp_path / "r.yaml")
 
 
 def test_a_written_recipe_reads_back_the_same(tmp_path, folders):

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
+from boom_utils.config import Frozen, read_yaml
 from boom_utils.errors import MergeError, bullet_list, nearest
 
 Method = Literal["linear", "multislerp", "linear_norm_matched"]
@@ -38,24 +39,20 @@ def _not_a_bool(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_not_a_bool), Field(allow_inf_nan=False)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelParameters(_Frozen):
+class ModelParameters(Frozen):
     """Parameters of one model: its ``weight`` (any finite number; zero leaves the model out)."""
 
     weight: Number
 
 
-class RecipeModel(_Frozen):
+class RecipeModel(Frozen):
     """One model of a recipe: its folder and its parameters."""
 
     model: Path
     parameters: ModelParameters
 
 
-class Parameters(_Frozen):
+class Parameters(Frozen):
     """Parameters of the method; None means the method's default.
 
     Attributes:
@@ -69,7 +66,7 @@ class Parameters(_Frozen):
     eps: Annotated[Number, Field(gt=0)] | None = None
 
 
-class Recipe(_Frozen):
+class Recipe(Frozen):
     """A merge: which models, with which weights, by which method, into which dtype.
 
     Attributes:
@@ -191,8 +188,8 @@ def load_recipe(path: Path) -> Recipe:
     """
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = read_yaml(path, MergeError)
+    except OSError as error:
         raise MergeError("the recipe cannot be read", where=path, found=error) from error
     data, paths = _absolute_paths(data, path.resolve().parent)
     recipe, problems = _validated(data)
@@ -286,7 +283,7 @@ def _sentence(problem: Any) -> str:
 
 def _known_keys(location: Sequence[Any]) -> list[str]:
     # The depth tells the place: key; parameters.key; models.0.key; models.0.parameters.key.
-    table: dict[int, type[BaseModel]] = {2: Parameters, 3: RecipeModel, 4: ModelParameters}
+    table: dict[int, type[Frozen]] = {2: Parameters, 3: RecipeModel, 4: ModelParameters}
     return list(table.get(len(location), Recipe).model_fields)
 
 
