@@ -33,7 +33,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 RECORD = "record.json"
 RECORDED_PACKAGES = (
     *("torch", "transformers", "tokenizers", "sentence-transformers", "datasets"),
-    *("accelerate", "safetensors", "mteb", "numpy", "pandas"),
+    *("peft", "safetensors", "mteb", "numpy", "pandas"),
 )
 
 
@@ -170,6 +170,9 @@ class Node:
         config: JSON-able description of everything else the output depends on.
         inputs: Nodes whose artifacts the stage reads.
         make: Writes the outputs into the given empty folder; returns facts for the record.
+        resumable: The folder of an attempt that failed is given to ``make`` again, with what is in it.
+        observations: Outputs that say how it went, not what came out (a log with times): nothing that is made from the
+            artifact depends on them, so they are not part of its digest.
     """
 
     stage: str
@@ -178,6 +181,8 @@ class Node:
     config: Mapping[str, Any]
     make: Make = field(repr=False)
     inputs: Mapping[str, Node] = field(default_factory=dict)
+    resumable: bool = False
+    observations: tuple[str, ...] = ()
 
 
 class Workspace:
@@ -261,9 +266,10 @@ class Workspace:
 
     def _make(self, node: Node, inputs: Mapping[str, Artifact], folder: Path, key: str) -> Artifact:
         temporary = self.root / ".tmp" / f"{node.stage}-{folder.name}"
-        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process: the lock says nobody else is at it
+        if not node.resumable:
+            shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process: the lock says nobody else is at it
         shutil.rmtree(folder, ignore_errors=True)  # a folder without a record, or whose files are gone
-        temporary.mkdir(parents=True)
+        temporary.mkdir(parents=True, exist_ok=True)
         log.info("%s: started", node.label)
         began = time.perf_counter()
         try:
@@ -278,7 +284,8 @@ class Workspace:
                 raise self._disk_full(node, error) from error
             raise
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if not node.resumable:
+                shutil.rmtree(temporary, ignore_errors=True)
         log.info("%s: done in %.1f s", node.label, seconds)
         return Artifact(folder, record)
 
@@ -305,7 +312,7 @@ class Workspace:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "environment": environment_facts(),
             "outputs": outputs,
-            "digest": digest_of({name: facts["sha256"] for name, facts in outputs.items()}),
+            "digest": digest_of({n: facts["sha256"] for n, facts in outputs.items() if n not in node.observations}),
         }
 
     def _disk_full(self, node: Node, error: OSError) -> WorkspaceError:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -38,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        log.error("interrupted; finished stages are kept: run the same command to go on")
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        log.error("interrupted; what is finished is kept. To go on: boom %s", shlex.join(words))
         return 130
 
 
@@ -55,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
+    _add_train(commands)
     merge = commands.add_parser("merge", help="merge models by a mergekit recipe")
     merge.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="mergekit YAML (linear, multislerp)")
     merge.add_argument("out", type=Path, metavar="OUT", help="folder of the merged model; must not exist")
@@ -76,6 +80,36 @@ def _add_run(commands: Any) -> None:
         "--force-unlock", action="store_true", help="take over the lock of a run on a machine that is gone"
     )
     run.set_defaults(command=_run)
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser("train", help="train one member of a profile; goes on from its last checkpoint")
+    train.add_argument("member", metavar="MEMBER", help="name of a member in the profile")
+    train.add_argument("--profile", default="smoke", metavar="P", help="name of a profile, or a .yaml file (smoke)")
+    train.add_argument("--nproc", type=int, metavar="N", help="devices (CPU: processes) to use (every CUDA device)")
+    train.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="go on from a checkpoint although this field differs; may be repeated",
+    )
+    train.set_defaults(command=_train)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from boom_utils.config import load_profile
+    from boom_utils.study.graph import Study
+    from boom_utils.study.stages import Execution
+
+    if options.nproc is not None and options.nproc < 1:
+        raise ConfigError("--nproc is the number of processes", expected="1 or more", found=options.nproc)
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as for a run: be quick beside another busy process
+    execution = Execution(options.nproc, tuple(options.allow_change))
+    artifact = Study(load_profile(options.profile), execution=execution).build(f"member/{options.member}")
+    for name in ("steps", "examples", "tokens_per_second", "peak_memory_mb", "mean_loss_last_tenth"):
+        log.info("  %s: %s", name, artifact.facts[name])
+    log.info("%s", artifact.path)
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -50,11 +50,23 @@ class CorpusConfig(Frozen):
     seed: int = 0
 
 
+class LoraConfig(Frozen):
+    """Low-rank adapters instead of all weights; defaults are those of the authors' script for Qwen3-4B."""
+
+    r: int = Field(default=32, gt=0)
+    lora_alpha: int = Field(default=32, gt=0)
+    lora_dropout: float = Field(default=0.1, ge=0, lt=1)
+    target_modules: tuple[str, ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj"), min_length=1
+    )
+
+
 class TrainingConfig(Frozen):
     """Hyper-parameters of contrastive training, under FlagEmbedding's names; profiles name the paper's values."""
 
     learning_rate: float = Field(gt=0)
     per_device_train_batch_size: int = Field(gt=0, description="queries a step; halved for `halve_batch` datasets")
+    processes: int = Field(default=1, gt=0, description="devices of the global batch, however many really run")
     num_train_epochs: int = Field(default=1, gt=0)
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     temperature: float = Field(default=0.02, gt=0)
@@ -63,7 +75,18 @@ class TrainingConfig(Frozen):
     passage_max_len: int = Field(default=512, gt=0, description="tokens")
     max_grad_norm: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
+    negatives_cross_device: bool = Field(default=True, description="in-batch negatives of all `processes`, not of one")
+    mask_false_negatives: bool = Field(default=False, description="leave out negatives identical to the positive")
+    lora: LoraConfig | None = Field(default=None, description="None trains all weights")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the passes; weights stay fp32")
+    gradient_checkpointing: bool = Field(default=False, description="less memory, more time, the same gradient")
+    torch_compile: bool = Field(default=False, description="pays off on long runs")
+    packing: bool | None = Field(default=None, description="no padding; None: on CPU where it is exact")
     tokens_per_micro_batch: int = Field(default=8192, gt=0, description="memory only; does not change the gradient")
+    tokens_in_memory: int | None = Field(
+        default=None, gt=0, description="most tokens whose activations are kept; more are computed twice, exactly"
+    )
+    save_steps: int = Field(default=1000, gt=0, description="steps between checkpoints of a run")
 
 
 class TinyBase(Frozen):
@@ -97,12 +120,32 @@ class SubsetConfig(Frozen):
         return self
 
 
-class MemberConfig(Frozen):
+class ScheduleConfig(Frozen):
+    """A data scheduling strategy; see `boom_utils.training.schedules`."""
+
+    schedule: Literal["batch_shuffled", "sequential_datasets", "sequential_families", "two_stage"] = "batch_shuffled"
+    order: Literal["given", "reversed", "largest_first", "smallest_first"] = "given"
+    stages: tuple[tuple[Name, ...], ...] = Field(default=(), description="`two_stage` only: families of each stage")
+    learning_rate_stages: Literal["continued", "restarted"] = Field(
+        default="continued", description="restarted: every stage warms up and decays by itself"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> ScheduleConfig:
+        if (self.schedule == "two_stage") != (len(self.stages) == 2):
+            raise ValueError("`stages` names two lists of families for two_stage, and is left out otherwise")
+        if self.order != "given" and not self.schedule.startswith("sequential"):
+            raise ValueError("`order` is for sequential schedules")
+        if self.learning_rate_stages == "restarted" and self.schedule == "batch_shuffled":
+            raise ValueError("batch_shuffled has one stage: there is nothing to restart")
+        return self
+
+
+class MemberConfig(ScheduleConfig):
     """One model fine-tuned from the base on one subset."""
 
     name: Name
     subset: Name
-    schedule: Literal["batch_shuffled"] = "batch_shuffled"
     seed: int = 0
 
 

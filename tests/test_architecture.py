@@ -22,6 +22,8 @@ PACKAGE = PROJECT_ROOT / "boom_utils"
 ROOMS = [
     {"errors", "config", "artifacts", "progress"},
     {"data"},
+    {"model_folder"},
+    {"packing"},
     {"models", "cards"},
     {"training"},
     {"merging"},

@@ -13,7 +13,9 @@ from conftest import TEXTS, tiny_config
 from safetensors.torch import load_file, save_file
 
 from boom_utils.errors import CheckpointError
-from boom_utils.models import Encoder, EncoderSpec, content_hash, length_sorted_batches, pool, read_spec
+from boom_utils.model_folder import EncoderSpec, content_hash, read_spec
+from boom_utils.models import Encoder, pool
+from boom_utils.packing import length_sorted_batches
 from boom_utils.training.base_model import random_encoder
 
 PROMPT = "Instruct: find it\nQuery: "

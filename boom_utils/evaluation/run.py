@@ -24,7 +24,8 @@ from mteb.types import PromptType
 from boom_utils.artifacts import write_json
 from boom_utils.errors import EvaluationError
 from boom_utils.evaluation.tasks import LocalTask, build_task
-from boom_utils.models import Encoder, content_hash
+from boom_utils.model_folder import content_hash
+from boom_utils.models import Encoder
 
 
 class MtebEncoder:

@@ -18,6 +18,7 @@ from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.errors import ConfigError, bullet_list, nearest
 from boom_utils.progress import quiet_libraries
 from boom_utils.study import stages
+from boom_utils.training.schedules import schedule_stages
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +46,17 @@ class Study:
     Args:
         profile: What to do.
         workspace: Where the artifacts are.
+        execution: On how many devices members are trained.
     """
 
-    def __init__(self, profile: Profile, workspace: Workspace | None = None) -> None:
+    def __init__(
+        self, profile: Profile, workspace: Workspace | None = None, execution: stages.Execution | None = None
+    ) -> None:
         self.profile = profile
         self.manifest = load_manifest(profile.corpus.manifest)
         self.workspace = workspace or Workspace()
         _check_against_manifest(profile, self.manifest)
-        self.nodes = _nodes(profile, self.manifest)
+        self.nodes = _nodes(profile, self.manifest, execution or stages.Execution())
 
     def node(self, name: str) -> Node:
         """The node of that name.
@@ -115,9 +119,12 @@ def _check_against_manifest(profile: Profile, manifest: Manifest) -> None:
         raise ConfigError(
             f"profile '{profile.name}' names what manifest '{manifest.name}' does not have", found=bullet_list(problems)
         )
+    families = {name: manifest.dataset(name).family for name in profile.corpus.datasets}
+    for member in profile.members:
+        schedule_stages(member, families, dict.fromkeys(families, 0))
 
 
-def _nodes(profile: Profile, manifest: Manifest) -> dict[str, Node]:
+def _nodes(profile: Profile, manifest: Manifest, execution: stages.Execution) -> dict[str, Node]:
     """All nodes of a study, inputs before what is made from them."""
     nodes: dict[str, Node] = {"examples": stages.examples(profile, manifest)}
     for subset in profile.subsets:
@@ -127,7 +134,7 @@ def _nodes(profile: Profile, manifest: Manifest) -> dict[str, Node]:
     nodes["tokens"] = stages.tokens(profile, manifest, nodes)
     for member in profile.members:
         nodes[f"plan/{member.name}"] = stages.plan(profile, manifest, member, nodes)
-        nodes[f"member/{member.name}"] = stages.member(profile, manifest, member, nodes)
+        nodes[f"member/{member.name}"] = stages.member(profile, manifest, member, nodes, execution)
     for merge in profile.merges:
         nodes[f"merge/{merge.name}"] = stages.merge(profile, merge, nodes)
     nodes["geometry"] = stages.geometry(profile, nodes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ VERSION: Mapping[str, int] = {
     "examples": 1,
     "subset": 1,
     "random": 1,
-    "base": 1,
-    "tokens": 1,
-    "plan": 1,
-    "member": 1,
+    "base": 2,
+    "tokens": 2,
+    "plan": 2,
+    "member": 2,
     "merge": 1,
     "geometry": 1,
     "scores": 1,
@@ -117,7 +118,8 @@ def base_model(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
 
     described = {"base_model": config.model_dump(mode="json"), "prompt": prompt}
     inputs = {"random": nodes["random"], "examples": nodes["examples"]}
-    return Node("base", VERSION["base"], "base model", described, make, inputs)
+    log_file = ("training_log.jsonl",)
+    return Node("base", VERSION["base"], "base model", described, make, inputs, resumable=True, observations=log_file)
 
 
 def tokens(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
@@ -164,44 +166,77 @@ def plan(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Node
         "per_device_train_batch_size": training.per_device_train_batch_size,
         "train_group_size": training.train_group_size,
         "num_train_epochs": training.num_train_epochs,
+        "processes": training.processes,
         "seed": config.seed,
     }
+    families = {name: manifest.dataset(name).family for name in profile.corpus.datasets}
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
         from boom_utils.data.sampling import load_subset
         from boom_utils.data.tokens import open_tokens
         from boom_utils.training.plan import DatasetRules, PlanInput, PlanOptions, plan_batches
+        from boom_utils.training.schedules import schedule_stages
 
         rows, tables = load_subset(found["subset"].path).rows, open_tokens(found["tokens"].path)
         data = {
             name: PlanInput(DatasetRules(**rules[name]), rows[name], table.positive_counts, table.negative_counts)
             for name, table in tables.items()
         }
-        made = plan_batches(data, PlanOptions(**options))
+        stages = schedule_stages(config, families, {name: len(ids) for name, ids in rows.items()})
+        made = plan_batches(data, PlanOptions(**options), stages)
         made.save(out / "plan.npz")
         return {"batches": len(made), "examples": made.examples, "rows_in_no_batch": dict(made.left_out)}
 
-    described = {"options": options, "rules": rules, "schedule": config.schedule}
+    schedule = config.model_dump(mode="json", include={"schedule", "order", "stages"})
+    described = {"options": options, "rules": rules, "schedule": schedule, "families": families}
     inputs = {"subset": nodes[f"subset/{config.subset}"], "tokens": nodes["tokens"]}
     return Node("plan", VERSION["plan"], f"batch plan of {config.name}", described, make, inputs)
 
 
-def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Nodes) -> Node:
+@dataclass(frozen=True)
+class Execution:
+    """How members are trained, not what comes out; no artifact is keyed by it.
+
+    Args:
+        processes: Devices to use; None uses every CUDA device, if the batches divide among them.
+        allow_changes: Fields in which a checkpoint of an interrupted run may differ.
+    """
+
+    processes: int | None = None
+    allow_changes: tuple[str, ...] = ()
+
+
+def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Nodes, execution: Execution) -> Node:
     """One member, fine-tuned from the base."""
     rules, prompts = _rules(profile, manifest), _prompts(manifest)
+    restart = config.learning_rate_stages == "restarted"
+    schedule = config.schedule.replace("_", " ")
     share = f"{100 * profile.member_ratio(config.name):g} % of every dataset"
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
-        from boom_utils.training.loop import MemberJob, train_member
+        from boom_utils.training.member import MemberJob, train_member, usable_processes
         from boom_utils.training.plan import DatasetRules
 
         made = {name: DatasetRules(**rule) for name, rule in rules.items()}
-        job = MemberJob(made, profile.training, prompts, config.name, share)
-        return train_member(found["base"].path, found["tokens"].path, found["plan"].path / "plan.npz", job, out)
+        files = found["base"].path, found["tokens"].path, found["plan"].path / "plan.npz"
+        summary = f"Fine-tuned with InfoNCE, {schedule}: {share}."
+        job = MemberJob(*files, made, profile.training, prompts, config.name, summary, restart, execution.allow_changes)
+        return train_member(job, out, execution.processes or usable_processes(files[2]))
 
-    described = {"training": profile.training.model_dump(mode="json"), "rules": rules, "name": config.name}
+    training = profile.training.model_dump(mode="json")
+    described = {"training": training, "rules": rules, "name": config.name, "restart_rate": restart}
     inputs = {"base": nodes["base"], "tokens": nodes["tokens"], "plan": nodes[f"plan/{config.name}"]}
-    return Node("member", VERSION["member"], f"member {config.name}", described, make, inputs)
+    label = f"member {config.name}"
+    return Node(
+        "member",
+        VERSION["member"],
+        label,
+        described,
+        make,
+        inputs,
+        resumable=True,
+        observations=("training_log.jsonl",),
+    )
 
 
 def merge(profile: Profile, config: MergeConfig, nodes: Nodes) -> Node:

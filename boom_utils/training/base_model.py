@@ -19,8 +19,10 @@ from boom_utils.cards import Card, write_card
 from boom_utils.config import TinyBase
 from boom_utils.data.examples import TrainingExample
 from boom_utils.data.tokens import TextRules, TokenTable, write_tokens
-from boom_utils.models import Encoder, EncoderSpec
-from boom_utils.training.loop import LOG, TrainingJob, train
+from boom_utils.model_folder import EncoderSpec
+from boom_utils.models import Encoder
+from boom_utils.training.gradients import TrainingJob
+from boom_utils.training.loop import remove_checkpoints, train
 from boom_utils.training.plan import DatasetRules, PlanInput, PlanOptions, plan_batches
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -94,12 +96,13 @@ def pretrain(start: Path, pairs: Sequence[TrainingExample], prompt: str, config:
     rows = np.arange(len(table), dtype=np.uint32)
     batches = plan_batches(
         {table.name: PlanInput(rules, rows, table.positive_counts, table.negative_counts)},
-        PlanOptions(options.per_device_train_batch_size, 2, options.num_train_epochs, seed=config.seed),
+        PlanOptions(options.per_device_train_batch_size, 2, options.num_train_epochs, options.processes, config.seed),
     )
     job = TrainingJob({table.name: table}, {table.name: rules}, batches, options, "pre-training of the tiny base")
-    facts = train(encoder, job, out / LOG)
-    path.unlink()
+    facts = train(encoder, job, out)
     encoder.save(out)
+    remove_checkpoints(out)
+    path.unlink()
     write_card(
         out, Card("tiny base", "A tiny Qwen3 weakly pre-trained on pairs of one corpus.", {"steps": facts["steps"]})
     )

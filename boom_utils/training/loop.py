@@ -1,172 +1,281 @@
-"""The training loop: one page on accelerate, for full contrastive fine-tuning by a batch plan.
+"""The training loop: one page, the same for one device and for many.
 
 Semantics and hyper-parameters are those of the authors' script: AdamW, linear warm-up then linear decay, gradient
-clipping. All texts of a step are one flat list, sorted by length into micro-batches; rows go back in order before the
-loss, so the gradient is that of the whole batch. One process here.
+clipping at norm 1. Batches come from a plan, gradients from `boom_utils.training.gradients`, checkpoints from
+`boom_utils.training.state`; a run that is stopped or killed goes on from the last checkpoint to the same weights.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
+import resource
+import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor
-from transformers import get_linear_schedule_with_warmup
 
-from boom_utils.artifacts import write_text
-from boom_utils.cards import Card, write_card
+from boom_utils import __version__
+from boom_utils.artifacts import derive_seed, write_text
 from boom_utils.config import TrainingConfig
-from boom_utils.data.tokens import TokenTable, open_tokens
 from boom_utils.errors import TrainingError
 from boom_utils.models import Encoder
 from boom_utils.progress import progress
-from boom_utils.training.losses import info_nce
-from boom_utils.training.plan import Batch, BatchPlan, DatasetRules
+from boom_utils.training.gradients import BatchFacts, Gradients, TrainingJob
+from boom_utils.training.lora import add_adapters, merge_adapters
+from boom_utils.training.plan import Batch, BatchPlan
+from boom_utils.training.processes import Processes, this_process
+from boom_utils.training.state import Checkpoints, RunIdentity, TrainingState
+from boom_utils.training.stopping import StopSignals, check_finite, out_of_memory
 
 log = logging.getLogger(__name__)
 LOG = "training_log.jsonl"
+CHECKPOINTS = "checkpoints"
+MEASURED = ("seconds", "tokens_per_second", "peak_memory_mb")
+"""Fields of the log that differ from run to run; all others are the same for the same job."""
 
 
-@dataclass(frozen=True)
-class TrainingJob:
-    """What to train on, in which order, and how.
+def train(
+    encoder: Encoder,
+    job: TrainingJob,
+    out: Path,
+    processes: Processes | None = None,
+    allow_changes: Sequence[str] = (),
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train ``encoder`` in place over the job's plan.
+
+    Writes one JSON line a step to ``out/training_log.jsonl`` and, every ``save_steps`` and at the end, a checkpoint
+    under ``out/checkpoints``; remove that folder (`remove_checkpoints`) once the encoder is saved. Called again with
+    the same job after it was stopped or killed, it goes on from the last checkpoint to the same weights, bit by bit on
+    the same build and machine.
 
     Args:
-        tokens: Token table of each dataset.
-        rules: Batch and loss rules of each dataset.
-        plan: The batches.
-        config: Hyper-parameters.
-        label: Shown with the progress.
-    """
-
-    tokens: Mapping[str, TokenTable]
-    rules: Mapping[str, DatasetRules]
-    plan: BatchPlan
-    config: TrainingConfig
-    label: str = "training"
-
-
-@dataclass(frozen=True)
-class MemberJob:
-    """A member besides its files: rules of the datasets, hyper-parameters, prompts to keep in the folder, its name."""
-
-    rules: Mapping[str, DatasetRules]
-    config: TrainingConfig
-    prompts: Mapping[str, str]
-    label: str
-    summary: str
-
-
-def train(encoder: Encoder, job: TrainingJob, log_path: Path) -> dict[str, Any]:
-    """Train ``encoder`` in place over the job's plan and write one JSON line a step to ``log_path``.
+        encoder: The base; its own weights are changed. LoRA adapters are merged at the end.
+        job: Data, plan and hyper-parameters.
+        out: Folder of the log and the checkpoints.
+        processes: This process among those of torchrun; alone when None.
+        allow_changes: Fields in which a checkpoint may differ from this job.
+        stop: Asked after every step; True saves a checkpoint and ends the run.
 
     Returns:
         Facts for the record: steps, examples, tokens, seconds, tokens a second, final loss.
 
     Raises:
-        TrainingError: The loss or gradient is not finite; raised before the optimizer step.
+        TrainingError: The loss or gradient is not finite (raised before the optimizer step), memory is too small, or
+            the batches do not divide among the processes.
+        CheckpointError: There is a checkpoint, but of another job.
+        KeyboardInterrupt: Stopped by Ctrl-C, SIGTERM or ``stop``; the checkpoint is saved.
     """
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    processes = processes or this_process()
+    _check_shares(job, processes)
+    with _own_generator(job.plan.options.seed, processes):
+        trainer = _Trainer(encoder, job, out, processes)
+        checkpoints = Checkpoints(out / CHECKPOINTS, trainer.identity(), allow_changes)
+        with checkpoints.locked() if processes.first else nullcontext():
+            trainer.run(checkpoints, stop)
+        trainer.finish()
+    return trainer.facts()
+
+
+def remove_checkpoints(out: Path) -> None:
+    """Delete the checkpoints of a finished run; call it when its model is safely written."""
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+
+
+def learning_rate(step: int, plan: BatchPlan, config: TrainingConfig, *, restart: bool = False) -> float:
+    """Learning rate of a step: linear warm-up from 0, then linear decay to 0, over the plan or over each stage.
+
+    The first step has rate 0, as in transformers' linear schedule.
+    """
+    steps = plan.stage_of(step) if restart else range(len(plan))
+    done, total = step - steps.start, len(steps)
+    warmup = math.ceil(config.warmup_ratio * total)
+    share = done / max(1, warmup) if done < warmup else (total - done) / max(1, total - warmup)
+    return config.learning_rate * share
+
+
+class _Trainer:
+    """Model, optimizer and log of one run."""
+
+    def __init__(self, encoder: Encoder, job: TrainingJob, out: Path, processes: Processes) -> None:
+        self.encoder, self.job, self.processes, self.log_path = encoder, job, processes, out / LOG
+        _prepare(encoder, job.config, processes)
+        self.parameters = {name: p for name, p in encoder.transformer.named_parameters() if p.requires_grad}
+        config = job.config
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.precision == "fp16")
+        self.gradients = Gradients(encoder, job, processes, self.scaler)
+        self.lines: list[dict[str, Any]] = []
+
+    def identity(self) -> RunIdentity:
+        """What a checkpoint of this run belongs to."""
+        job = self.job
+        fields = {f"training.{name}": value for name, value in job.config.model_dump(mode="json").items()}
+        fields |= {f"rules.{name}": asdict(rules) for name, rules in job.rules.items()}
+        fields |= {f"tokens.{name}": table.fingerprint for name, table in job.tokens.items()}
+        fields |= {"plan": job.plan.fingerprint, "restart_rate": job.restart_rate}
+        fields |= {"base": _weights_digest(self.encoder), "processes": self.processes.count, "kit": __version__}
+        device = self.processes.device
+        name = (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+        )
+        return RunIdentity(fields, {"torch": torch.__version__, "device": name})
+
+    def run(self, checkpoints: Checkpoints, stop: Callable[[], bool]) -> None:
+        """Make all steps that are still to be made."""
+        state, total = TrainingState(self.parameters, self.optimizer, self.scaler), len(self.job.plan)
+        self.lines = checkpoints.restore(state)
+        if self.processes.first:
+            write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        start = len(self.lines)
+        with StopSignals() as signals:
+            for step in self._steps(start, total):
+                self._step(step)
+                stopped = self.processes.total(float(signals.seen or stop())) > 0
+                if stopped or (step + 1) % self.job.config.save_steps == 0 or step + 1 == total:
+                    self._save(checkpoints, state)
+                if stopped:
+                    log.info("%s: stopped after step %d of %d; its checkpoint is kept", self.job.label, step + 1, total)
+                    raise KeyboardInterrupt
+
+    def _steps(self, start: int, total: int) -> Iterator[int]:
+        steps = range(start, total)
+        return progress(steps, len(steps), self.job.label) if self.processes.first else iter(steps)
+
+    def _save(self, checkpoints: Checkpoints, state: TrainingState) -> None:
+        if self.processes.first:
+            checkpoints.save(len(self.lines), state, self.lines)
+        self.processes.barrier()
+
+    def _step(self, step: int) -> None:
+        batch, began = self.job.plan.batches[step], time.perf_counter()
+        try:
+            facts, norm = self._backward(step, batch)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if (explained := out_of_memory(error, step, batch, self.job)) is not None:
+                raise explained from error
+            raise
+        loss = self.processes.total(facts.loss)
+        skipped = check_finite(step, batch, (loss, norm), self.scaler)
+        rate = learning_rate(step, self.job.plan, self.job.config, restart=self.job.restart_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        line = {"step": step, "dataset": batch.dataset, "queries": len(batch.rows), "loss": round(loss, 6)}
+        line |= {"learning_rate": rate, "grad_norm": round(norm, 6) if math.isfinite(norm) else None}
+        if skipped:
+            line["skipped"] = True
+        self._write(line, facts, time.perf_counter() - began)
+
+    def _backward(self, step: int, batch: Batch) -> tuple[BatchFacts, float]:
+        """Gradient of the batch over all processes, unscaled and clipped; its norm before clipping."""
+        facts = self.gradients.add(step, batch)
+        parameters = list(self.parameters.values())
+        self.processes.sum_gradients(parameters)
+        self.scaler.unscale_(self.optimizer)
+        return facts, float(torch.nn.utils.clip_grad_norm_(parameters, self.job.config.max_grad_norm))
+
+    def _write(self, line: dict[str, Any], facts: BatchFacts, seconds: float) -> None:
+        tokens = round(self.processes.total(facts.tokens))
+        line |= {"tokens": tokens, "padding_share": round(1 - facts.distinct / facts.computed, 4)}
+        line |= {"seconds": round(seconds, 4), "tokens_per_second": round(tokens / seconds)}
+        line["peak_memory_mb"] = _peak_memory(self.processes.device)
+        self.lines.append(line)
+        if self.processes.first:
+            with self.log_path.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(line) + "\n")
+
+    def finish(self) -> None:
+        """Make the encoder an ordinary one again: adapters merged, no training switches."""
+        transformer = self.encoder.transformer
+        if self.job.config.gradient_checkpointing:
+            transformer.gradient_checkpointing_disable()
+        if self.job.config.lora is not None:
+            self.encoder.transformer = merge_adapters(transformer)
+        self.encoder.transformer.eval()
+        self.optimizer.zero_grad()
+
+    def facts(self) -> dict[str, Any]:
+        """What the record says of the run."""
+        lines = self.lines
+        tokens, seconds = sum(line["tokens"] for line in lines), sum(line["seconds"] for line in lines)
+        last = [line["loss"] for line in lines[-max(1, len(lines) // 10) :]]
+        return {
+            "steps": len(lines),
+            "examples": self.job.plan.examples,
+            "tokens": tokens,
+            "training_seconds": round(seconds, 2),
+            "tokens_per_second": round(tokens / max(seconds, 1e-9)),
+            "peak_memory_mb": max(line["peak_memory_mb"] for line in lines),
+            "mean_loss_last_tenth": round(sum(last) / len(last), 4),
+            "rows_in_no_batch": dict(self.job.plan.left_out),
+            "processes": self.processes.count,
+        }
+
+
+def _prepare(encoder: Encoder, config: TrainingConfig, processes: Processes) -> None:
+    """Put the model on its device, into training mode, with the switches of the config."""
+    encoder.transformer.to(processes.device)
+    encoder.use_packing(False if config.torch_compile else config.packing)
+    if not encoder.packs and config.packing is None:
+        log.debug("texts are padded to the longest of their micro-batch")
+    if config.lora is not None:
+        encoder.transformer = add_adapters(encoder.transformer, config.lora)
+    if config.gradient_checkpointing:
+        encoder.transformer.gradient_checkpointing_enable({"use_reentrant": False})
     encoder.transformer.train()
-    optimizer = torch.optim.AdamW(
-        encoder.transformer.parameters(), lr=job.config.learning_rate, weight_decay=job.config.weight_decay
-    )
-    warmup = math.ceil(job.config.warmup_ratio * len(job.plan))
-    schedule = get_linear_schedule_with_warmup(optimizer, warmup, len(job.plan))
-    encoder.transformer, optimizer = accelerator.prepare(encoder.transformer, optimizer)
-    began, lines = time.perf_counter(), []
-    for step, batch in enumerate(progress(job.plan.batches, len(job.plan), job.label)):
-        rate = schedule.get_last_lr()[0]
-        loss, tokens = batch_loss(encoder, batch, job)
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(encoder.transformer.parameters(), job.config.max_grad_norm)
-        _check_finite(step, batch, loss, norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        facts = {"loss": round(loss.item(), 6), "learning_rate": rate, "grad_norm": round(float(norm), 6)}
-        lines.append({"step": step, "dataset": batch.dataset, "queries": len(batch.rows), "tokens": tokens, **facts})
-    encoder.transformer = accelerator.unwrap_model(encoder.transformer).eval()
-    accelerator.free_memory()
-    write_text(log_path, "".join(json.dumps(line) + "\n" for line in lines))
-    return _facts(job, lines, time.perf_counter() - began)
+    if config.torch_compile:
+        encoder.transformer.compile(dynamic=True)
 
 
-def train_member(base: Path, tokens: Path, plan: Path, job: MemberJob, out: Path) -> dict[str, Any]:
-    """Stage: fine-tune the encoder in ``base`` by a plan over token tables; write an encoder folder to ``out``.
-
-    Besides the model it writes ``training_log.jsonl`` (one line a step) and the card.
-    """
-    encoder = Encoder.load(base)
-    encoder.spec = replace(encoder.spec, prompts={**encoder.spec.prompts, **job.prompts})
-    batches = BatchPlan.load(plan)
-    facts = train(encoder, TrainingJob(open_tokens(tokens), job.rules, batches, job.config, job.label), out / LOG)
-    encoder.save(out)
-    shown = {name: facts[name] for name in ("steps", "examples", "tokens", "mean_loss_last_tenth")}
-    summary = f"Fine-tuned with InfoNCE and batch-level shuffling: {job.summary}."
-    recipe = job.config.model_dump(mode="json")
-    write_card(out, Card(job.label, summary, shown, parents=["the base model of the profile"], recipe=recipe))
-    return facts
+@contextmanager
+def _own_generator(seed: int, processes: Processes) -> Iterator[None]:
+    """Seed torch's global generator for this run, and put it back as it was afterwards."""
+    devices = [processes.device.index] if processes.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive_seed(seed, "training"))
+        yield
 
 
-def batch_loss(encoder: Encoder, batch: Batch, job: TrainingJob) -> tuple[Tensor, int]:
-    """The loss of one batch, with its graph, and how many tokens (no padding counted) it took.
-
-    Raises:
-        TrainingError: The plan names a dataset or row the token tables do not have.
-    """
-    queries, passages = _texts(batch, job.tokens)
-    flat = queries + passages
-    vectors_ND = encoder.embed(flat, job.config.tokens_per_micro_batch)
-    queries_QD, passages_PD = vectors_ND[: len(queries)], vectors_ND[len(queries) :]
-    in_batch = job.rules[batch.dataset].in_batch_negatives
-    loss = info_nce(queries_QD, passages_PD, job.config.temperature, in_batch_negatives=in_batch)
-    return loss, sum(map(len, flat))
-
-
-def _texts(batch: Batch, tables: Mapping[str, TokenTable]) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of the B queries and of the B * G passages, each group's positive first."""
-    if batch.dataset not in tables or int(batch.rows.max()) >= len(tables[batch.dataset]):
+def _check_shares(job: TrainingJob, processes: Processes) -> None:
+    sizes = sorted({len(batch.rows) for batch in job.plan.batches if len(batch.rows) % processes.count})
+    if sizes:
         raise TrainingError(
-            "the plan does not belong to these tokens", where=batch.dataset, fix="make plan and tokens again"
+            f"the batches do not divide among {processes.count} processes",
+            found=f"batches of {', '.join(map(str, sizes))} queries",
+            fix="use a number of processes that divides them, or another per_device_train_batch_size",
         )
-    table = tables[batch.dataset]
-    passages = []
-    for row, positive, negatives in zip(batch.rows, batch.positives, batch.negatives, strict=True):
-        passages.append(table.positive(int(row), int(positive)))
-        passages += [table.negative(int(row), int(draw)) for draw in negatives]
-    return [table.query(int(row)) for row in batch.rows], passages
-
-
-def _check_finite(step: int, batch: Batch, loss: Tensor, norm: Tensor | float | None) -> None:
-    found = {"loss": loss.item(), "gradient norm": float(norm if norm is not None else 0.0)}
-    wrong = {name: value for name, value in found.items() if not math.isfinite(value)}
-    if wrong:
+    meant = job.plan.options.processes
+    if not job.config.negatives_cross_device and meant % processes.count:
         raise TrainingError(
-            "training stopped: " + " and ".join(f"the {name} is {value}" for name, value in wrong.items()),
-            where=f"step {step}, dataset '{batch.dataset}', rows {batch.rows.tolist()}",
-            expected="finite numbers; the weights are still those before this step",
-            fix="look at these rows; else lower learning_rate or raise temperature",
+            "without negatives_cross_device every process must hold whole device batches",
+            expected=f"a number of processes that divides training.processes = {meant}",
+            found=processes.count,
         )
 
 
-def _facts(job: TrainingJob, lines: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    tokens = sum(line["tokens"] for line in lines)
-    last = [line["loss"] for line in lines[-max(1, len(lines) // 10) :]]
-    return {
-        "steps": len(lines),
-        "examples": job.plan.examples,
-        "tokens": tokens,
-        "training_seconds": round(seconds, 2),
-        "tokens_per_second": round(tokens / max(seconds, 1e-9)),
-        "mean_loss_last_tenth": round(sum(last) / len(last), 4),
-        "rows_in_no_batch": dict(job.plan.left_out),
-    }
+def _weights_digest(encoder: Encoder) -> str:
+    """sha256 over names and values of all weights (hex)."""
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.transformer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

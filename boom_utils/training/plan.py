@@ -1,14 +1,17 @@
 """Batch plans: which rows meet in which step, decided before training and kept in a file.
 
-Batch-level shuffling (the paper's; FlagEmbedding's same-dataset batches): every batch comes from one dataset, the last
-incomplete batch of each dataset is left out, and the batches of all datasets are shuffled together. The plan also
-fixes the positive and the negatives of every row, so it determines training completely.
+Every batch comes from one dataset, and the last incomplete batch of each dataset is left out (FlagEmbedding's
+same-dataset batches). The batches of a stage are shuffled together; stages follow one another. One stage of all
+datasets is batch-level shuffling, the paper's strongest schedule; the others are in `boom_utils.training.schedules`.
+The plan also fixes the positive and the negatives of every row, so it determines training completely.
 
-Shapes: B rows of a batch, G group size (1 positive + G-1 negatives).
+Shapes: B rows of a batch, G group size (1 positive + G-1 negatives), W processes.
 """
 
 from __future__ import annotations
 
+import bisect
+import hashlib
 import io
 import json
 import logging
@@ -96,10 +99,25 @@ class Batch:
         """G: one positive and the negatives."""
         return 1 + int(self.negatives.shape[1])
 
+    def share(self, rank: int, processes: int) -> Batch:
+        """The part of this batch that one of W processes works on: its rows, in order, none twice."""
+        size = len(self.rows) // processes
+        part = slice(rank * size, (rank + 1) * size)
+        return Batch(self.dataset, self.rows[part], self.positives[part], self.negatives[part])
+
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Everything a plan depends on besides the data."""
+    """Everything a plan depends on besides the data.
+
+    Args:
+        per_device_train_batch_size: Queries a device and step.
+        train_group_size: Passages a query, its positive included.
+        num_train_epochs: Times a stage goes over its rows.
+        processes: Devices the batch is meant for: a global batch has this many times the queries of one device,
+            whatever number of devices it is later trained on.
+        seed: Of all draws.
+    """
 
     per_device_train_batch_size: int
     train_group_size: int
@@ -110,11 +128,19 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Batches in the order they are trained on, and how many rows of each dataset were left out of them."""
+    """Batches in the order they are trained on.
+
+    Args:
+        batches: One a step.
+        left_out: Rows of each dataset that are in no batch.
+        options: What the plan was made with.
+        stage_starts: First step of every stage, ascending, the first one 0.
+    """
 
     batches: tuple[Batch, ...]
     left_out: Mapping[str, int]
     options: PlanOptions
+    stage_starts: tuple[int, ...] = (0,)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -124,8 +150,23 @@ class BatchPlan:
         """Rows trained on, over all epochs."""
         return sum(len(batch.rows) for batch in self.batches)
 
+    def stage_of(self, step: int) -> range:
+        """Steps of the stage that ``step`` belongs to."""
+        number = bisect.bisect_right(self.stage_starts, step) - 1
+        ends = (*self.stage_starts[1:], len(self))
+        return range(self.stage_starts[number], ends[number])
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the plan's file (hex): the same for the same batches in the same order."""
+        return hashlib.sha256(self._bytes()).hexdigest()
+
     def save(self, path: Path) -> None:
         """Write the plan as one npz file, atomically and with the same bytes for the same plan."""
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(self._bytes())
+
+    def _bytes(self) -> bytes:
         names = sorted({batch.dataset for batch in self.batches})
         arrays = {
             "dataset": np.array([names.index(batch.dataset) for batch in self.batches], dtype=np.uint32),
@@ -133,13 +174,25 @@ class BatchPlan:
             "rows": _joined([batch.rows for batch in self.batches]),
             "positives": _joined([batch.positives for batch in self.batches]),
             "negatives": _joined([batch.negatives.ravel() for batch in self.batches]),
+            "stage_starts": np.array(self.stage_starts, dtype=np.uint32),
         }
         facts = {"datasets": names, "left_out": dict(self.left_out), "options": asdict(self.options)}
         arrays["facts"] = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), dtype=np.uint8)
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+        return buffer.getvalue()
+
+    def export_jsonl(self, path: Path) -> None:
+        """Write one JSON object a step: step, stage, dataset, and row ids with the draws of each row."""
+
+        def lines() -> Iterator[str]:
+            for step, batch in enumerate(self.batches):
+                stage = self.stage_starts.index(self.stage_of(step).start)
+                draws = {name: getattr(batch, name).tolist() for name in ("rows", "positives", "negatives")}
+                yield json.dumps({"step": step, "stage": stage, "dataset": batch.dataset, **draws}) + "\n"
+
+        with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as handle:
+            handle.writelines(lines())
 
     @classmethod
     def load(cls, path: Path) -> BatchPlan:
@@ -155,30 +208,40 @@ class BatchPlan:
             batches = tuple(_unpacked(arrays, facts["datasets"]))
         except (OSError, KeyError, ValueError, IndexError, zipfile.BadZipFile) as error:
             raise DataError("this is not a batch plan", where=path, found=error, fix="make the plan again") from error
-        return cls(batches, facts["left_out"], PlanOptions(**facts["options"]))
+        starts = tuple(int(start) for start in arrays["stage_starts"])
+        return cls(batches, facts["left_out"], PlanOptions(**facts["options"]), starts)
 
 
-def plan_batches(datasets: Mapping[str, PlanInput], options: PlanOptions) -> BatchPlan:
-    """Plan batch-level shuffling (the paper's strongest schedule).
+def plan_batches(
+    datasets: Mapping[str, PlanInput], options: PlanOptions, stages: Sequence[Sequence[str]] | None = None
+) -> BatchPlan:
+    """Plan the batches of every stage, shuffled together within the stage.
 
-    Every random stream has its own seed derived from (seed, epoch, dataset), so adding a dataset leaves the batches of
-    the others as they are; only the common order changes.
+    Every random stream has its own seed derived from (seed, epoch, dataset), so a dataset's batches are the same under
+    every schedule and beside every other dataset; only the order differs.
+
+    Args:
+        datasets: What to train on, by name.
+        options: Sizes and seed.
+        stages: Names of the datasets of each stage; one stage of all when None.
 
     Raises:
         DataError: A dataset has no rows, a row has no positive, or has no negative where its group needs some.
     """
     batches: list[Batch] = []
-    left_out = dict.fromkeys(datasets, 0)
-    for epoch in range(options.num_train_epochs):
-        of_epoch: list[Batch] = []
-        for name in sorted(datasets):
-            made = list(_dataset_batches(name, datasets[name], options, epoch))
-            left_out[name] += len(datasets[name].rows) - sum(len(batch.rows) for batch in made)
-            of_epoch += made
-        order = np.random.default_rng(derive_seed(options.seed, "order", epoch)).permutation(len(of_epoch))
-        batches += [of_epoch[position] for position in order]
+    starts, left_out = [], dict.fromkeys(datasets, 0)
+    for stage, names in enumerate(stages if stages is not None else [sorted(datasets)]):
+        starts.append(len(batches))
+        for epoch in range(options.num_train_epochs):
+            made = {name: list(_dataset_batches(name, datasets[name], options, epoch)) for name in sorted(names)}
+            for name, of_dataset in made.items():
+                left_out[name] += len(datasets[name].rows) - sum(len(batch.rows) for batch in of_dataset)
+            together = [batch for of_dataset in made.values() for batch in of_dataset]
+            rng = np.random.default_rng(derive_seed(options.seed, "order", stage, epoch))
+            batches += [together[position] for position in rng.permutation(len(together))]
     _report(batches, left_out)
-    return BatchPlan(tuple(batches), left_out, options)
+    kept = sorted({start for start in starts if start < len(batches)})  # a stage too small for a batch has no steps
+    return BatchPlan(tuple(batches), left_out, options, tuple(kept))
 
 
 def draw_negatives(counts: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -232,8 +295,11 @@ def _check_rows(name: str, data: PlanInput) -> None:
 
 def _report(batches: Sequence[Batch], left_out: Mapping[str, int]) -> None:
     log.info("plan: %d batches, %d rows", len(batches), sum(len(batch.rows) for batch in batches))
+    planned = {batch.dataset for batch in batches}
     for name, rows in left_out.items():
-        if rows:
+        if name not in planned:
+            log.warning("plan: '%s' fills no batch, so none of its rows is trained on", name)
+        elif rows:
             log.info("plan: %d rows of '%s' are in no batch (last incomplete batch of an epoch)", rows, name)
     if not batches:
         raise DataError("no dataset fills a single batch", fix="lower per_device_train_batch_size or take more rows")

@@ -1,0 +1,237 @@
+"""Stage: one member, from files to an encoder folder, in this process or in several that torchrun starts.
+
+Several processes never fork this one (a notebook may hold CUDA): they are a subprocess with its own log, whose progress
+lines are passed on. What they need is files; what they return is files.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from boom_utils import errors
+from boom_utils.artifacts import write_json
+from boom_utils.cards import Card, write_card
+from boom_utils.config import TrainingConfig
+from boom_utils.data.tokens import open_tokens
+from boom_utils.errors import BoomError, TrainingError
+from boom_utils.models import Encoder
+from boom_utils.training.gradients import TrainingJob
+from boom_utils.training.loop import remove_checkpoints, train
+from boom_utils.training.plan import BatchPlan, DatasetRules
+from boom_utils.training.processes import Processes, joined
+
+log = logging.getLogger(__name__)
+_MARK = "boom| "
+"""Starts the lines of the processes' output that are meant for people; the rest goes to their log file."""
+
+
+@dataclass(frozen=True)
+class MemberJob:
+    """Everything a member is made from.
+
+    Args:
+        base: Encoder folder it starts from.
+        tokens: Folder of token tables.
+        plan: File of the batch plan.
+        rules: Batch and loss rules of each dataset.
+        config: Hyper-parameters.
+        prompts: Prompts to keep in the encoder folder.
+        label: Its name.
+        summary: One sentence for the card.
+        restart_rate: Every stage of the plan warms up and decays by itself.
+        allow_changes: Fields in which a checkpoint may differ.
+    """
+
+    base: Path
+    tokens: Path
+    plan: Path
+    rules: Mapping[str, DatasetRules]
+    config: TrainingConfig
+    prompts: Mapping[str, str]
+    label: str
+    summary: str
+    restart_rate: bool = False
+    allow_changes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form for another process."""
+        paths = {name: str(getattr(self, name)) for name in ("base", "tokens", "plan")}
+        rules = {name: asdict(rule) for name, rule in self.rules.items()}
+        return {**self.__dict__, **paths, "rules": rules, "config": self.config.model_dump(mode="json")}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> MemberJob:
+        """The inverse of `to_json`."""
+        paths = {name: Path(stored[name]) for name in ("base", "tokens", "plan")}
+        rules = {name: DatasetRules(**rule) for name, rule in stored["rules"].items()}
+        config = TrainingConfig.model_validate(stored["config"])
+        given = {**stored, **paths, "rules": rules, "config": config, "allow_changes": tuple(stored["allow_changes"])}
+        return cls(**given)
+
+
+def train_member(job: MemberJob, out: Path, processes: int = 1) -> dict[str, Any]:
+    """Fine-tune the base by the plan; write an encoder folder to ``out``.
+
+    Besides the model it writes ``training_log.jsonl`` (one line a step) and the card. If ``out`` holds checkpoints of
+    this job, training goes on from them; they are removed when the model is written.
+
+    Args:
+        job: What to train.
+        out: Folder that gets the encoder.
+        processes: Devices to use; more than one are started with torchrun.
+
+    Returns:
+        Facts for the record.
+
+    Raises:
+        TrainingError: Training had to stop, or a process died.
+        CheckpointError: ``out`` holds checkpoints of another job.
+        KeyboardInterrupt: It was stopped; a checkpoint is kept.
+    """
+    if processes == 1:
+        return _train_here(job, out)
+    return _Launch(job, out, processes).run()
+
+
+def _train_here(
+    job: MemberJob, out: Path, processes: Processes | None = None, parent: int | None = None
+) -> dict[str, Any]:
+    encoder = Encoder.load(job.base)
+    encoder.spec = replace(encoder.spec, prompts={**encoder.spec.prompts, **job.prompts})
+    plan = BatchPlan.load(job.plan)
+    training = TrainingJob(open_tokens(job.tokens), job.rules, plan, job.config, job.label, job.restart_rate)
+
+    def stop() -> bool:
+        return parent is not None and ((out / _STOP).exists() or not _alive(parent))
+
+    facts = train(encoder, training, out, processes, job.allow_changes, stop)
+    if processes is None or processes.first:
+        encoder.save(out)
+        shown = {name: facts[name] for name in ("steps", "examples", "tokens", "mean_loss_last_tenth")}
+        recipe = job.config.model_dump(mode="json")
+        write_card(out, Card(job.label, job.summary, shown, parents=["the base model of the profile"], recipe=recipe))
+        remove_checkpoints(out)
+    return facts
+
+
+_FOLDER = "processes"
+_STOP, _JOB, _FACTS, _OUTPUT = (f"{_FOLDER}/{name}" for name in ("stop", "job.json", "facts.json", "output.log"))
+
+
+def usable_processes(plan: Path) -> int:
+    """Every CUDA device, if the batches of the plan divide among them; else one process."""
+    devices = torch.cuda.device_count()
+    if devices < 2:
+        return 1
+    if any(len(batch.rows) % devices for batch in BatchPlan.load(plan).batches):
+        log.warning("one of %d devices is used: the batches do not divide among all of them", devices)
+        return 1
+    return devices
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """A member trained by several processes, seen from the one that starts them."""
+
+    job: MemberJob
+    out: Path
+    count: int
+
+    def run(self) -> dict[str, Any]:
+        """Start the processes, pass their lines on, and return rank 0's facts."""
+        shutil.rmtree(self.out / _FOLDER, ignore_errors=True)
+        write_json(self.out / _JOB, self.job.to_json())
+        process = subprocess.Popen(
+            self._command(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then asks the others to stop
+            env={"GOMP_SPINCOUNT": "2000", **os.environ},
+        )
+        try:
+            self._follow(process)
+        except KeyboardInterrupt:
+            log.info("stopping %d processes: this step is finished and a checkpoint is written first", self.count)
+            (self.out / _STOP).touch()
+            self._follow(process)
+            raise
+        return self._result(process.wait())
+
+    def _command(self) -> list[str]:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.count)]
+        return [*torchrun, "--module", "boom_utils.training.member", str(self.out), str(os.getpid())]
+
+    def _follow(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        with (self.out / _OUTPUT).open("a", encoding="utf-8") as handle:
+            for line in process.stdout:
+                handle.write(line)
+                handle.flush()
+                if line.startswith(_MARK):
+                    log.info("%s", line.removeprefix(_MARK).rstrip())
+        process.wait()
+
+    def _result(self, code: int) -> dict[str, Any]:
+        for path in sorted((self.out / _FOLDER).glob("error-*.json")):
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            raise getattr(errors, stored["class"])(stored["message"])
+        if code or not (self.out / _FACTS).is_file():
+            tail = "".join((self.out / _OUTPUT).read_text(encoding="utf-8").splitlines(keepends=True)[-15:])
+            raise TrainingError(
+                f"a training process died (torchrun's exit code {code})",
+                where=self.out / _OUTPUT,
+                found="\n" + tail,
+                fix="read the lines above; killed without a message mostly means too little memory",
+            )
+        facts: dict[str, Any] = json.loads((self.out / _FACTS).read_text(encoding="utf-8"))
+        shutil.rmtree(self.out / _FOLDER)
+        return facts
+
+
+def worker(out: Path, parent: int) -> int:
+    """One of the processes that torchrun started; what `_Launch` reads back is files."""
+    logging.basicConfig(level=logging.WARNING, format=_MARK + "%(message)s", stream=sys.stdout, force=True)
+    rank = int(os.environ["RANK"])
+    logging.getLogger("boom_utils").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    try:
+        with joined() as processes:
+            facts = _train_here(MemberJob.from_json(json.loads((out / _JOB).read_text())), out, processes, parent)
+            if processes.first:
+                write_json(out / _FACTS, facts)
+            processes.barrier()
+    except KeyboardInterrupt:
+        return 0  # asked to stop, checkpoint written
+    except BoomError as error:
+        write_json(out / _FOLDER / f"error-{rank}.json", {"class": type(error).__name__, "message": str(error)})
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(worker(Path(sys.argv[1]), int(sys.argv[2])))
