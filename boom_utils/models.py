@@ -102,7 +102,7 @@ class Encoder:
         return torch.cat(parts)[torch.argsort(order)]
 
     def embed_micro_batch(self, tokens: Sequence[Tokens]) -> Tensor:
-        """Embeddings of texts, given longest first, by one forward pass; float32 (N, D)."""
+        """Embeddings of texts, given longest first, by one forward pass; float (N, D), float32 at least."""
         return self._embed_packed(tokens) if self.packs else self._embed_padded(tokens)
 
     def encode(self, texts: Sequence[str], prompt: str = "", tokens_per_batch: int = 8192) -> np.ndarray:
@@ -115,7 +115,7 @@ class Encoder:
             return np.zeros((0, self.dimension), dtype=np.float32)
         with torch.inference_mode():
             vectors_ND = self.embed(self.tokenize([prompt + text for text in texts]), tokens_per_batch)
-        return vectors_ND.cpu().numpy()
+        return vectors_ND.float().cpu().numpy()
 
     @property
     def packs(self) -> bool:
@@ -134,10 +134,10 @@ class Encoder:
         Raises:
             CheckpointError: Packing is asked for, but this model does not give the same embeddings with it.
         """
+        if self._packs:
+            self.transformer.set_attn_implementation("sdpa")
         if chosen and not self._packing_is_exact():
             raise CheckpointError("this model cannot be packed: its embeddings would change", fix="leave packing off")
-        if not chosen and self._packs:
-            self.transformer.set_attn_implementation("sdpa")
         self._packs = chosen
 
     @torch.no_grad()
@@ -170,7 +170,7 @@ class Encoder:
         return pool(states_NLD, mask_NL, self.spec)
 
     def _embed_packed(self, tokens: Sequence[Tokens]) -> Tensor:
-        device, packing = self.device, pack([len(row) for row in tokens], self.device)
+        device, packing = self.device, pack([len(row) for row in tokens])
         ids_T = torch.cat([_as_tensor(row) for row in tokens]).to(device)
         # A causal model makes its own mask unless it is given one by kind of layer.
         options = {"use_cache": False, "attention_mask": {"full_attention": None}} if self._causal else {}
@@ -189,6 +189,11 @@ def _as_tensor(tokens: Tokens) -> Tensor:
     return torch.from_numpy(np.array(tokens, dtype=np.int64))  # a copy: tokens of a table are read-only views
 
 
+def _at_least_single(states: Tensor) -> Tensor:
+    """Half-precision states as float32: sums over tokens and lengths of vectors need it."""
+    return states.float() if states.dtype in (torch.bfloat16, torch.float16) else states
+
+
 def pool(states_NLD: Tensor, mask_NL: Tensor, spec: EncoderSpec) -> Tensor:
     """Pool token states of right-padded texts into embeddings.
 
@@ -198,15 +203,17 @@ def pool(states_NLD: Tensor, mask_NL: Tensor, spec: EncoderSpec) -> Tensor:
         spec: Pooling and normalisation.
 
     Returns:
-        float32 (N, D).
+        float (N, D), float32 at least.
     """
     if spec.pooling == "lasttoken":
         # From the mask, never from the pad id: with pad == eos the id cannot tell the end of a text.
         last_N = mask_NL.sum(dim=1) - 1
-        pooled_ND = states_NLD[torch.arange(len(states_NLD), device=states_NLD.device), last_N].float()
+        rows_N = torch.arange(len(states_NLD), device=states_NLD.device)
+        pooled_ND = _at_least_single(states_NLD[rows_N, last_N])
     else:
-        weights_NL1 = mask_NL.unsqueeze(-1).float()
-        pooled_ND = (states_NLD.float() * weights_NL1).sum(dim=1) / weights_NL1.sum(dim=1)
+        states_NLD = _at_least_single(states_NLD)
+        weights_NL1 = mask_NL.unsqueeze(-1).to(states_NLD.dtype)
+        pooled_ND = (states_NLD * weights_NL1).sum(dim=1) / weights_NL1.sum(dim=1)
     return torch.nn.functional.normalize(pooled_ND, dim=-1) if spec.normalize else pooled_ND
 
 
@@ -219,12 +226,13 @@ def pool_row(states_TD: Tensor, lengths_N: Tensor, spec: EncoderSpec) -> Tensor:
         spec: Pooling and normalisation.
 
     Returns:
-        float32 (N, D).
+        float (N, D), float32 at least.
     """
     if spec.pooling == "lasttoken":
-        pooled_ND = states_TD[torch.cumsum(lengths_N, 0) - 1].float()
+        pooled_ND = _at_least_single(states_TD[torch.cumsum(lengths_N, 0) - 1])
     else:
         text_T = torch.repeat_interleave(torch.arange(len(lengths_N), device=states_TD.device), lengths_N)
-        sums_ND = states_TD.new_zeros((len(lengths_N), states_TD.shape[1]), dtype=torch.float32)
-        pooled_ND = sums_ND.index_add(0, text_T, states_TD.float()) / lengths_N[:, None]
+        states_TD = _at_least_single(states_TD)
+        sums_ND = states_TD.new_zeros((len(lengths_N), states_TD.shape[1]))
+        pooled_ND = sums_ND.index_add(0, text_T, states_TD) / lengths_N[:, None]
     return torch.nn.functional.normalize(pooled_ND, dim=-1) if spec.normalize else pooled_ND

@@ -1,7 +1,7 @@
 """Embed many texts in one row without padding, through transformers' attention interface.
 
 All texts stand behind one another in one long row, so every linear layer works on real tokens only; attention is done
-text by text, texts of near-equal length together. The model itself is unmodified. Whether that is exact for a model
+text by text, texts of equal length together. The model itself is unmodified. Whether that is exact for a model
 (position numbers, sliding windows, code that ignores the interface) is not assumed but tried: see `Encoder`.
 
 Shapes: N texts, T tokens of all texts, H heads, K key/value heads, E head dimensions.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -19,30 +20,21 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 ATTENTION = "boom_packed"
 """Name of the packed attention in transformers' registry."""
-SLACK = 0.1
-"""Texts share one attention call while the shorter ones are at most this share shorter than the longest."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Texts of near-equal length, next to each other in the row.
+    """Equally long texts, next to each other in the row, so that the row can be viewed as (count, length).
 
     Args:
         start: First token of the group in the row.
         count: Number of texts.
-        length: Tokens of the longest one.
-        tokens: Tokens of all of them.
-        index: long (count, length), place of every token in the row, any valid place for padding; None when all texts
-            are equally long and the row can be viewed as (count, length).
-        mask: bool (count, length), True for tokens of a text; None as above.
+        length: Tokens of each.
     """
 
     start: int
     count: int
     length: int
-    tokens: int
-    index: Tensor | None = None
-    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -62,28 +54,17 @@ class Packing:
         return torch.cat([torch.arange(length, device=device) for length in self.lengths])[None]
 
 
-def pack(lengths: Sequence[int], device: torch.device) -> Packing:
-    """Lay out texts, given longest first, in one row."""
-    groups, first, start = [], 0, 0
-    while first < len(lengths):
-        least, last = (1 - SLACK) * lengths[first], first
-        while last < len(lengths) and lengths[last] >= least:
-            last += 1
-        groups.append(_group(start, lengths[first:last], device))
-        start, first = start + groups[-1].tokens, last
+def pack(lengths: Sequence[int]) -> Packing:
+    """Lay out texts, given longest first, in one row.
+
+    >>> pack([9, 4, 4]).groups
+    (Group(start=0, count=1, length=9), Group(start=9, count=2, length=4))
+    """
+    groups, start = [], 0
+    for length, run in groupby(lengths):
+        groups.append(Group(start, len(list(run)), length))
+        start += groups[-1].count * length
     return Packing(tuple(lengths), tuple(groups))
-
-
-def _group(start: int, lengths: Sequence[int], device: torch.device) -> Group:
-    count, length, tokens = len(lengths), lengths[0], sum(lengths)
-    if lengths[-1] == length:
-        return Group(start, count, length, tokens)
-    of_text = torch.tensor(lengths)
-    begin = start + torch.cumsum(of_text, 0) - of_text
-    places = torch.arange(length)
-    mask = places[None, :] < of_text[:, None]
-    index = torch.where(mask, begin[:, None] + places[None, :], begin[:, None])
-    return Group(start, count, length, tokens, index.to(device), mask.to(device))
 
 
 def packed_attention(
@@ -103,7 +84,7 @@ def packed_attention(
         float (1, T, H, E), and None for the attention weights.
     """
     causal, packing = bool(getattr(module, "is_causal", False)), options["packing"]
-    kernel = {
+    kernel: dict[str, Any] = {
         "scale": options.get("scaling"),
         "dropout_p": options.get("dropout", 0.0),
         "enable_gqa": query.shape[1] != key.shape[1],
@@ -113,17 +94,13 @@ def packed_attention(
 
 
 def _attend(group: Group, row: tuple[Tensor, Tensor, Tensor], causal: bool, kernel: dict[str, Any]) -> Tensor:
-    """Attention of one group, float (tokens of the group, H, E)."""
-    if group.index is None:
-        tokens, shape = slice(group.start, group.start + group.tokens), (group.count, group.length)
-        parts = [part[:, tokens].unflatten(1, shape).transpose(0, 1) for part in row]
-    else:
-        parts = [part[:, group.index].transpose(0, 1) for part in row]
-    # Behind right padding a causal text cannot see the padding, so it needs no mask; the fast kernels take none.
-    mask = None if causal or group.mask is None else group.mask[:, None, None, :]
-    out = torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask, is_causal=causal, **kernel)
-    by_text = out.transpose(1, 2)  # (count, length, H, E)
-    return by_text.flatten(0, 1) if group.mask is None else by_text[group.mask]
+    """Attention of one group, float (tokens of the group, H, E); no padding, so no mask and no copies."""
+    tokens = slice(group.start, group.start + group.count * group.length)
+    query, key, value = (
+        part[:, tokens].reshape(len(part), group.count, group.length, -1).transpose(0, 1) for part in row
+    )
+    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=causal, **kernel)
+    return out.transpose(1, 2).flatten(0, 1)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

@@ -17,8 +17,12 @@ import torch
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import TinyBase, TrainingConfig
+from boom_utils.data.examples import TrainingExample
+from boom_utils.data.tokens import TextRules, TokenTable, write_tokens
 from boom_utils.models import Encoder
 from boom_utils.training.base_model import random_encoder
+from boom_utils.training.gradients import TrainingJob
+from boom_utils.training.plan import DatasetRules, PlanInput, PlanOptions, plan_batches
 
 SHARED = PROJECT_ROOT.parent / "shared"
 TEXTS = [
@@ -63,6 +67,40 @@ def tiny_config(**changes: object) -> TinyBase:
         "pretraining": pretraining,
     }
     return TinyBase.model_validate({**options, **changes})
+
+
+TOY = TrainingConfig(
+    learning_rate=1e-2,
+    per_device_train_batch_size=4,
+    temperature=0.1,
+    train_group_size=3,
+    query_max_len=40,
+    passage_max_len=40,
+    tokens_per_micro_batch=64,
+    save_steps=3,
+)
+
+
+def toy_tokens(encoder: Encoder, path: Path) -> TokenTable:
+    """Eight examples whose positive repeats the query; two long, six short."""
+    examples = [
+        TrainingExample(text, (f"{text} {text}" * (1 + 2 * (number % 4 == 0)),), (TEXTS[number - 1], TEXTS[number - 2]))
+        for number, text in enumerate(TEXTS)
+    ]
+    write_tokens(path, examples, TextRules("Instruct: find it\nQuery: ", "", 40, 40), encoder.tokenize)
+    return TokenTable(path)
+
+
+def toy_job(
+    encoder: Encoder, folder: Path, rules: DatasetRules | None = None, config: TrainingConfig = TOY
+) -> TrainingJob:
+    """Two steps an epoch of four queries a process, on one dataset ``toy``."""
+    table, rules = toy_tokens(encoder, folder / "toy.arrow"), rules or DatasetRules()
+    given = PlanInput(rules, np.arange(8, dtype=np.uint32), table.positive_counts, table.negative_counts)
+    options = PlanOptions(
+        config.per_device_train_batch_size, config.train_group_size, config.num_train_epochs, config.processes
+    )
+    return TrainingJob({"toy": table}, {"toy": rules}, plan_batches({"toy": given}, options), config)
 
 
 @pytest.fixture

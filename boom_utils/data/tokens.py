@@ -137,7 +137,7 @@ class TokenTable:
     def query(self, row: int) -> np.ndarray:
         """Token ids of one query, int32 (tokens,)."""
         chunk, row = self._chunk(row)
-        return chunk.query_tokens[chunk.query[row] : chunk.query[row + 1]]
+        return _slice(chunk.query_tokens, chunk.query, row)
 
     def positive(self, row: int, draw: int) -> np.ndarray:
         """Token ids of one positive of an example, int32 (tokens,)."""
@@ -188,8 +188,12 @@ def _nested_views(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray, np.ndar
 def _text_of(groups: np.ndarray, texts: np.ndarray, tokens: np.ndarray, row: int, draw: int) -> np.ndarray:
     if not 0 <= draw < groups[row + 1] - groups[row]:
         raise IndexError(f"text {draw} of a row that has {groups[row + 1] - groups[row]}")
-    text = groups[row] + draw
-    return tokens[texts[text] : texts[text + 1]]
+    return _slice(tokens, texts, int(groups[row]) + draw)
+
+
+def _slice(tokens: np.ndarray, offsets: np.ndarray, number: int) -> np.ndarray:
+    text: np.ndarray = tokens[offsets[number] : offsets[number + 1]]
+    return text
 
 
 def open_tokens(folder: Path) -> dict[str, TokenTable]:

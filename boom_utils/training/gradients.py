@@ -153,7 +153,7 @@ class _PartOfBatch:
         leaf_UD.requires_grad_()
         flat = leaf_UD[inverse.to(leaf_UD.device)]
         loss = self._loss(flat[: len(queries)], flat[len(queries) :], across)
-        loss.backward()
+        torch.autograd.backward(loss)
         graphs = [output if keep else None for output, keep in zip(outputs, kept, strict=True)]
         del outputs, flat  # from here on `graphs` alone holds activations, and lets each go as it is used
         self._backward_chunks(rows, chunks, graphs, leaf_UD.grad)
@@ -179,7 +179,7 @@ class _PartOfBatch:
             if output is None:
                 with self.gradients.precision():
                     output = self._forward(rows, chunks, number)
-            output.backward(self.gradients.scaler.scale(grad_UD[chunk]))
+            torch.autograd.backward(output, self.gradients.scaler.scale(grad_UD[chunk]))
 
     def _forward(self, rows: Sequence[np.ndarray], chunks: Sequence[list[int]], number: int) -> Tensor:
         return self.gradients.forward([rows[row] for row in chunks[number]], (*self.seed, number))
@@ -260,7 +260,8 @@ def _kept(chunks: Sequence[Sequence[int]], lengths: Sequence[int], limit: int | 
 def _distinct(texts: Sequence[np.ndarray]) -> tuple[list[np.ndarray], Tensor]:
     """Every text once, and where each of the given ones is among them: equal texts are embedded once."""
     numbers: dict[bytes, int] = {}
-    inverse, rows = [], []
+    inverse: list[int] = []
+    rows: list[np.ndarray] = []
     for text in texts:
         number = numbers.setdefault(text.tobytes(), len(rows))
         inverse.append(number)

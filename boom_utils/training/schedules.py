@@ -39,7 +39,7 @@ def schedule_stages(schedule: ScheduleConfig, families: Mapping[str, str], sizes
     if schedule.schedule == "two_stage":
         return _partition(schedule.stages, families)
     if schedule.schedule == "sequential_datasets":
-        stages = [(dataset,) for dataset in families]
+        stages: list[tuple[str, ...]] = [(dataset,) for dataset in families]
     else:
         stages = [_of(families, [family]) for family in dict.fromkeys(families.values())]
     if schedule.order == "given":

@@ -1,0 +1,188 @@
+"""The benchmark's workload, clock and peer: the same bytes each time, and arithmetic that can be checked by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import SHARED
+
+from boom_utils.artifacts import PROJECT_ROOT
+
+sys.path.insert(0, str(PROJECT_ROOT / "benchmarks" / "peers"))  # scripts, run by path: they are in no package
+
+from make_workload import WorkloadOptions, workload_digest, write_workload
+from workload import Step, StepClock, build_report, count_real_tokens, load_workload
+
+PEERS = PROJECT_ROOT / "benchmarks" / "peers"
+TINY = WorkloadOptions(steps=8, batch=4, models=False)
+REPORT_KEYS = {
+    "implementation",
+    "examples_per_second",
+    "real_tokens_per_second",
+    "padding_share",
+    "peak_memory_mb",
+    "wall_seconds",
+    "cpu_seconds",
+    "steps",
+    "losses",
+    "real_tokens",
+    "computed_tokens",
+}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workload")
+    write_workload(folder, TINY)
+    return folder
+
+
+def test_the_same_arguments_give_the_same_bytes_and_another_seed_others(tiny: Path, tmp_path: Path) -> None:
+    write_workload(tmp_path / "again", TINY)
+    write_workload(tmp_path / "other", replace(TINY, seed=1))
+    assert content(tmp_path / "again") == content(tiny)
+    assert workload_digest(tmp_path / "again") == workload_digest(tiny)
+    changed = content(tmp_path / "other")
+    assert changed.keys() == content(tiny).keys()
+    assert not set(changed.values()) & set(content(tiny).values())
+
+
+def test_the_bytes_have_not_changed_since_the_first_measurement(tiny: Path) -> None:
+    # Also fails when another NumPy draws differently: older timings are then of another workload.
+    assert workload_digest(tiny) == "be1975360cb1088cf0c3550a8ba206da1a9ae1fe30218140dd516672a23e6b72"
+
+
+@pytest.mark.skipif(not (SHARED / "bench" / "make_workload.py").exists(), reason="the reference generator is not here")
+def test_the_reference_generator_writes_the_same_workload(tiny: Path, tmp_path: Path) -> None:
+    options = ["--steps", "8", "--batch", "4", "--negs", "3", "--seed", "0", "--no_models"]
+    command = [sys.executable, str(SHARED / "bench" / "make_workload.py"), str(tmp_path), *options]
+    subprocess.run(command, check=True, capture_output=True)
+    assert content(tmp_path) == content(tiny)
+
+
+def test_the_command_line_needs_no_torch(tiny: Path, tmp_path: Path) -> None:
+    code = f"import runpy, sys; sys.path.insert(0, {str(PEERS)!r}); sys.argv[1:] = {[str(tmp_path / 'out')]!r}"
+    code += " + ['--steps', '8', '--batch', '4', '--no-models']; import make_workload; make_workload.main()"
+    code += "; assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules)"
+    printed = json.loads(subprocess.check_output([sys.executable, "-c", code], text=True))
+    assert printed == {"workload": str(tmp_path / "out"), "steps": 8, "sha256": workload_digest(tiny)}
+    assert content(tmp_path / "out") == content(tiny)
+
+
+def test_every_row_is_planned_once_in_batches_of_one_dataset(tiny: Path) -> None:
+    plan = [json.loads(line) for line in (tiny / "plan.jsonl").read_text().splitlines()]
+    assert len(plan) == 8
+    for path in (tiny / "data").iterdir():
+        batches = [step for step in plan if step["dataset"] == path.stem]
+        rows = sorted(row for step in batches for row in step["rows"])
+        assert rows == list(range(len(path.read_text().splitlines())))
+        assert {step["in_batch_neg"] for step in batches} == {not path.stem.endswith("_no_in_batch_neg")}
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 3), ("batch", 0), ("negatives", 0), ("negatives", 24)])
+def test_options_that_make_no_workload_are_refused(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        replace(TINY, **{name: value})
+
+
+def test_prompts_are_on_all_queries_and_on_passages_of_symmetric_tasks_only(tiny: Path) -> None:
+    workload = load_workload(tiny)
+    assert {step.dataset for step in workload.steps} == {path.stem for path in (tiny / "data").iterdir()}
+    for step in workload.steps:
+        symmetric = step.dataset.startswith(("sts", "clustering"))
+        assert all(query.startswith("Instruct: ") and "\nQuery: " in query for query in step.queries)
+        assert all(text.startswith("Instruct: ") == symmetric for group in step.groups for text in group)
+        assert len(step.queries) == len(step.groups) == 4
+        assert {len(group) for group in step.groups} == {1 + 3}
+        assert step.in_batch_negatives == (step.dataset in ("retrieval", "sts"))
+
+
+def test_a_step_holds_the_rows_of_the_plan_in_order(tiny: Path) -> None:
+    line = json.loads((tiny / "plan.jsonl").read_text().splitlines()[0])
+    rows = [json.loads(row) for row in (tiny / "data" / f"{line['dataset']}.jsonl").read_text().splitlines()]
+    step = load_workload(tiny, steps=1).steps[0]
+    assert [query.split("\nQuery: ")[1] for query in step.queries] == [rows[i]["query"] for i in line["rows"]]
+    last = rows[line["rows"][-1]]
+    assert [text.split("\nQuery: ")[-1] for text in step.groups[-1]] == [*last["pos"], *last["neg"]]
+    assert len(load_workload(tiny, steps=3).steps) == 3
+
+
+def test_real_tokens_are_counted_after_truncation(tiny: Path) -> None:
+    workload = load_workload(tiny, steps=1)
+    step = Step("toy", ["a b"], [["c", "d e f g"]], True)
+    workload = replace(workload, meta={**workload.meta, "max_len": 3}, steps=[step, step])
+
+    def tokenize(texts: list[str], *, truncation: bool, max_length: int, padding: bool) -> dict[str, list[list[str]]]:
+        assert truncation
+        assert not padding
+        return {"input_ids": [text.split()[:max_length] for text in texts]}
+
+    assert count_real_tokens(workload, tokenize) == [2 + 1 + 3] * 2
+
+
+def test_the_report_leaves_the_warm_up_steps_out() -> None:
+    clock = StepClock(1, wall_marks=[0.0, 50.0, 51.0, 54.0], cpu_marks=[0.0, 90.0, 92.0, 97.0])
+    clock.step_tokens = [999, 120, 200]
+    report = build_report("toy 1.0 fp32", clock, 16, [500, 60, 180], [3.0, 2.00000049, 1.5])
+    assert report.keys() == REPORT_KEYS
+    assert report.pop("peak_memory_mb") > 0
+    assert report == {
+        "implementation": "toy 1.0 fp32",
+        "examples_per_second": 2 * 16 / 4,
+        "real_tokens_per_second": 240 / 4,
+        "padding_share": 1 - 240 / 320,
+        "wall_seconds": 4.0,
+        "cpu_seconds": 7.0,
+        "steps": 2,
+        "losses": [3.0, 2.0, 1.5],
+        "real_tokens": 240,
+        "computed_tokens": 320,
+    }
+
+
+def test_the_clock_marks_the_start_and_each_step() -> None:
+    clock = StepClock(warmup_steps=0)
+    clock.start()
+    for counts in [(3, 4), (5,), ()]:
+        for tokens in counts:
+            clock.count(tokens)
+        clock.end_step()
+    assert clock.step_tokens == [7, 5, 0]
+    assert clock.computed_tokens == 12
+    assert len(clock.wall_marks) == len(clock.cpu_marks) == 1 + 3
+    assert 0 <= clock.wall_seconds < 1
+    assert clock.cpu_seconds >= 0
+
+
+def test_a_report_of_nothing_or_of_different_steps_is_refused() -> None:
+    clock = StepClock(2, wall_marks=[0.0, 1.0, 2.0], cpu_marks=[0.0, 1.0, 2.0], step_tokens=[5, 5])
+    with pytest.raises(ValueError, match="2 steps leave none after 2 warm-up steps"):
+        build_report("toy", clock, 4, [5, 5], [1.0, 1.0])
+    with pytest.raises(ValueError, match="'losses': 1"):
+        build_report("toy", clock, 4, [5, 5], [1.0])
+
+
+def test_sentence_transformers_trains_on_a_workload(tmp_path: Path) -> None:
+    write_workload(tmp_path, WorkloadOptions(steps=4, batch=4, vocabulary=512))
+    options = ["--steps", "2", "--warmup-steps", "1"]
+    command = [sys.executable, str(PEERS / "sentence_transformers_train.py")]
+    command += [str(tmp_path), str(tmp_path / "models" / "qwen3_tiny"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout)
+    assert report.keys() == REPORT_KEYS
+    assert report["implementation"].startswith("sentence-transformers 6.")
+    assert report["steps"] == 1
+    assert len(report["losses"]) == 2
+    assert all(math.isfinite(loss) and loss > 0 for loss in report["losses"])
+    assert 0 < report["real_tokens"] < report["computed_tokens"]
