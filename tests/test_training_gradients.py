@@ -174,7 +174,7 @@ def test_bf16_and_gradient_checkpointing_give_the_same_gradient_to_their_roundin
     encoder = random_encoder(TEXTS, tiny_config(), {})
     reference, _ = added(encoder, toy_job(encoder, tmp_path))
     if "gradient_checkpointing" in changes:
-        encoder.transformer.gradient_checkpointing_enable({"use_reentrant": False})
+        encoder.transformer.activation_checkpointing_enable({"use_reentrant": False})
     config = TOY.model_copy(update={**changes, "tokens_in_memory": tokens_in_memory})
     ours, _ = added(encoder, toy_job(encoder, tmp_path, config=config))
     assert distance(ours, reference) < (5e-2 if "precision" in changes else 2e-6)

@@ -113,7 +113,7 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(processes.device.type, init_scale=1024.0, enabled=config.precision == "fp16")
         self.gradients = Gradients(encoder, job, processes, self.scaler)
         self.lines: list[dict[str, Any]] = []
 
@@ -199,11 +199,10 @@ class _Trainer:
 
     def finish(self) -> None:
         """Make the encoder an ordinary one again: adapters merged, no training switches."""
-        transformer = self.encoder.transformer
-        if self.job.config.gradient_checkpointing:
-            transformer.gradient_checkpointing_disable()
         if self.job.config.lora is not None:
-            self.encoder.transformer = merge_adapters(transformer)
+            self.encoder.transformer = merge_adapters(self.encoder.transformer)
+        if self.job.config.gradient_checkpointing:
+            self.encoder.transformer.activation_checkpointing_disable()
         self.encoder.transformer.eval()
         self.optimizer.zero_grad()
 
@@ -229,12 +228,10 @@ def _prepare(encoder: Encoder, config: TrainingConfig, processes: Processes) -> 
     """Put the model on its device, into training mode, with the switches of the config."""
     encoder.transformer.to(processes.device)
     encoder.use_packing(False if config.torch_compile else config.packing)
-    if not encoder.packs and config.packing is None:
-        log.debug("texts are padded to the longest of their micro-batch")
+    if config.gradient_checkpointing:
+        encoder.transformer.activation_checkpointing_enable({"use_reentrant": False})
     if config.lora is not None:
         encoder.transformer = add_adapters(encoder.transformer, config.lora)
-    if config.gradient_checkpointing:
-        encoder.transformer.gradient_checkpointing_enable({"use_reentrant": False})
     encoder.transformer.train()
     if config.torch_compile:
         encoder.transformer.compile(dynamic=True)
