@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 KEPT = 2
 """Checkpoints kept: the last one, and one to fall back to."""
+LOCK_SECONDS = 60.0
+"""How long a run waits for another one in its folder, which may be saving its last checkpoint."""
 _WEIGHTS, _OPTIMIZER, _LOG, _STATE = "weights.safetensors", "optimizer.safetensors", "log.jsonl", "state.json"
 
 
@@ -84,7 +86,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock")
         try:
-            lock.acquire(timeout=60)
+            lock.acquire(timeout=LOCK_SECONDS)
         except Timeout:
             raise TrainingError(
                 "another process trains into the same folder", where=self.folder, fix="wait for it, or stop it"
