@@ -119,12 +119,15 @@ def run(model_folder: Path, workload: Workload, options: Options) -> dict[str, A
         train(encoder, job, folder, stop=end_of_step)
         lines = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
         distinct = [_distinct_tokens(batch, job) for batch in job.plan.batches]
+        flops = [step_flops(encoder, job, batch) for batch in job.plan.batches]
     clock.wall_marks[-1] += tokenising * clock.steps
     clock.step_tokens = [round(n / (1 - line["padding_share"])) for n, line in zip(distinct, lines, strict=True)]
     losses, real = [line["loss"] for line in lines], [line["tokens"] for line in lines]
     name = f"boom_utils {'bf16' if options.bf16 else 'fp32'}"
     report = build_report(name, clock, workload.meta["batch"], real, losses)
-    report |= {"distinct_tokens": sum(distinct[clock.warmup_steps :]), "flops": _flops(encoder, job, options)}
+    timed = range(clock.warmup_steps, len(distinct))
+    report["distinct_tokens"] = sum(distinct[step] for step in timed)
+    report["flops"] = sum(flops[step] for step in timed)
     return report | ({"time_shares": _time_shares(encoder, job)} if options.profile else {})
 
 
@@ -137,24 +140,20 @@ def _distinct(batch: Batch, job: TrainingJob) -> set[bytes]:
     return {text.tobytes() for text in queries + passages}  # int32: four bytes a token
 
 
-def _flops(encoder: Encoder, job: TrainingJob, options: Options) -> float:
-    """Operations the timed steps need: 6 a weight and token outside the embedding table, and attention's own.
+def step_flops(encoder: Encoder, job: TrainingJob, batch: Batch) -> float:
+    """Operations one step needs: 6 a weight and token outside the embedding table, and attention's own.
 
     Distinct texts only, no padding, a second forward pass not credited; attention counts half where it is causal.
     """
     model, config = encoder.transformer, encoder.transformer.config
-    embedding = {
-        id(p) for module in model.modules() if isinstance(module, torch.nn.Embedding) for p in module.parameters()
-    }
-    weights = sum(p.numel() for p in model.parameters() if id(p) not in embedding)
+    embeddings = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    table = {id(parameter) for module in embeddings for parameter in module.parameters()}
+    weights = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in table)
     causal = any(getattr(module, "is_causal", False) for module in model.modules())
     heads = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
-    total = 0.0
-    for batch in job.plan.batches[options.warmup_steps :]:
-        lengths = np.array([len(text) // 4 for text in _distinct(batch, job)], dtype=float)
-        attention = 12 * config.num_hidden_layers * heads * float((lengths**2).sum()) * (0.5 if causal else 1.0)
-        total += 6 * weights * float(lengths.sum()) + attention
-    return total
+    lengths = np.array([len(text) // 4 for text in _distinct(batch, job)], dtype=float)
+    attention = 12 * config.num_hidden_layers * heads * float((lengths**2).sum()) * (0.5 if causal else 1.0)
+    return float(6 * weights * lengths.sum() + attention)
 
 
 _KINDS = {

@@ -196,3 +196,37 @@ def test_seeds_of_different_names_differ_and_do_not_depend_on_the_hash_seed() ->
         subprocess.check_output(command, env={**os.environ, "PYTHONHASHSEED": seed}) for seed in ("0", "1", "random")
     }
     assert said == {f"{derive_seed(3, 'x', 1)}\n".encode()}
+
+
+def test_a_resumable_artifact_goes_on_in_the_folder_of_the_attempt_that_failed(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    def make(out: Path, _: Mapping[str, Artifact]) -> None:
+        seen.append(sorted(path.name for path in out.iterdir()))
+        write_text(out / f"step-{len(seen)}", "x")
+        if len(seen) < 3:
+            raise KeyboardInterrupt if len(seen) == 1 else ValueError
+
+    workspace = Workspace(tmp_path)
+    for error in (KeyboardInterrupt, ValueError):
+        with pytest.raises(error):
+            workspace.build(Node("a", 1, "a", {}, make, resumable=True))
+    artifact = workspace.build(Node("a", 1, "a", {}, make, resumable=True))
+    assert seen == [[], ["step-1"], ["step-1", "step-2"]]
+    assert sorted(artifact.record["outputs"]) == ["step-1", "step-2", "step-3"]
+    assert not list((tmp_path / ".tmp").iterdir())
+
+
+def test_what_only_says_how_it_went_is_recorded_but_nothing_depends_on_it(tmp_path: Path) -> None:
+    def node(log_text: str, text: str = "x") -> Node:
+        def make(out: Path, _: Mapping[str, Artifact]) -> None:
+            write_text(out / "model", text)
+            write_text(out / "log", log_text)
+
+        return Node("a", 1, "a", {}, make, observations=("log",))
+
+    built = [Workspace(tmp_path / name).build(made) for name, made in {"1": node("3 s"), "2": node("4 s")}.items()]
+    other = Workspace(tmp_path / "3").build(node("3 s", "y"))
+    assert built[0].digest == built[1].digest != other.digest
+    assert built[0].record["outputs"]["log"] != built[1].record["outputs"]["log"]
+    assert built[0].damaged_files() == []

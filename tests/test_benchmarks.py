@@ -7,17 +7,15 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from conftest import SHARED
-
-from boom_utils.artifacts import PROJECT_ROOT
-
-sys.path.insert(0, str(PROJECT_ROOT / "benchmarks" / "peers"))  # scripts, run by path: they are in no package
-
 from make_workload import WorkloadOptions, workload_digest, write_workload
 from workload import Step, StepClock, build_report, count_real_tokens, load_workload
+
+from boom_utils.artifacts import PROJECT_ROOT
 
 PEERS = PROJECT_ROOT / "benchmarks" / "peers"
 TINY = WorkloadOptions(steps=8, batch=4, models=False)
@@ -172,17 +170,45 @@ def test_a_report_of_nothing_or_of_different_steps_is_refused() -> None:
         build_report("toy", clock, 4, [5, 5], [1.0])
 
 
-def test_sentence_transformers_trains_on_a_workload(tmp_path: Path) -> None:
+@pytest.mark.promise(15)
+def test_the_throughput_comparison_trains_both_sides_on_the_same_batches_to_the_same_losses(tmp_path: Path) -> None:
+    """sentence-transformers, through its own trainer, is the oracle of our whole step: data, loss, AdamW, schedule."""
     write_workload(tmp_path, WorkloadOptions(steps=4, batch=4, vocabulary=512))
-    options = ["--steps", "2", "--warmup-steps", "1"]
-    command = [sys.executable, str(PEERS / "sentence_transformers_train.py")]
-    command += [str(tmp_path), str(tmp_path / "models" / "qwen3_tiny"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    report = json.loads(done.stdout)
-    assert report.keys() == REPORT_KEYS
-    assert report["implementation"].startswith("sentence-transformers 6.")
-    assert report["steps"] == 1
-    assert len(report["losses"]) == 2
-    assert all(math.isfinite(loss) and loss > 0 for loss in report["losses"])
-    assert 0 < report["real_tokens"] < report["computed_tokens"]
+    comparison = import_module("train_throughput")
+    arguments = [str(tmp_path), str(tmp_path / "models" / "qwen3_tiny"), "--steps", "4", "--warmup-steps", "1"]
+    theirs, ours = (comparison.run(script, arguments) for script in (comparison.THEIRS, comparison.OURS))
+    assert theirs.keys() == REPORT_KEYS < ours.keys()
+    assert theirs["implementation"].startswith("sentence-transformers 6.")
+    assert theirs["steps"] == ours["steps"] == 3
+    assert all(math.isfinite(loss) and loss > 0 for loss in theirs["losses"])
+    assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-4)
+    assert ours["real_tokens"] == theirs["real_tokens"] < theirs["computed_tokens"]
+    assert ours["computed_tokens"] == ours["distinct_tokens"] <= ours["real_tokens"], "no padding"
+
+
+def test_the_comparison_takes_the_median_of_all_pairs_and_drops_none(tiny: Path) -> None:
+    comparison = import_module("train_throughput")
+    pair = {"mfu": 0.5, "gflops": 100, "ours": 6.0, "theirs": 2.0, "loss_difference": 1e-5}
+    found = [{**pair, "ratio": ratio} for ratio in (9.0, 1.0, 3.0)]
+    side = {"padding_share": 0.5, "peak_memory_mb": 10, "implementation": "x"}
+    workload = tiny.parent / "with-stats"
+    workload.mkdir(exist_ok=True)
+    (workload / "meta.json").write_text('{"stats": {}}')
+    result = comparison.summary(workload, found, [(side, side)])
+    assert (result["ratio"], result["pairs"]) == (3.0, [9.0, 1.0, 3.0])
+    assert {"max_loss_difference", "mfu", "machine"} <= result.keys()
+
+
+def test_a_side_that_fails_is_an_error_with_its_last_words(tmp_path: Path) -> None:
+    comparison = import_module("train_throughput")
+    with pytest.raises(RuntimeError, match=r"(?s)boom_train\.py failed.*meta\.json"):
+        comparison.run(comparison.OURS, [str(tmp_path), str(tmp_path)])
+
+
+def test_the_gpu_benchmark_runs_on_any_machine_with_a_tiny_shape() -> None:
+    gpu = import_module("train_gpu")
+    options = gpu.Options("tiny", 4, 2, 16, 3, "fp32", None, 1024, False)
+    result = gpu.measure(options)
+    assert result["examples_per_second"] > 0
+    assert 0 < result["mfu"] < 1
+    assert len(result["loss"]) == 3
