@@ -7,10 +7,11 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import pytest
+import train_gpu
+import train_throughput
 from conftest import SHARED
 from make_workload import WorkloadOptions, workload_digest, write_workload
 from workload import Step, StepClock, build_report, count_real_tokens, load_workload
@@ -174,9 +175,10 @@ def test_a_report_of_nothing_or_of_different_steps_is_refused() -> None:
 def test_the_throughput_comparison_trains_both_sides_on_the_same_batches_to_the_same_losses(tmp_path: Path) -> None:
     """sentence-transformers, through its own trainer, is the oracle of our whole step: data, loss, AdamW, schedule."""
     write_workload(tmp_path, WorkloadOptions(steps=4, batch=4, vocabulary=512))
-    comparison = import_module("train_throughput")
     arguments = [str(tmp_path), str(tmp_path / "models" / "qwen3_tiny"), "--steps", "4", "--warmup-steps", "1"]
-    theirs, ours = (comparison.run(script, arguments) for script in (comparison.THEIRS, comparison.OURS))
+    theirs, ours = (
+        train_throughput.run(script, arguments) for script in (train_throughput.THEIRS, train_throughput.OURS)
+    )
     assert theirs.keys() == REPORT_KEYS < ours.keys()
     assert theirs["implementation"].startswith("sentence-transformers 6.")
     assert theirs["steps"] == ours["steps"] == 3
@@ -187,28 +189,25 @@ def test_the_throughput_comparison_trains_both_sides_on_the_same_batches_to_the_
 
 
 def test_the_comparison_takes_the_median_of_all_pairs_and_drops_none(tiny: Path) -> None:
-    comparison = import_module("train_throughput")
     pair = {"mfu": 0.5, "gflops": 100, "ours": 6.0, "theirs": 2.0, "loss_difference": 1e-5}
     found = [{**pair, "ratio": ratio} for ratio in (9.0, 1.0, 3.0)]
     side = {"padding_share": 0.5, "peak_memory_mb": 10, "implementation": "x"}
     workload = tiny.parent / "with-stats"
     workload.mkdir(exist_ok=True)
     (workload / "meta.json").write_text('{"stats": {}}')
-    result = comparison.summary(workload, found, [(side, side)])
+    result = train_throughput.summary(workload, found, [(side, side)])
     assert (result["ratio"], result["pairs"]) == (3.0, [9.0, 1.0, 3.0])
     assert {"max_loss_difference", "mfu", "machine"} <= result.keys()
 
 
 def test_a_side_that_fails_is_an_error_with_its_last_words(tmp_path: Path) -> None:
-    comparison = import_module("train_throughput")
     with pytest.raises(RuntimeError, match=r"(?s)boom_train\.py failed.*meta\.json"):
-        comparison.run(comparison.OURS, [str(tmp_path), str(tmp_path)])
+        train_throughput.run(train_throughput.OURS, [str(tmp_path), str(tmp_path)])
 
 
 def test_the_gpu_benchmark_runs_on_any_machine_with_a_tiny_shape() -> None:
-    gpu = import_module("train_gpu")
-    options = gpu.Options("tiny", 4, 2, 16, 3, "fp32", None, 1024, False)
-    result = gpu.measure(options)
+    options = train_gpu.Options("tiny", 4, 2, 16, 3, "fp32", None, 1024, False)
+    result = train_gpu.measure(options)
     assert result["examples_per_second"] > 0
     assert 0 < result["mfu"] < 1
     assert len(result["loss"]) == 3

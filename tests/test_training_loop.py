@@ -15,7 +15,7 @@ from conftest import TEXTS, TOY, tiny_config, toy_job, toy_tokens
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import LoraConfig
-from boom_utils.errors import TrainingError
+from boom_utils.errors import ConfigError, TrainingError
 from boom_utils.models import Encoder
 from boom_utils.training.base_model import random_encoder
 from boom_utils.training.gradients import Gradients, TrainingJob
@@ -228,7 +228,7 @@ def test_batches_that_do_not_divide_among_the_processes_are_refused(
     encoder: Encoder, tmp_path: Path, count: int, message: str
 ) -> None:
     config = TOY.model_copy(update={"processes": 2, "per_device_train_batch_size": 2, "negatives_cross_device": False})
-    with pytest.raises(TrainingError, match=message):
+    with pytest.raises(ConfigError, match=message):
         train(encoder, toy_job(encoder, tmp_path, config=config), tmp_path, Processes(0, count, torch.device("cpu")))
 
 

@@ -25,7 +25,7 @@ import torch
 from boom_utils import __version__
 from boom_utils.artifacts import derive_seed, write_text
 from boom_utils.config import TrainingConfig
-from boom_utils.errors import TrainingError
+from boom_utils.errors import ConfigError
 from boom_utils.models import Encoder
 from boom_utils.progress import progress
 from boom_utils.training.gradients import BatchFacts, Gradients, TrainingJob
@@ -69,8 +69,8 @@ def train(
         Facts for the record: steps, examples, tokens, seconds, tokens a second, final loss.
 
     Raises:
-        TrainingError: The loss or gradient is not finite (raised before the optimizer step), memory is too small, or
-            the batches do not divide among the processes.
+        TrainingError: The loss or gradient is not finite (raised before the optimizer step), or memory is too small.
+        ConfigError: The batches do not divide among the processes.
         CheckpointError: There is a checkpoint, but of another job.
         KeyboardInterrupt: Stopped by Ctrl-C, SIGTERM or ``stop``; the checkpoint is saved.
     """
@@ -249,14 +249,14 @@ def _own_generator(seed: int, processes: Processes) -> Iterator[None]:
 def _check_shares(job: TrainingJob, processes: Processes) -> None:
     sizes = sorted({len(batch.rows) for batch in job.plan.batches if len(batch.rows) % processes.count})
     if sizes:
-        raise TrainingError(
+        raise ConfigError(
             f"the batches do not divide among {processes.count} processes",
             found=f"batches of {', '.join(map(str, sizes))} queries",
             fix="use a number of processes that divides them, or another per_device_train_batch_size",
         )
     meant = job.plan.options.processes
     if not job.config.negatives_cross_device and meant % processes.count:
-        raise TrainingError(
+        raise ConfigError(
             "without negatives_cross_device every process must hold whole device batches",
             expected=f"a number of processes that divides training.processes = {meant}",
             found=processes.count,
