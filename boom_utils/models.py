@@ -125,8 +125,8 @@ class Encoder:
         that ignores the attention interface would show. On CUDA length-sorted padding keeps the large kernels.
         """
         if self._packs is None:
-            self._packs = self.device.type == "cpu" and self._packing_is_exact()
-        return self._packs
+            self.use_packing(None)
+        return bool(self._packs)
 
     def use_packing(self, chosen: bool | None) -> None:
         """Choose packed or padded forward passes; None decides by trying.
@@ -136,9 +136,10 @@ class Encoder:
         """
         if self._packs:
             self.transformer.set_attn_implementation("sdpa")
-        if chosen and not self._packing_is_exact():
+        wanted = chosen or (chosen is None and self.device.type == "cpu")
+        self._packs = wanted and self._packing_is_exact()
+        if chosen and not self._packs:
             raise CheckpointError("this model cannot be packed: its embeddings would change", fix="leave packing off")
-        self._packs = chosen
 
     @torch.no_grad()
     def _packing_is_exact(self) -> bool:

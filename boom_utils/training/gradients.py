@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,7 @@ class Gradients:
             return nullcontext()
         return torch.autocast(self.processes.device.type, dtype=_PRECISION[chosen])
 
-    @property
+    @cached_property
     def has_dropout(self) -> bool:
         """Whether two passes over the same text differ."""
         return any(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import signal
 import threading
@@ -14,8 +13,6 @@ import torch
 from boom_utils.errors import TrainingError
 from boom_utils.training.gradients import TrainingJob, batch_texts
 from boom_utils.training.plan import Batch
-
-log = logging.getLogger(__name__)
 
 
 class StopSignals:
@@ -37,8 +34,7 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.seen and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.seen = True
-        log.info("stopping: this step is finished and a checkpoint is written first")
+        self.seen = True  # nothing is logged here: a handler may interrupt the very write that logs
 
 
 def check_finite(step: int, batch: Batch, found: tuple[float, float], scaler: torch.amp.GradScaler) -> bool:

@@ -1,0 +1,115 @@
+"""Packed forward passes: the same embeddings and gradients as padded ones, and never where they would not be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TEXTS, tiny_config
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import BertConfig, BertModel, Qwen3Config, Qwen3Model, RobertaConfig, RobertaModel
+
+from boom_utils.errors import CheckpointError
+from boom_utils.model_folder import EncoderSpec
+from boom_utils.models import Encoder
+from boom_utils.packing import length_sorted_batches, pack
+from boom_utils.training.base_model import random_encoder
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
+def build(kind: str) -> Encoder:
+    """A small encoder of that architecture around the tokenizer of the tiny Qwen3."""
+    tiny = random_encoder(TEXTS, tiny_config(), {})
+    spec = EncoderSpec("lasttoken" if "qwen" in kind else "mean", True, 48)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        if kind == "bert":
+            model = BertModel(BertConfig(**SMALL), add_pooling_layer=False)
+        elif kind == "roberta":
+            model = RobertaModel(RobertaConfig(**SMALL, pad_token_id=0), add_pooling_layer=False)
+        elif kind == "qwen with a sliding window":
+            sliding = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0, "head_dim": 16}
+            model = Qwen3Model(Qwen3Config(**SMALL, **sliding, num_key_value_heads=1))
+        else:
+            return tiny
+    return Encoder(model.eval(), tiny.tokenizer, spec)
+
+
+def ragged(seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(2, 250, length).astype(np.int32) for length in (7, 1, 23, 7, 12, 7, 30, 2)]
+
+
+def gradient_of(encoder: Encoder, packed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    encoder.use_packing(packed)
+    encoder.transformer.zero_grad()
+    vectors = encoder.embed(ragged(), 50)
+    (vectors * torch.linspace(-1, 1, vectors.numel()).view_as(vectors)).sum().backward()
+    gradients = [p.grad.flatten() for p in encoder.transformer.parameters() if p.grad is not None]
+    return vectors.detach(), torch.cat(gradients)
+
+
+@pytest.mark.promise(15)
+@pytest.mark.parametrize("kind", ["qwen", "bert"])
+def test_packed_embeddings_and_gradients_are_the_padded_ones(kind: str) -> None:
+    encoder = build(kind)
+    (packed, packed_gradient), (padded, padded_gradient) = (gradient_of(encoder, flag) for flag in (True, False))
+    assert torch.allclose(packed, padded, atol=2e-6)
+    assert float((packed_gradient - padded_gradient).norm() / padded_gradient.norm()) < 5e-6
+
+
+@pytest.mark.parametrize("kind", ["qwen", "bert"])
+def test_on_cpu_a_model_that_allows_it_is_packed_without_being_asked(kind: str) -> None:
+    assert build(kind).packs
+
+
+@pytest.mark.parametrize("kind", ["roberta", "qwen with a sliding window"])
+def test_a_model_whose_embeddings_would_change_is_padded_and_cannot_be_made_to_pack(kind: str) -> None:
+    encoder = build(kind)
+    alone = torch.cat([encoder._embed_padded([text]) for text in ragged()]).detach()
+    assert not encoder.packs
+    assert torch.allclose(encoder.embed(ragged(), 50).detach(), alone, atol=2e-6)
+    with pytest.raises(CheckpointError, match="cannot be packed"):
+        encoder.use_packing(True)
+    assert torch.allclose(encoder.embed(ragged(), 50).detach(), alone, atol=2e-6), "still works, padded"
+
+
+def test_trying_leaves_the_model_as_it_was() -> None:
+    encoder = build("bert")
+    encoder.transformer.train()
+    before = torch.random.get_rng_state()
+    assert encoder.packs
+    assert encoder.transformer.training
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+def test_groups_cover_the_row_once_in_order_with_equally_long_texts(lengths: list[int]) -> None:
+    ordered = sorted(lengths, reverse=True)
+    packing = pack(ordered)
+    assert [group.length for group in packing.groups for _ in range(group.count)] == ordered
+    places = [p for g in packing.groups for p in range(g.start, g.start + g.count * g.length)]
+    assert places == list(range(sum(lengths)))
+    positions = packing.positions(torch.device("cpu"))[0].tolist()
+    assert positions == [place for length in ordered for place in range(length)]
+
+
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100), st.booleans())
+def test_micro_batches_hold_every_text_once_within_the_budget(lengths: list[int], budget: int, padded: bool) -> None:
+    batches = list(length_sorted_batches(lengths, budget, padded=padded))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        sizes = [lengths[row] for row in batch]
+        assert sizes == sorted(sizes, reverse=True)
+        assert len(batch) == 1 or (len(sizes) * sizes[0] if padded else sum(sizes)) <= budget
