@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,7 +24,9 @@ from boom_utils.artifacts import PROJECT_ROOT, Workspace
 from boom_utils.cli import main
 from boom_utils.config import PROFILES, Profile, load_profile
 from boom_utils.reporting.report import write_report
+from boom_utils.reporting.results import read_results
 from boom_utils.study.graph import NOTEBOOKS, Study
+from boom_utils.training.plan import BatchPlan
 
 pytestmark = pytest.mark.notebooks
 CANARY = "hf_canary0123456789abcdefghij"
@@ -122,7 +125,8 @@ def test_tables_and_figures_are_where_the_output_says(smoke: Run) -> None:
 
 def test_the_main_table_has_every_model_with_an_interval_in_and_out_of_domain(smoke: Run) -> None:
     table = smoke.table("models").set_index("model")
-    assert list(table.index) == ["random", "base", "s20", "s40", "s60", "s80", "full", "plain-mean", "boom"]
+    members = ["s20", "s40", "s60", "s80", "full", "seq-datasets", "seq-families", "two-stage"]
+    assert list(table.index) == ["random", "base", *members, "plain-mean", "boom"]
     for domain in ("in-domain", "out-of-domain"):
         assert (table[f"{domain} low"] < table[domain]).all()
         assert (table[domain] < table[f"{domain} high"]).all()
@@ -132,6 +136,34 @@ def test_the_main_table_has_every_model_with_an_interval_in_and_out_of_domain(sm
 def test_the_base_beats_random_and_fine_tuned_models_beat_the_base_by_more_than_their_intervals(smoke: Run) -> None:
     checks = smoke.table("checks").set_index("model")
     assert (checks.loc[["base", "full", "plain-mean", "boom"], "in-domain difference low"] > 0).all()
+
+
+def test_the_schedules_are_compared_with_an_interval_and_a_verdict_each(smoke: Run) -> None:
+    table = smoke.table("schedules").set_index("member")
+    assert list(table.index) == ["full", "seq-datasets", "seq-families", "two-stage"]
+    assert table.loc["full"].filter(like="minus").isna().all()
+    for domain in ("in-domain", "out-of-domain"):
+        others = table.drop(index="full")
+        gap, low, high = (others[f"{domain} minus shuffling{bound}"] for bound in ("", " low", " high"))
+        assert ((low < gap) & (gap < high)).all()
+        expected = np.where(low > 0, "better", np.where(high < 0, "worse", "inconclusive"))
+        assert list(others[f"{domain} verdict"]) == list(expected)
+
+
+def test_the_schedules_trained_on_the_same_batches_in_another_order(smoke: Run) -> None:
+    results = read_results(smoke.results)
+    members = list(results.schedules)
+    orders = [[line["dataset"] for line in results.training_log(member)] for member in members]
+    assert all(sorted(order) == sorted(orders[0]) for order in orders)
+    plans = [BatchPlan.load(smoke.study.build(f"plan/{member}").path / "plan.npz") for member in members]
+    for plan, order in zip(plans, orders, strict=True):
+        assert [batch.dataset for batch in plan.batches] == order
+    contents = [
+        sorted((b.dataset, b.rows.tobytes(), b.positives.tobytes(), b.negatives.tobytes()) for b in plan.batches)
+        for plan in plans
+    ]
+    assert all(content == contents[0] for content in contents)
+    assert len({plan.fingerprint for plan in plans}) == len(plans) == 4
 
 
 @pytest.mark.promise(38)
@@ -212,7 +244,7 @@ def test_mteb_reads_every_result(smoke: Run) -> None:
         revisions[path.parent.parent.name] = result.task_name
         if "value" in samples["columns"]:
             assert np.mean(samples["columns"]["value"]) == pytest.approx(score, abs=1e-4)
-    assert len(revisions) == 9
+    assert len(revisions) == 12
 
 
 def test_the_merged_model_loads_in_sentence_transformers_and_pools_like_its_members(smoke: Run) -> None:
@@ -271,18 +303,25 @@ def test_a_recipe_that_cannot_be_merged_exits_with_2_and_leaves_nothing(smoke: R
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_a_run_killed_in_the_middle_goes_on_where_it_was(smoke: Run, tmp_path: Path) -> None:
-    """A smaller study in a workspace that already holds its corpus; killed with SIGKILL while the base trains."""
+def small_profile(folder: Path, **training: float) -> Path:
+    """A smaller study over the same corpus, in a workspace that holds it already."""
     content = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
     content["name"] = "killed"
     content["base_model"]["pretraining"]["num_train_epochs"] = 1
     content["base_model"]["hidden_size"] = 32
+    content["training"] |= training
     content["members"] = [content["members"][0], content["members"][4]]
     content["merges"] = [{"name": "boom", "method": "multislerp", "members": ["s20", "full"]}]
     content["evaluation"]["in_domain"] = ["parameter_overlap_sts"]
     content["evaluation"]["out_of_domain"] = ["parameter_question_held_out"]
-    profile = tmp_path / "killed.yaml"
+    profile = folder / "killed.yaml"
     profile.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return profile
+
+
+def test_a_run_killed_in_the_middle_goes_on_where_it_was(smoke: Run, tmp_path: Path) -> None:
+    """A smaller study in a workspace that already holds its corpus; killed with SIGKILL while the base trains."""
+    profile = small_profile(tmp_path)
     arguments = command("run", "--profile", str(profile), "--only", "02", "--results", str(tmp_path))
     process = subprocess.Popen(arguments, env=environment(smoke.home), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -301,3 +340,28 @@ def test_a_run_killed_in_the_middle_goes_on_where_it_was(smoke: Run, tmp_path: P
     assert "ended early; going on from there" in done.stdout
     assert "examples of python_docs: started" not in done.stdout
     assert not list((smoke.home / ".tmp").glob("base-*"))
+
+
+@pytest.mark.promise(16)
+def test_training_stopped_by_sigterm_exits_with_130_says_how_to_go_on_and_goes_on(smoke: Run, tmp_path: Path) -> None:
+    arguments = command("train", "full", "--profile", str(small_profile(tmp_path, temperature=0.06)))
+    process = subprocess.Popen(arguments, env=environment(smoke.home), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "member full: started" in line:
+            break
+    while not [path for path in (smoke.home / ".tmp").glob("member-*/training_log.jsonl") if path.stat().st_size]:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said += process.stdout.readlines()
+    assert process.wait() == 130, said
+    assert f"To go on: boom train full --profile {tmp_path}" in said[-1]
+    made = int(re.search(r"stopped after step (\d+) of 210", "".join(said))[1])  # type: ignore[index]
+    done = subprocess.run(
+        arguments, env=environment(smoke.home), capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert f"resumed after step {made} (checkpoint step-{made:08d})" in done.stdout
+    assert not list((smoke.home / ".tmp").glob("member-*"))

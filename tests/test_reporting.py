@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from boom_utils.artifacts import write_json, write_text
 from boom_utils.errors import ResultsError
+from boom_utils.evaluation.statistics import Estimate
+from boom_utils.reporting.figures import STYLE, plan_strips, schedule_comparison, schedule_losses, schedule_strips
 from boom_utils.reporting.report import write_report
-from boom_utils.reporting.results import read_results
-from boom_utils.reporting.tables import checks_table, markdown, model_table
+from boom_utils.reporting.results import Results, read_results
+from boom_utils.reporting.tables import checks_table, markdown, model_table, schedule_table, verdict_of
 
 TASKS = {"alpha": "in-domain", "beta": "in-domain", "gamma": "out-of-domain"}
 SKILL = {"random": 0.1, "base": 0.4, "half": 0.55, "full": 0.6, "merged": 0.65}
+MEMBER = {"subset": "p100", "seed": 1, "schedule": "batch_shuffled", "order": "given", "stages": []}
+MEMBER |= {"learning_rate_stages": "continued", "steps": 4, "examples": 8, "tokens": 99, "mean_loss_last_tenth": 1.0}
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "sets": {"schedule": "sequential_datasets", "order": "largest_first"},
+    "stages": {"schedule": "two_stage", "stages": [["a", "b"], ["c"]], "learning_rate_stages": "restarted"},
+    "seeds": {"schedule": "sequential_families", "seed": 2},
+}
 
 
 def scores(model: str, task: str) -> dict[str, Any]:
@@ -27,13 +39,17 @@ def scores(model: str, task: str) -> dict[str, Any]:
     return {"metric": "ndcg_at_10", "ids": [str(number) for number in range(50)], "columns": {"value": values}}
 
 
+def write_log(root: Path, member: str, datasets: str) -> None:
+    lines = [{"step": n, "dataset": name, "queries": 2, "loss": 2.0 - n / 4} for n, name in enumerate(datasets)]
+    write_text(root / "training" / member / "training_log.jsonl", "\n".join(map(json.dumps, lines)))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     root = tmp_path / "results"
-    member = {"steps": 4, "examples": 8, "tokens": 99, "mean_loss_last_tenth": 1.0}
     study = {
         "models": list(SKILL),
-        "members": {"half": {"ratio": 0.5, **member}, "full": {"ratio": 1.0, **member}},
+        "members": {"half": {**MEMBER, "ratio": 0.5, "subset": "p50"}, "full": {**MEMBER, "ratio": 1.0}},
         "merges": {"merged": {"method": "multislerp", "members": ["half", "full"], "weights": [0.5, 1.0]}},
         "tasks": [{"name": name, "family": "retrieval", "domain": domain} for name, domain in TASKS.items()],
         "evaluation": {"reference": "full", "bootstrap_draws": 300, "confidence": 0.95, "seed": 0},
@@ -42,9 +58,8 @@ def folder(tmp_path: Path) -> Path:
     for model in SKILL:
         for task in TASKS:
             write_json(root / "scores" / model / task / "samples.json", scores(model, task))
-    for member_name in ("half", "full"):
-        lines = [{"step": n, "dataset": "a", "queries": 2, "loss": 2.0 - n / 4, "tokens": 9} for n in range(4)]
-        write_text(root / "training" / member_name / "training_log.jsonl", "\n".join(map(json.dumps, lines)))
+    for member in ("half", "full"):
+        write_log(root, member, "aabb")
     write_json(
         root / "geometry.json",
         {"members": ["half", "full"], "cosines": [[1, 0.2], [0.2, 1]], "relative_updates": [0.1, 0.2]},
@@ -53,10 +68,28 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def scheduled(folder: Path) -> Path:
+    """The same study with two other schedules of `full`, and one that no shuffled member is like."""
+    study = json.loads((folder / "study.json").read_text())
+    for name, facts in SCHEDULES.items():
+        study["members"][name] = {**MEMBER, "ratio": 1.0, **facts}
+        study["models"].append(name)
+        write_log(folder, name, "bbaa")
+    for task in TASKS:
+        write_json(folder / "scores" / "sets" / task / "samples.json", scores("half", task))
+        write_json(folder / "scores" / "stages" / task / "samples.json", scores("full", task))
+        write_json(folder / "scores" / "seeds" / task / "samples.json", scores("full", task))
+    write_json(folder / "scores" / "stages" / "gamma" / "samples.json", scores("merged", "gamma"))
+    write_json(folder / "study.json", study)
+    return folder
+
+
 @pytest.mark.promise(32)
-def test_the_same_results_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    written = [write_report(folder, tmp_path / name)["written"] for name in ("one", "two")]
+def test_the_same_results_give_the_same_bytes(scheduled: Path, tmp_path: Path) -> None:
+    written = [write_report(scheduled, tmp_path / name)["written"] for name in ("one", "two")]
     assert written[0] == written[1]
+    assert {"tables/schedules.csv", "figures/schedule_strips.svg", "figures/schedule_losses.png"} <= set(written[0])
     for name in written[0]:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
@@ -78,6 +111,101 @@ def test_a_verdict_may_be_no_or_inconclusive(folder: Path) -> None:
         write_json(folder / "scores" / "full" / task / "samples.json", scores("base", task))
     verdicts = checks_table(read_results(folder)).set_index("model").verdict
     assert verdicts.to_dict() == {"base": "yes", "half": "no", "full": "inconclusive", "merged": "yes"}
+
+
+def test_schedules_are_compared_with_the_shuffled_member_of_the_same_subset_and_seed(scheduled: Path) -> None:
+    results = read_results(scheduled)
+    assert results.schedules == {"full": "full", "sets": "full", "stages": "full"}
+    table = schedule_table(results).set_index("member")
+    assert table["order of the stages"].to_list() == [
+        "one stage",
+        "largest first",
+        "a + b, then c; learning rate restarted",
+    ]
+    models = model_table(results).set_index("model")
+    for domain in ("in-domain", "out-of-domain"):
+        assert table[domain].to_list() == models.loc[list(table.index), domain].to_list()
+        expected = models.loc[["sets", "stages"], f"{domain} minus full"]
+        assert table.loc[["sets", "stages"], f"{domain} minus shuffling"].to_list() == expected.to_list()
+    assert pd.isna(table.loc["full", "in-domain minus shuffling"])
+    assert "| reference |" in markdown(schedule_table(results))
+    assert "seeds" in models.index
+
+
+def test_a_schedule_is_better_or_worse_only_where_the_interval_excludes_zero(scheduled: Path) -> None:
+    table = schedule_table(read_results(scheduled)).set_index("member")
+    assert table["in-domain verdict"].to_dict() == {"full": "reference", "sets": "worse", "stages": "inconclusive"}
+    assert table["out-of-domain verdict"].to_dict() == {"full": "reference", "sets": "worse", "stages": "better"}
+    estimates = {"above": Estimate(2, 0.1, 3), "below": Estimate(-2, -3, -0.1), "inconclusive": Estimate(2, -0.1, 3)}
+    estimates |= {"above ": Estimate(1, 1e-9, 3)}
+    for verdict, estimate in estimates.items():
+        assert verdict_of(estimate, "above", "below") == verdict.strip()
+    assert verdict_of(Estimate(0, 0, 0), "above", "below") == "inconclusive"
+
+
+def test_a_study_with_one_schedule_has_no_table_and_no_figures_of_schedules(folder: Path, tmp_path: Path) -> None:
+    written = write_report(folder, tmp_path / "out")["written"]
+    assert not [name for name in written if "schedule" in name]
+    results = read_results(folder)
+    assert schedule_table(results).empty
+    for draw in (schedule_strips, schedule_comparison, schedule_losses):
+        assert draw(results).axes, "a notebook of such a study still runs"
+
+
+def test_members_with_other_schedules_are_not_among_those_to_merge(scheduled: Path) -> None:
+    results = read_results(scheduled)
+    assert results.shuffled == ["half", "full"]
+    assert list(checks_table(results).model) == ["base", "half", "full", "merged"]
+
+
+def colours_of(figure: Figure) -> list[list[tuple[float, ...]]]:
+    """Colour of every cell of every strip."""
+    return [
+        [tuple(axis.images[0].cmap(axis.images[0].norm(value))) for value in np.ravel(axis.images[0].get_array())]
+        for axis in figure.axes
+    ]
+
+
+def test_a_strip_has_one_cell_a_step_and_one_colour_a_dataset() -> None:
+    many = [f"set{number}" for number in range(9)]
+    for sequences in ({"long": ["b", "a", "b", "c"], "short": ["c", "a"]}, {"all": many * 2}):
+        figure = plan_strips(sequences)
+        colours: dict[str, set[tuple[float, ...]]] = {}
+        for sequence, cells in zip(sequences.values(), colours_of(figure), strict=True):
+            assert len(cells) == len(sequence)
+            for dataset, cell in zip(sequence, cells, strict=True):
+                colours.setdefault(dataset, set()).add(cell)
+        assert all(len(found) == 1 for found in colours.values())
+        assert len(set.union(*colours.values())) == len(colours)
+        shown = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert shown == sorted(colours)
+        assert figure.axes[0].get_xlim() == (0, max(map(len, sequences.values())))
+
+
+@pytest.mark.promise(32)
+def test_the_same_strips_give_the_same_bytes() -> None:
+    drawn = []
+    for _ in range(2):
+        buffer = io.BytesIO()
+        with mpl.rc_context(STYLE):
+            plan_strips({"one": ["a", "b"] * 20, "two": ["a"] * 20 + ["b"] * 20}).savefig(
+                buffer, format="svg", metadata={"Date": None}
+            )
+        drawn.append(buffer.getvalue())
+    assert drawn[0] == drawn[1]
+
+
+def test_parts_that_are_not_gathered_yet_are_read_where_they_are(folder: Path, tmp_path: Path) -> None:
+    whole = read_results(folder)
+    places = {}
+    for name in ("scores/half/alpha", "training/half"):
+        places[name] = tmp_path / name.replace("/", "-")
+        shutil.move(folder / name, places[name])
+    partly = Results(folder, whole.study, places)
+    assert partly.task_score("half", "alpha").value > 0
+    assert len(partly.training_log("half")) == 4
+    with pytest.raises(ResultsError, match="half/alpha"):
+        read_results(folder).task_score("half", "alpha")
 
 
 def test_a_markdown_cell_holds_the_value_and_its_interval(folder: Path) -> None:

@@ -16,11 +16,14 @@ from typing import Any
 
 import nbformat
 import pytest
+import yaml
 
 from boom_utils.artifacts import Artifact, Node, Workspace, write_text
 from boom_utils.cli import main
+from boom_utils.config import PROFILES, Profile
 from boom_utils.errors import ConfigError, NotebookError, WorkspaceError
 from boom_utils.study import runner
+from boom_utils.study.graph import NOTEBOOKS, Study
 from boom_utils.study.runner import RunOptions, check_parameters, run, run_lock, scrub
 
 CANARY = "hf_canary0123456789abcdefghij"
@@ -242,7 +245,51 @@ def test_a_wrong_argument_exits_with_2_and_makes_nothing(
 def test_notebooks_are_chosen_by_number_or_name() -> None:
     assert runner.choose(["3"], None) == ["03_merge"]
     assert runner.choose(["07", "01_data"], None) == ["01_data", "07_tables_and_figures"]
-    assert runner.choose([], "03") == ["03_merge", "07_tables_and_figures"]
+    assert runner.choose([], "03") == ["03_merge", "05_scheduling_ablations", "07_tables_and_figures"]
+
+
+def smoke_study(folder: Path, *without: str, **member: object) -> Study:
+    """The smoke study without some of its members, and with one more that is like `full`."""
+    content = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
+    content["members"] = [one for one in content["members"] if one["name"] not in without]
+    content["members"] += [{"subset": "p100", "seed": 100, **member}] if member else []
+    return Study(Profile.model_validate(content), Workspace(folder))
+
+
+def trained_by(study: Study, notebook: str) -> list[str]:
+    names = [name for name in study.nodes_of(notebook) if name.startswith("member/")]
+    scored = {name.split("/")[1] for name in study.nodes_of(notebook) if name.startswith("scores/")}
+    members = [name.removeprefix("member/") for name in names]
+    assert scored - {"random", "base"} == set(members), "what a notebook trains, it scores"
+    return members
+
+
+def test_every_artifact_of_the_study_is_made_by_a_notebook(tmp_path: Path) -> None:
+    study = smoke_study(tmp_path)
+    made = [set(study.nodes_of(name)) for name in NOTEBOOKS]
+    assert set.union(*made) == set(study.nodes)
+
+
+def test_members_to_merge_are_made_in_one_notebook_and_other_schedules_in_another(tmp_path: Path) -> None:
+    study = smoke_study(tmp_path)
+    assert trained_by(study, "02_finetune_subsets") == ["s20", "s40", "s60", "s80", "full"]
+    assert trained_by(study, "05_scheduling_ablations") == ["full", "seq-datasets", "seq-families", "two-stage"]
+    assert list(study.node("geometry").inputs) == ["base", "s20", "s40", "s60", "s80", "full"]
+
+
+def test_a_name_that_begins_like_another_is_not_taken_for_it(tmp_path: Path) -> None:
+    study = smoke_study(tmp_path, name="full-reversed", schedule="sequential_datasets", order="reversed")
+    assert "full-reversed" not in trained_by(study, "02_finetune_subsets")
+    assert "full-reversed" in trained_by(study, "05_scheduling_ablations")
+
+
+def test_a_study_with_one_schedule_asks_nothing_of_the_notebook_on_schedules(tmp_path: Path) -> None:
+    study = smoke_study(tmp_path, "seq-datasets", "seq-families", "two-stage")
+    assert study.group("schedules") == []
+    assert study.nodes_of("05_scheduling_ablations") == {}
+    assert study.build_all("plan/", []) == {}
+    with pytest.raises(ConfigError, match="did you mean 'plan/full'"):
+        study.build_all("plan/", ["ful"])
 
 
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

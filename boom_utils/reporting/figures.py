@@ -6,25 +6,30 @@ Colours are those of Okabe and Ito, safe for colour-blind readers; markers repea
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from boom_utils.artifacts import atomic_path
 from boom_utils.evaluation.statistics import Estimate
-from boom_utils.reporting.results import DOMAINS, Results, read_json_object, read_training_log
+from boom_utils.reporting.results import DOMAINS, Results, read_json_object
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "boom",
     "svg.fonttype": "path",
+    "figure.dpi": 110,
     "font.size": 9,
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
@@ -65,8 +70,8 @@ def task_deltas(results: Results) -> Figure:
 
 
 def training_losses(results: Results) -> Figure:
-    """Training loss of every member (running mean of 7 steps), one panel a dataset, over the share of its steps."""
-    logs = {member: read_training_log(results.folder, member) for member in results.study["members"]}
+    """Training loss of every batch-level shuffled member, one panel a dataset, over the share of its steps."""
+    logs = {member: results.training_log(member) for member in results.shuffled}
     datasets = sorted({line["dataset"] for log in logs.values() for line in log})
     figure = Figure(figsize=(2.1 * len(datasets), 2.6), layout="constrained")
     axes = figure.subplots(1, len(datasets), squeeze=False)[0]
@@ -104,12 +109,12 @@ def task_vector_geometry(results: Results) -> Figure:
 
 
 def corpus_rows(results: Results) -> Figure:
-    """Rows of the training datasets that each member's batches hold."""
+    """Rows of the training datasets that the batches of each batch-level shuffled member hold."""
     rows: dict[str, dict[str, int]] = defaultdict(dict)
-    for member in results.study["members"]:
-        for line in read_training_log(results.folder, member):
+    for member in results.shuffled:
+        for line in results.training_log(member):
             rows[line["dataset"]][member] = rows[line["dataset"]].get(member, 0) + line["queries"]
-    members = list(results.study["members"])
+    members = results.shuffled
     figure = Figure(figsize=(7, 3), layout="constrained")
     axis, left = figure.subplots(), np.zeros(len(members))
     for number, (dataset, counts) in enumerate(sorted(rows.items())):
@@ -122,6 +127,81 @@ def corpus_rows(results: Results) -> Figure:
     return figure
 
 
+def plan_strips(sequences: Mapping[str, Sequence[str]]) -> Figure:
+    """Plans as strips: one cell a step, one colour a dataset.
+
+    Args:
+        sequences: Name of the plan -> dataset of each step.
+    """
+    datasets = sorted({dataset for sequence in sequences.values() for dataset in sequence})
+    colours = dict(zip(datasets, _colours(len(datasets)), strict=True))
+    figure = Figure(figsize=(8, 0.32 * len(sequences) + 1.0), layout="constrained")
+    axes = figure.subplots(max(1, len(sequences)), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (name, sequence) in zip(axes, sequences.items(), strict=False):
+        numbers = [datasets.index(dataset) for dataset in sequence]
+        axis.imshow(
+            [numbers],
+            cmap=ListedColormap(list(colours.values())),
+            vmin=-0.5,
+            vmax=len(datasets) - 0.5,
+            extent=(0, len(numbers), 0, 1),
+            aspect="auto",
+            interpolation="nearest",
+        )
+        axis.set_yticks([0.5], [name])
+        axis.tick_params(axis="y", length=0)
+        axis.tick_params(axis="x", labelbottom=axis is axes[-1], length=3 if axis is axes[-1] else 0)
+        axis.spines[:].set_visible(False)
+    axes[0].set_xlim(0, max([1, *map(len, sequences.values())]))
+    axes[-1].set_xlabel("step")
+    handles = [Patch(color=colour, label=dataset.replace("_", " ")) for dataset, colour in colours.items()]
+    figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside upper center", ncols=min(4, len(handles)))
+    return figure
+
+
+def schedule_strips(results: Results) -> Figure:
+    """What each schedule trained on at each step, from the training logs."""
+    return plan_strips(
+        {member: [line["dataset"] for line in results.training_log(member)] for member in results.schedules}
+    )
+
+
+def schedule_comparison(results: Results) -> Figure:
+    """Paired difference of every schedule to batch-level shuffling in and out of domain, with intervals."""
+    pairs = [(member, baseline) for member, baseline in results.schedules.items() if member != baseline]
+    figure = Figure(figsize=(8, 0.4 * len(pairs) + 1.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, domain, colour in zip(axes, DOMAINS, (BLUE, ORANGE), strict=True):
+        tasks = results.tasks(domain)
+        _dots(axis, [results.difference(*pair, tasks) for pair in pairs], [colour] * len(pairs))
+        axis.axvline(0, color=GREY, lw=0.8, ls="--", zorder=0)
+        axis.set_title(f"{domain} ({len(tasks)} tasks)")
+        axis.set_xlabel(f"points minus batch-level shuffling,\n{_interval(results)}")
+    axes[0].set_yticks(range(len(pairs)), [member for member, _ in pairs])
+    axes[0].set_ylim(max(1, len(pairs)) - 0.5, -0.5)
+    return figure
+
+
+def schedule_losses(results: Results) -> Figure:
+    """Training loss along the run under every schedule, one panel a dataset: when it is seen, and at which loss."""
+    logs = {member: results.training_log(member) for member in results.schedules}
+    datasets = sorted({line["dataset"] for log in logs.values() for line in log})
+    figure = Figure(figsize=(8, 1.35 * len(datasets) + 0.8), layout="constrained")
+    axes = figure.subplots(max(1, len(datasets)), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, dataset in zip(axes, datasets, strict=False):
+        for (member, log), colour in zip(logs.items(), _colours(len(logs)), strict=True):
+            points = [(line["step"], line["loss"]) for line in log if line["dataset"] == dataset]
+            x_N, y_N = np.array(points).reshape(-1, 2).T
+            axis.plot(x_N, _running_mean(y_N), color=colour, lw=1.4, label=member)
+        axis.set_title(dataset.replace("_", " "), loc="left")
+        axis.grid(lw=0.4, alpha=0.5)
+    axes[0].set_xlim(0, max([1, *map(len, logs.values())]))
+    figure.supylabel("InfoNCE loss (nats), running mean of 7 steps", fontsize=9)
+    axes[-1].set_xlabel("step")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=4)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Results], Figure]] = {
     "model_means": model_means,
     "task_deltas": task_deltas,
@@ -129,13 +209,20 @@ FIGURES: dict[str, Callable[[Results], Figure]] = {
     "task_vector_geometry": task_vector_geometry,
     "corpus_rows": corpus_rows,
 }
+SCHEDULE_FIGURES: dict[str, Callable[[Results], Figure]] = {
+    "schedule_strips": schedule_strips,
+    "schedule_comparison": schedule_comparison,
+    "schedule_losses": schedule_losses,
+}
+"""Of studies that compare schedules."""
 
 
 def write_figures(results: Results, out: Path) -> list[Path]:
     """Write every figure as ``<name>.svg`` and ``<name>.png`` into ``out``, without dates."""
     written = []
+    wanted = FIGURES | (SCHEDULE_FIGURES if results.schedules else {})
     with mpl.rc_context(STYLE):
-        for name, draw in FIGURES.items():
+        for name, draw in wanted.items():
             figure = draw(results)
             for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
                 path = out / f"{name}.{suffix}"
@@ -151,6 +238,13 @@ def _dots(axis: Axes, found: Sequence[Estimate], colours: Sequence[str]) -> None
         axis.plot([low, high], [row, row], color=colour, lw=1.6, solid_capstyle="butt")
         axis.plot(100 * estimate.value, row, marker="o", ms=5, color=colour)
     axis.grid(axis="x", lw=0.4, alpha=0.5)
+
+
+def _colours(count: int) -> list[Any]:
+    """That many distinct colours."""
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    return [mpl.colormaps["turbo"](position) for position in np.linspace(0.05, 0.95, count)]
 
 
 def _running_mean(y_N: np.ndarray, width: int = 7) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from boom_utils.evaluation.statistics import (
 )
 
 DOMAINS = ("in-domain", "out-of-domain")
+SHUFFLED = "batch_shuffled"
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,12 @@ class Results:
     Args:
         folder: Holds study.json, scores/, training/, corpus/ and geometry.json.
         study: The content of study.json.
+        places: Where parts of it are (``scores/full/sts``) that are not gathered in ``folder`` yet.
     """
 
     folder: Path
     study: Mapping[str, Any]
+    places: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def models(self) -> list[str]:
@@ -52,6 +55,16 @@ class Results:
         chosen = self.study["evaluation"]
         return Bootstrap(chosen["bootstrap_draws"], chosen["confidence"], chosen["seed"])
 
+    @property
+    def shuffled(self) -> list[str]:
+        """Members trained with batch-level shuffling: the ones to merge."""
+        return [name for name, facts in self.study["members"].items() if facts["schedule"] == SHUFFLED]
+
+    @property
+    def schedules(self) -> dict[str, str]:
+        """Members that differ in nothing but their schedule; see `compared_schedules`."""
+        return compared_schedules(self.study["members"])
+
     def tasks(self, domain: str) -> list[str]:
         """Names of the tasks of a domain (``in-domain`` or ``out-of-domain``)."""
         return [task["name"] for task in self.study["tasks"] if task["domain"] == domain]
@@ -63,6 +76,10 @@ class Results:
             return float(sum(members[name]["ratio"] for name in merges[model]["members"]))
         return float(members[model]["ratio"]) if model in members else 0.0
 
+    def training_log(self, model: str) -> list[dict[str, Any]]:
+        """One dict a training step of a model, in order."""
+        return read_training_log(self._place(f"training/{model}") / "training_log.jsonl")
+
     def samples(self, model: str) -> dict[str, TaskSamples]:
         """The values behind every score of a model."""
         return self._samples(model, [name for domain in DOMAINS for name in self.tasks(domain)])
@@ -70,19 +87,51 @@ class Results:
     def task_score(self, model: str, task: str) -> Estimate:
         """Score of a model on one task."""
         found = self._samples(model, [task])
-        return mean_estimate(found, score_draws(found, self.bootstrap), [task], self.bootstrap)
+        return mean_estimate(found, self._draws(model, [task]), [task], self.bootstrap)
 
     def domain_mean(self, model: str, domain: str) -> Estimate:
         """Mean score of a model over the tasks of a domain."""
         found = self._samples(model, self.tasks(domain))
-        return mean_estimate(found, score_draws(found, self.bootstrap), list(found), self.bootstrap)
+        return mean_estimate(found, self._draws(model, list(found)), list(found), self.bootstrap)
 
     def difference(self, model: str, other: str, tasks: list[str]) -> Estimate:
         """Paired difference of two models' means over ``tasks``."""
         return difference_estimate(self._samples(model, tasks), self._samples(other, tasks), tasks, self.bootstrap)
 
     def _samples(self, model: str, tasks: list[str]) -> dict[str, TaskSamples]:
-        return {task: read_samples(self.folder / "scores" / model / task) for task in tasks}
+        return {task: read_samples(self._place(f"scores/{model}/{task}")) for task in tasks}
+
+    def _draws(self, model: str, tasks: list[str]) -> dict[str, np.ndarray]:
+        return {task: _task_draws(self._place(f"scores/{model}/{task}"), task, self.bootstrap) for task in tasks}
+
+    def _place(self, name: str) -> Path:
+        return self.places.get(name, self.folder / name)
+
+
+def compared_schedules(members: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Members that differ in nothing but their schedule: on the same subset with the same seed.
+
+    Every plan of theirs has the same batches; only the order differs (`boom_utils.training.plan.plan_batches`).
+
+    Args:
+        members: Name -> at least ``schedule``, ``subset`` and ``seed``.
+
+    Returns:
+        Member -> the batch-level shuffled member it is compared with, which stands first and is its own; empty where
+        no batch-level shuffled member has a counterpart.
+    """
+    found: dict[str, str] = {}
+    shuffled = [name for name, facts in members.items() if facts["schedule"] == SHUFFLED]
+    for baseline in shuffled:
+        alike = [
+            name
+            for name, facts in members.items()
+            if name not in (*shuffled, *found)
+            and all(facts[key] == members[baseline][key] for key in ("subset", "seed"))
+        ]
+        if alike:
+            found |= dict.fromkeys((baseline, *alike), baseline)
+    return found
 
 
 @functools.lru_cache(maxsize=512)
@@ -104,6 +153,12 @@ def read_samples(folder: Path) -> TaskSamples:
     return samples
 
 
+@functools.lru_cache(maxsize=512)
+def _task_draws(folder: Path, task: str, bootstrap: Bootstrap) -> np.ndarray:
+    """Bootstrap scores of one model on one task: made once for all the tables and figures they are in."""
+    return score_draws({task: read_samples(folder)}, bootstrap)[task]
+
+
 def read_results(folder: Path) -> Results:
     """Open a results folder.
 
@@ -117,9 +172,12 @@ def read_results(folder: Path) -> Results:
     return Results(folder, study)
 
 
-def read_training_log(folder: Path, model: str) -> list[dict[str, Any]]:
-    """One dict a training step of a model, in order."""
-    path = folder / "training" / model / "training_log.jsonl"
+def read_training_log(path: Path) -> list[dict[str, Any]]:
+    """One dict a training step, in order.
+
+    Raises:
+        ResultsError: The file is missing or malformed.
+    """
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:

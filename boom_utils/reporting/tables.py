@@ -5,6 +5,7 @@ Scores are shown times 100. ``low`` and ``high`` bound the interval named in the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,17 @@ import pandas as pd
 from boom_utils.artifacts import write_text
 from boom_utils.config import EvaluationConfig
 from boom_utils.evaluation.statistics import Bootstrap, Estimate, mean_estimate, score_draws
-from boom_utils.reporting.results import DOMAINS, Results, read_json_object, read_samples
+from boom_utils.reporting.results import DOMAINS, SHUFFLED, Results, read_json_object, read_samples
 
+NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 ROLES = {"random": "random initialisation", "base": "base, before fine-tuning"}
+SCHEDULES = {
+    SHUFFLED: "batch-level shuffling",
+    "sequential_datasets": "one dataset after another",
+    "sequential_families": "one family after another",
+    "two_stage": "two stages",
+}
+"""What the schedules are called."""
 
 
 def model_table(results: Results) -> pd.DataFrame:
@@ -49,20 +58,62 @@ def task_table(results: Results) -> pd.DataFrame:
 
 def member_table(results: Results) -> pd.DataFrame:
     """What each member was trained on and how its training ended."""
-    rows = [{"member": name, **facts} for name, facts in results.study["members"].items()]
-    return pd.DataFrame(rows).rename(columns={"mean_loss_last_tenth": "mean loss, last tenth of steps"})
+    rows = [
+        {"member": name, "subset": facts["subset"], "seed": facts["seed"], "schedule": SCHEDULES[facts["schedule"]]}
+        | {key: facts[key] for key in ("ratio", "steps", "examples", "tokens")}
+        | {"mean loss, last tenth of steps": facts["mean_loss_last_tenth"]}
+        for name, facts in results.study["members"].items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def schedule_table(results: Results) -> pd.DataFrame:
+    """The schedules on the same batches: means, and paired differences to batch-level shuffling with a verdict.
+
+    ``better`` or ``worse`` is said where the interval of the difference excludes zero, else ``inconclusive``.
+    Empty for a study that compares no schedules.
+    """
+    rows = []
+    for member, baseline in results.schedules.items():
+        facts = results.study["members"][member]
+        row: dict[str, Any] = {
+            "member": member,
+            "schedule": SCHEDULES[facts["schedule"]],
+            "order of the stages": _stage_order(facts),
+        }
+        row |= {"steps": facts["steps"]}
+        for domain in DOMAINS:
+            row |= _columns(domain, results.domain_mean(member, domain))
+            gap, verdict = Estimate(math.nan, math.nan, math.nan), "reference"
+            if member != baseline:
+                gap = results.difference(member, baseline, results.tasks(domain))
+                verdict = verdict_of(gap, "better", "worse")
+            row |= _columns(f"{domain} minus shuffling", gap) | {f"{domain} verdict": verdict}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def checks_table(results: Results) -> pd.DataFrame:
-    """What has to hold for the study to mean anything: the base beats random, fine-tuned models beat the base."""
+    """What has to hold for the study to mean anything: the base beats random, fine-tuned models beat the base.
+
+    Members trained with other schedules than batch-level shuffling are left out: they may be worse than the base, and
+    that is a finding.
+    """
     in_domain = results.tasks("in-domain")
-    pairs = [("base", "random"), *((name, "base") for name in (*results.study["members"], *results.study["merges"]))]
+    pairs = [("base", "random"), *((name, "base") for name in (*results.shuffled, *results.study["merges"]))]
     rows = []
     for model, other in pairs:
         found = results.difference(model, other, in_domain)
-        verdict = "yes" if found.low > 0 else "no" if found.high < 0 else "inconclusive"
-        rows.append({"model": model, "beats": other, **_columns("in-domain difference", found), "verdict": verdict})
+        columns = _columns("in-domain difference", found)
+        rows.append({"model": model, "beats": other, **columns, "verdict": verdict_of(found, "yes", "no")})
     return pd.DataFrame(rows)
+
+
+def verdict_of(difference: Estimate, above: str, below: str) -> str:
+    """``above`` or ``below`` where the interval lies on that side of zero, else ``inconclusive``."""
+    if not difference.excludes_zero:
+        return "inconclusive"
+    return above if difference.low > 0 else below
 
 
 def corpus_table(results: Results) -> pd.DataFrame:
@@ -101,6 +152,7 @@ TABLES = {
     "models": model_table,
     "tasks": task_table,
     "members": member_table,
+    "schedules": schedule_table,
     "checks": checks_table,
     "corpus": corpus_table,
 }
@@ -119,10 +171,12 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def write_tables(results: Results, out: Path) -> list[Path]:
-    """Write every table as ``<name>.csv`` and ``<name>.md`` into ``out``."""
+    """Write every table that is not empty as ``<name>.csv`` and ``<name>.md`` into ``out``."""
     written = []
     for name, make in TABLES.items():
         frame = make(results)
+        if frame.empty:
+            continue
         for suffix, text in (("csv", frame.to_csv(index=False, lineterminator="\n")), ("md", markdown(frame))):
             write_text(out / f"{name}.{suffix}", text)
             written.append(out / f"{name}.{suffix}")
@@ -142,7 +196,8 @@ def _cell(row: pd.Series[Any], column: str, bounds: list[str] | None) -> str:
     if pd.isna(value):
         return "reference"
     sign = "+" if " minus " in column or "difference" in column else ""
-    return f"{value:{sign}.1f} [{row[bounds[0]]:{sign}.1f}, {row[bounds[1]]:{sign}.1f}]"
+    shown = f"{value:{sign}.1f} [{row[bounds[0]]:{sign}.1f}, {row[bounds[1]]:{sign}.1f}]"
+    return shown.replace(" ", NO_BREAK_SPACE)
 
 
 def _what(results: Results, model: str) -> str:
@@ -152,5 +207,20 @@ def _what(results: Results, model: str) -> str:
         weights = ", ".join(f"{weight:g}" for weight in merge["weights"])
         return f"{merge['method']} of {len(merge['members'])} members, weights {weights}"
     if model in study["members"]:
-        return f"fine-tuned on {100 * study['members'][model]['ratio']:g} % of every dataset"
+        facts = study["members"][model]
+        schedule = "" if facts["schedule"] == SHUFFLED else f", {SCHEDULES[facts['schedule']]}"
+        return f"fine-tuned on {100 * facts['ratio']:g} % of every dataset{schedule}"
     return ROLES.get(model, "")
+
+
+def _stage_order(facts: Mapping[str, Any]) -> str:
+    if facts["schedule"] == SHUFFLED:
+        return "one stage"
+    if facts["schedule"] == "two_stage":
+        order = ", then ".join(" + ".join(stage) for stage in facts["stages"])
+    else:
+        order = {"given": "as in the profile", "reversed": "the profile's, reversed"}.get(
+            facts["order"], facts["order"]
+        )
+    restarted = "; learning rate restarted" if facts["learning_rate_stages"] == "restarted" else ""
+    return order.replace("_", " ") + restarted

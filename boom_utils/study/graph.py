@@ -8,8 +8,9 @@ up to date, and drawing tables and figures, stays light.
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from boom_utils.artifacts import Artifact, Node, Workspace
@@ -17,7 +18,8 @@ from boom_utils.config import Profile, load_profile
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.errors import ConfigError, bullet_list, nearest
 from boom_utils.progress import quiet_libraries
-from boom_utils.study import stages
+from boom_utils.reporting.results import Results, compared_schedules
+from boom_utils.study import gathering, stages
 from boom_utils.training.schedules import schedule_stages
 
 log = logging.getLogger(__name__)
@@ -28,16 +30,18 @@ NOTEBOOKS: Mapping[str, tuple[str, ...]] = {
         "random",
         "base",
         "tokens",
-        "plan/",
-        "member/",
+        "plan/{shuffled}",
+        "member/{shuffled}",
         "scores/random/",
         "scores/base/",
-        "scores/member",
+        "scores/{shuffled}/",
     ),
-    "03_merge": ("merge/", "geometry", "scores/merge"),
+    "03_merge": ("merge/", "geometry", "scores/{merges}/"),
+    "05_scheduling_ablations": ("plan/{schedules}", "member/{schedules}", "scores/{schedules}/"),
     "07_tables_and_figures": ("results", "report"),
 }
-"""Which nodes (by the start of their names) each notebook makes; ``scores/member`` and ``scores/merge`` are groups."""
+"""Which nodes each notebook makes or loads: a name, all names under a folder (``subset/``), or one for every model of a
+group of `Study.group` (``plan/{shuffled}``)."""
 
 
 class Study:
@@ -72,12 +76,14 @@ class Study:
         """The artifact of that name, made now if need be."""
         return self.workspace.build(self.node(name))
 
-    def build_all(self, prefix: str) -> dict[str, Artifact]:
-        """Every artifact whose name starts with ``prefix``, by the rest of its name."""
+    def build_all(self, prefix: str, only: Sequence[str] | None = None) -> dict[str, Artifact]:
+        """Every artifact whose name starts with ``prefix``, by the rest of its name; or ``only`` some of them."""
         names = [name for name in self.nodes if name.startswith(prefix)]
         if not names:
             raise ConfigError(f"this study has no '{prefix}…'{nearest(prefix, self.nodes)}")
-        ready = {name: found for name in names if (found := self.workspace.find(self.nodes[name]))}
+        if only is not None:
+            names = [f"{prefix}{name}" for name in only]
+        ready = {name: found for name in names if (found := self.workspace.find(self.node(name)))}
         if ready:
             log.info("%s: %d of %d up to date", prefix.rstrip("/"), len(ready), len(names))
         return {name.removeprefix(prefix): ready.get(name) or self.build(name) for name in names}
@@ -86,16 +92,37 @@ class Study:
         """Scores of the given models on every task: model -> task -> artifact."""
         return {model: self.build_all(f"scores/{model}/") for model in models}
 
+    def results_of(self, models: Sequence[str]) -> Results:
+        """Results of the base and some models before all are gathered: read where they are, made now if need be."""
+        members = [member.name for member in self.profile.members if member.name in models]
+        found = {"base": self.build("base")}
+        found |= {f"member/{name}": made for name, made in self.build_all("member/", members).items()}
+        for model, scores in self.scores_of(models).items():
+            found |= {f"scores/{model}/{task}": artifact for task, artifact in scores.items()}
+        facts = gathering.study_facts(self.profile, self.manifest, found)
+        return Results(self.workspace.root, facts, gathering.result_places(found))
+
+    def group(self, name: str) -> list[str]:
+        """Names of the models of a group, in the profile's order.
+
+        ``shuffled``: members trained with batch-level shuffling. ``schedules``: members trained with another schedule,
+        and those of the first group that they are compared with. ``merges``: merged models.
+        """
+        members = self.profile.members
+        shuffled = [member.name for member in members if member.schedule == "batch_shuffled"]
+        baselines = compared_schedules({member.name: member.model_dump() for member in members}).values()
+        schedules = [member.name for member in members if member.name not in shuffled or member.name in baselines]
+        merges = [merge.name for merge in self.profile.merges]
+        return {"shuffled": shuffled, "schedules": schedules, "merges": merges}[name]
+
     def nodes_of(self, notebook: str) -> dict[str, Node]:
-        """The nodes that ``notebook`` makes, by name."""
-        groups = {
-            "scores/member": [member.name for member in self.profile.members],
-            "scores/merge": [merge.name for merge in self.profile.merges],
-        }
-        prefixes: list[str] = []
-        for prefix in NOTEBOOKS[notebook]:
-            prefixes += [f"scores/{model}/" for model in groups[prefix]] if prefix in groups else [prefix]
-        return {name: node for name, node in self.nodes.items() if name.startswith(tuple(prefixes))}
+        """The nodes that ``notebook`` makes or loads, by name."""
+        wanted: list[str] = []
+        for pattern in NOTEBOOKS[notebook]:
+            group = re.search(r"\{(\w+)\}", pattern)
+            wanted += [pattern.replace(group[0], model) for model in self.group(group[1])] if group else [pattern]
+        folders = tuple(name for name in wanted if name.endswith("/"))
+        return {name: node for name, node in self.nodes.items() if name in wanted or name.startswith(folders)}
 
 
 def open_study(profile: str, workspace: Path | None = None) -> Study:
@@ -142,6 +169,6 @@ def _nodes(profile: Profile, manifest: Manifest, execution: stages.Execution) ->
     for model, name in models.items():
         for task in (*profile.evaluation.in_domain, *profile.evaluation.out_of_domain):
             nodes[f"scores/{model}/{task}"] = stages.scores(manifest, model, nodes[name], task, nodes)
-    nodes["results"] = stages.results(profile, manifest, nodes)
-    nodes["report"] = stages.report(profile, nodes)
+    nodes["results"] = gathering.results(profile, manifest, nodes)
+    nodes["report"] = gathering.report(nodes)
     return nodes

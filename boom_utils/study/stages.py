@@ -1,17 +1,18 @@
 """One function a stage: the node it is in the graph, and the call of the package that does the work.
 
+The last two stages, which gather the results and draw from them, are in `boom_utils.study.gathering`.
+
 ``VERSION`` of a stage is raised when a change of code changes its numbers; everything made from it is then made anew.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boom_utils.artifacts import RECORD, Artifact, Node, write_json
+from boom_utils.artifacts import Artifact, Node, write_json
 from boom_utils.config import MemberConfig, MergeConfig, Profile, SubsetConfig, query_prompt
 from boom_utils.data.manifest import Manifest
 
@@ -26,8 +27,8 @@ VERSION: Mapping[str, int] = {
     "merge": 1,
     "geometry": 1,
     "scores": 1,
-    "results": 1,
-    "report": 1,
+    "results": 2,
+    "report": 2,
 }
 
 Nodes = Mapping[str, Node]
@@ -267,8 +268,8 @@ def merge(profile: Profile, config: MergeConfig, nodes: Nodes) -> Node:
 
 
 def geometry(profile: Profile, nodes: Nodes) -> Node:
-    """Angles between the members' task vectors and the size of each update."""
-    names = [member.name for member in profile.members]
+    """Angles between the task vectors of the batch-level shuffled members (the ones to merge), and their sizes."""
+    names = [member.name for member in profile.members if member.schedule == "batch_shuffled"]
 
     def make(out: Path, found: Inputs) -> None:
         from boom_utils.merging.gram import relative_update_sizes, task_vector_cosines
@@ -301,74 +302,3 @@ def scores(manifest: Manifest, model: str, source: Node, task_name: str, nodes: 
     described = {"model": model, "task": declared.model_dump(mode="json"), "prompt": prompt}
     inputs = {"model": source, "examples": nodes["examples"]}
     return Node("scores", VERSION["scores"], f"scores of {model} on {task_name}", described, make, inputs)
-
-
-def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
-    """Everything tables and figures are drawn from, gathered into plain files."""
-    wanted = {name: node for name, node in nodes.items() if name.startswith(("scores/", "member/", "plan/"))}
-    wanted |= {name: nodes[name] for name in ("examples", "geometry", "base")}
-    described = {
-        "profile": profile.model_dump(mode="json"),
-        "families": {task.id: task.family for task in manifest.tasks},
-    }
-
-    def make(out: Path, found: Inputs) -> None:
-        write_json(out / "study.json", _study_facts(profile, manifest, found))
-        for name, artifact in found.items():
-            if name.startswith("scores/"):
-                _copy(artifact, out / name, "*.json")
-            elif name.startswith("member/"):
-                _copy(artifact, out / "training" / name.removeprefix("member/"), "training_log.jsonl")
-        _copy(found["base"], out / "training" / "base", "training_log.jsonl")
-        _copy(found["examples"], out / "corpus", "summary.json")
-        _copy(found["geometry"], out, "geometry.json")
-
-    return Node("results", VERSION["results"], "results", described, make, wanted)
-
-
-def _study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str, Any]:
-    evaluation = profile.evaluation
-    domains = {"in-domain": evaluation.in_domain, "out-of-domain": evaluation.out_of_domain}
-    ratios = {member.name: profile.member_ratio(member.name) for member in profile.members}
-    merges = {
-        merge.name: {**merge.model_dump(mode="json"), "weights": profile.merge_weights(merge)}
-        for merge in profile.merges
-    }
-    return {
-        "profile": profile.name,
-        "models": profile.model_names,
-        "members": {
-            name: {"ratio": ratio, **{key: found[f"member/{name}"].facts[key] for key in _MEMBER_FACTS}}
-            for name, ratio in ratios.items()
-        },
-        "merges": merges,
-        "tasks": [
-            {"name": name, "family": manifest.task(name).family, "domain": domain}
-            for domain, names in domains.items()
-            for name in names
-        ],
-        "evaluation": evaluation.model_dump(mode="json"),
-        "sources": {name: [artifact.record["stage"], artifact.key] for name, artifact in found.items()},
-        "environment": found["base"].record["environment"],
-    }
-
-
-_MEMBER_FACTS = ("steps", "examples", "tokens", "mean_loss_last_tenth")
-
-
-def _copy(artifact: Artifact, folder: Path, pattern: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(artifact.path.glob(pattern)):
-        if path.name != RECORD:
-            shutil.copyfile(path, folder / path.name)
-
-
-def report(profile: Profile, nodes: Nodes) -> Node:
-    """Tables and figures, from the results alone."""
-
-    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
-        from boom_utils.reporting.report import write_report
-
-        return write_report(found["results"].path, out)
-
-    return Node("report", VERSION["report"], "tables and figures", {}, make, {"results": nodes["results"]})

@@ -1,0 +1,93 @@
+"""The last stages: results gathered into plain files, and the tables and figures drawn from them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from boom_utils.artifacts import RECORD, Node, write_json
+from boom_utils.config import Profile
+from boom_utils.data.manifest import Manifest
+from boom_utils.study.stages import VERSION, Inputs, Nodes
+
+_MEMBER_CONFIG = {"subset", "seed", "schedule", "order", "stages", "learning_rate_stages"}
+_MEMBER_FACTS = ("steps", "examples", "tokens", "mean_loss_last_tenth")
+
+
+def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
+    """Everything tables and figures are drawn from, gathered into plain files."""
+    wanted = {name: node for name, node in nodes.items() if name.startswith(("scores/", "member/", "plan/"))}
+    wanted |= {name: nodes[name] for name in ("examples", "geometry", "base")}
+    described = {
+        "profile": profile.model_dump(mode="json"),
+        "families": {task.id: task.family for task in manifest.tasks},
+    }
+
+    def make(out: Path, found: Inputs) -> None:
+        write_json(out / "study.json", study_facts(profile, manifest, found))
+        for name, folder in result_places(found).items():
+            _copy(folder, out / name, "*.json" if name.startswith("scores/") else "training_log.jsonl")
+        _copy(found["examples"].path, out / "corpus", "summary.json")
+        _copy(found["geometry"].path, out, "geometry.json")
+
+    return Node("results", VERSION["results"], "results", described, make, wanted)
+
+
+def report(nodes: Nodes) -> Node:
+    """Tables and figures, from the results alone."""
+
+    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
+        from boom_utils.reporting.report import write_report
+
+        return write_report(found["results"].path, out)
+
+    return Node("report", VERSION["report"], "tables and figures", {}, make, {"results": nodes["results"]})
+
+
+def result_places(found: Inputs) -> dict[str, Path]:
+    """Folder in the results -> where the scores or the training log in it come from."""
+    places = {name: artifact.path for name, artifact in found.items() if name.startswith("scores/")}
+    trained = {name: artifact for name, artifact in found.items() if name == "base" or name.startswith("member/")}
+    return places | {f"training/{name.removeprefix('member/')}": artifact.path for name, artifact in trained.items()}
+
+
+def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str, Any]:
+    """The content of study.json: what was studied, restricted to the models that are among the artifacts ``found``."""
+    evaluation = profile.evaluation
+    domains = {"in-domain": evaluation.in_domain, "out-of-domain": evaluation.out_of_domain}
+    scored = {name.split("/")[1] for name in found if name.startswith("scores/")}
+    members = [member for member in profile.members if f"member/{member.name}" in found]
+    return {
+        "profile": profile.name,
+        "models": [name for name in profile.model_names if name in scored],
+        "members": {
+            member.name: {
+                "ratio": profile.member_ratio(member.name),
+                **member.model_dump(mode="json", include=_MEMBER_CONFIG),
+                **{key: found[f"member/{member.name}"].facts[key] for key in _MEMBER_FACTS},
+            }
+            for member in members
+        },
+        "merges": {
+            merge.name: {**merge.model_dump(mode="json"), "weights": profile.merge_weights(merge)}
+            for merge in profile.merges
+            if merge.name in scored
+        },
+        "tasks": [
+            {"name": name, "family": manifest.task(name).family, "domain": domain}
+            for domain, names in domains.items()
+            for name in names
+        ],
+        "evaluation": evaluation.model_dump(mode="json"),
+        "sources": {name: [artifact.record["stage"], artifact.key] for name, artifact in found.items()},
+        "environment": found["base"].record["environment"],
+    }
+
+
+def _copy(source: Path, folder: Path, pattern: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.glob(pattern)):
+        if path.name != RECORD:
+            shutil.copyfile(path, folder / path.name)
