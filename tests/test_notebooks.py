@@ -23,6 +23,7 @@ import yaml
 from boom_utils.artifacts import PROJECT_ROOT, Workspace
 from boom_utils.cli import main
 from boom_utils.config import PROFILES, Profile, load_profile
+from boom_utils.evaluation.run import random_state_kept
 from boom_utils.reporting.report import write_report
 from boom_utils.reporting.results import read_results
 from boom_utils.study.graph import NOTEBOOKS, Study
@@ -230,8 +231,6 @@ def test_tables_and_figures_come_out_byte_for_byte_the_same_from_the_results(smo
 @pytest.mark.promise(28)
 def test_mteb_reads_every_result(smoke: Run) -> None:
     from mteb.results import TaskResult
-
-    from boom_utils.evaluation.run import random_state_kept
 
     revisions = {}
     for path in (smoke.results / "scores").glob("*/*/*.json"):
