@@ -124,6 +124,15 @@ def _git_commit() -> str | None:
         return None
 
 
+def process_alive(pid: Any) -> bool:
+    """Whether a process of that number runs on this machine; False for anything that is not a number."""
+    try:
+        os.kill(int(pid), 0)
+    except (OSError, TypeError, ValueError):
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A finished folder of the workspace and the record that completed it."""

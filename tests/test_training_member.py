@@ -97,6 +97,30 @@ def test_processes_that_die_without_a_word_are_an_error_with_the_end_of_their_ou
         train_member(member_job(tmp_path), tmp_path / "out", processes=2)
 
 
+@pytest.mark.parametrize(
+    ("devices", "changes", "expected"),
+    [
+        (0, {}, 1),
+        (1, {}, 1),
+        (2, {}, 2),
+        (3, {}, 1),  # batches of four queries
+        (4, {"processes": 2, "per_device_train_batch_size": 2, "negatives_cross_device": False}, 1),
+    ],
+)
+def test_every_cuda_device_is_used_if_the_batches_divide_among_them_else_one_and_it_is_said(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    devices: int,
+    changes: dict[str, object],
+    expected: int,
+) -> None:
+    job = member_job(tmp_path, TOY.model_copy(update=changes))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    assert module.usable_processes(job) == expected
+    assert ("one of" in caplog.text) == (devices > expected)
+
+
 LONG = TOY.model_copy(update={"num_train_epochs": 4000, "save_steps": 10_000})
 
 

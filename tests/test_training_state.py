@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import TEXTS, TOY, tiny_config, toy_job
 
+from boom_utils.artifacts import digest_of, write_json
 from boom_utils.config import LoraConfig, TrainingConfig
 from boom_utils.errors import CheckpointError
 from boom_utils.models import Encoder
@@ -145,12 +146,17 @@ def damage(folder: Path, how: str) -> None:
         path.write_bytes(content)
     elif how == "no state":
         (folder / "state.json").unlink()
+    elif how == "edited state":
+        path = folder / "state.json"
+        path.write_text(path.read_text().replace('"step": 7', '"step": 7.0'))
     else:
         (folder / "state.json").write_text("{")
 
 
 @pytest.mark.promise(13)
-@pytest.mark.parametrize("how", ["missing optimizer", "truncated", "bit flip", "no state", "broken state"])
+@pytest.mark.parametrize(
+    "how", ["missing optimizer", "truncated", "bit flip", "no state", "edited state", "broken state"]
+)
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
@@ -206,7 +212,9 @@ def test_a_change_that_is_allowed_by_name_goes_on(tmp_path: Path) -> None:
 def test_another_version_of_torch_is_said_but_not_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     interrupted(tmp_path / "run", 4)
     for path in (tmp_path / "run" / "checkpoints").glob("step-*/state.json"):
-        path.write_text(path.read_text().replace(torch.__version__, "1.0"))
+        stored = json.loads(path.read_text().replace(torch.__version__, "1.0"))
+        del stored["digest"]
+        write_json(path, {**stored, "digest": digest_of(stored)})
     resumed(tmp_path / "run")
     assert f"torch was 1.0, is {torch.__version__}: the result may differ in the last bits" in caplog.text
 

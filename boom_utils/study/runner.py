@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from boom_utils.artifacts import PROJECT_ROOT, Artifact, Node, atomic_path, digest_of, write_text
+from boom_utils.artifacts import PROJECT_ROOT, Artifact, Node, atomic_path, digest_of, process_alive, write_text
 from boom_utils.errors import ConfigError, NotebookError, WorkspaceError, bullet_list, nearest
 from boom_utils.study.graph import NOTEBOOKS, Study
 
@@ -293,7 +293,7 @@ def run_lock(study: Study, *, force: bool = False) -> Iterator[None]:
     note = path.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     holder = _holder(note)
-    if force and not (holder.get("host") == socket.gethostname() and _alive(holder.get("pid"))):
+    if force and not (holder.get("host") == socket.gethostname() and process_alive(holder.get("pid"))):
         path.unlink(missing_ok=True)
     lock = FileLock(path)
     try:
@@ -325,11 +325,3 @@ def _holder(note: Path) -> dict[str, Any]:
 
 def _brief(holder: Mapping[str, Any]) -> tuple[Any, Any]:
     return holder.get("pid"), holder.get("since")
-
-
-def _alive(pid: Any) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (OSError, TypeError, ValueError):
-        return False
-    return True

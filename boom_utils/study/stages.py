@@ -222,7 +222,7 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
         files = found["base"].path, found["tokens"].path, found["plan"].path / "plan.npz"
         summary = f"Fine-tuned with InfoNCE, {schedule}: {share}."
         job = MemberJob(*files, made, profile.training, prompts, config.name, summary, restart, execution.allow_changes)
-        return train_member(job, out, execution.processes or usable_processes(files[2]))
+        return train_member(job, out, execution.processes or usable_processes(job))
 
     training = profile.training.model_dump(mode="json")
     described = {"training": training, "rules": rules, "name": config.name, "restart_rate": restart}

@@ -75,7 +75,7 @@ def train(
         KeyboardInterrupt: Stopped by Ctrl-C, SIGTERM or ``stop``; the checkpoint is saved.
     """
     processes = processes or this_process()
-    _check_shares(job, processes)
+    check_shares(job.plan, job.config, processes.count)
     with _own_generator(job.plan.options.seed, processes):
         trainer = _Trainer(encoder, job, out, processes)
         checkpoints = Checkpoints(out / CHECKPOINTS, trainer.identity(), allow_changes)
@@ -246,20 +246,25 @@ def _own_generator(seed: int, processes: Processes) -> Iterator[None]:
         yield
 
 
-def _check_shares(job: TrainingJob, processes: Processes) -> None:
-    sizes = sorted({len(batch.rows) for batch in job.plan.batches if len(batch.rows) % processes.count})
+def check_shares(plan: BatchPlan, config: TrainingConfig, count: int) -> None:
+    """Refuse a number of processes among which the batches do not divide.
+
+    Raises:
+        ConfigError: With the sizes, and what would do.
+    """
+    sizes = sorted({len(batch.rows) for batch in plan.batches if len(batch.rows) % count})
     if sizes:
         raise ConfigError(
-            f"the batches do not divide among {processes.count} processes",
+            f"the batches do not divide among {count} processes",
             found=f"batches of {', '.join(map(str, sizes))} queries",
             fix="use a number of processes that divides them, or another per_device_train_batch_size",
         )
-    meant = job.plan.options.processes
-    if not job.config.negatives_cross_device and meant % processes.count:
+    meant = plan.options.processes
+    if not config.negatives_cross_device and meant % count:
         raise ConfigError(
             "without negatives_cross_device every process must hold whole device batches",
             expected=f"a number of processes that divides training.processes = {meant}",
-            found=processes.count,
+            found=count,
         )
 
 

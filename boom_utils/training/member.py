@@ -21,14 +21,14 @@ from typing import Any
 import torch
 
 from boom_utils import errors
-from boom_utils.artifacts import write_json
+from boom_utils.artifacts import process_alive, write_json
 from boom_utils.cards import Card, write_card
 from boom_utils.config import TrainingConfig
 from boom_utils.data.tokens import open_tokens
-from boom_utils.errors import BoomError, TrainingError
+from boom_utils.errors import BoomError, ConfigError, TrainingError
 from boom_utils.models import Encoder
 from boom_utils.training.gradients import TrainingJob
-from boom_utils.training.loop import remove_checkpoints, train
+from boom_utils.training.loop import check_shares, remove_checkpoints, train
 from boom_utils.training.plan import BatchPlan, DatasetRules
 from boom_utils.training.processes import Processes, joined
 
@@ -114,7 +114,7 @@ def _train_here(
     training = TrainingJob(open_tokens(job.tokens), job.rules, plan, job.config, job.label, job.restart_rate)
 
     def stop() -> bool:
-        return parent is not None and ((out / _STOP).exists() or not _alive(parent))
+        return parent is not None and ((out / _STOP).exists() or not process_alive(parent))
 
     facts = train(encoder, training, out, processes, job.allow_changes, stop)
     if processes is None or processes.first:
@@ -130,13 +130,15 @@ _FOLDER = "processes"
 _STOP, _JOB, _FACTS, _OUTPUT = (f"{_FOLDER}/{name}" for name in ("stop", "job.json", "facts.json", "output.log"))
 
 
-def usable_processes(plan: Path) -> int:
-    """Every CUDA device, if the batches of the plan divide among them; else one process."""
+def usable_processes(job: MemberJob) -> int:
+    """Every CUDA device, if the batches divide among them; else one process, and a warning that says why."""
     devices = torch.cuda.device_count()
     if devices < 2:
         return 1
-    if any(len(batch.rows) % devices for batch in BatchPlan.load(plan).batches):
-        log.warning("one of %d devices is used: the batches do not divide among all of them", devices)
+    try:
+        check_shares(BatchPlan.load(job.plan), job.config, devices)
+    except ConfigError as error:
+        log.warning("one of %d devices is used: %s", devices, error)
         return 1
     return devices
 
@@ -223,14 +225,6 @@ def worker(out: Path, parent: int) -> int:
         traceback.print_exc()
         return 1
     return 0
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except OSError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

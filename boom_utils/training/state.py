@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from boom_utils.artifacts import sha256_file, write_json, write_text
+from boom_utils.artifacts import digest_of, sha256_file, write_json, write_text
 from boom_utils.errors import CheckpointError, TrainingError, bullet_list
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,8 @@ class Checkpoints:
         write_text(temporary / _LOG, "".join(json.dumps(line) + "\n" for line in lines))
         files = {name: sha256_file(temporary / name) for name in (_WEIGHTS, _OPTIMIZER, _LOG)}
         identity = {"fields": dict(self.identity.fields), "environment": dict(self.identity.environment)}
-        write_json(temporary / _STATE, {"step": step, "files": files, "scaler": state.scaler.state_dict(), **identity})
+        stored = {"step": step, "files": files, "scaler": state.scaler.state_dict(), **identity}
+        write_json(temporary / _STATE, {**stored, "digest": digest_of(stored)})
         for path in (temporary / _WEIGHTS, temporary / _OPTIMIZER, temporary):
             _sync(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -172,6 +173,8 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tupl
 def _read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """State and log of a checkpoint whose files are all as they were written; ValueError says what is not."""
     stored = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    if stored.pop("digest") != digest_of(stored):
+        raise ValueError(f"changed after it was written: {_STATE}")
     wrong = [name for name, digest in stored["files"].items() if sha256_file(folder / name) != digest]
     if wrong:
         raise ValueError(f"changed after it was written: {', '.join(wrong)}")
