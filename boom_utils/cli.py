@@ -59,10 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
     _add_train(commands)
-    merge = commands.add_parser("merge", help="merge models by a mergekit recipe")
-    merge.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="mergekit YAML (linear, multislerp)")
-    merge.add_argument("out", type=Path, metavar="OUT", help="folder of the merged model; must not exist")
-    merge.set_defaults(command=_merge)
+    _add_merge(commands)
     check = commands.add_parser("check", help="versions, devices, disk space, corpus sources")
     check.add_argument("--profile", default="smoke", metavar="P", help="profile whose corpus is looked at (smoke)")
     check.set_defaults(command=_check)
@@ -95,6 +92,20 @@ def _add_train(commands: Any) -> None:
         help="go on from a checkpoint although this field differs; may be repeated",
     )
     train.set_defaults(command=_train)
+
+
+def _add_merge(commands: Any) -> None:
+    merge = commands.add_parser("merge", help="merge models by a mergekit recipe, or say what a merge would do")
+    merge.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="recipe in mergekit's YAML")
+    merge.add_argument(
+        "out", type=Path, nargs="?", metavar="OUT", help="folder of the merged model (with --plan: of the report)"
+    )
+    merge.add_argument(
+        "--plan", action="store_true", help="merge nothing: print norms, angles, outliers and what the merge would give"
+    )
+    merge.add_argument("--shard-gb", type=float, default=5.0, metavar="N", help="most gigabytes in one weight file (5)")
+    merge.add_argument("--threads", type=int, metavar="N", help="threads (one for each processor, at most 16)")
+    merge.set_defaults(command=_merge)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -149,11 +160,22 @@ def _is_progress(record: logging.LogRecord) -> bool:
 
 def _merge(options: argparse.Namespace) -> None:
     from boom_utils.merging.recipe import load_recipe
-    from boom_utils.merging.writer import merge
+    from boom_utils.merging.writer import MergeOptions, merge
 
-    facts = merge(load_recipe(options.recipe), options.out)
+    if options.shard_gb <= 0 or (options.threads is not None and options.threads < 1):
+        raise ConfigError("--shard-gb and --threads are numbers above 0")
+    if options.plan:
+        _plan_merge(options)
+        return
+    if options.out is None:
+        raise ConfigError(
+            "name the folder of the merged model", fix="boom merge RECIPE.yaml OUT, or --plan to look only"
+        )
+    chosen = MergeOptions(max_shard_bytes=int(options.shard_gb * 1e9), threads=options.threads)
+    facts = merge(load_recipe(options.recipe), options.out, chosen)
     for member in facts["members"]:
-        log.info("  %s: weight %g, used as %.4f", member["name"], member["weight"], member["used_weight"])
+        used = "" if member["used_weight"] is None else f", used as {member['used_weight']:.4f}"
+        log.info("  %s: weight %s%s", member["name"], member["weight"], used)
     for name, note in facts["notes"].items():
         log.info("  %s: %s", name, note)
     log.info(
@@ -163,6 +185,22 @@ def _merge(options: argparse.Namespace) -> None:
         facts["parameters"],
         ", ".join(facts["dtype"]),
     )
+
+
+def _plan_merge(options: argparse.Namespace) -> None:
+    from boom_utils.artifacts import write_json
+    from boom_utils.merging.gram import save_grams
+    from boom_utils.merging.planner import plan
+    from boom_utils.merging.recipe import load_recipe
+    from boom_utils.reporting.merge_plan import plan_text
+
+    table, described = plan(load_recipe(options.recipe), options.threads)
+    log.info("%s", plan_text(described["geometry"], described["forecasts"]))
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        save_grams(options.out / "grams.npz", table)
+        write_json(options.out / "plan.json", described)
+        log.info("%s: grams.npz, plan.json", options.out)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Encoder folders on disk: what they must hold, how they are described, hashed and written. Imports no torch.
+"""Model folders on disk: their files, what an encoder's must hold, how it is described, hashed and written. No torch.
 
 Shapes: D dimensions of an embedding.
 """
@@ -8,18 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from boom_utils.artifacts import sha256_file, write_json
 from boom_utils.config import QUERY_TEMPLATE
-from boom_utils.errors import CheckpointError
+from boom_utils.errors import CheckpointError, bullet_list
 
 Pooling = Literal["lasttoken", "mean"]
 
 _POOLING_KEYS = {"lasttoken": "pooling_mode_lasttoken", "mean": "pooling_mode_mean_tokens"}
 _MODULES = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "model."  # before a tensor's name in some files of a model, and not in others
+PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,119 @@ class EncoderSpec:
     prompts: dict[str, str] = field(default_factory=dict)
 
 
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; None when there is no such file.
+
+    Raises:
+        CheckpointError: The file cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError("a file of a model folder cannot be read as JSON", where=path, found=error) from error
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Parse a JSON file that holds an object; an empty dict when there is no such file.
+
+    Raises:
+        CheckpointError: The file cannot be read, or holds something else.
+    """
+    value = read_json(path)
+    if value is not None and not isinstance(value, dict):
+        raise CheckpointError("a file of a model folder is malformed", where=path, expected="a JSON object")
+    return value or {}
+
+
+def is_sentence_transformer(folder: Path) -> bool:
+    """Whether the folder is in the sentence-transformers layout (it has a modules.json)."""
+    return (folder / "modules.json").is_file()
+
+
+def read_modules(folder: Path) -> list[dict[str, Any]]:
+    """The entries of modules.json, each with a ``path`` and a ``type``; empty when there is no such file.
+
+    Raises:
+        CheckpointError: modules.json is malformed.
+    """
+    modules = read_json(folder / "modules.json") or []
+    fine = isinstance(modules, list) and all(
+        isinstance(module, dict) and isinstance(module.get("path"), str) and isinstance(module.get("type"), str)
+        for module in modules
+    )
+    if not fine:
+        raise CheckpointError(
+            "modules.json is malformed", where=folder / "modules.json", expected="a list of objects with type and path"
+        )
+    return list(modules)
+
+
+def module_folders(folder: Path) -> list[str]:
+    """The subfolders that modules.json names, such as ``1_Pooling``; existing or not (Normalize writes no file).
+
+    Raises:
+        CheckpointError: modules.json is malformed or names a place outside the folder.
+    """
+    paths = [module["path"] for module in read_modules(folder) if module["path"]]
+    for path in paths:
+        if path.startswith("/") or "\\" in path or ".." in PurePosixPath(path).parts:
+            raise CheckpointError("a module lies outside the model folder", where=folder / "modules.json", found=path)
+    return paths
+
+
+def model_parts(path: Path) -> tuple[Path, ...]:
+    """The folders that a recipe's entry names: one, or the two of ``BASE+ADAPTER``."""
+    text = str(path)
+    if path.exists() or "+" not in text:
+        return (path,)
+    cuts = [n for n, letter in enumerate(text) if letter == "+"]
+    cut = next((n for n in cuts if Path(text[:n]).exists()), cuts[0])
+    return (Path(text[:cut]), Path(text[cut + 1 :]))
+
+
+def find_weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The safetensors files that hold the weights of a model folder.
+
+    Returns:
+        The files, and the index (tensor name to file name; empty for a model in a single file).
+
+    Raises:
+        CheckpointError: There are none, or only pickles; the index names a file that is missing or lies outside the
+            folder; or there are safetensors files that belong to nothing.
+    """
+    present = {path.name for path in folder.glob("*.safetensors")}
+    index = _weight_map(folder) if (folder / INDEX).is_file() else {}
+    if index and WEIGHTS in present and WEIGHTS not in index.values():
+        raise CheckpointError("two sets of weights in one folder", where=folder, found=f"{WEIGHTS} and {INDEX}")
+    wanted = set(index.values()) or {WEIGHTS}
+    if not wanted & present:
+        raise _no_weights(folder)
+    problems = [f"missing: {name}" for name in sorted(wanted - present)]
+    problems += [f"belongs to nothing: {name}" for name in sorted(present - wanted)]
+    if problems:
+        raise CheckpointError("the weight files are not what they should be" + bullet_list(problems), where=folder)
+    return [folder / name for name in sorted(wanted)], index
+
+
+def refuse_code_and_pickles(folder: Path) -> None:
+    """Refuse a model that could run code: one that brings its own, or pickled weights of a module (an old Dense layer).
+
+    Raises:
+        CheckpointError: It does; all pickles are named.
+    """
+    if "auto_map" in read_mapping(folder / "config.json"):
+        raise CheckpointError(
+            "the model brings code of its own, which the kit does not run",
+            where=folder / "config.json",
+            found="auto_map",
+        )
+    files = (path for module in module_folders(folder) for path in (folder / module).rglob("*"))
+    if pickles := sorted(str(path.relative_to(folder)) for path in files if path.suffix in PICKLES):
+        raise _pickled(folder, pickles)
+
+
 def check_folder(folder: Path) -> None:
     """Refuse a folder that is incomplete or could run code.
 
@@ -50,10 +167,10 @@ def check_folder(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     problems = [f"{name} is missing" for name in ("config.json", "modules.json") if name not in names]
     if not any(name.endswith(".safetensors") for name in names):
-        pickles = sorted(name for name in names if name.endswith(_PICKLES))
+        pickles = sorted(name for name in names if Path(name).suffix in PICKLES)
         hint = f"; {', '.join(pickles)} is a pickle, which can run code: convert it" if pickles else ""
         problems.append(f"no .safetensors weights{hint}")
-    if "config.json" in names and "auto_map" in _read_json(folder / "config.json"):
+    if "config.json" in names and "auto_map" in read_mapping(folder / "config.json"):
         problems.append("config.json has `auto_map`: the model wants to run its own code")
     if problems:
         raise CheckpointError(
@@ -71,7 +188,8 @@ def read_spec(folder: Path) -> EncoderSpec:
     Raises:
         CheckpointError: A module or pooling mode the kit does not implement.
     """
-    modules = [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in _modules(folder)]
+    ordered = sorted(read_modules(folder), key=lambda module: int(module.get("idx", 0)))
+    modules = [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in ordered]
     unknown = [name for name, _ in modules if name not in {"Transformer", "Pooling", "Normalize"}]
     if unknown or [name for name, _ in modules][:2] != ["Transformer", "Pooling"]:
         raise CheckpointError(
@@ -84,7 +202,7 @@ def read_spec(folder: Path) -> EncoderSpec:
         pooling=_read_pooling(folder / modules[1][1] / "config.json"),
         normalize=any(name == "Normalize" for name, _ in modules),
         max_seq_length=_read_max_length(folder),
-        prompts=dict(_read_json(folder / "config_sentence_transformers.json").get("prompts") or {}),
+        prompts=dict(read_mapping(folder / "config_sentence_transformers.json").get("prompts") or {}),
     )
 
 
@@ -125,13 +243,8 @@ def content_hash(folder: Path, dtype: str = "float32") -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
-def _modules(folder: Path) -> list[dict[str, Any]]:
-    modules = _read_json(folder / "modules.json")
-    return sorted(modules, key=lambda module: int(module["idx"]))
-
-
 def _read_pooling(path: Path) -> Pooling:
-    config = _read_json(path)
+    config = read_mapping(path)
     mode = config.get("pooling_mode")  # 6.x writes one name, older versions one flag a mode
     modes = [mode] if mode else [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
     names: dict[str, Pooling] = {"lasttoken": "lasttoken", "mean": "mean"}
@@ -143,7 +256,7 @@ def _read_pooling(path: Path) -> Pooling:
 
 def _read_max_length(folder: Path) -> int:
     for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        value = _read_json(folder / name).get(key)
+        value = read_mapping(folder / name).get(key)
         if isinstance(value, int) and 0 < value < 10**7:
             return value
     raise CheckpointError(
@@ -153,10 +266,39 @@ def _read_max_length(folder: Path) -> int:
     )
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise CheckpointError("this file is not valid JSON", where=path, found=error) from None
+def _weight_map(folder: Path) -> dict[str, str]:
+    where = folder / INDEX
+    index = read_mapping(where).get("weight_map")
+    if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
+        raise CheckpointError(
+            "the index of the shards is malformed", where=where, expected="weight_map: names to files"
+        )
+    # Only the name of a file beside the index: anything else could read a file of another place.
+    outside = sorted({name for name in index.values() if Path(name).name != name or "\\" in name or name in ("", "..")})
+    if outside:
+        raise CheckpointError(
+            "the index names files outside the model folder", where=where, found=", ".join(map(repr, outside))
+        )
+    return index
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    names = sorted(path.name for path in folder.iterdir())
+    if pickles := [name for name in names if Path(name).suffix in PICKLES]:
+        return _pickled(folder, pickles)
+    return CheckpointError(
+        "no weights in the model folder",
+        where=folder,
+        expected=f"{WEIGHTS}, or shards with {INDEX}",
+        found=", ".join(names[:10]) or "nothing",
+    )
+
+
+def _pickled(folder: Path, names: list[str]) -> CheckpointError:
+    return CheckpointError(
+        "the weights are pickled; reading a pickle can run any program it carries, so the kit does not",
+        where=folder,
+        expected="safetensors files",
+        found=", ".join(names),
+        fix="convert the model to safetensors in a place where it may do no harm",
+    )

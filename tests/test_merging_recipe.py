@@ -43,18 +43,24 @@ def test_a_recipe_reads_without_torch():
 
 def test_defaults_are_those_of_mergekit(folders):
     recipe = make_recipe(recipe_data(*folders))
-    assert recipe.normalized
-    assert recipe.eps == 1e-8
-    assert recipe.weights == (1.0, 2.0, 3.0)
-    assert not make_recipe(recipe_data(*folders, parameters={"normalize_weights": False})).normalized
-    assert not make_recipe(recipe_data(*folders, merge_method="linear", parameters={"normalize": False})).normalized
+    assert recipe.settings_at().normalized
+    assert recipe.settings_at().eps == 1e-8
+    assert recipe.settings_at().weights == recipe.weights == (1.0, 2.0, 3.0)
+    plain = {"normalize_weights": False}
+    assert not make_recipe(recipe_data(*folders, parameters=plain)).settings_at().normalized
+    linear = make_recipe(recipe_data(*folders, merge_method="linear", parameters={"normalize": False}))
+    assert not linear.settings_at().normalized
+    ties = make_recipe(recipe_data(*folders[:2], merge_method="ties", base_model=str(folders[2]))).settings_at()
+    assert (ties.normalized, ties.scale, ties.densities) == (True, 1.0, (1.0, 1.0))
+    arithmetic = recipe_data(*folders[:2], merge_method="task_arithmetic", base_model=str(folders[2]))
+    assert not make_recipe(arithmetic).settings_at().normalized
 
 
 def test_eps_without_a_dot_is_still_a_number(tmp_path, folders):
     # YAML 1.1 reads 1e-6 as a string.
     path = write_recipe(tmp_path / "r.yaml", recipe_data(*folders))
     path.write_text(path.read_text() + "parameters:\n  eps: 1e-6\n")
-    assert load_recipe(path).eps == 1e-6
+    assert load_recipe(path).settings_at().eps == 1e-6
 
 
 def test_paths_are_looked_up_beside_the_recipe_then_in_the_current_folder(tmp_path, folders, monkeypatch):
@@ -80,9 +86,8 @@ def test_every_problem_is_listed_with_the_nearest_valid_name(tmp_path, folders):
         "merge_metod: unknown key; did you mean 'merge_method'?",
         "'float31' is not supported; did you mean 'float32'?",
         "models.0.parameters.wieght: unknown key; did you mean 'weight'?",
-        "models.1.parameters: missing (every model needs a weight)",
         "parameters.normalise: unknown key; did you mean 'normalize'?",
-        "supported: linear, multislerp",
+        "supported: linear, slerp, nuslerp, multislerp",
         f"model folder not found: {tmp_path / 'models/zzz'}",
         str(path),
     ):
@@ -130,7 +135,9 @@ def test_a_parameter_that_the_method_would_ignore_is_refused(folders):
     assert "no use for a base" in refused(recipe_data(*folders, merge_method="linear", base_model="base"))
 
 
-@pytest.mark.parametrize("weight", [True, "heavy", float("nan"), float("inf"), [1, 2], None])
+@pytest.mark.parametrize(
+    "weight", [True, "heavy", float("nan"), float("inf"), [], [1, True], [1, {"value": 2}], {"vale": 2}, None]
+)
 def test_a_weight_is_one_finite_number(folders, weight):
     data = recipe_data(*folders)
     data["models"][0]["parameters"]["weight"] = weight

@@ -313,13 +313,14 @@ def test_a_workspace_that_cannot_be_written_is_said_without_a_traceback(
 
 def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.CaptureFixture[str]) -> None:
     options = {}
-    for command in ("run", "merge", "check"):
+    for command in ("run", "train", "merge", "check"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         options[command] = sorted(set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"})
     assert options == {
         "run": ["--force-unlock", "--from", "--only", "--profile", "--results", "--set"],
-        "merge": [],
+        "train": ["--allow-change", "--nproc", "--profile"],
+        "merge": ["--plan", "--shard-gb", "--threads"],
         "check": ["--profile"],
     }
 

@@ -2,53 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
 
 from boom_utils.artifacts import digest_of
 from boom_utils.errors import CheckpointError, MergeError, bullet_list
-from boom_utils.merging.settings import Settings, encoder_settings, model_settings, read_mapping, setting_differences
-from boom_utils.merging.weight_files import (
-    DTYPES,
-    FLOATS,
-    find_weight_files,
-    open_weights,
-    reading,
-    refuse_module_pickles,
-)
+from boom_utils.merging.kernels import widen_bfloat16
+from boom_utils.merging.settings import Settings, encoder_settings, model_settings, setting_differences
+from boom_utils.merging.weight_files import DTYPES, OpenFile, TensorInfo, read_header
+from boom_utils.model_folder import PREFIX, find_weight_files, model_parts, read_mapping, refuse_code_and_pickles
 
-PREFIX = "model."
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
-BLOCK = 1 << 20  # elements looked at together when bytes are compared or hashed
+CHUNK = 1 << 17  # elements of a tensor that are read, multiplied and written together
 
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where a tensor is stored and what it looks like, from the header of its file.
-
-    Attributes:
-        stored: Its name in the file; the unified name is this one without a leading ``model.``.
-        file: Its file.
-        dtype: Its dtype in safetensors' spelling, such as ``BF16``.
-        shape: Its shape.
-    """
-
-    stored: str
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def is_float(self) -> bool:
-        """Whether it is merged; a tensor of another kind has to be the same in all models and is carried over."""
-        return self.dtype in FLOATS
+Values = NDArray[Any]
 
 
 class Checkpoint:
@@ -67,20 +40,22 @@ class Checkpoint:
 
     def __init__(self, folder: Path, label: str | None = None) -> None:
         self.folder = Path(folder)
+        self.named = self.folder
         self.label = label or self.folder.name
         if not self.folder.is_dir():
             raise CheckpointError("model folder not found", where=self.folder)
-        self.config: Mapping[str, Any] = read_mapping(self.folder / "config.json")
-        if "auto_map" in self.config:
-            raise CheckpointError(
-                "the model brings code of its own, which the kit does not run",
-                where=self.folder / "config.json",
-                found="auto_map",
-            )
-        refuse_module_pickles(self.folder)
-        self._handles: dict[Path, Any] = {}
-        self._stored = self._read_headers()
-        self.tensors: Mapping[str, TensorInfo] = self._unified()
+        refuse_code_and_pickles(self.folder)
+        self._open_weights()
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The folders its files come from; of two files of one name the later folder's counts."""
+        return (self.folder,)
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """config.json."""
+        return read_mapping(self.sources[0] / "config.json")
 
     @property
     def tied(self) -> bool:
@@ -90,141 +65,200 @@ class Checkpoint:
     @cached_property
     def model_settings(self) -> Settings:
         """config.json and the tokenizer."""
-        return model_settings(self.folder)
+        return {file: found for folder in self.sources for file, found in model_settings(folder).items() if found}
 
     @cached_property
     def encoder_settings(self) -> Settings:
         """Modules, pooling, prompts and input length; empty unless the folder is a sentence-transformers model."""
-        return encoder_settings(self.folder)
+        return {file: found for folder in self.sources for file, found in encoder_settings(folder).items()}
 
-    def read(self, name: str) -> Tensor:
-        """The tensor of that unified name; its pages come in from the mapped file as they are used.
+    def kind(self, name: str) -> np.dtype[Any]:
+        """How NumPy holds values of that tensor exactly: float32, or float64 where it is stored so."""
+        return np.dtype(np.float64 if self.tensors[name].dtype == "F64" else np.float32)
+
+    def read_into(self, name: str, start: int, values: Values) -> None:
+        """Read elements of a floating-point tensor, flattened, beginning with element ``start``; exact.
+
+        Args:
+            name: Unified name.
+            start: The first element.
+            values: (N,) float32 or float64, overwritten; at least as wide as `kind`.
 
         Raises:
             CheckpointError: The file cannot be read.
         """
-        return self._read(self.tensors[name])
+        info = self.tensors[name]
+        read_values(self._files[info.file], info, start, values)
 
-    def content_sha256(self) -> str:
-        """sha256 (hex) of names, dtypes, shapes and values, whatever the shards and the prefix of the names."""
-        return digest_of({name: self._tensor_facts(name) for name in self.tensors})
+    def read(self, name: str) -> Values:
+        """A whole floating-point tensor, in its shape; float32, or float64 where it is stored so.
+
+        Raises:
+            CheckpointError: The file cannot be read.
+        """
+        info = self.tensors[name]
+        values = np.empty(info.size, self.kind(name))
+        self.read_into(name, 0, values)
+        return values.reshape(info.shape)
+
+    def raw_chunks(self, name: str) -> Iterator[Values]:
+        """The elements of a tensor of any kind as they are stored, at most `CHUNK` at a time."""
+        info = self.info(name)
+        for start in range(0, info.size, CHUNK):
+            raw = np.empty(min(CHUNK, info.size - start), DTYPES[info.dtype])
+            self._raw_into(name, start, raw)
+            yield raw
 
     def head_differs(self) -> bool:
         """Whether the folder stores a head that config.json calls tied but that is not the embedding."""
-        head, embedding = self._stored.get(HEAD), self.tensors.get(EMBEDDING)
-        if not self.tied or head is None or embedding is None:
-            return False
-        return not same_bytes(self._read(head), self._read(embedding))
+        return self._own_head is not None and EMBEDDING in self.tensors and not same_bytes(self, EMBEDDING, self, HEAD)
 
-    def _read(self, info: TensorInfo) -> Tensor:
-        with reading(info.file):
-            tensor: Tensor = self._handles[info.file].get_tensor(info.stored)
-        return tensor
+    def info(self, name: str) -> TensorInfo:
+        """Where a tensor is stored; also of a tied head that is left out."""
+        return self._own_head if name == HEAD and self._own_head is not None else self.tensors[name]
 
-    def _tensor_facts(self, name: str) -> list[Any]:
-        digest = hashlib.sha256()
-        for block in _byte_blocks(self.read(name)):
-            digest.update(block.numpy().data)
-        info = self.tensors[name]
-        return [info.dtype, list(info.shape), digest.hexdigest()]
+    def _raw_into(self, name: str, start: int, raw: Values) -> None:
+        info = self.info(name)
+        self._files[info.file].read_into(info.start + start * raw.itemsize, raw)
 
-    def _read_headers(self) -> dict[str, TensorInfo]:
+    def _open_weights(self) -> None:
         files, index = find_weight_files(self.folder)
         entries: dict[str, TensorInfo] = {}
         found: dict[str, list[str]] = {}
         for file in files:
-            self._handles[file] = handle = open_weights(file)
-            for name in handle.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-                entries[name] = _header_entry(handle, name, file)
-                found.setdefault(name, []).append(file.name)
+            for info in read_header(file):
+                entries[info.stored] = info
+                found.setdefault(info.stored, []).append(file.name)
         if problems := _index_problems(found, index):
             raise CheckpointError("the index of the shards lies" + bullet_list(problems), where=self.folder)
-        return entries
+        self._files = {file: OpenFile(file) for file in files}
+        self._own_head = entries.pop(HEAD, None) if self.tied else None
+        self.tensors = unified(entries, self.folder)
 
-    def _unified(self) -> dict[str, TensorInfo]:
-        unified: dict[str, TensorInfo] = {}
-        for stored in sorted(self._stored):
-            name = stored.removeprefix(PREFIX)
-            if name == HEAD and self.tied:
-                continue
-            if name in unified:
-                raise CheckpointError(
-                    "two tensors have one name", where=self.folder, found=f"{unified[name].stored} and {stored}"
-                )
-            unified[name] = self._stored[stored]
-        return unified
+
+def read_values(file: OpenFile, info: TensorInfo, start: int, values: Values) -> Values:
+    """Read elements of a floating-point tensor of an open file, exactly, into ``values`` (float32 or float64).
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
+    stored = DTYPES[info.dtype]
+    raw = values if stored == values.dtype else np.empty(values.size, stored)
+    file.read_into(info.start + start * stored.itemsize, raw)
+    if info.dtype == "BF16":
+        wide = values if values.dtype == np.float32 else np.empty(values.size, np.float32)
+        widen_bfloat16(raw, wide)
+        raw = wide
+    if raw is not values:
+        values[:] = raw
+    return values
+
+
+def unified(entries: Mapping[str, TensorInfo], where: Path) -> dict[str, TensorInfo]:
+    """Tensors by their unified names, in the order of these.
+
+    Raises:
+        CheckpointError: Two tensors have one unified name.
+    """
+    names: dict[str, TensorInfo] = {}
+    for stored, info in entries.items():
+        name = stored.removeprefix(PREFIX)
+        if name in names:
+            both = " and ".join(sorted((names[name].stored, stored)))
+            raise CheckpointError("two tensors have one name", where=where, found=both)
+        names[name] = info
+    return dict(sorted(names.items()))
+
+
+def fingerprint_of(model: Checkpoint, digests: Mapping[str, str]) -> str:
+    """One digest (hex) of a model's values, whatever its shards, the prefix of its names and its 16 or 32 bits.
+
+    Args:
+        model: The model.
+        digests: What `digest_chunks` says of its floating-point tensors; the others are read here.
+    """
+    parts = dict(digests)
+    for name, info in model.tensors.items():
+        if not info.is_float:
+            raw = [xxhash.xxh3_128_hexdigest(chunk.data) for chunk in model.raw_chunks(name)]
+            parts[name] = digest_chunks(DTYPES[info.dtype], raw)
+    return digest_of({name: [list(info.shape), parts[name]] for name, info in model.tensors.items()})
+
+
+def digest_chunks(dtype: np.dtype[Any], chunks: Sequence[str]) -> str:
+    """The digest of a tensor from the xxh3 digests of its chunks of `CHUNK` elements, in order."""
+    return xxhash.xxh3_128_hexdigest(f"{dtype.str} {' '.join(chunks)}".encode())
 
 
 def open_checkpoints(folders: Sequence[Path]) -> list[Checkpoint]:
-    """Open model folders, each labelled by as much of its path as tells it from the others."""
-    return [Checkpoint(folder, label) for folder, label in zip(folders, _labels(folders), strict=True)]
-
-
-def require_compatible(members: Sequence[Checkpoint], base: Checkpoint | None = None, more: Sequence[str] = ()) -> None:
-    """Refuse models that `compare_checkpoints` finds different.
+    """Open models, each labelled by as much of its path as tells it from the others.
 
     Args:
-        members: The models to merge.
-        base: Their base.
-        more: Further differences, found by the caller, to report in the same error.
+        folders: Model folders, LoRA adapters (with the base that their configuration names), or ``BASE+ADAPTER``.
+
+    Raises:
+        CheckpointError: One of them cannot be read or is not safe to read.
+    """
+    from boom_utils.merging.adapters import AdapterCheckpoint, adapter_base, is_adapter
+
+    models = []
+    for folder, label in zip(folders, _labels(folders), strict=True):
+        *base, last = model_parts(Path(folder))
+        if base or is_adapter(last):
+            model: Checkpoint = AdapterCheckpoint(base[0] if base else adapter_base(last), last, label)
+        else:
+            model = Checkpoint(last, label)
+        model.named = Path(folder)
+        models.append(model)
+    return models
+
+
+def require_compatible(members: Sequence[Checkpoint], bases: Sequence[Checkpoint] = ()) -> None:
+    """Refuse models that `compare_checkpoints` finds different.
 
     Raises:
         MergeError: They differ; every difference is listed.
     """
-    if problems := [*compare_checkpoints(members, base), *more]:
+    if problems := compare_checkpoints(members, bases):
         raise MergeError(
             "the models cannot be merged, because they differ" + bullet_list(problems),
             fix="merge models that were trained from one base, with one tokenizer, pooling and set of prompts",
         )
 
 
-def compare_checkpoints(members: Sequence[Checkpoint], base: Checkpoint | None = None) -> list[str]:
+def compare_checkpoints(members: Sequence[Checkpoint], bases: Sequence[Checkpoint] = ()) -> list[str]:
     """All differences that make models unfit to be merged; each one is compared with the first member.
 
     Compared are names, shapes and kinds of the tensors, config.json, tokenizer, modules, pooling, prompts and input
-    length. A base that is no embedding model (no modules.json) has nothing to say about the last four.
+    length. A base that is no embedding model (no modules.json) has nothing to say about the last four. Values are
+    looked at when they are read: `not_finite` names all of them that cannot be merged.
+
+    Args:
+        members: The models to merge.
+        bases: Models that are only the base of others.
 
     Returns:
         One sentence for each difference; empty when the models fit.
     """
     first = members[0]
-    models = [*members] if base is None else [*members, base]
+    models = [*members, *bases]
     problems = [f"{model.label}: {HEAD} is not the embedding that config.json ties it to" for model in models
                 if model.head_differs()]  # fmt: skip
     for other in models[1:]:
         problems += _tensor_differences(first, other)
         problems += _setting_differences(first, other, "model_settings")
-        if other is not base or other.encoder_settings:
+        if other not in bases or other.encoder_settings:
             problems += _setting_differences(first, other, "encoder_settings")
     return problems
 
 
-def same_bytes(one: Tensor, two: Tensor) -> bool:
-    """Whether two tensors hold the same bytes (unlike ``torch.equal``, tells -0 from 0 and knows NaN from NaN)."""
-    if one.dtype != two.dtype or one.shape != two.shape:
+def same_bytes(one: Checkpoint, name: str, two: Checkpoint, other: str) -> bool:
+    """Whether two tensors hold the same bytes (which tells -0 from 0, and knows NaN from NaN)."""
+    a, b = one.info(name), two.info(other)
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
-    pairs = zip(_byte_blocks(one), _byte_blocks(two), strict=True)
-    return all(torch.equal(left, right) for left, right in pairs)
-
-
-def _byte_blocks(tensor: Tensor) -> Iterator[Tensor]:
-    data = tensor.contiguous().reshape(-1).view(torch.uint8)
-    for start in range(0, data.numel(), BLOCK):
-        yield data[start : start + BLOCK]
-
-
-def _header_entry(handle: Any, name: str, file: Path) -> TensorInfo:
-    with reading(file):
-        header = handle.get_slice(name)
-        info = TensorInfo(name, file, header.get_dtype(), tuple(header.get_shape()))
-    if info.dtype not in DTYPES:
-        raise CheckpointError(
-            "a tensor has a dtype that is not supported",
-            where=f"{name} in {file}",
-            expected=", ".join(DTYPES),
-            found=info.dtype,
-        )
-    return info
+    pairs = zip(one.raw_chunks(name), two.raw_chunks(other), strict=True)
+    return all(mine.tobytes() == theirs.tobytes() for mine, theirs in pairs)
 
 
 def _index_problems(found: Mapping[str, list[str]], index: Mapping[str, str]) -> list[str]:
@@ -247,7 +281,7 @@ def _tensor_differences(first: Checkpoint, other: Checkpoint) -> list[str]:
             problems.append(f"{other.label}: {name} has shape {list(b.shape)}, in {first.label} {list(a.shape)}")
         elif a.is_float != b.is_float or (not a.is_float and a.dtype != b.dtype):
             problems.append(f"{other.label}: {name} is {b.dtype}, in {first.label} {a.dtype}")
-        elif not a.is_float and not same_bytes(first.read(name), other.read(name)):
+        elif not a.is_float and not same_bytes(first, name, other, name):
             problems.append(f"{other.label}: {name} ({a.dtype}, cannot be averaged) differs from {first.label}")
     return sorted(problems)
 

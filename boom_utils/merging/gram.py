@@ -6,24 +6,28 @@ percent, so |x_i - x_j|^2 taken from the products of the models themselves would
 
 from __future__ import annotations
 
+import functools
 import zipfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+import xxhash
+from numpy.typing import ArrayLike, NDArray
 
-from boom_utils.errors import MergeError
-from boom_utils.merging.checkpoints import Checkpoint, open_checkpoints, require_compatible
+from boom_utils.artifacts import atomic_path
+from boom_utils.errors import MergeError, bullet_list
+from boom_utils.merging.checkpoints import CHUNK, Checkpoint, digest_chunks, fingerprint_of
+from boom_utils.merging.kernels import add_products
+from boom_utils.merging.streaming import Rows, Streams, gather
+from boom_utils.progress import progress
 
 Array = NDArray[np.float64]
-
-BLOCK = 1 << 12  # elements multiplied at once
-CHUNK = 1 << 18  # elements converted to float64 at once, a multiple of BLOCK
+_Chunk = tuple[Array, list[int] | None, list[str]]  # inner products, rows that are not finite, digests of the rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,19 +103,65 @@ def distances(gram: TensorGram) -> Array:
     return np.sqrt(np.clip(square[:, None] + square[None, :] - 2 * inner, 0.0, None))
 
 
-def chunks_of(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Walk through equally shaped tensors together: flat pieces of at most `CHUNK` elements, in order."""
-    flat = [tensor.reshape(-1) for tensor in tensors]
-    for start in range(0, flat[0].numel(), CHUNK):
-        yield tuple(tensor[start : start + CHUNK] for tensor in flat)
+@dataclass(frozen=True, eq=False)
+class FamilyGram:
+    """Inner products of one tensor's versions in R models: what every merge of some of them is planned from.
+
+    Attributes:
+        name: The tensor.
+        size: Number of elements.
+        matrix: (R, R), inner products of [p, x_1 - p, ...], p being the first model.
+    """
+
+    name: str
+    size: int
+    matrix: Array
+
+    def view(self, members: Sequence[int], base: int | None = None) -> TensorGram:
+        """The Gram matrix of a merge of some of the models, on another pivot where that one is not the first.
+
+        Args:
+            members: Numbers of the M models.
+            base: Number of their base.
+        """
+        pivot = members[0] if base is None else base
+        change = np.zeros((1 + len(members), len(self.matrix)))
+        change[0, 0] = 1.0
+        for row, model in enumerate((pivot, *members)):
+            change[row, model] += model > 0
+            if row > 0:
+                change[row, pivot] -= pivot > 0
+        return TensorGram(self.name, self.size, base is not None, change @ self.matrix @ change.T)
 
 
-def tensor_gram(name: str, tensors: Sequence[Tensor], has_base: bool, labels: Sequence[str]) -> TensorGram:
-    """Accumulate the Gram matrix of one tensor.
+@dataclass(frozen=True, eq=False)
+class GramTable:
+    """The Gram matrices of all tensors of a family of models: a small file from which any merge can be planned.
 
-    Products of at most `BLOCK` elements and their sum are float64, and the order of the summation is fixed: the result
-    does not depend on the number of threads. (``torch.norm`` on CPU sums float32 one by one and is 1.8 % short at 155 M
-    elements.)
+    Attributes:
+        models: What the R models are called, in order.
+        fingerprints: A digest of the weights of each.
+        has_base: Whether the first model is the base of the others.
+        tensors: One entry a floating-point tensor, by name.
+    """
+
+    models: tuple[str, ...]
+    fingerprints: tuple[str, ...]
+    has_base: bool
+    tensors: tuple[FamilyGram, ...]
+
+    def views(self, members: Sequence[int] | None = None, base: int | None = None) -> list[TensorGram]:
+        """Every tensor as a merge of some models sees it; without arguments, of all of them, on their base if any."""
+        if members is None:
+            members, base = range(self.has_base, len(self.models)), 0 if self.has_base else None
+        return [tensor.view(members, base) for tensor in self.tensors]
+
+
+def tensor_gram(name: str, tensors: Sequence[ArrayLike], has_base: bool, labels: Sequence[str]) -> TensorGram:
+    """The Gram matrix of one tensor in memory.
+
+    Products and sums are float64, and their order is fixed: the result does not depend on the number of threads.
+    (``torch.norm`` on CPU sums float32 one by one and is 1.8 % short at 155 M elements.)
 
     Args:
         name: The tensor's name, for messages.
@@ -122,29 +172,71 @@ def tensor_gram(name: str, tensors: Sequence[Tensor], has_base: bool, labels: Se
     Raises:
         MergeError: A value is NaN or infinite, or too large for its square.
     """
-    members = len(tensors) - has_base
-    matrix = np.zeros((1 + members, 1 + members))
-    for pieces in chunks_of(tensors):
-        matrix += _products(pieces, has_base)
-    if not np.isfinite(matrix).all():
-        raise _not_finite(name, tensors, labels)
-    return TensorGram(name, tensors[0].numel(), has_base, matrix)
+    flat = [np.asarray(tensor).reshape(-1) for tensor in tensors]
+    kind = np.result_type(np.float32, *flat)
+    found = [
+        _products(np.ascontiguousarray(np.stack([row[start : start + CHUNK] for row in flat]), dtype=kind))
+        for start in range(0, max(flat[0].size, 1), CHUNK)
+    ]
+    if problems := _problems(name, [wrong for _, wrong in found], labels):
+        raise not_finite(problems)
+    family = FamilyGram(name, flat[0].size, _sum_of([matrix for matrix, _ in found]))
+    return family.view(range(has_base, len(flat)), 0 if has_base else None)
 
 
-def model_grams(members: Sequence[Checkpoint], base: Checkpoint | None = None) -> list[TensorGram]:
-    """The Gram matrix of every floating-point tensor, in the order of their names.
+@dataclass(frozen=True, eq=False)
+class StreamedGram:
+    """What one pass over one tensor of a family found.
+
+    Attributes:
+        gram: The Gram matrix.
+        digests: A digest of each model's values.
+        problems: Which models hold NaN or infinities there, as sentences; the matrix means nothing then.
+    """
+
+    gram: FamilyGram
+    digests: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+
+
+def stream_grams(streams: Streams, names: Sequence[str]) -> Iterator[StreamedGram]:
+    """The Gram matrix of each tensor, one after another; the next one is begun before one is handed out.
 
     Raises:
-        MergeError: The models do not fit (all differences listed), or a value is not finite.
+        CheckpointError: A file cannot be read.
     """
-    require_compatible(members, base)
-    models = [*members] if base is None else [base, *members]
-    labels = [model.label for model in models]
-    return [
-        tensor_gram(name, [model.read(name) for model in models], base is not None, labels)
-        for name, info in members[0].tensors.items()
-        if info.is_float
-    ]
+    begun: list[tuple[str, list[Future[_Chunk]]]] = []
+    for name in (*names, None):
+        if name is not None:
+            begun.append((name, streams.submit(name, functools.partial(_chunk, streams.models, name))))
+        if len(begun) > (name is not None):
+            done, futures = begun.pop(0)
+            yield _streamed(streams.models, done, gather(futures))
+
+
+def family_grams(models: Sequence[Checkpoint], has_base: bool, threads: int | None = None) -> GramTable:
+    """Read every model once and keep the Gram matrices of all floating-point tensors.
+
+    Args:
+        models: Models found to fit (`require_compatible`), the base first if there is one.
+        has_base: Whether the first one is the base of the others.
+        threads: As for `Streams`.
+
+    Raises:
+        MergeError: Values are not finite; every model and tensor is named.
+        CheckpointError: A file cannot be read.
+    """
+    names = [name for name, info in models[0].tensors.items() if info.is_float]
+    with Streams(models, threads) as streams:
+        passed = list(progress(stream_grams(streams, names), len(names), "inner products"))
+    if problems := [problem for found in passed for problem in found.problems]:
+        raise not_finite(problems)
+    digests = {found.gram.name: found.digests for found in passed}
+    prints = tuple(
+        fingerprint_of(model, {name: found[number] for name, found in digests.items()})
+        for number, model in enumerate(models)
+    )
+    return GramTable(tuple(model.label for model in models), prints, has_base, tuple(found.gram for found in passed))
 
 
 def whole_model(grams: Sequence[TensorGram], name: str = "all tensors") -> TensorGram:
@@ -153,71 +245,81 @@ def whole_model(grams: Sequence[TensorGram], name: str = "all tensors") -> Tenso
     return TensorGram(name, sum(gram.size for gram in grams), grams[0].has_base, matrix)
 
 
-def update_gram(base_folder: Path, member_folders: Sequence[Path]) -> TensorGram:
-    """The Gram matrix of M whole models and the base they were trained from; reads every model once.
-
-    Raises:
-        MergeError: The models do not fit, or a value is not finite.
-        CheckpointError: A folder cannot be read.
-    """
-    base, *members = open_checkpoints([base_folder, *member_folders])
-    return whole_model(model_grams(members, base))
-
-
-def task_vector_cosines(base_folder: Path, member_folders: Sequence[Path]) -> Array:
-    """(M, M), cosines between the updates x_i - base, each model flattened into one vector."""
-    return cosines(update_gram(base_folder, member_folders).updates)
+def save_grams(path: Path, table: GramTable) -> None:
+    """Write Gram matrices to an ``.npz`` file (equal tables give equal bytes)."""
+    columns: dict[str, Any] = {
+        "models": np.array(table.models),
+        "fingerprints": np.array(table.fingerprints),
+        "has_base": np.array(table.has_base),
+        "names": np.array([tensor.name for tensor in table.tensors]),
+        "sizes": np.array([tensor.size for tensor in table.tensors], dtype=np.int64),
+        "matrices": np.stack([tensor.matrix for tensor in table.tensors]),
+    }
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        np.savez(handle, **columns)
 
 
-def relative_update_sizes(base_folder: Path, member_folders: Sequence[Path]) -> Array:
-    """(M,), |x_i - base| / |base|, each model flattened into one vector."""
-    gram = update_gram(base_folder, member_folders)
-    return np.asarray(norms(gram.updates) / np.sqrt(gram.matrix[0, 0]))
-
-
-def save_grams(path: Path, grams: Sequence[TensorGram]) -> None:
-    """Write Gram matrices to an ``.npz`` file (equal matrices give equal bytes)."""
-    np.savez(
-        path,
-        names=np.array([gram.name for gram in grams]),
-        sizes=np.array([gram.size for gram in grams], dtype=np.int64),
-        has_base=np.array([gram.has_base for gram in grams]),
-        matrices=np.stack([gram.matrix for gram in grams]),
-    )
-
-
-def load_grams(path: Path) -> list[TensorGram]:
+def load_grams(path: Path) -> GramTable:
     """Read what `save_grams` wrote.
 
     Raises:
         MergeError: The file is something else.
     """
+    keys = ("models", "fingerprints", "has_base", "names", "sizes", "matrices")
     try:
         with np.load(path, allow_pickle=False) as saved:
-            columns = [saved[key] for key in ("names", "sizes", "has_base", "matrices")]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            models, prints, has_base, *columns = (saved[key] for key in keys)
+    except (OSError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise MergeError("the file holds no Gram matrices", where=path, found=error) from error
-    rows = zip(*columns, strict=True)
-    return [TensorGram(str(name), int(size), bool(base), matrix) for name, size, base, matrix in rows]
+    tensors = tuple(FamilyGram(str(name), int(size), matrix) for name, size, matrix in zip(*columns, strict=True))
+    return GramTable(tuple(map(str, models)), tuple(map(str, prints)), bool(has_base), tensors)
 
 
-def _products(pieces: Sequence[Tensor], has_base: bool) -> Array:
-    """(1 + M, 1 + M), inner products over one chunk of [pivot, members - pivot]."""
-    pivot = pieces[0].double()
-    members = pieces[1:] if has_base else pieces
-    rows = torch.stack([pivot, *(piece.double() - pivot for piece in members)])
-    padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % BLOCK))
-    # One small product per block, and NumPy to add them up: neither is split between threads.
-    blocks = padded.reshape(len(rows), -1, BLOCK).transpose(0, 1)
-    return np.asarray(torch.bmm(blocks, blocks.transpose(1, 2)).numpy().sum(axis=0), dtype=np.float64)
-
-
-def _not_finite(name: str, tensors: Sequence[Tensor], labels: Sequence[str]) -> MergeError:
-    guilty = [label for label, tensor in zip(labels, tensors, strict=True) if not torch.isfinite(tensor).all()]
+def not_finite(problems: Sequence[str]) -> MergeError:
+    """The error for models that hold values no merge may spread."""
     return MergeError(
-        "a model holds values that are not finite" if guilty else "values are too large for their squares",
-        where=name,
-        expected="finite numbers",
-        found=f"NaN or infinity in {', '.join(guilty)}" if guilty else "overflow in float64",
+        "values of the models cannot be merged" + bullet_list(problems),
+        expected="finite numbers whose squares are finite too",
         fix="train or download the model again; a merge would spread the damage over the whole tensor",
     )
+
+
+def _products(rows: Rows) -> tuple[Array, list[int] | None]:
+    """Inner products over one chunk; and which rows are not finite (an empty list: their squares are not), or None."""
+    matrix = np.zeros((len(rows), len(rows)))
+    add_products(rows, matrix)
+    if np.isfinite(matrix).all():
+        return matrix, None
+    return matrix, [number for number, row in enumerate(rows) if not np.isfinite(row).all()]
+
+
+def _chunk(models: Sequence[Checkpoint], name: str, rows: Rows, start: int) -> _Chunk:
+    matrix, wrong = _products(rows)
+    return matrix, wrong, [_digest(model, name, row) for model, row in zip(models, rows, strict=True)]
+
+
+def _streamed(models: Sequence[Checkpoint], name: str, chunks: Sequence[_Chunk]) -> StreamedGram:
+    matrices, wrong, digests = zip(*chunks, strict=True)
+    gram = FamilyGram(name, models[0].tensors[name].size, _sum_of(matrices))
+    of_models = [
+        digest_chunks(model.kind(name), parts) for model, parts in zip(models, zip(*digests, strict=True), strict=True)
+    ]
+    return StreamedGram(gram, tuple(of_models), tuple(_problems(name, wrong, [model.label for model in models])))
+
+
+def _digest(model: Checkpoint, name: str, row: Rows) -> str:
+    kind = model.kind(name)
+    return xxhash.xxh3_128_hexdigest((row if row.dtype == kind else row.astype(kind)).data)
+
+
+def _sum_of(matrices: Sequence[Array]) -> Array:
+    total = np.sum(matrices, axis=0)
+    return np.asarray(np.triu(total) + np.triu(total, 1).T)
+
+
+def _problems(name: str, wrong: Sequence[list[int] | None], labels: Sequence[str]) -> list[str]:
+    rows = sorted({row for chunk in wrong if chunk is not None for row in chunk})
+    if rows:
+        return [f"{name}: NaN or infinity in {', '.join(labels[row] for row in rows)}"]
+    overflow = any(chunk is not None for chunk in wrong)
+    return [f"{name}: values are too large for their squares (overflow in float64)"] if overflow else []

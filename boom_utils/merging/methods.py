@@ -2,11 +2,12 @@
 
 Each tensor is one flattened vector x_i with weight w_i, normalised to ŵ_i = w_i / Σw. v_i stands for what is merged:
 x_i, or the task vector x_i - base when there is a base, which is added back. n_i = |v_i|.
-Source: the methods of mergekit 0.1.5 as observed from its outputs; no code of it.
+Source: the methods of mergekit 0.1.5 as observed from its outputs, and the papers named below; no code of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,16 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boom_utils.errors import MergeError
-from boom_utils.merging.recipe import weights_cancel
+from boom_utils.merging.parameters import Settings, weights_cancel
 
 if TYPE_CHECKING:
     from boom_utils.merging.gram import TensorGram
+
+__all__ = ["METHODS", "Coefficients", "Settings", "used_weights"]
 
 Array = NDArray[np.float64]
 
 # A direction whose terms cancel down to this fraction of their length: float64 inner products give it to 1e-6 and no
 # better, and a fine-tuned model says nothing at that scale.
 SHORTEST_DIRECTION = 1e-5
+PARALLEL = 0.9995  # cosine from which slerp is linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,21 +44,6 @@ class Coefficients:
     base: float
     members: Array
     note: str | None = None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a method.
-
-    Attributes:
-        weights: The weights as written, one for each model.
-        normalized: Whether to divide the weights by their sum.
-        eps: Added to norms before dividing by them; models whose mean is this fraction of them cancel.
-    """
-
-    weights: tuple[float, ...]
-    normalized: bool = True
-    eps: float = 1e-8
 
 
 def linear(gram: TensorGram, settings: Settings) -> Coefficients:
@@ -126,9 +115,111 @@ def linear_norm_matched(gram: TensorGram, settings: Settings) -> Coefficients:
     return _combination(gram, float(weights @ length) / mean * weights)
 
 
+def task_arithmetic(gram: TensorGram, settings: Settings) -> Coefficients:
+    """Base + λ Σ w_i (x_i - base), weights as written unless they are to be normalised (Ilharco et al., 2023).
+
+    Args:
+        gram: Inner products of M models and their base.
+        settings: Their M weights; ``normalized``; ``scale`` is λ.
+
+    Raises:
+        MergeError: The weights sum to zero and are to be normalised.
+    """
+    return _combination(gram, settings.scale * used_weights(settings))
+
+
+def slerp(gram: TensorGram, settings: Settings) -> Coefficients:
+    """Spherical interpolation between two models: sin((1 - t)θ) / sin θ x_first + sin(tθ) / sin θ x_other.
+
+    θ is the angle between them; models nearly parallel or opposite (|cos θ| > 0.9995) are interpolated linearly.
+
+    Args:
+        gram: Inner products of two models.
+        settings: ``t``, the share of the second; ``first``, the number of the model it starts from.
+    """
+    return _combination(gram, _arc(gram, settings.t, settings.first))
+
+
+def nuslerp(gram: TensorGram, settings: Settings) -> Coefficients:
+    """Slerp of two models, or of their task vectors, at t = w_2 / (w_1 + w_2).
+
+    Args:
+        gram: Inner products of two models, and of the base if there is one.
+        settings: Two weights.
+
+    Raises:
+        MergeError: The weights sum to zero.
+    """
+    return _combination(gram, _arc(gram, float(used_weights(settings)[1]), 0, parallel=1.0 - 1e-9))
+
+
+def karcher(gram: TensorGram, settings: Settings) -> Coefficients:
+    """The Riemannian mean of the directions, equal shares each, as long as the mean of the lengths.
+
+    From the normalised mean, steps along the mean of the logarithms, until one is shorter than ``tol`` or after
+    ``max_iter`` of them. (One such step, with weights, is what "Multi-SLERP" is often taken for; its own tangent step
+    is zero.) Zero tensors take no part, in direction and length.
+
+    Args:
+        gram: Inner products of M models.
+        settings: ``max_iter``, ``tol``.
+
+    Raises:
+        MergeError: Three or more models cancel.
+    """
+    length = _lengths(gram)
+    if len(length) == 1:
+        return Coefficients(0.0, np.ones(1))
+    active = length > 0
+    if not active.any():
+        return _combination(gram, np.zeros_like(length), _idle_note(gram))
+    share = active / active.sum()
+    direction = np.where(active, share / np.where(active, length, 1.0), 0.0)
+    mean = _length_of_mean(gram, direction, settings)
+    if mean == 0:
+        return _cancelled(gram, share)
+    point = direction / mean
+    for _ in range(settings.max_iter):
+        step = _mean_logarithm(gram, point, share, length)
+        size = gram.length(step)[0]
+        if size < settings.tol:
+            break
+        point = math.cos(size) * point + math.sin(size) / size * step
+        point = point / gram.length(point)[0]
+    return _combination(gram, float(share @ length) * point)
+
+
+def model_stock(gram: TensorGram, settings: Settings) -> Coefficients:
+    """The mean of the models, moved towards the base the more the wider their task vectors stand apart.
+
+    base + t (mean - base) with t = N c / (1 + (N - 1) c), c the mean cosine of two task vectors (Jang et al., 2024,
+    equation 6). A tensor that no model changed is the base's.
+
+    Args:
+        gram: Inner products of N models and their base.
+        settings: Not used.
+    """
+    updates, count = gram.updates, len(gram.updates)
+    length = _lengths(gram)
+    if not length.any():
+        return _combination(gram, np.zeros(count), _idle_note(gram))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = np.clip(np.nan_to_num(updates / np.outer(length, length)), -1.0, 1.0)
+    cosine = float(cosines[np.triu_indices(count, 1)].mean())
+    below = 1 + (count - 1) * cosine
+    if abs(below) < 1e-12:  # all of them point away from one another
+        return _combination(gram, np.zeros(count), "the task vectors cancel: the base's tensor")
+    return _combination(gram, np.full(count, cosine / below))
+
+
 METHODS: Mapping[str, Callable[[TensorGram, Settings], Coefficients]] = {
     "linear": linear,
+    "slerp": slerp,
+    "nuslerp": nuslerp,
     "multislerp": multislerp,
+    "karcher": karcher,
+    "task_arithmetic": task_arithmetic,
+    "model_stock": model_stock,
     "linear_norm_matched": linear_norm_matched,
 }
 
@@ -147,6 +238,33 @@ def used_weights(settings: Settings) -> Array:
             "the weights sum to zero and cannot be normalised", found=list(settings.weights), fix="change the weights"
         )
     return np.asarray(weights / weights.sum())
+
+
+def _arc(gram: TensorGram, t: float, first: int, parallel: float = PARALLEL) -> Array:
+    """(2,), coefficients of two vectors at ``t`` of the way from one to the other along the arc between them."""
+    length = _lengths(gram)
+    shares = np.array([1 - t, t] if first == 0 else [t, 1 - t])
+    if not length.all():  # no angle: mergekit's is a right one
+        return np.sin(shares * math.pi / 2)
+    cosine = float(np.clip(gram.merged[0, 1] / length[0] / length[1], -1.0, 1.0))
+    if abs(cosine) > parallel:
+        return shares
+    angle = math.acos(cosine)
+    return np.asarray(np.sin(shares * angle) / math.sin(angle))
+
+
+def _mean_logarithm(gram: TensorGram, point: Array, share: Array, length: Array) -> Array:
+    """(M,), Σ share_i Log_p(v_i / n_i) in terms of the v_i, p = Σ point_i v_i being a unit vector."""
+    total = np.zeros_like(point)
+    for number in np.flatnonzero(share):
+        unit = np.zeros_like(point)
+        unit[number] = 1 / length[number]
+        # The angle from the chord: an arccos would lose half of its digits for vectors that are nearly parallel.
+        chord = gram.length(unit - point)[0]
+        angle = 2 * math.asin(min(chord / 2, 1.0))
+        if 0 < angle < math.pi:
+            total += share[number] * angle / math.sin(angle) * (unit - math.cos(angle) * point)
+    return total
 
 
 def _combination(gram: TensorGram, coefficients: Array, note: str | None = None) -> Coefficients:

@@ -1,159 +1,176 @@
 """Merge recipes: mergekit's YAML schema, so that the same file runs in mergekit.
 
-Supported now: the methods ``linear`` and ``multislerp``, and ``linear_norm_matched``, a control of this kit that
-mergekit does not have. Nothing of a recipe is ignored: a key that means nothing to the method is an error.
+Nothing of a recipe is ignored: a key that means nothing to the method is an error.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from boom_utils.config import Frozen, read_yaml
 from boom_utils.errors import MergeError, bullet_list, nearest
+from boom_utils.merging.parameters import (
+    METHOD_RULES,
+    METHODS,
+    MethodRules,
+    Place,
+    Settings,
+    key_problems,
+    value_at,
+    weight_problems,
+    weights_cancel,
+)
+from boom_utils.model_folder import model_parts
 
-Method = Literal["linear", "multislerp", "linear_norm_matched"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
-METHODS: tuple[str, ...] = get_args(Method)
-
-# Which global parameters mean something to which method; mergekit ignores the others without a word.
-METHOD_PARAMETERS: Mapping[str, tuple[str, ...]] = {
-    "linear": ("normalize",),
-    "multislerp": ("normalize_weights", "eps"),
-    "linear_norm_matched": (),
-}
-
-
-def _not_a_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_not_a_bool), Field(allow_inf_nan=False)]
-
-
-class ModelParameters(Frozen):
-    """Parameters of one model: its ``weight`` (any finite number; zero leaves the model out)."""
-
-    weight: Number
+OWN_METHODS = frozenset({"linear_norm_matched"})
+ANYWHERE = Place("", 0.0)
 
 
 class RecipeModel(Frozen):
-    """One model of a recipe: its folder and its parameters."""
+    """One model of a recipe: its folder (or ``BASE+ADAPTER``, a LoRA adapter on its base) and its parameters."""
 
     model: Path
-    parameters: ModelParameters
-
-
-class Parameters(Frozen):
-    """Parameters of the method; None means the method's default.
-
-    Attributes:
-        normalize: ``linear``: divide the weights by their sum (default true).
-        normalize_weights: ``multislerp``: the same under mergekit's other name (default true).
-        eps: ``multislerp``: added to norms before dividing, and the shortest mean direction accepted (default 1e-8).
-    """
-
-    normalize: bool | None = None
-    normalize_weights: bool | None = None
-    eps: Annotated[Number, Field(gt=0)] | None = None
+    parameters: Mapping[str, Any] = Field(default_factory=dict)
 
 
 class Recipe(Frozen):
-    """A merge: which models, with which weights, by which method, into which dtype.
+    """A merge: which models, by which method, with which parameters, into which dtype.
 
     Attributes:
-        merge_method: ``linear``, ``multislerp`` or ``linear_norm_matched``.
+        merge_method: A name of `METHODS`.
         models: The models in order; the first one gives tokenizer, config, pooling and prompts to the output.
-        base_model: Merge task vectors (model - base) and add the base back; not for ``linear``.
-        parameters: Parameters of the method.
+        base_model: Merge task vectors (model - base) and add the base back; for slerp, the model it starts from.
+        parameters: Parameters of the method, and values for models that give none of their own. Each is a number, a
+            list of numbers along the layers, or a list of ``{filter, value}``.
         dtype: mergekit's computing dtype. This kit computes in float64 whatever it says, and uses it as the output
             dtype when ``out_dtype`` is not given.
-        out_dtype: Dtype of the merged weights; the dtype of the inputs when neither is given.
+        out_dtype: Dtype of the merged weights; float32 when neither is given (float64 for models stored so).
     """
 
-    merge_method: Method
+    merge_method: str
     base_model: Path | None = None
+    parameters: Mapping[str, Any] = Field(default_factory=dict, validate_default=True)
     models: tuple[RecipeModel, ...]
-    parameters: Parameters = Field(default=Parameters(), validate_default=True)
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
 
     # Field validators rather than one model validator: they run even when another field is wrong, so that one error
     # can list everything.
-    @field_validator("models")
+    @field_validator("merge_method")
     @classmethod
-    def _no_folder_twice(cls, models: tuple[RecipeModel, ...], info: ValidationInfo) -> tuple[RecipeModel, ...]:
-        folders = [os.path.realpath(entry.model) for entry in models]
-        # Not a length rule of the field: pydantic would count only the valid entries.
-        _complain([] if models else ["no model is listed"])
-        problems = [f"{folder} is listed twice" for folder in dict.fromkeys(folders) if folders.count(folder) > 1]
-        base = info.data.get("base_model")
-        if base is not None and os.path.realpath(base) in folders:
-            problems.append(f"{base} is the base_model and one of the models")
-        _complain(problems)
-        return models
+    def _known(cls, method: str) -> str:
+        if method not in METHOD_RULES:
+            raise ValueError(f"{method!r} is not supported{nearest(method, METHODS)} (supported: {', '.join(METHODS)})")
+        return method
 
     @field_validator("base_model")
     @classmethod
     def _base_has_a_use(cls, base: Path | None, info: ValidationInfo) -> Path | None:
-        if base is not None and info.data.get("merge_method") == "linear":
-            raise ValueError("linear averages the models themselves and has no use for a base; remove the line")
+        method, rules = _rules(info)
+        if base is not None and rules.base == "no":
+            raise ValueError(f"{method} averages the models themselves and has no use for a base; remove the line")
         return base
 
     @field_validator("parameters")
     @classmethod
-    def _parameters_fit(cls, parameters: Parameters, info: ValidationInfo) -> Parameters:
-        method = info.data.get("merge_method")
-        known = METHOD_PARAMETERS.get(str(method), Parameters.model_fields)
-        given = parameters.model_dump(exclude_none=True)
-        has = ", ".join(known) or "no parameters"
-        problems = [f"{name} is not a parameter of {method} (it has {has})" for name in given if name not in known]
-        weights = [entry.parameters.weight for entry in info.data.get("models", ())]
-        normalized = _normalizes(parameters)
-        if weights and (not any(weights) or (normalized and weights_cancel(weights))):
-            problems.append(f"the weights {weights} sum to zero" if any(weights) else "every weight is zero")
-        _complain(problems)
+    def _parameters_fit(cls, parameters: Mapping[str, Any], info: ValidationInfo) -> Mapping[str, Any]:
+        method, rules = _rules(info)
+        problems = list(key_problems(parameters, {**rules.of_method, **rules.of_models}, method))
+        missing = [name for name, value in rules.of_method.items() if value is None and name not in parameters]
+        problems += [f"{name}: missing ({method} needs it)" for name in missing]
+        _complain([f"parameters.{problem}" for problem in problems])
         return parameters
 
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """The weights as written, shape (M,)."""
-        return tuple(entry.parameters.weight for entry in self.models)
+    @field_validator("models")
+    @classmethod
+    def _models_fit(cls, models: tuple[RecipeModel, ...], info: ValidationInfo) -> tuple[RecipeModel, ...]:
+        _, rules = _rules(info)
+        base = info.data.get("base_model")
+        if rules.base == "required" and base is not None:  # recipes for mergekit list the base too, to no effect
+            models = tuple(entry for entry in models if entry.parameters or not _same(entry.model, base))
+        _complain([*_model_problems(models, info), *_folder_problems(models, base, rules)])
+        return models
 
     @property
-    def normalized(self) -> bool:
-        """Whether the weights are divided by their sum before use."""
-        return _normalizes(self.parameters)
+    def rules(self) -> MethodRules:
+        """What its method takes."""
+        return METHOD_RULES[self.merge_method]
 
     @property
-    def eps(self) -> float:
-        """``eps`` of multislerp."""
-        return 1e-8 if self.parameters.eps is None else self.parameters.eps
+    def weights(self) -> tuple[Any, ...]:
+        """The weights as written, one for each model; 1 for methods that take none."""
+        return tuple(self._of_model(entry, "weight") for entry in self.models)
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """All folders it reads: the models in order, then the base if there is one."""
-        base = () if self.base_model is None else (self.base_model,)
-        return (*(entry.model for entry in self.models), *base)
+        """All folders it reads: the models in order, then the base if there is one and it is not among them."""
+        models = tuple(entry.model for entry in self.models)
+        extra = self.base_model is not None and self.rules.base != "member"
+        return (*models, self.base_model) if extra and self.base_model is not None else models
+
+    def settings_at(self, place: Place = ANYWHERE) -> Settings:
+        """What the method is told at one tensor.
+
+        Raises:
+            MergeError: A parameter has no value there, or the weights sum to zero and are to be normalised.
+        """
+        found = {name: self._of_method(name, default, place) for name, default in self.rules.of_method.items()}
+        weights = tuple(self._number(entry, "weight", place) for entry in self.models)
+        densities = tuple(self._number(entry, "density", place) for entry in self.models)
+        normalized = bool(found.get("normalize", found.get("normalize_weights", True)))
+        if normalized and "weight" in self.rules.of_models and weights_cancel(weights):
+            raise MergeError("the weights sum to zero and cannot be normalised", where=place.name, found=list(weights))
+        numbers = {"eps": "eps", "lambda": "scale", "t": "t", "select_topk": "selected", "tol": "tol"}
+        named = {field: float(found[name]) for name, field in numbers.items() if name in found}
+        steps = int(found.get("max_iter", 10))
+        first = self._first()
+        return Settings(weights, normalized, densities=densities, first=first, max_iter=steps, **named)
 
     def with_paths(self, change: Callable[[Path], Path]) -> Self:
-        """The same recipe with ``change(path)`` in place of every path."""
-        models = tuple(entry.model_copy(update={"model": change(entry.model)}) for entry in self.models)
-        base = None if self.base_model is None else change(self.base_model)
+        """The same recipe with ``change(path)`` in place of every path (each of the two of ``BASE+ADAPTER``)."""
+
+        def changed(path: Path) -> Path:
+            return Path("+".join(str(change(part)) for part in model_parts(path)))
+
+        models = tuple(entry.model_copy(update={"model": changed(entry.model)}) for entry in self.models)
+        base = None if self.base_model is None else changed(self.base_model)
         return self.model_copy(update={"models": models, "base_model": base})
 
+    def _of_model(self, entry: RecipeModel, name: str) -> Any:
+        """A parameter of one model as written: its own, or the recipe's, or the default."""
+        default = self.rules.of_models.get(name, 1.0)
+        value = entry.parameters.get(name, self.parameters.get(name, default))
+        return float(value) if isinstance(value, int | str) else value
 
-def weights_cancel(weights: Sequence[float]) -> bool:
-    """Whether the weights sum to zero up to rounding (0.1 + 0.2 - 0.3 does), so that they cannot be normalised."""
-    return abs(math.fsum(weights)) <= 1e-9 * math.fsum(abs(weight) for weight in weights)
+    def _number(self, entry: RecipeModel, name: str, place: Place) -> float:
+        value = value_at(self._of_model(entry, name), place)
+        if value is None and name in entry.parameters:  # mergekit's rule: what a model leaves open the recipe may say
+            value = value_at(self.parameters.get(name), place)
+        default = self.rules.of_models.get(name)
+        return float(_given(default if value is None else value, name, f"{place.name} of {entry.model}"))
+
+    def _of_method(self, name: str, default: Any, place: Place) -> Any:
+        value = value_at(self.parameters.get(name), place)
+        return _given(default if value is None else value, name, place.name)
+
+    def _first(self) -> int:
+        if self.rules.base != "member" or self.base_model is None:
+            return 0
+        return next(n for n, entry in enumerate(self.models) if _same(entry.model, self.base_model))
+
+
+def _given(value: Any, name: str, where: str) -> Any:
+    if value is None:
+        fix = "add a last entry with a value and no filter"
+        raise MergeError(f"no filter of '{name}' fits a tensor", where=where, fix=fix)
+    return value
 
 
 def missing_folders(recipe: Recipe) -> list[str]:
@@ -200,7 +217,7 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def recipe_yaml(recipe: Recipe, relative_to: Path | None = None) -> str:
-    """The recipe as a YAML file that mergekit runs too (but for the method ``linear_norm_matched``).
+    """The recipe as a YAML file that mergekit runs too (but for the methods of `OWN_METHODS`).
 
     Args:
         recipe: The recipe.
@@ -211,8 +228,8 @@ def recipe_yaml(recipe: Recipe, relative_to: Path | None = None) -> str:
         recipe = recipe.with_paths(lambda path: Path(os.path.relpath(path.resolve(), start)))
     data = recipe.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     note = ""
-    if recipe.merge_method == "linear_norm_matched":
-        note = "# linear_norm_matched is a method of this kit only: mergekit does not run this file.\n"
+    if recipe.merge_method in OWN_METHODS:
+        note = f"# {recipe.merge_method} is a method of this kit only: mergekit does not run this file.\n"
     return note + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
@@ -221,20 +238,64 @@ def _validated(data: Any) -> tuple[Recipe | None, list[str]]:
     try:
         return Recipe.model_validate(data), []
     except ValidationError as error:
-        return None, [_sentence(problem) for problem in error.errors()]
+        return None, [sentence for problem in error.errors() for sentence in _sentences(problem)]
 
 
 def _missing(folders: Iterable[Path]) -> list[str]:
-    return [f"model folder not found: {folder}" for folder in folders if not folder.is_dir()]
+    parts = (part for folder in folders for part in model_parts(folder))
+    return [f"model folder not found: {folder}" for folder in dict.fromkeys(parts) if not folder.is_dir()]
 
 
-def _normalizes(parameters: Parameters) -> bool:
-    return parameters.normalize is not False and parameters.normalize_weights is not False
+def _rules(info: ValidationInfo) -> tuple[str, MethodRules]:
+    """The method and its rules; rules that fit anything when the method is not known."""
+    method = str(info.data.get("merge_method", "this method"))
+    names = {name: 1.0 for rules in METHOD_RULES.values() for name in (*rules.of_models, *rules.of_method)}
+    return method, METHOD_RULES.get(method, MethodRules(names, names, "optional"))
 
 
-def _complain(problems: Sequence[str]) -> None:
-    if problems:
-        raise ValueError("; ".join(problems))
+def _real(model: Path) -> str:
+    return "+".join(os.path.realpath(part) for part in model_parts(model))
+
+
+def _same(one: Path, two: Path) -> bool:
+    return _real(one) == _real(two)
+
+
+def _model_problems(models: Sequence[RecipeModel], info: ValidationInfo) -> Iterator[str]:
+    """What is wrong with the parameters and the number of the models, and with the absence of a base."""
+    method, rules = _rules(info)
+    for n, entry in enumerate(models):
+        yield from (f"models.{n}.parameters.{p}" for p in key_problems(entry.parameters, rules.of_models, method))
+        for name, default in rules.of_models.items():
+            everywhere = info.data.get("parameters", {name: None})
+            if default is None and method in METHODS and name not in entry.parameters and name not in everywhere:
+                yield f"models.{n}.parameters.{name}: missing (every model needs a {name})"
+    if method not in METHODS or not models:
+        return
+    low, high = rules.models
+    if not low <= len(models) <= (high or len(models)):
+        yield f"{method} merges {'exactly' if high else 'at least'} {low} models, found {len(models)}"
+    if info.data.get("base_model", "wrong") is None and rules.base in ("required", "member"):
+        yield f"{method} needs a base_model{', one of the two models' if rules.base == 'member' else ''}"
+    yield from weight_problems([entry.parameters for entry in models], info.data.get("parameters", {}), rules)
+
+
+def _folder_problems(models: Sequence[RecipeModel], base: Path | None, rules: MethodRules) -> Iterator[str]:
+    """What is wrong with the folders: none, one twice, the base among the models or not among them."""
+    if not models:
+        yield "no model is listed"
+    folders = [_real(entry.model) for entry in models]
+    yield from (f"{folder} is listed twice" for folder in dict.fromkeys(folders) if folders.count(folder) > 1)
+    inside = base is not None and any(_same(entry.model, base) for entry in models)
+    if inside and rules.base != "member":
+        yield f"{base} is the base_model and one of the models"
+    if base is not None and not inside and rules.base == "member" and models:
+        yield f"the base_model {base} has to be one of the two models"
+
+
+def _complain(problems: Iterable[str]) -> None:
+    if text := "\n".join(problems):
+        raise ValueError(text)
 
 
 def _absolute_paths(data: Any, folder: Path) -> tuple[Any, list[Path]]:
@@ -256,35 +317,34 @@ def _absolute_paths(data: Any, folder: Path) -> tuple[Any, list[Path]]:
 
 
 def _resolve(path: str, folder: Path) -> Path:
-    here, there = folder / path, Path.cwd() / path
-    return there if there.exists() and not here.exists() else here
+    def place(text: str) -> Path:
+        here, there = folder / text, Path.cwd() / text
+        return there if there.exists() and not here.exists() else here
+
+    if "+" not in path or place(path).exists():
+        return place(path)
+    cuts = [n for n, letter in enumerate(path) if letter == "+"]
+    cut = next((n for n in cuts if place(path[:n]).exists()), cuts[0])
+    return Path(f"{place(path[:cut])}+{place(path[cut + 1 :])}")
 
 
-def _sentence(problem: Any) -> str:
-    """One pydantic problem as one sentence, with the nearest valid name and what is supported."""
+def _sentences(problem: Any) -> list[str]:
+    """One pydantic problem, which may be several of ours, with the nearest valid name and what is supported."""
     place = ".".join(str(part) for part in problem["loc"])
     name = str(problem["loc"][-1]) if problem["loc"] else ""
     match problem["type"]:
         case "extra_forbidden":
-            known = _known_keys(problem["loc"])
-            return f"{place}: unknown key{nearest(name, known)} (supported here: {', '.join(known)})"
+            known = list((RecipeModel if len(problem["loc"]) > 1 else Recipe).model_fields)
+            return [f"{place}: unknown key{nearest(name, known)} (supported here: {', '.join(known)})"]
         case "missing":
-            return f"{place}: missing" + (" (every model needs a weight)" if name in ("weight", "parameters") else "")
+            return [f"{place}: missing"]
         case "literal_error":
-            options = METHODS if name == "merge_method" else get_args(Dtype)
-            value = problem["input"]
-            return (
-                f"{place}: {value!r} is not supported{nearest(str(value), options)} (supported: {', '.join(options)})"
-            )
+            options, value = get_args(Dtype), str(problem["input"])
+            return [f"{place}: {value!r} is not supported{nearest(value, options)} (supported: {', '.join(options)})"]
         case "value_error":
-            return f"{place}: {problem['ctx']['error']}"
-    return f"{place}: {problem['msg']}, found {problem['input']!r}"
-
-
-def _known_keys(location: Sequence[Any]) -> list[str]:
-    # The depth tells the place: key; parameters.key; models.0.key; models.0.parameters.key.
-    table: dict[int, type[Frozen]] = {2: Parameters, 3: RecipeModel, 4: ModelParameters}
-    return list(table.get(len(location), Recipe).model_fields)
+            lines = str(problem["ctx"]["error"]).split("\n")
+            return [line if line.startswith(f"{place}.") else f"{place}: {line}" for line in lines]
+    return [f"{place}: {problem['msg']}, found {problem['input']!r}"]
 
 
 def _refusal(problems: Sequence[str], where: object) -> MergeError:

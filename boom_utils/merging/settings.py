@@ -6,13 +6,12 @@ here they come out equal, so that a difference that is reported is one of meanin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from boom_utils.artifacts import sha256_file
-from boom_utils.errors import CheckpointError
+from boom_utils.model_folder import is_sentence_transformer, module_folders, read_json, read_mapping, read_modules
 
 # Which program wrote the file, and in which precision: no part of what the model computes.
 CONFIG_NOISE = frozenset(
@@ -37,32 +36,6 @@ POOLING_NAMES = {
 }
 
 Settings = dict[str, dict[str, Any]]
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; None when there is no such file.
-
-    Raises:
-        CheckpointError: The file cannot be read or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError("a file of a model folder cannot be read as JSON", where=path, found=error) from error
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Parse a JSON file that holds an object; an empty dict when there is no such file.
-
-    Raises:
-        CheckpointError: The file cannot be read, or holds something else.
-    """
-    value = read_json(path)
-    if value is not None and not isinstance(value, dict):
-        raise CheckpointError("a file of a model folder is malformed", where=path, expected="a JSON object")
-    return value or {}
 
 
 def model_settings(folder: Path) -> Settings:
@@ -96,24 +69,6 @@ def encoder_settings(folder: Path) -> Settings:
     for path in module_folders(folder):
         settings.update(_module_files(folder, path))
     return settings
-
-
-def is_sentence_transformer(folder: Path) -> bool:
-    """Whether the folder is in the sentence-transformers layout (it has a modules.json)."""
-    return (folder / "modules.json").is_file()
-
-
-def module_folders(folder: Path) -> list[str]:
-    """The subfolders that modules.json names, such as ``1_Pooling``; existing or not (Normalize writes no file).
-
-    Raises:
-        CheckpointError: modules.json is malformed or names a place outside the folder.
-    """
-    paths = [module["path"] for module in _module_list(folder) if module["path"]]
-    for path in paths:
-        if path.startswith("/") or "\\" in path or ".." in PurePosixPath(path).parts:
-            raise CheckpointError("a module lies outside the model folder", where=folder / "modules.json", found=path)
-    return paths
 
 
 def setting_differences(ours: Settings, theirs: Settings) -> list[tuple[str, Any, Any]]:
@@ -167,22 +122,9 @@ def _tokenizer(folder: Path) -> Settings:
     return {"tokenizer.json": sections | {f"model.{key}": value for key, value in model.items()}}
 
 
-def _module_list(folder: Path) -> list[dict[str, Any]]:
-    modules = read_json(folder / "modules.json") or []
-    fine = isinstance(modules, list) and all(
-        isinstance(module, dict) and isinstance(module.get("path"), str) and isinstance(module.get("type"), str)
-        for module in modules
-    )
-    if not fine:
-        raise CheckpointError(
-            "modules.json is malformed", where=folder / "modules.json", expected="a list of objects with type and path"
-        )
-    return modules
-
-
 def _modules(folder: Path) -> dict[str, Any]:
     # Classes moved between Python modules from version to version; their names did not change.
-    modules = _module_list(folder)
+    modules = read_modules(folder)
     return {
         f"module {n}": f"{module['type'].rsplit('.', 1)[-1]} in {module['path'] or '.'}"
         for n, module in enumerate(modules)

@@ -1,4 +1,7 @@
-"""The safetensors files of a model folder: which ones they are, opened safely, and written without holding a model.
+"""safetensors files: their headers read strictly, their tensors read and written piece by piece.
+
+Pieces are read with ``pread``, not mapped: a file that is truncated meanwhile is an error and not a crash, several
+threads read at once, and memory holds what is asked for and no page more.
 
 The format: https://github.com/huggingface/safetensors#format
 """
@@ -7,68 +10,62 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from boom_utils.errors import CheckpointError, bullet_list
-from boom_utils.merging.settings import module_folders, read_mapping
+from boom_utils.errors import CheckpointError
+from boom_utils.model_folder import INDEX, WEIGHTS
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
-
-# Name in a safetensors header for each dtype the kit carries, in the order in which safetensors lays tensors out:
-# widest first, so that every tensor is aligned.
-DTYPES: Mapping[str, torch.dtype] = {
-    "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "I32": torch.int32, "BF16": torch.bfloat16,
-    "F16": torch.float16, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+# Name in a safetensors header -> how NumPy holds an element, in the order in which safetensors lays tensors out: widest
+# first, so that every tensor is aligned. NumPy has no bfloat16: its 16 bits stand for it.
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "I64": np.dtype("<i8"), "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "I32": np.dtype("<i4"),
+    "BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"), "BOOL": np.dtype("u1"),
 }  # fmt: skip
-DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-
-Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
-Chunks = Callable[[str], Iterator[Tensor]]
+FLOAT_NAMES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def find_weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """The safetensors files that hold the weights of a model folder.
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor is stored and what it looks like, from the header of its file.
 
-    Returns:
-        The files, and the index (tensor name to file name; empty for a model in a single file).
-
-    Raises:
-        CheckpointError: There are none, or only pickles or an adapter; the index names a file that is missing or lies
-            outside the folder; or there are safetensors files that belong to nothing.
+    Attributes:
+        stored: Its name in the file; the unified name is this one without a leading ``model.``.
+        file: Its file.
+        dtype: Its dtype in safetensors' spelling, such as ``BF16``.
+        shape: Its shape.
+        start: Where its bytes begin in the file.
     """
-    present = {path.name for path in folder.glob("*.safetensors")}
-    index = _weight_map(folder) if (folder / INDEX).is_file() else {}
-    if index and WEIGHTS in present and WEIGHTS not in index.values():
-        raise CheckpointError("two sets of weights in one folder", where=folder, found=f"{WEIGHTS} and {INDEX}")
-    wanted = set(index.values()) or {WEIGHTS}
-    if not wanted & present:
-        raise _no_weights(folder)
-    problems = [f"missing: {name}" for name in sorted(wanted - present)]
-    problems += [f"belongs to nothing: {name}" for name in sorted(present - wanted)]
-    if problems:
-        raise CheckpointError("the weight files are not what they should be" + bullet_list(problems), where=folder)
-    return [folder / name for name in sorted(wanted)], index
 
+    stored: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int = 0
 
-def refuse_module_pickles(folder: Path) -> None:
-    """Refuse pickled weights in the subfolders of a sentence-transformers model, such as an old Dense layer's.
+    @property
+    def is_float(self) -> bool:
+        """Whether it is merged; a tensor of another kind has to be the same in all models and is carried over."""
+        return self.dtype in FLOATS
 
-    Raises:
-        CheckpointError: There are some; all are named.
-    """
-    files = (path for module in module_folders(folder) for path in (folder / module).rglob("*"))
-    if pickles := sorted(str(path.relative_to(folder)) for path in files if path.suffix in PICKLES):
-        raise _pickled(folder, pickles)
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes in the file."""
+        return self.size * DTYPES[self.dtype].itemsize
 
 
 @contextmanager
@@ -76,93 +73,177 @@ def reading(path: Path) -> Iterator[None]:
     """Turn what goes wrong while reading a safetensors file into a `CheckpointError` that names it."""
     try:
         yield
-    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, MemoryError, OverflowError) as error:
         raise CheckpointError(
             "a weight file cannot be read", where=path, expected="a whole safetensors file", found=error
         ) from error
 
 
-def open_weights(path: Path) -> Any:
-    """Open a safetensors file for lazy reading (the handle maps the file; tensors come in as they are asked for).
+def read_header(path: Path) -> list[TensorInfo]:
+    """All tensors of a safetensors file.
 
     Raises:
-        CheckpointError: It is not a valid safetensors file.
+        CheckpointError: It is not a valid safetensors file (holes and overlaps included), or has a dtype of another
+            world.
     """
     with reading(path):
-        return safe_open(path, framework="pt")
+        with safe_open(path, framework="np"):  # the library checks the header, and that it fits the file
+            pass
+        with path.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            header = json.loads(handle.read(length))
+        header.pop("__metadata__", None)
+        entries = [
+            TensorInfo(name, path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+            for name, entry in header.items()
+        ]
+    for info in entries:
+        if info.dtype not in DTYPES:
+            raise CheckpointError(
+                "a tensor has a dtype that is not supported",
+                where=f"{info.stored} in {path}",
+                expected=", ".join(DTYPES),
+                found=info.dtype,
+            )
+    return entries
 
 
-def write_safetensors(path: Path, layout: Layout, chunks: Chunks) -> None:
-    """Write tensors to a new safetensors file as they are made, so that memory holds one chunk and not the model.
-
-    The bytes are those that ``safetensors.torch.save_file`` writes for the same tensors.
+class OpenFile:
+    """A file open for reading at any place, from several threads.
 
     Args:
-        path: The file, which must not exist.
-        layout: Dtype and shape of each tensor.
-        chunks: Called with a name; yields that tensor's elements as flat tensors, in order.
+        path: The file.
 
     Raises:
-        OSError: The disk is full, or the file cannot be written; a part of it may be left.
+        CheckpointError: It cannot be opened.
     """
-    order = list(DTYPES.values())
-    names = sorted(layout, key=lambda name: (order.index(layout[name][0]), name))
-    with path.open("xb") as handle:
-        handle.write(_header(names, layout))
-        for name in names:
-            for chunk in chunks(name):
-                handle.write(chunk.contiguous().view(torch.uint8).numpy().data)
-        handle.flush()
-        os.fsync(handle.fileno())
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with reading(path):
+            self._number = os.open(path, os.O_RDONLY)
+
+    def read_into(self, start: int, buffer: NDArray[Any]) -> None:
+        """Fill ``buffer`` with the bytes at ``start``.
+
+        Raises:
+            CheckpointError: The file has become shorter, or cannot be read.
+        """
+        if not buffer.size:
+            return
+        view = memoryview(buffer.data).cast("B")
+        done = 0
+        with reading(self.path):
+            while done < len(view):
+                count = os.preadv(self._number, [view[done:]], start + done)
+                if count == 0:
+                    raise ValueError(f"it ends {len(view) - done} bytes too early: was it changed meanwhile?")
+                done += count
+
+    def __del__(self) -> None:
+        number, self._number = getattr(self, "_number", -1), -1
+        if number >= 0:
+            os.close(number)
 
 
-def _header(names: list[str], layout: Layout) -> bytes:
+class WeightWriter:
+    """Weights written in any order, into one file or shards with their index; the bytes are those safetensors writes.
+
+    Args:
+        folder: An existing folder.
+        layout: Name -> dtype (safetensors' spelling) and shape of every tensor.
+        max_shard_bytes: Most bytes of tensors in one file (a larger tensor has a file of its own); None: one file.
+
+    Raises:
+        OSError: The files cannot be made.
+    """
+
+    def __init__(
+        self, folder: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]], max_shard_bytes: int | None = None
+    ) -> None:
+        shards = _shards(layout, max_shard_bytes)
+        names = [WEIGHTS] if len(shards) == 1 else [_shard_name(n, len(shards)) for n in range(len(shards))]
+        self.places: dict[str, tuple[int, int]] = {}
+        self._numbers: list[int] = []
+        for file, tensors in zip(names, shards, strict=True):
+            self._create(folder / file, {name: layout[name] for name in tensors})
+        if len(shards) > 1:
+            index = {name: file for file, tensors in zip(names, shards, strict=True) for name in tensors}
+            total = sum(_nbytes(*layout[name]) for name in layout)
+            text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))}, indent=2)
+            (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+
+    def write(self, name: str, offset: int, values: NDArray[Any]) -> None:
+        """Write elements of a tensor, of its dtype, beginning with its element number ``offset``.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        if not values.size:
+            return
+        number, start = self.places[name]
+        view = memoryview(np.ascontiguousarray(values).data).cast("B")
+        place = start + offset * values.itemsize
+        while view:
+            count = os.pwrite(number, view, place)
+            view, place = view[count:], place + count
+
+    def close(self, sync: bool) -> None:
+        """Close the files; with ``sync``, after their bytes have reached the disk.
+
+        Raises:
+            OSError: They could not.
+        """
+        numbers, self._numbers = self._numbers, []
+        try:
+            for number in numbers if sync else ():
+                os.fsync(number)
+        finally:
+            for number in numbers:
+                os.close(number)
+
+    def _create(self, path: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        self._numbers.append(number)
+        order = list(DTYPES)
+        names = sorted(layout, key=lambda name: (order.index(layout[name][0]), name))
+        header, offsets = _header(names, layout)
+        for name, offset in offsets.items():
+            self.places[name] = (number, len(header) + offset)
+        os.pwrite(number, header, 0)
+        os.ftruncate(number, len(header) + sum(_nbytes(*layout[name]) for name in names))
+
+
+def _nbytes(dtype: str, shape: Sequence[int]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize
+
+
+def _shards(layout: Mapping[str, tuple[str, tuple[int, ...]]], most: int | None) -> list[list[str]]:
+    """Names cut into files, in their order."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name in layout:
+        size = _nbytes(*layout[name])
+        if most is not None and shards[-1] and filled + size > most:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _shard_name(number: int, count: int) -> str:
+    return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _header(names: Sequence[str], layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:
+    """The bytes before the tensors, and where each tensor begins after them."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
+    offsets, end = {}, 0
     for name in names:
         dtype, shape = layout[name]
-        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
-        entries[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        offsets[name], end = end, end + _nbytes(dtype, shape)
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offsets[name], end]}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _weight_map(folder: Path) -> dict[str, str]:
-    where = folder / INDEX
-    index = read_mapping(where).get("weight_map")
-    if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
-        raise CheckpointError(
-            "the index of the shards is malformed", where=where, expected="weight_map: names to files"
-        )
-    # Only the name of a file beside the index: anything else could read a file of another place.
-    outside = sorted({name for name in index.values() if Path(name).name != name or "\\" in name or name in ("", "..")})
-    if outside:
-        raise CheckpointError(
-            "the index names files outside the model folder", where=where, found=", ".join(map(repr, outside))
-        )
-    return index
-
-
-def _no_weights(folder: Path) -> CheckpointError:
-    names = sorted(path.name for path in folder.iterdir())
-    if pickles := [name for name in names if Path(name).suffix in PICKLES]:
-        return _pickled(folder, pickles)
-    adapter = "adapter_config.json" in names
-    return CheckpointError(
-        "no weights in the model folder",
-        where=folder,
-        expected=f"{WEIGHTS}, or shards with {INDEX}",
-        found="a LoRA adapter" if adapter else ", ".join(names[:10]) or "nothing",
-        fix="merge the adapter into its base model first" if adapter else None,
-    )
-
-
-def _pickled(folder: Path, names: list[str]) -> CheckpointError:
-    return CheckpointError(
-        "the weights are pickled; reading a pickle can run any program it carries, so the kit does not",
-        where=folder,
-        expected="safetensors files",
-        found=", ".join(names),
-        fix="convert the model to safetensors in a place where it may do no harm",
-    )
+    return len(text).to_bytes(8, "little") + text, offsets

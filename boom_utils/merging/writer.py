@@ -1,287 +1,308 @@
-"""From a recipe to a merged model folder, which appears whole or not at all."""
+"""From recipes to merged model folders, each of which appears whole or not at all."""
 
 from __future__ import annotations
 
-import json
+import functools
 import logging
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from boom_utils.cards import Card, write_card
-from boom_utils.errors import MergeError, bullet_list
-from boom_utils.merging import methods
-from boom_utils.merging.checkpoints import Checkpoint, TensorInfo, open_checkpoints, require_compatible
-from boom_utils.merging.gram import chunks_of, tensor_gram
-from boom_utils.merging.recipe import Recipe, missing_folders, recipe_yaml
-from boom_utils.merging.settings import module_folders, read_mapping
-from boom_utils.merging.weight_files import DTYPE_NAMES, DTYPES, INDEX, PICKLES, WEIGHTS, write_safetensors
+from boom_utils.errors import MergeError
+from boom_utils.merging import kernels, methods, output
+from boom_utils.merging.checkpoints import Checkpoint, fingerprint_of
+from boom_utils.merging.elementwise import ELEMENTWISE
+from boom_utils.merging.family import open_family, settings_of
+from boom_utils.merging.gram import FamilyGram, not_finite, stream_grams
+from boom_utils.merging.parameters import Settings
+from boom_utils.merging.recipe import Recipe
+from boom_utils.merging.streaming import Rows, Streams, gather
+from boom_utils.merging.weight_files import DTYPES, FLOAT_NAMES, TensorInfo, WeightWriter
+from boom_utils.progress import progress
 
 log = logging.getLogger(__name__)
 
-RECIPE_FILE = "mergekit_config.yaml"
-# Files of the first model that say something about it and would be false, or unsafe, beside merged weights.
-WEIGHT_SUFFIXES = PICKLES | {".safetensors", ".onnx", ".onnx_data", ".xml", ".gguf", ".h5", ".msgpack", ".npz"}
-NOT_KEPT = frozenset({INDEX, RECIPE_FILE, "record.json", "README.md", "trainer_state.json"})
+Array = NDArray[np.float64]
+Fill = Callable[[Rows, Array], Any]
+"""Fills the merged elements (N,) from a chunk's rows (R, N)."""
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How a merge is carried out; none of it changes a value.
+
+    Args:
+        names: What messages, facts and the model card call the folders; as much of each path as tells them apart
+            where none is given.
+        max_shard_bytes: Most bytes in one weight file.
+        threads: Threads; None: one for each processor, at most 16.
+    """
+
+    names: Mapping[Path, str] = field(default_factory=dict)
+    max_shard_bytes: int | None = 5_000_000_000
+    threads: int | None = None
 
 
 @dataclass
 class _Job:
-    """A merge whose inputs were opened and found to fit.
+    """One merge of a family whose models were opened and found to fit.
 
     Attributes:
         recipe: The recipe.
-        members: Its models, in order.
-        base: Its base.
+        out: Its output.
+        models: Numbers of its models in the family, in the recipe's order.
+        base: Number of its base.
+        settings: What its method is told, tensor by tensor.
         notes: What was special about single tensors, by unified name; filled while tensors are merged.
     """
 
     recipe: Recipe
-    members: list[Checkpoint]
-    base: Checkpoint | None
+    out: Path
+    models: list[int]
+    base: int | None
+    settings: Mapping[str, Settings]
     notes: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def models(self) -> list[Checkpoint]:
-        """Everything that is read: the base if there is one, then the members."""
-        return self.members if self.base is None else [self.base, *self.members]
+    def dtype(self, info: TensorInfo) -> str:
+        """Dtype of a merged tensor (safetensors' spelling): the recipe's, or float32; unchanged if it is not merged."""
+        if not info.is_float:
+            return info.dtype
+        wanted = self.recipe.out_dtype or self.recipe.dtype or ("float64" if info.dtype == "F64" else "float32")
+        return next(short for short, name in FLOAT_NAMES.items() if name == wanted)
 
-    @property
-    def settings(self) -> methods.Settings:
-        """What the method needs to know."""
-        return methods.Settings(self.recipe.weights, self.recipe.normalized, self.recipe.eps)
+    def fill(self, streams: Streams, gram: FamilyGram) -> Fill:
+        """How the tensor whose inner products are given is merged, chunk by chunk."""
+        method, settings = self.recipe.merge_method, self.settings[gram.name]
+        if method in ELEMENTWISE and self.base is not None:
+            rows = [self.base, *self.models]
+            merge = ELEMENTWISE[method](streams, gram.name, rows, settings)
+            everything = rows == list(range(len(streams.models)))
+            return merge if everything else lambda chunk, merged: merge(chunk[rows], merged)
+        made_of = methods.METHODS[method](gram.view(self.models, self.base), settings)
+        if made_of.note:
+            self.notes[gram.name] = made_of.note
+            log.info("%s: %s", gram.name, made_of.note)
+        factors = np.zeros(len(streams.models))
+        factors[self.models] = made_of.members
+        if self.base is not None:
+            factors[self.base] = made_of.base
+        return lambda chunk, merged: kernels.combine(chunk, factors, merged)
 
-    def output_dtype(self, info: TensorInfo) -> torch.dtype:
-        """Dtype of a merged tensor: the recipe's, or that of the inputs; never changed for what is not merged."""
-        wanted = self.recipe.out_dtype or self.recipe.dtype
-        return getattr(torch, wanted) if wanted and info.is_float else DTYPES[info.dtype]
+
+def merge(recipe: Recipe, out: Path, options: MergeOptions | None = None) -> dict[str, Any]:
+    """Merge the models of a recipe into a new model folder; see `merge_all`."""
+    return merge_all([(recipe, out)], options)[0]
 
 
-def merge(recipe: Recipe, out: Path, names: Mapping[Path, str] | None = None) -> dict[str, Any]:
-    """Merge the models of a recipe into a new model folder.
+def merge_all(recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions | None = None) -> list[dict[str, Any]]:
+    """Make any number of merged models of one family of models from one pass over it.
 
     Tensor by tensor: inner products in float64, coefficients, combination in float64, one rounding to the output dtype.
-    The output has the tensor names, config, tokenizer, modules and prompts of the first model, whose folder is kept but
-    for its weights, its model card and files of other programs' runs; a card of its own; and the recipe as
+    An output has the tensor names, config, tokenizer, modules and prompts of its recipe's first model, whose folder is
+    kept but for its weights, its model card and files of other programs' runs; a card of its own; and the recipe as
     ``mergekit_config.yaml``, with paths relative to the output. Equal inputs and places give equal bytes, whatever the
     number of threads.
 
     Args:
-        recipe: What to merge.
-        out: Folder to make: one that does not exist, or an empty one, which is replaced.
-        names: What messages, facts and the model card call the folders; as much of each path as tells them apart when
-            None.
+        recipes: What to merge, and the folder to make: one that does not exist, or an empty one, which is replaced.
+        options: How.
 
     Returns:
-        Facts for a record: method, weights as used, content sha256 of every input, dtype, notes on single tensors
-        (unified names) and the files of the first model that were left out.
+        Facts for a record, for each output: method, weights as used, fingerprint of every input, dtype, notes on
+        single tensors (unified names) and the files of the first model that were left out.
 
     Raises:
-        MergeError: ``out`` is in use, models are missing or do not fit, values are not finite, or models cancel.
+        MergeError: An output is in use, models are missing or do not fit, values are not finite, or models cancel.
         CheckpointError: A model folder cannot be read or is not safe to read.
-        OSError: The disk is full. As after any other failure, nothing is left of the output.
+        OSError: The disk is full. As after any other failure, nothing is left of the outputs.
     """
-    out = out.resolve()
-    _require_free(out)
-    job = _checked(recipe, names or {})
-    _require_space(job, out)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    options = options or MergeOptions()
+    outs = [out.resolve() for _, out in recipes]
+    if len(set(outs)) < len(outs):
+        raise MergeError("two merges have one output folder", found=", ".join(map(str, outs)))
+    for out in outs:
+        output.require_free(out)
+    models, jobs = _checked([(recipe, out) for (recipe, _), out in zip(recipes, outs, strict=True)], options)
+    _require_space(models, jobs)
+    with ExitStack() as stack:
+        folders = [stack.enter_context(_prepared(job.out)) for job in jobs]
+        pairs = list(zip(jobs, folders, strict=True))
+        left_out = [output.copy_folder(models[job.models[0]], folder) for job, folder in pairs]
+        prints = _write_weights(models, jobs, folders, options)
+        labels = {model.named: model.label for model in models}
+        all_facts = []
+        for job, folder, left in zip(jobs, folders, left_out, strict=True):
+            facts = _facts(job, models, prints, left)
+            output.write_config(folder, {job.dtype(info) for info in _infos(job, models).values() if info.is_float})
+            output.write_recipe(folder, job.recipe, job.out)
+            output.write_merge_card(folder, job.recipe, facts, labels)
+            all_facts.append(facts)
+        for job, folder in pairs:
+            folder.rename(job.out)  # replaces an empty folder, fails on any other
+            if job.notes:
+                log.warning("%d of %d tensors were special cases; see the notes", len(job.notes), len(job.settings))
+            log.info("merged %d models by %s", len(job.models), job.recipe.merge_method)
+    return all_facts
+
+
+def _checked(recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions) -> tuple[list[Checkpoint], list[_Job]]:
+    models = open_family([recipe for recipe, _ in recipes], options.names)
+    numbers = {model.named: number for number, model in enumerate(models)}
+    floats = [name for name, info in models[-1].tensors.items() if info.is_float]
+    jobs = []
+    for recipe, out in recipes:
+        base = numbers[recipe.base_model] if recipe.base_model and recipe.rules.base != "member" else None
+        settings = settings_of(recipe, floats)
+        jobs.append(_Job(recipe, out, [numbers[entry.model] for entry in recipe.models], base, settings))
+    return models, jobs
+
+
+@contextmanager
+def _prepared(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that is removed unless it was renamed."""
+    folder = output.temporary_folder(out)
     try:
-        left_out = _copy_folder(job.members[0], temporary)
-        _write_weights(job, temporary)
-        _write_config(job, temporary)
-        (temporary / RECIPE_FILE).write_text(recipe_yaml(recipe, relative_to=out), encoding="utf-8")
-        facts = _facts(job, left_out)
-        _write_card(job, temporary)
-        temporary.rename(out)  # replaces an empty folder, fails on any other
+        yield folder
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    if job.notes:
-        log.warning("%d of %d tensors were special cases; see the notes", len(job.notes), facts["tensors"])
-    log.info("merged %d models by %s", len(job.members), recipe.merge_method)
-    return facts
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round float64 to ``dtype``, to nearest and ties to even, once.
-
-    torch converts float64 to 16 bits by way of float32 and so rounds twice; here the first step rounds to odd, which
-    keeps what the second one has to know (Boldo and Melquiond, 2008).
-    """
-    if dtype.itemsize > 2:
-        return values.to(dtype)
-    nearest = values.float()
-    too_far = nearest.double().abs() > values.abs()
-    truncated = torch.where(too_far, torch.nextafter(nearest, torch.zeros_like(nearest)), nearest)
-    inexact = (truncated.double() != values).int()
-    return (truncated.view(torch.int32) | inexact).view(torch.float32).to(dtype)
+def _infos(job: _Job, models: Sequence[Checkpoint]) -> Mapping[str, TensorInfo]:
+    """The tensors of the job's first model, by unified name."""
+    return models[job.models[0]].tensors
 
 
-def _require_free(out: Path) -> None:
-    empty = out.is_dir() and not any(out.iterdir())
-    if out.exists() and not empty:
-        raise MergeError(
-            "the output folder already exists", where=out, fix="name another folder, or remove this one first"
-        )
+def _require_space(models: Sequence[Checkpoint], jobs: Sequence[_Job]) -> None:
+    needed: dict[Path, int] = {}
+    for job in jobs:
+        place = next(parent for parent in job.out.parents if parent.exists())
+        size = sum(info.size * DTYPES[job.dtype(info)].itemsize for info in _infos(job, models).values())
+        needed[place] = needed.get(place, 0) + size
+    for place, size in needed.items():
+        free = shutil.disk_usage(place).free
+        if free < size:
+            raise MergeError(
+                "not enough space for the merged model",
+                where=place,
+                expected=f"{size / 2**20:.0f} MiB",
+                found=f"{free / 2**20:.0f} MiB free",
+                fix="free some space or name a folder on another disk",
+            )
 
 
-def _checked(recipe: Recipe, names: Mapping[Path, str]) -> _Job:
-    """Open the models of a recipe and compare them; every problem is reported at once."""
-    if missing := missing_folders(recipe):
-        raise MergeError("models of the recipe are missing" + bullet_list(missing))
-    models = open_checkpoints(recipe.folders)
-    for model in models:
-        model.label = names.get(model.folder, model.label)
-    count = len(recipe.models)
-    job = _Job(recipe, models[:count], models[count] if recipe.base_model is not None else None)
-    undecided = recipe.dtype is None and recipe.out_dtype is None
-    require_compatible(job.members, job.base, _mixed_dtypes(job.members) if undecided else [])
-    return job
-
-
-def _mixed_dtypes(members: Sequence[Checkpoint]) -> list[str]:
-    first = members[0]
+def _write_weights(
+    models: Sequence[Checkpoint], jobs: Sequence[_Job], folders: Sequence[Path], options: MergeOptions
+) -> list[str]:
+    """Write the weights of every job; returns the fingerprints of the models."""
+    digests: dict[str, tuple[str, ...]] = {}
+    problems: list[str] = []
+    with ExitStack() as stack:
+        writers = [_open_writer(stack, job, models, folder, options) for job, folder in zip(jobs, folders, strict=True)]
+        streams = stack.enter_context(Streams(models, options.threads))
+        names = list(jobs[0].settings)
+        writing: list[Future[None]] = []
+        for found in progress(stream_grams(streams, names), len(names), "merge"):
+            gram = found.gram
+            digests[gram.name] = found.digests
+            problems += found.problems
+            if problems:  # nothing will be kept; the rest is only looked at, to name every problem at once
+                continue
+            fills = [job.fill(streams, gram) for job in jobs]
+            gather(writing)
+            work = functools.partial(_write_chunk, streams, list(zip(jobs, writers, fills, strict=True)), gram.name)
+            writing = streams.submit(gram.name, work)
+        gather(writing)
+        if problems:
+            raise not_finite(problems)
+        for job, writer in zip(jobs, writers, strict=True):
+            _copy_others(models[job.models[0]], writer)
+            writer.close(sync=True)
     return [
-        f"{other.label}: {name} is {other.tensors[name].dtype}, in {first.label} {info.dtype}; the recipe sets no dtype"
-        for other in members[1:]
-        for name, info in first.tensors.items()
-        if info.is_float and other.tensors.get(name, info).dtype != info.dtype
+        fingerprint_of(model, {name: found[number] for name, found in digests.items()})
+        for number, model in enumerate(models)
     ]
 
 
-def _require_space(job: _Job, out: Path) -> None:
-    tensors = job.members[0].tensors.values()
-    needed = sum(torch.Size(info.shape).numel() * job.output_dtype(info).itemsize for info in tensors)
-    place = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise MergeError(
-            "not enough space for the merged model",
-            where=place,
-            expected=f"{needed / 2**20:.0f} MiB",
-            found=f"{free / 2**20:.0f} MiB free",
-            fix="free some space or name a folder on another disk",
-        )
-
-
-def _write_weights(job: _Job, folder: Path) -> None:
+def _open_writer(
+    stack: ExitStack, job: _Job, models: Sequence[Checkpoint], folder: Path, options: MergeOptions
+) -> WeightWriter:
     # Under the names of the first model's files, not the unified ones.
-    by_stored = {info.stored: name for name, info in job.members[0].tensors.items()}
-    infos = job.members[0].tensors
-    layout = {stored: (job.output_dtype(infos[name]), infos[name].shape) for stored, name in by_stored.items()}
-    write_safetensors(folder / WEIGHTS, layout, lambda stored: _merged_chunks(job, by_stored[stored]))
+    layout = {info.stored: (job.dtype(info), info.shape) for info in _infos(job, models).values()}
+    writer = WeightWriter(folder, layout, options.max_shard_bytes)
+    stack.callback(writer.close, sync=False)
+    return writer
 
 
-def _merged_chunks(job: _Job, name: str) -> Iterator[Tensor]:
-    info = job.members[0].tensors[name]
-    if not info.is_float:
-        yield job.members[0].read(name).reshape(-1)
-        return
-    tensors = [model.read(name) for model in job.models]
-    gram = tensor_gram(name, tensors, job.base is not None, [model.label for model in job.models])
-    made_of = methods.METHODS[job.recipe.merge_method](gram, job.settings)
-    if made_of.note:
-        job.notes[name] = made_of.note
-        log.info("%s: %s", name, made_of.note)
-    base = [] if job.base is None else [made_of.base]
-    factors = [*base, *(float(factor) for factor in made_of.members)]
-    dtype = job.output_dtype(info)
-    for pieces in chunks_of(tensors):
-        yield _finite(name, round_once(_combine(factors, pieces), dtype))
+def _write_chunk(
+    streams: Streams, merges: Sequence[tuple[_Job, WeightWriter, Fill]], name: str, rows: Rows, start: int
+) -> None:
+    size = rows.shape[1]
+    merged = streams.scratch("merged", size, np.float64)
+    for job, writer, fill in merges:
+        fill(rows, merged)
+        info = streams.models[job.models[0]].tensors[name]
+        values = round_once(merged, job.dtype(info), streams.scratch("rounded", size, DTYPES[job.dtype(info)]))
+        if values is None:
+            raise MergeError(
+                f"merged values are too large for {job.dtype(info)}", where=name, fix="choose a wider out_dtype"
+            )
+        writer.write(info.stored, start, values)
 
 
-def _combine(factors: Sequence[float], pieces: Sequence[Tensor]) -> Tensor:
-    """Σ factor * piece in float64; a factor of zero takes no part, so that one model alone comes out bit by bit."""
-    terms = [factor * piece.double() for factor, piece in zip(factors, pieces, strict=True) if factor != 0]
-    if not terms:
-        return torch.zeros_like(pieces[0], dtype=torch.float64)
-    total = terms[0]
-    for term in terms[1:]:
-        total += term
-    return total
+def round_once(merged: Array, dtype: str, out: NDArray[Any]) -> NDArray[Any] | None:
+    """Round float64 to an output dtype, to nearest and ties to even, once.
+
+    Args:
+        merged: (N,).
+        dtype: F64, F32, F16 or BF16.
+        out: (N,) as NumPy holds that dtype, overwritten.
+
+    Returns:
+        ``out``, or None where a value does not fit.
+    """
+    if dtype in ("F32", "BF16"):
+        fine = (kernels.round_to_float32 if dtype == "F32" else kernels.round_to_bfloat16)(merged, out)
+    else:
+        with np.errstate(over="ignore"):
+            out[:] = merged  # NumPy rounds float64 to float16 in one step
+        fine = bool(np.isfinite(out).all())
+    return out if fine else None
 
 
-def _finite(name: str, merged: Tensor) -> Tensor:
-    if not torch.isfinite(merged).all():
-        raise MergeError(
-            f"merged values are too large for {DTYPE_NAMES[merged.dtype]}", where=name, fix="choose a wider out_dtype"
-        )
-    return merged
+def _copy_others(model: Checkpoint, writer: WeightWriter) -> None:
+    for name, info in model.tensors.items():
+        place = 0
+        for raw in () if info.is_float else model.raw_chunks(name):
+            writer.write(info.stored, place, raw)
+            place += raw.size
 
 
-def _copy_folder(model: Checkpoint, target: Path) -> list[str]:
-    """Copy a model folder, weights aside, without what is of that model only; returns the names of the latter."""
-    source = model.folder
-    replaced = {INDEX, *(info.file.name for info in model.tensors.values())}
-    modules = tuple(f"{path}/" for path in module_folders(source))
-    left_out = []
-    for path in sorted(path for path in source.rglob("*") if path.is_file()):
-        name = path.relative_to(source)
-        if name.as_posix().startswith(modules) or _kept(name):
-            (target / name.parent).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / name)
-        elif name.as_posix() not in replaced:
-            left_out.append(name.as_posix())
-    for module in modules:  # a module without files still has its folder
-        (target / module).mkdir(parents=True, exist_ok=True)
-    return left_out
-
-
-def _kept(name: Path) -> bool:
-    run_files = any(part.startswith((".", "checkpoint-")) for part in name.parts)
-    return not run_files and name.suffix not in WEIGHT_SUFFIXES | {".py"} and name.as_posix() not in NOT_KEPT
-
-
-def _write_config(job: _Job, folder: Path) -> None:
-    """Name the dtype of the merged weights in config.json, which is otherwise the first model's."""
-    dtypes = {job.output_dtype(info) for info in job.members[0].tensors.values() if info.is_float}
-    config = read_mapping(folder / "config.json")
-    if len(dtypes) != 1 or not config:
-        return
-    name = str(dtypes.pop()).removeprefix("torch.")
-    parts = [
-        config,
-        *(part for part in config.values() if isinstance(part, dict) and {"dtype", "torch_dtype"} & set(part)),
-    ]
-    for part in parts:
-        part["torch_dtype" if "torch_dtype" in part and "dtype" not in part else "dtype"] = name
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
-
-
-def _write_card(job: _Job, folder: Path) -> None:
-    recipe = job.recipe
-    shown = {model.label: f"{weight:g}" for model, weight in zip(job.members, recipe.weights, strict=True)}
-    base = "" if job.base is None else f", as task vectors on {job.base.label}"
-    summary = f"Merged by {recipe.merge_method}{base}; weights below. The recipe is in {RECIPE_FILE}."
-    write_card(
-        folder, Card(f"{recipe.merge_method} of {len(shown)} models", summary, shown, parents=list(shown), merged=True)
-    )
-
-
-def _facts(job: _Job, left_out: Sequence[str]) -> dict[str, Any]:
-    used = methods.used_weights(job.settings)
-    infos = job.members[0].tensors.values()
+def _facts(job: _Job, models: Sequence[Checkpoint], prints: Sequence[str], left_out: Sequence[str]) -> dict[str, Any]:
+    recipe, infos = job.recipe, _infos(job, models).values()
+    plain = all(isinstance(weight, float) for weight in recipe.weights)
+    used = methods.used_weights(next(iter(job.settings.values()))) if plain and job.settings else [None] * len(prints)
     members = [
-        {"name": model.label, "weight": weight, "used_weight": float(share), "sha256": model.content_sha256()}
-        for model, weight, share in zip(job.members, job.recipe.weights, used, strict=True)
+        {
+            "name": models[number].label,
+            "weight": weight,
+            "used_weight": None if share is None else float(share),
+            "fingerprint": prints[number],
+        }
+        for number, weight, share in zip(job.models, recipe.weights, used, strict=False)
     ]
-    base = None if job.base is None else {"name": job.base.label, "sha256": job.base.content_sha256()}
-    return {
-        "method": job.recipe.merge_method,
-        "members": members,
-        "base": base,
-        "dtype": sorted({DTYPE_NAMES[job.output_dtype(info)] for info in infos if info.is_float}),
-        "tensors": len(job.members[0].tensors),
-        "parameters": sum(torch.Size(info.shape).numel() for info in infos),
+    base = None if job.base is None else {"name": models[job.base].label, "fingerprint": prints[job.base]}
+    written = {
+        "dtype": sorted({job.dtype(info) for info in infos if info.is_float}),
+        "tensors": len(infos),
+        "parameters": sum(info.size for info in infos),
         "notes": job.notes,
         "left_out": list(left_out),
     }
+    return output.merge_facts(recipe, members, base, written)

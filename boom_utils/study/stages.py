@@ -24,8 +24,8 @@ VERSION: Mapping[str, int] = {
     "tokens": 2,
     "plan": 2,
     "member": 2,
-    "merge": 1,
-    "geometry": 1,
+    "merge": 2,
+    "geometry": 2,
     "scores": 1,
     "results": 2,
     "report": 2,
@@ -246,6 +246,7 @@ def merge(profile: Profile, config: MergeConfig, nodes: Nodes) -> Node:
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
         from boom_utils.merging.recipe import make_recipe
+        from boom_utils.merging.writer import MergeOptions
         from boom_utils.merging.writer import merge as write_merged
 
         recipe: dict[str, Any] = {
@@ -258,7 +259,8 @@ def merge(profile: Profile, config: MergeConfig, nodes: Nodes) -> Node:
         }
         if config.task_vectors:
             recipe["base_model"] = found["base"].path
-        return write_merged(make_recipe(recipe), out, {artifact.path: name for name, artifact in found.items()})
+        options = MergeOptions({artifact.path: name for name, artifact in found.items()})
+        return write_merged(make_recipe(recipe), out, options)
 
     described = {**config.model_dump(mode="json"), "weights": weights, "dtype": "float32"}
     inputs = {name: nodes[f"member/{name}"] for name in config.members}
@@ -268,19 +270,21 @@ def merge(profile: Profile, config: MergeConfig, nodes: Nodes) -> Node:
 
 
 def geometry(profile: Profile, nodes: Nodes) -> Node:
-    """Angles between the task vectors of the batch-level shuffled members (the ones to merge), and their sizes."""
+    """Inner products of the batch-level shuffled members (the ones to merge) and their base; angles and sizes."""
     names = [member.name for member in profile.members if member.schedule == "batch_shuffled"]
 
     def make(out: Path, found: Inputs) -> None:
-        from boom_utils.merging.gram import relative_update_sizes, task_vector_cosines
+        from boom_utils.merging.checkpoints import open_checkpoints, require_compatible
+        from boom_utils.merging.gram import family_grams, save_grams
+        from boom_utils.merging.planner import geometry_of
 
-        folders = [found[name].path for name in names]
-        cosines_MM = task_vector_cosines(found["base"].path, folders)
-        updates_M = relative_update_sizes(found["base"].path, folders)
-        write_json(
-            out / "geometry.json",
-            {"members": names, "cosines": cosines_MM.tolist(), "relative_updates": list(map(float, updates_M))},
-        )
+        models = open_checkpoints([found[name].path for name in ("base", *names)])
+        for model, name in zip(models, ("base", *names), strict=True):
+            model.label = name
+        require_compatible(models[1:], models[:1])
+        table = family_grams(models, has_base=True)
+        save_grams(out / "grams.npz", table)
+        write_json(out / "geometry.json", geometry_of(table).as_json())
 
     inputs = {"base": nodes["base"], **{name: nodes[f"member/{name}"] for name in names}}
     return Node("geometry", VERSION["geometry"], "geometry of the task vectors", {"members": names}, make, inputs)

@@ -1,0 +1,260 @@
+"""Inner loops over a chunk of every model, compiled by numba: they hold no lock and never a second copy of a chunk.
+
+Shapes: R rows (one for each model, the pivot or base first), N elements of a chunk. Rows are float32 or float64, all
+sums are float64. Every loop walks over blocks of `BLOCK` elements, which stay in the first level of cache.
+
+None of them may round in a way that depends on the number of threads: a chunk is the work of one call.
+"""
+
+# mypy: disable-error-code="no-any-return"
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+BLOCK = 1 << 10
+# Sums may be taken in another order (in vector registers); NaN and infinity keep their meaning.
+_SUM = {"reassoc", "contract", "nsz"}
+_compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+_summing = njit(cache=True, nogil=True, error_model="numpy", fastmath=_SUM)
+
+
+@_summing
+def _four_products(a: Any, b: Any, c: Any, d: Any) -> Any:
+    """a·c, a·d, b·c, b·d: two loads for every product would leave the multipliers waiting."""
+    ac, ad, bc, bd = 0.0, 0.0, 0.0, 0.0
+    for n in range(a.size):
+        ac += a[n] * c[n]
+        ad += a[n] * d[n]
+        bc += b[n] * c[n]
+        bd += b[n] * d[n]
+    return ac, ad, bc, bd
+
+
+@_summing
+def add_products(rows: Any, gram: Any) -> None:
+    """Add to ``gram`` the inner products of the first row and of the differences of the others to it.
+
+    Args:
+        rows: (R, N), the pivot first.
+        gram: (R, R) float64, changed; only its upper triangle is meant.
+    """
+    count, size = rows.shape
+    work = np.zeros((count + count % 2, min(BLOCK, size)))
+    for start in range(0, size, BLOCK):
+        stop = min(start + BLOCK, size)
+        block = work[:, : stop - start]
+        for n in range(stop - start):
+            block[0, n] = rows[0, start + n]
+        for r in range(1, count):
+            for n in range(stop - start):
+                block[r, n] = np.float64(rows[r, start + n]) - block[0, n]
+        for r in range(0, count, 2):
+            for s in range(r, count, 2):
+                products = _four_products(block[r], block[r + 1], block[s], block[s + 1])
+                gram[r, s] += products[0]
+                if s + 1 < count:
+                    gram[r, s + 1] += products[1]
+                if r + 1 < count:
+                    gram[r + 1, s] += products[2]
+                if r + 1 < count and s + 1 < count:
+                    gram[r + 1, s + 1] += products[3]
+
+
+@_compiled
+def combine(rows: Any, factors: Any, merged: Any) -> None:
+    """Merged = Σ factors_r * rows_r in float64; a factor of zero takes no part, so that one row alone is copied.
+
+    Args:
+        rows: (R, N).
+        factors: (R,) float64.
+        merged: (N,) float64, overwritten.
+    """
+    used = np.flatnonzero(factors)
+    for start in range(0, merged.size, BLOCK):
+        out = merged[start : start + BLOCK]
+        if used.size == 0:
+            out[:] = 0.0
+            continue
+        first, factor = rows[used[0], start : start + BLOCK], factors[used[0]]
+        for n in range(out.size):
+            out[n] = factor * np.float64(first[n])
+        for k in range(1, used.size - 1, 2):
+            one, two = rows[used[k], start : start + BLOCK], rows[used[k + 1], start : start + BLOCK]
+            a, b = factors[used[k]], factors[used[k + 1]]
+            for n in range(out.size):
+                out[n] = out[n] + a * np.float64(one[n]) + b * np.float64(two[n])
+        if used.size % 2 == 0:
+            last, factor = rows[used[-1], start : start + BLOCK], factors[used[-1]]
+            for n in range(out.size):
+                out[n] = out[n] + factor * np.float64(last[n])
+
+
+@_compiled
+def widen_bfloat16(bits: Any, values: Any) -> None:
+    """bfloat16, given as its 16 bits, to float32 (exact).
+
+    Args:
+        bits: (N,) uint16.
+        values: (N,) float32, overwritten.
+    """
+    wide = values.view(np.uint32)
+    for n in range(bits.size):
+        wide[n] = np.uint32(bits[n]) << np.uint32(16)
+
+
+@_compiled
+def round_to_float32(values: Any, out: Any) -> bool:
+    """Round float64 to float32, to nearest and ties to even; whether all results are finite.
+
+    Args:
+        values: (N,) float64.
+        out: (N,) float32, overwritten.
+    """
+    fine = True
+    for n in range(values.size):
+        out[n] = np.float32(values[n])
+        fine &= np.isfinite(out[n])
+    return fine
+
+
+@_compiled
+def round_to_bfloat16(values: Any, out: Any) -> bool:
+    """Round float64 to bfloat16 once, to nearest and ties to even; whether all results are finite.
+
+    By way of float32 it would be rounded twice. Here the first step rounds to odd, which keeps what the second one has
+    to know (Boldo and Melquiond, 2008).
+
+    Args:
+        values: (N,) float64.
+        out: (N,) uint16, the bits, overwritten.
+    """
+    narrow = np.empty(min(BLOCK, max(values.size, 1)), dtype=np.float32)
+    bits = narrow.view(np.uint32)
+    fine = True
+    for start in range(0, values.size, BLOCK):
+        block = values[start : start + BLOCK]
+        for n in range(block.size):
+            narrow[n] = np.float32(block[n])
+            if abs(np.float64(narrow[n])) > abs(block[n]):
+                bits[n] -= np.uint32(1)  # the next float32 towards zero
+            if np.float64(narrow[n]) != block[n]:
+                bits[n] |= np.uint32(1)
+            even = (bits[n] >> np.uint32(16)) & np.uint32(1)
+            out[start + n] = np.uint16((bits[n] + np.uint32(0x7FFF) + even) >> np.uint32(16))
+            fine &= (out[start + n] & np.uint16(0x7F80)) != np.uint16(0x7F80)
+    return fine
+
+
+@_compiled
+def ties(rows: Any, weights: Any, smallest: Any, rule: Any, merged: Any) -> None:
+    """TIES of the task vectors: trim by magnitude, elect a sign, average what agrees with it, add the base.
+
+    Args:
+        rows: (1 + M, N), the base first.
+        weights: (M,) float64.
+        smallest: (M,) float32, the smallest magnitude of a difference that is kept.
+        rule: (2,) float64: the scale of the result, and whether the sum is divided by the weights in it (0 or 1).
+        merged: (N,) float64, overwritten.
+    """
+    kept = np.empty(weights.size)
+    for n in range(merged.size):
+        base = np.float64(rows[0, n])
+        total = 0.0
+        for m in range(weights.size):
+            update = np.float64(rows[m + 1, n]) - base
+            kept[m] = weights[m] * update if abs(np.float32(update)) >= smallest[m] else 0.0
+            total += kept[m]
+        agreed, share = 0.0, 0.0
+        for m in range(weights.size):
+            if (kept[m] > 0 and total >= 0) or (kept[m] < 0 and total < 0):
+                agreed += kept[m]
+                share += weights[m]
+        if rule[1] != 0 and abs(share) >= 1e-8:
+            agreed /= share
+        merged[n] = base + rule[0] * agreed
+
+
+@_compiled
+def sce(rows: Any, weights: Any, smallest: Any, merged: Any) -> None:
+    """SCE: select by variance over the models, calculate weights (given), erase the minority's sign, add the base.
+
+    Args:
+        rows: (1 + M, N), the base first.
+        weights: (M,) float64, one for each task vector.
+        smallest: The smallest variance over the models that is selected (float32).
+        merged: (N,) float64, overwritten.
+    """
+    for n in range(merged.size):
+        base = np.float64(rows[0, n])
+        merged[n] = base
+        if smallest > 0 and _variance(rows, n) < smallest:
+            continue
+        total = 0.0
+        for m in range(weights.size):
+            total += np.float64(rows[m + 1, n]) - base
+        agreed, share = 0.0, 0.0
+        for m in range(weights.size):
+            update = np.float64(rows[m + 1, n]) - base
+            if (update > 0 and total >= 0) or (update < 0 and total < 0):
+                agreed += weights[m] * update
+                share += weights[m]
+        merged[n] = base + agreed / max(share, 1e-6)
+
+
+@_compiled
+def _variance(rows: Any, n: int) -> Any:
+    """Variance (float32) of the differences to the base over the models, at one element."""
+    base, count = np.float64(rows[0, n]), rows.shape[0] - 1
+    mean = 0.0
+    for m in range(count):
+        mean += (np.float64(rows[m + 1, n]) - base) / count
+    total = 0.0
+    for m in range(count):
+        off = np.float64(rows[m + 1, n]) - base - mean
+        total += off * off
+    return np.float32(total / count)
+
+
+@_compiled
+def magnitudes(rows: Any, row: int, out: Any) -> None:
+    """|rows_row - rows_0| as float32, (N,); or the variance over all models when ``row`` is 0."""
+    for n in range(out.size):
+        if row == 0:
+            out[n] = _variance(rows, n)
+        else:
+            out[n] = abs(np.float32(np.float64(rows[row, n]) - np.float64(rows[0, n])))
+
+
+@_compiled
+def count_keys(values: Any, upper: int, counts: Any) -> None:
+    """Histogram of non-negative float32 values by half of their bits, which order them as the numbers are ordered.
+
+    Args:
+        values: (N,) float32, none negative.
+        upper: -1 counts the upper 16 bits; otherwise the lower 16 bits of the values whose upper ones are these.
+        counts: (65536,) int64, changed.
+    """
+    bits = values.view(np.uint32)
+    for n in range(bits.size):
+        high = np.int64(bits[n] >> np.uint32(16))
+        if upper < 0:
+            counts[high] += 1
+        elif high == upper:
+            counts[np.int64(bits[n] & np.uint32(0xFFFF))] += 1
+
+
+@_compiled
+def add_selected_squares(rows: Any, smallest: Any, squares: Any) -> None:
+    """Add to ``squares`` (M,) Σ (rows_m - rows_0)² over the elements whose variance is at least ``smallest``."""
+    for n in range(rows.shape[1]):
+        if _variance(rows, n) >= smallest:
+            base = np.float64(rows[0, n])
+            for m in range(squares.size):
+                update = np.float64(rows[m + 1, n]) - base
+                squares[m] += update * update

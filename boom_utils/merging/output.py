@@ -1,0 +1,130 @@
+"""The merged model's folder beside its weights: files kept of the first model, configuration, recipe, card, facts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from boom_utils.artifacts import process_alive
+from boom_utils.cards import Card, write_card
+from boom_utils.errors import MergeError
+from boom_utils.merging.checkpoints import Checkpoint
+from boom_utils.merging.recipe import Recipe, recipe_yaml
+from boom_utils.merging.weight_files import FLOAT_NAMES
+from boom_utils.model_folder import ADAPTER_CONFIG, INDEX, PICKLES, module_folders, read_mapping
+
+RECIPE_FILE = "mergekit_config.yaml"
+# Files of the first model that say something about it and would be false, or unsafe, beside merged weights.
+WEIGHT_SUFFIXES = PICKLES | {".safetensors", ".onnx", ".onnx_data", ".xml", ".gguf", ".h5", ".msgpack", ".npz"}
+NOT_KEPT = frozenset({INDEX, ADAPTER_CONFIG, RECIPE_FILE, "record.json", "README.md", "trainer_state.json"})
+
+
+def require_free(out: Path) -> None:
+    """Refuse an output folder that holds something.
+
+    Raises:
+        MergeError: It does.
+    """
+    empty = out.is_dir() and not any(out.iterdir())
+    if out.exists() and not empty:
+        raise MergeError(
+            "the output folder already exists", where=out, fix="name another folder, or remove this one first"
+        )
+
+
+def temporary_folder(out: Path) -> Path:
+    """Make the folder in which ``out`` is prepared, and remove what killed merges into ``out`` have left."""
+    for old in out.parent.glob(f".{out.name}.*.tmp"):
+        number = old.name.split(".")[-2]
+        if number.isdigit() and not process_alive(int(number)):
+            shutil.rmtree(old, ignore_errors=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def copy_folder(model: Checkpoint, target: Path) -> list[str]:
+    """Copy a model folder, weights aside, without what is of that model only; returns the names of the latter."""
+    replaced = {INDEX, ADAPTER_CONFIG, *(info.file.name for info in model.tensors.values())}
+    left_out: set[str] = set()
+    for source in model.sources:
+        modules = tuple(f"{path}/" for path in module_folders(source))
+        for path in sorted(path for path in source.rglob("*") if path.is_file()):
+            name = path.relative_to(source)
+            if name.as_posix().startswith(modules) or _kept(name):
+                (target / name.parent).mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target / name)
+            elif name.as_posix() not in replaced:
+                left_out.add(name.as_posix())
+        for module in modules:  # a module without files still has its folder
+            (target / module).mkdir(parents=True, exist_ok=True)
+    return sorted(left_out)
+
+
+def _kept(name: Path) -> bool:
+    run_files = any(part.startswith((".", "checkpoint-")) for part in name.parts)
+    return not run_files and name.suffix not in WEIGHT_SUFFIXES | {".py"} and name.as_posix() not in NOT_KEPT
+
+
+def write_config(folder: Path, dtypes: set[str]) -> None:
+    """Name the dtype of the merged weights in config.json, which is otherwise the first model's."""
+    config = read_mapping(folder / "config.json")
+    if len(dtypes) != 1 or not config:
+        return
+    parts = [
+        config,
+        *(part for part in config.values() if isinstance(part, dict) and {"dtype", "torch_dtype"} & set(part)),
+    ]
+    for part in parts:
+        key = "torch_dtype" if "torch_dtype" in part and "dtype" not in part else "dtype"
+        part[key] = FLOAT_NAMES[next(iter(dtypes))]
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def write_recipe(folder: Path, recipe: Recipe, out: Path) -> None:
+    """The recipe as a file that makes the model again, with paths relative to the output."""
+    (folder / RECIPE_FILE).write_text(recipe_yaml(recipe, relative_to=out), encoding="utf-8")
+
+
+def write_merge_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any], labels: Mapping[Path, str]) -> None:
+    """The model card: method, members with weights and fingerprints, and the recipe under their names.
+
+    It names no path, so that equal merges have equal cards.
+    """
+    members = facts["members"]
+    shown = {member["name"]: f"{_short(member['weight'])} (weights {member['fingerprint'][:12]})" for member in members}
+    base = facts["base"]
+    on_base = "" if base is None else f", as task vectors on {base['name']} (weights {base['fingerprint'][:12]})"
+    summary = (
+        f"Merged by {recipe.merge_method}{on_base}; weights of the members below. {RECIPE_FILE} beside the weights is "
+        "the recipe with the folders it was run on."
+    )
+    named = yaml.safe_load(recipe_yaml(recipe.with_paths(lambda path: Path(labels.get(path, path.name)))))
+    title = f"{recipe.merge_method} of {len(shown)} models"
+    write_card(folder, Card(title, summary, shown, parents=list(shown), merged=True, recipe=named))
+
+
+def _short(weight: Any) -> str:
+    return f"{weight:g}" if isinstance(weight, float) else json.dumps(weight)
+
+
+def merge_facts(
+    recipe: Recipe, members: Sequence[dict[str, Any]], base: dict[str, Any] | None, written: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a record says of a merge.
+
+    Args:
+        recipe: The recipe.
+        members: Name, weight as written and as used, and fingerprint of each model.
+        base: Name and fingerprint of the base.
+        written: dtypes, numbers of tensors and parameters, notes on single tensors, files left out.
+    """
+    return {"method": recipe.merge_method, "members": list(members), "base": base, **written}

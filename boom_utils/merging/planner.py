@@ -1,0 +1,334 @@
+"""What a family of models looks like and what a merge of it would do, from the Gram matrices alone.
+
+The checkpoints are read once, for `family_grams`; angles, distances, outliers and the coefficients of any closed-form
+merge with any weights follow without reading them again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boom_utils.errors import MergeError, nearest
+from boom_utils.merging.elementwise import ELEMENTWISE
+from boom_utils.merging.family import open_family, settings_of
+from boom_utils.merging.gram import GramTable, TensorGram, cosines, distances, family_grams, norms, whole_model
+from boom_utils.merging.methods import METHODS, Coefficients
+from boom_utils.merging.parameters import Settings
+from boom_utils.merging.recipe import Recipe
+
+Array = NDArray[np.float64]
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
+# A robust z score from which something stands out, the usual choice (Iglewicz and Hoaglin, 1993), and the least factor
+# that is worth a word: equal models have a spread of zero, and then everything would stand out.
+OUTLYING, WORTH_SAYING = 3.5, 2.0
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """Something that stands apart from what it is compared with.
+
+    Attributes:
+        model: The member.
+        what: ``size`` of its update, its ``direction``, or the name of a tensor it changed unusually.
+        value: The relative size |x - base| / |base|, or the mean cosine to the other members.
+        typical: The median of what it is compared with: the other members, or the member's other tensors.
+    """
+
+    model: str
+    what: str
+    value: float
+    typical: float
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """How M members lie to one another and to their base (without a base: to the members' plain mean).
+
+    Attributes:
+        members: Their names.
+        has_base: Whether there is a base.
+        norms: (M,), |x_i|, each model flattened into one vector.
+        relative_updates: (M,), |x_i - base| / |base|.
+        cosines: (M, M), of the task vectors with a base, of the models without.
+        distances: (M, M), |x_i - x_j| / |base|.
+        layers: Names of groups of tensors: each layer, and what lies before and after them.
+        by_layer: (layers, M), relative update of each group.
+        outliers: Members and tensors that stand apart.
+    """
+
+    members: tuple[str, ...]
+    has_base: bool
+    norms: Array
+    relative_updates: Array
+    cosines: Array
+    distances: Array
+    layers: tuple[str, ...]
+    by_layer: Array
+    outliers: tuple[Outlier, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers and lists; NaN (a cosine with a zero vector) becomes null."""
+        plain = {key: value for key, value in asdict(self).items() if not isinstance(value, np.ndarray)}
+        arrays = {key: _plain(value) for key, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return {**plain, **arrays}
+
+
+@dataclass(frozen=True)
+class MergeForecast:
+    """What a closed-form merge would give, all tensors together.
+
+    Attributes:
+        method: The method.
+        coefficients: Mean coefficient of each member over all parameters.
+        base: The same of the base; 0 without one.
+        norm: |merged|.
+        relative_update: |merged - base| / |base|; None without a base.
+        from_mean: |merged - mean| / (mean of |x_i - mean|): how far it is from the members' weighted mean, in units of
+            how far they are themselves.
+        cosine_to_mean: Between merged and mean, or their task vectors with a base.
+        notes: Tensor -> what was special about it.
+    """
+
+    method: str
+    coefficients: Mapping[str, float]
+    base: float
+    norm: float
+    relative_update: float | None
+    from_mean: float
+    cosine_to_mean: float
+    notes: Mapping[str, str]
+
+
+def geometry_of(table: GramTable) -> Geometry:
+    """Norms, angles, distances and outliers of a family.
+
+    Args:
+        table: Its Gram matrices; the first model is the base if it says so.
+    """
+    views = table.views()
+    names = table.models[table.has_base :]
+    whole = whole_model(views)
+    groups: dict[str, list[TensorGram]] = {}
+    for view in views:
+        groups.setdefault(_group(view.name), []).append(view)
+    layers = sorted(groups, key=_group_order)
+    by_layer = np.array([_relative_updates(whole_model(groups[layer])) for layer in layers])
+    scale = _reference(whole)
+    return Geometry(
+        members=tuple(names),
+        has_base=table.has_base,
+        norms=norms(whole.models),
+        relative_updates=_relative_updates(whole),
+        cosines=cosines(whole.merged),
+        distances=distances(whole) / scale if scale else distances(whole),
+        layers=tuple(layers),
+        by_layer=by_layer,
+        outliers=(*_outlying_members(names, whole), *_outlying_tensors(names, views)),
+    )
+
+
+def coefficients_of(
+    table: GramTable, method: str, settings: Mapping[str, Settings] | Settings, on_base: bool | None = None
+) -> dict[str, Coefficients]:
+    """The coefficients of a closed-form merge of all members, tensor by tensor.
+
+    Args:
+        table: The Gram matrices of the members, and of their base if there is one.
+        method: A closed-form method.
+        settings: Its settings at each tensor, or the same ones for all.
+        on_base: Whether to merge task vectors; None: if there is a base.
+
+    Raises:
+        MergeError: The method looks at every element and cannot be planned, or the models cancel.
+    """
+    if method not in METHODS:
+        raise MergeError(
+            f"'{method}' has no coefficients that follow from inner products{nearest(method, METHODS)}",
+            expected=", ".join(METHODS),
+            fix="ties and sce look at every element: run the merge instead" if method in ELEMENTWISE else None,
+        )
+    on_base = table.has_base if on_base is None else on_base
+    members = range(table.has_base, len(table.models))
+    views = table.views(members, 0 if on_base else None)
+    at = (lambda _: settings) if isinstance(settings, Settings) else settings.__getitem__
+    return {view.name: METHODS[method](view, at(view.name)) for view in views}
+
+
+def forecast(
+    table: GramTable, method: str, settings: Mapping[str, Settings] | Settings, on_base: bool | None = None
+) -> MergeForecast:
+    """What a closed-form merge of all members would give.
+
+    Args:
+        table: The Gram matrices.
+        method: A closed-form method.
+        settings: Its settings at each tensor, or the same ones for all.
+        on_base: Whether to merge task vectors; None: if there is a base.
+
+    Raises:
+        MergeError: As `coefficients_of`.
+    """
+    made_of = coefficients_of(table, method, settings, on_base)
+    views = table.views()
+    sums = np.zeros(6)
+    for view in views:
+        one = settings if isinstance(settings, Settings) else settings[view.name]
+        sums += _against_mean(view, made_of[view.name], np.array(one.weights))
+    square, updated, base, apart, spread, together = sums
+    shares = np.array([view.size for view in views]) / sum(view.size for view in views)
+    mean = shares @ np.array([made_of[view.name].members for view in views])
+    names = table.models[table.has_base :]
+    mean_square = _mean_square(views, settings)
+    return MergeForecast(
+        method=method,
+        coefficients=dict(zip(names, map(float, mean), strict=True)),
+        base=float(shares @ np.array([made_of[view.name].base for view in views])),
+        norm=float(np.sqrt(square)),
+        relative_update=float(np.sqrt(updated / base)) if table.has_base and base else None,
+        from_mean=float(np.sqrt(apart / spread)) if spread else 0.0,
+        cosine_to_mean=_cosine(together, updated if table.has_base else square, mean_square),
+        notes={name: found.note for name, found in made_of.items() if found.note},
+    )
+
+
+def plan(recipe: Recipe, threads: int | None = None) -> tuple[GramTable, dict[str, Any]]:
+    """Read the models of a recipe once, and say what they are like and what the merge would give; nothing is written.
+
+    Returns:
+        The Gram matrices (base first, then the models in the recipe's order), and as plain data: ``geometry``, and
+        ``forecasts`` by method, empty for methods that look at every element.
+
+    Raises:
+        MergeError: As `merge_all`, for the recipe and its models.
+        CheckpointError: A model folder cannot be read.
+    """
+    models = open_family([recipe])
+    table = family_grams(models, recipe.base_model is not None and recipe.rules.base != "member", threads)
+    settings = settings_of(recipe, [tensor.name for tensor in table.tensors])
+    forecasts = {}
+    if recipe.merge_method in METHODS:
+        found = asdict(forecast(table, recipe.merge_method, settings))
+        forecasts[recipe.merge_method] = found | {"cosine_to_mean": finite_or_none(found["cosine_to_mean"])}
+    return table, {"geometry": geometry_of(table).as_json(), "forecasts": forecasts}
+
+
+def _against_mean(view: TensorGram, made_of: Coefficients, weights: Array) -> Array:
+    """Squares of one tensor: |merged|, |merged - base|, |base|, |merged - mean|, spread; and merged · mean."""
+    size = len(view.matrix)
+    out = np.concatenate(([made_of.base + made_of.members.sum()], made_of.members))
+    mean = _mean_of(weights)
+    origin = np.eye(size)[0] * view.has_base
+    apart = [np.eye(size)[0] + np.eye(size)[row] - mean for row in range(1, size)]
+
+    def product(a: Array, b: Array) -> float:
+        return float(a @ view.matrix @ b)
+
+    spread = float(np.mean([product(part, part) for part in apart]))
+    squares = [product(out, out), product(out - origin, out - origin), float(view.matrix[0, 0])]
+    return np.array([*squares, product(out - mean, out - mean), spread, product(out - origin, mean - origin)])
+
+
+def _mean_of(weights: Array) -> Array:
+    """The weighted mean in terms of the pivot and the differences to it."""
+    shares = weights / weights.sum() if abs(weights.sum()) > 0 else np.full(len(weights), 1 / len(weights))
+    return np.concatenate(([1.0], shares))
+
+
+def _mean_square(views: Sequence[TensorGram], settings: Mapping[str, Settings] | Settings) -> float:
+    total = 0.0
+    for view in views:
+        one = settings if isinstance(settings, Settings) else settings[view.name]
+        mean = _mean_of(np.array(one.weights)) - np.eye(len(view.matrix))[0] * view.has_base
+        total += float(mean @ view.matrix @ mean)
+    return total
+
+
+def _cosine(product: float, one: float, two: float) -> float:
+    return float(np.clip(product / np.sqrt(one * two), -1, 1)) if one > 0 and two > 0 else float("nan")
+
+
+def _group(name: str) -> str:
+    match = _LAYER.search(name)
+    return f"layer {match[1]}" if match else "embedding" if "embed" in name else "after the layers"
+
+
+def _group_order(group: str) -> tuple[int, int]:
+    layer = group.startswith("layer ")
+    return (1, int(group.split()[1])) if layer else (0 if group == "embedding" else 2, 0)
+
+
+def _differences(gram: TensorGram) -> Array:
+    """(M,), |x_i - base|, or |x_i - mean of the members| without a base."""
+    if gram.has_base:
+        return norms(gram.updates)
+    count = len(gram.matrix) - 1
+    centred = np.eye(count) - 1 / count
+    return norms(centred @ gram.matrix[1:, 1:] @ centred)
+
+
+def _reference(gram: TensorGram) -> float:
+    """|base|, or the length of the first member without one."""
+    return float(np.sqrt(max(gram.matrix[0, 0], 0.0)))
+
+
+def _relative_updates(gram: TensorGram) -> Array:
+    reference = _reference(gram)
+    return _differences(gram) / reference if reference else np.zeros(len(gram.matrix) - 1)
+
+
+def _robust_scores(values: Array) -> Array:
+    """How many robust standard deviations each value is from the median (0 where they do not spread)."""
+    off = np.asarray(values - np.median(values))
+    spread = 1.4826 * float(np.median(np.abs(off)))
+    return off / spread if spread > 0 else np.where(np.abs(off) > 0, np.sign(off) * np.inf, 0.0)
+
+
+def _outlying_members(names: Sequence[str], whole: TensorGram) -> list[Outlier]:
+    if len(names) < 3:
+        return []
+    found = []
+    sizes = _relative_updates(whole)
+    logs = np.log(np.maximum(sizes, 1e-300))
+    for name, size, score, log in zip(names, sizes, _robust_scores(logs), logs, strict=True):
+        if abs(score) > OUTLYING and abs(log - np.median(logs)) > np.log(WORTH_SAYING):
+            found.append(Outlier(name, "size", float(size), float(np.median(sizes))))
+    between = cosines(whole.merged)
+    means = (np.nansum(between, axis=1) - 1) / (len(names) - 1)
+    apart = 1 - means
+    for name, mean, score, distance in zip(names, means, _robust_scores(apart), apart, strict=True):
+        if score > OUTLYING and distance > WORTH_SAYING * np.median(apart):
+            found.append(Outlier(name, "direction", float(mean), float(np.median(means))))
+    return found
+
+
+def _outlying_tensors(names: Sequence[str], views: Sequence[TensorGram], most: int = 10) -> list[Outlier]:
+    """The tensors that a member changed far more than its others (by name of the matrix: norms are another kind)."""
+    kinds: dict[str, list[TensorGram]] = {}
+    for view in views:
+        kinds.setdefault(_LAYER.sub(".", view.name), []).append(view)
+    found = []
+    for alike in (group for group in kinds.values() if len(group) >= 4):
+        sizes = np.array([_relative_updates(view) for view in alike])
+        for number, name in enumerate(names):
+            column = sizes[:, number]
+            logs = np.log(np.maximum(column, 1e-300))
+            for view, size, score, log in zip(alike, column, _robust_scores(logs), logs, strict=True):
+                if score > OUTLYING and log - np.median(logs) > np.log(WORTH_SAYING):
+                    found.append((float(score), Outlier(name, view.name, float(size), float(np.median(column)))))
+    return [outlier for _, outlier in sorted(found, key=lambda pair: -pair[0])[:most]]
+
+
+def finite_or_none(value: float) -> float | None:
+    """The value, or None for NaN and infinities, which JSON does not have."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _plain(values: Array) -> Any:
+    return [_plain(part) for part in values] if values.ndim else finite_or_none(float(values))
