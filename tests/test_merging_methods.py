@@ -257,7 +257,7 @@ def test_the_other_methods_say_what_becomes_of_tensors_without_direction():
         assert made_of.note is None or "base's tensor" in made_of.note
     zero = np.zeros(30)
     assert np.allclose(apply("slerp", [zero, base], (1, 1), t=0.5), np.sin(np.pi / 4) * base)  # as mergekit
-    assert np.allclose(apply("karcher", [zero, base, base], (1, 1, 1)), base)
+    assert np.allclose(apply("karcher", [zero, base, base], (1, 1, 1)), 2 / 3 * base)  # as mergekit
     with pytest.raises(MergeError, match="cancel"):
         apply("karcher", [base, -base, zero, base, -base], (1,) * 5)
 

@@ -65,7 +65,8 @@ class Checkpoint:
     @cached_property
     def model_settings(self) -> Settings:
         """config.json and the tokenizer."""
-        return {file: found for folder in self.sources for file, found in model_settings(folder).items() if found}
+        parts = (item for folder in self.sources for item in model_settings(folder).items())
+        return {file: found for file, found in parts if any(found.values())}
 
     @cached_property
     def encoder_settings(self) -> Settings:

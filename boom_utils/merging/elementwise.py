@@ -39,7 +39,7 @@ def prepare_ties(streams: Streams, name: str, rows: Sequence[int], settings: Set
         settings: Their M weights and densities; ``normalized``; ``scale`` is λ.
     """
     size = streams.models[0].tensors[name].size
-    wanted = {m + 1: int(density * size) for m, density in enumerate(settings.densities) if density < 1}
+    wanted = {m + 1: _kept(density, size) for m, density in enumerate(settings.densities) if density < 1}
     smallest = np.full(len(rows) - 1, NO_MAGNITUDE)
     for row, value in _thresholds(streams, name, rows, wanted).items():
         smallest[row - 1] = value
@@ -75,6 +75,11 @@ ELEMENTWISE: Mapping[str, Callable[[Streams, str, Sequence[int], Settings], Merg
     "ties": prepare_ties,
     "sce": prepare_sce,
 }
+
+
+def _kept(density: float, size: int) -> int:
+    """Number of elements a density keeps: rounded down, but one at least unless it is 0."""
+    return max(int(density * size), 1) if density > 0 else 0
 
 
 def _squares(rows: Rows, start: int, smallest: np.float32) -> Array:

@@ -21,9 +21,9 @@ def open_family(recipes: Sequence[Recipe], names: Mapping[Path, str] | None = No
         MergeError: Models are missing or do not fit.
         CheckpointError: A folder cannot be read.
     """
-    if missing := [sentence for recipe in recipes for sentence in missing_folders(recipe)]:
+    if missing := [sentence for recipe in recipes for sentence in missing_folders(recipe.folders)]:
         raise MergeError("models of the recipe are missing" + bullet_list(dict.fromkeys(missing)))
-    bases = [recipe.base_model for recipe in recipes if recipe.base_model and recipe.rules.base != "member"]
+    bases = [recipe.task_base for recipe in recipes if recipe.task_base is not None]
     folders = list(dict.fromkeys([*bases, *(folder for recipe in recipes for folder in recipe.folders)]))
     models = open_checkpoints(folders)
     for model, folder in zip(models, folders, strict=True):

@@ -158,7 +158,7 @@ def karcher(gram: TensorGram, settings: Settings) -> Coefficients:
 
     From the normalised mean, steps along the mean of the logarithms, until one is shorter than ``tol`` or after
     ``max_iter`` of them. (One such step, with weights, is what "Multi-SLERP" is often taken for; its own tangent step
-    is zero.) Zero tensors take no part, in direction and length.
+    is zero.) A zero tensor adds nothing to direction and length.
 
     Args:
         gram: Inner products of M models.
@@ -186,7 +186,7 @@ def karcher(gram: TensorGram, settings: Settings) -> Coefficients:
             break
         point = math.cos(size) * point + math.sin(size) / size * step
         point = point / gram.length(point)[0]
-    return _combination(gram, float(share @ length) * point)
+    return _combination(gram, float(length.mean()) * point)
 
 
 def model_stock(gram: TensorGram, settings: Settings) -> Coefficients:

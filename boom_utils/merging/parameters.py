@@ -18,7 +18,6 @@ Scalar = float | bool
 Base = Literal["no", "optional", "required", "member"]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
-_BEFORE_LAYERS = re.compile(r"embed|wte|wpe")
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class Place:
 
     Attributes:
         name: Its name, with the prefix ``model.``.
-        depth: 0 before the first layer and at it, 1 at the last layer and after it.
+        depth: 0 at the first layer, 1 at the last one (and at the only one); 0 outside the layers.
     """
 
     name: str
@@ -111,9 +110,9 @@ def places_of(names: Sequence[str]) -> dict[str, Place]:
     last = max(layers.values(), default=0)
 
     def depth(name: str) -> float:
-        if name in layers:
-            return layers[name] / last if last else 1.0
-        return 0.0 if _BEFORE_LAYERS.search(name) else 1.0
+        if name not in layers:
+            return 0.0
+        return layers[name] / last if last else 1.0
 
     return {name: Place(name if name.startswith("lm_head") else f"model.{name}", depth(name)) for name in names}
 
@@ -192,6 +191,8 @@ def setting_problems(name: str, setting: Any) -> list[str]:
     if not parts:
         return ["is an empty list"]
     cases = [part for part in parts if isinstance(part, dict)]
+    if not cases and name in _FLAGS and isinstance(setting, list | tuple):
+        return ["cannot change gradually along the layers; give {filter, value}"]
     if not cases:
         return [problem for value in parts for problem in _value_problems(name, value)]
     if len(cases) < len(parts):

@@ -210,7 +210,7 @@ def plan(recipe: Recipe, threads: int | None = None) -> tuple[GramTable, dict[st
         CheckpointError: A model folder cannot be read.
     """
     models = open_family([recipe])
-    table = family_grams(models, recipe.base_model is not None and recipe.rules.base != "member", threads)
+    table = family_grams(models, recipe.task_base is not None, threads)
     settings = settings_of(recipe, [tensor.name for tensor in table.tensors])
     forecasts = {}
     if recipe.merge_method in METHODS:

@@ -46,7 +46,8 @@ class Recipe(Frozen):
     Attributes:
         merge_method: A name of `METHODS`.
         models: The models in order; the first one gives tokenizer, config, pooling and prompts to the output.
-        base_model: Merge task vectors (model - base) and add the base back; for slerp, the model it starts from.
+        base_model: Merge task vectors (model - base) and add the base back; for slerp, the model it starts from; one of
+            the models, and without effect, where the method has no base.
         parameters: Parameters of the method, and values for models that give none of their own. Each is a number, a
             list of numbers along the layers, or a list of ``{filter, value}``.
         dtype: mergekit's computing dtype. This kit computes in float64 whatever it says, and uses it as the output
@@ -69,14 +70,6 @@ class Recipe(Frozen):
         if method not in METHOD_RULES:
             raise ValueError(f"{method!r} is not supported{nearest(method, METHODS)} (supported: {', '.join(METHODS)})")
         return method
-
-    @field_validator("base_model")
-    @classmethod
-    def _base_has_a_use(cls, base: Path | None, info: ValidationInfo) -> Path | None:
-        method, rules = _rules(info)
-        if base is not None and rules.base == "no":
-            raise ValueError(f"{method} averages the models themselves and has no use for a base; remove the line")
-        return base
 
     @field_validator("parameters")
     @classmethod
@@ -112,8 +105,12 @@ class Recipe(Frozen):
     def folders(self) -> tuple[Path, ...]:
         """All folders it reads: the models in order, then the base if there is one and it is not among them."""
         models = tuple(entry.model for entry in self.models)
-        extra = self.base_model is not None and self.rules.base != "member"
-        return (*models, self.base_model) if extra and self.base_model is not None else models
+        return models if self.task_base is None else (*models, self.task_base)
+
+    @property
+    def task_base(self) -> Path | None:
+        """The model whose weights are taken off the others before they are merged, if there is one."""
+        return self.base_model if self.rules.base in ("optional", "required") else None
 
     def settings_at(self, place: Place = ANYWHERE) -> Settings:
         """What the method is told at one tensor.
@@ -173,9 +170,10 @@ def _given(value: Any, name: str, where: str) -> Any:
     return value
 
 
-def missing_folders(recipe: Recipe) -> list[str]:
-    """One sentence for every folder of the recipe that does not exist."""
-    return _missing(recipe.folders)
+def missing_folders(folders: Iterable[Path]) -> list[str]:
+    """One sentence for every folder that does not exist, of models named as in a recipe."""
+    parts = (part for folder in folders for part in model_parts(folder))
+    return [f"model folder not found: {folder}" for folder in dict.fromkeys(parts) if not folder.is_dir()]
 
 
 def make_recipe(data: Any, where: object = None) -> Recipe:
@@ -210,7 +208,7 @@ def load_recipe(path: Path) -> Recipe:
         raise MergeError("the recipe cannot be read", where=path, found=error) from error
     data, paths = _absolute_paths(data, path.resolve().parent)
     recipe, problems = _validated(data)
-    problems += _missing(paths)
+    problems += missing_folders(paths)
     if recipe is None or problems:
         raise _refusal(problems, path)
     return recipe
@@ -239,11 +237,6 @@ def _validated(data: Any) -> tuple[Recipe | None, list[str]]:
         return Recipe.model_validate(data), []
     except ValidationError as error:
         return None, [sentence for problem in error.errors() for sentence in _sentences(problem)]
-
-
-def _missing(folders: Iterable[Path]) -> list[str]:
-    parts = (part for folder in folders for part in model_parts(folder))
-    return [f"model folder not found: {folder}" for folder in dict.fromkeys(parts) if not folder.is_dir()]
 
 
 def _rules(info: ValidationInfo) -> tuple[str, MethodRules]:
@@ -287,8 +280,10 @@ def _folder_problems(models: Sequence[RecipeModel], base: Path | None, rules: Me
     folders = [_real(entry.model) for entry in models]
     yield from (f"{folder} is listed twice" for folder in dict.fromkeys(folders) if folders.count(folder) > 1)
     inside = base is not None and any(_same(entry.model, base) for entry in models)
-    if inside and rules.base != "member":
+    if inside and rules.base not in ("member", "no"):
         yield f"{base} is the base_model and one of the models"
+    if base is not None and not inside and rules.base == "no":  # in mergekit, it gives the tokenizer
+        yield "this method averages the models themselves and has no use for a base; remove the line base_model"
     if base is not None and not inside and rules.base == "member" and models:
         yield f"the base_model {base} has to be one of the two models"
 

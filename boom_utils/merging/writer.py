@@ -158,7 +158,7 @@ def _checked(recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions) -> t
     floats = [name for name, info in models[-1].tensors.items() if info.is_float]
     jobs = []
     for recipe, out in recipes:
-        base = numbers[recipe.base_model] if recipe.base_model and recipe.rules.base != "member" else None
+        base = None if recipe.task_base is None else numbers[recipe.task_base]
         settings = settings_of(recipe, floats)
         jobs.append(_Job(recipe, out, [numbers[entry.model] for entry in recipe.models], base, settings))
     return models, jobs
