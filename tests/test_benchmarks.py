@@ -9,11 +9,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import make_merge_family
+import merge_reference
+import merge_throughput
+import numpy as np
 import pytest
 import train_gpu
 import train_throughput
 from conftest import SHARED
+from make_merge_family import FamilyOptions, write_family
 from make_workload import WorkloadOptions, workload_digest, write_workload
+from process_meter import measure
+from safetensors.numpy import load_file, save_file
 from workload import Step, StepClock, build_report, count_real_tokens, load_workload
 
 from boom_utils.artifacts import PROJECT_ROOT
@@ -211,3 +218,158 @@ def test_the_gpu_benchmark_runs_on_any_machine_with_a_tiny_shape() -> None:
     assert result["examples_per_second"] > 0
     assert 0 < result["mfu"] < 1
     assert len(result["loss"]) == 3
+
+
+# --- merging ----------------------------------------------------------------------------------------------------------
+
+FAMILY = FamilyOptions("tiny")
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("family") / "tiny-fp32"
+    write_family(folder, FAMILY)
+    return folder
+
+
+def weights_of(folder: Path, member: int = 1) -> dict[str, np.ndarray]:
+    return load_file(folder / f"member_{member}" / "model.safetensors")
+
+
+def test_a_family_is_the_same_bytes_each_time_and_another_seed_gives_others(family: Path, tmp_path: Path) -> None:
+    meta = write_family(tmp_path / "again", FAMILY)
+    assert content(tmp_path / "again") == content(family)
+    assert meta["fingerprint"] == "2719277745542e331b169a979222adf2b79e10f80b68b1982188e6330a535731"
+    assert write_family(tmp_path / "other", replace(FAMILY, seed=1))["fingerprint"] != meta["fingerprint"]
+
+
+def test_a_family_is_used_again_only_if_it_is_whole_and_of_these_options(family: Path, tmp_path: Path) -> None:
+    meta = write_family(tmp_path, FAMILY)
+    assert make_merge_family.existing_family(tmp_path, FAMILY) == meta
+    assert make_merge_family.existing_family(tmp_path, replace(FAMILY, seed=1)) is None
+    assert make_merge_family.existing_family(tmp_path / "nothing", FAMILY) is None
+    (tmp_path / "member_5" / "model.safetensors").write_bytes(b"half")
+    assert make_merge_family.existing_family(tmp_path, FAMILY) is None
+
+
+def test_a_family_in_bf16_is_the_one_in_fp32_rounded(family: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file as load_torch
+
+    write_family(tmp_path, replace(FAMILY, dtype="bf16"))
+    rounded = load_torch(tmp_path / "member_2" / "model.safetensors")
+    for name, values in weights_of(family, 2).items():
+        assert torch.equal(torch.from_numpy(values).to(torch.bfloat16), rounded[name]), name
+
+
+def test_updates_are_one_per_cent_of_the_base_and_far_from_parallel(family: Path) -> None:
+    pools = make_merge_family.make_pools(FAMILY)
+    base = np.random.default_rng(0).standard_normal(pools[0].size, dtype=np.float32)
+    updates = [(pool - base).astype(np.float64) for pool in pools]
+    sizes = [np.linalg.norm(update) for update in updates]
+    assert np.array(sizes) / np.linalg.norm(base) == pytest.approx(0.01, rel=0.05)
+    assert updates[0] @ updates[1] / (sizes[0] * sizes[1]) == pytest.approx(0.3, abs=0.03)
+    name = "model.embed_tokens.weight"  # the windows of all members lie at the same places of their pools
+    one, two, three = (weights_of(family, member)[name].ravel().astype(np.float64) for member in (1, 2, 3))
+    first, second = one - two, one - three  # sums of updates: cosine 1/2 whatever they have in common
+    assert first @ second / np.linalg.norm(first) / np.linalg.norm(second) == pytest.approx(0.5, abs=0.05)
+    assert np.linalg.norm(first) / np.linalg.norm(one) == pytest.approx(0.01 * math.sqrt(2 * 0.7), rel=0.1)
+
+
+def test_a_member_is_a_model_folder_that_transformers_loads_whole(family: Path) -> None:
+    from transformers import Qwen3ForCausalLM
+
+    model, said = Qwen3ForCausalLM.from_pretrained(family / "member_1", output_loading_info=True)
+    assert not any(said[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert {name for name, _ in model.named_parameters()} == weights_of(family).keys()
+    assert make_merge_family.SHAPES["qwen3_0.6b"].parameters == 596_049_920
+    with pytest.raises(ValueError, match="no family is made of"):
+        FamilyOptions("huge")
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 1000])
+def test_the_reference_agrees_with_a_merge_by_hand(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merge_reference, "CHUNK", chunk)
+    # Directions (1, 0, 0) and (0, 0, 1), norms 3 and 4, weights 1/4 and 3/4: their mean norm is 15/4.
+    expected = 15 / 4 * np.array([1.0, 0.0, 3.0]) / math.sqrt(10)
+    merged = {"exact": expected, "tenth": 1.1 * expected}
+    for name, values in {"a": [3, 0, 0], "b": [0, 0, 4], **merged}.items():
+        (tmp_path / name).mkdir()
+        save_file({"x": np.array(values, dtype=np.float64)}, tmp_path / name / "model.safetensors")
+    models = [tmp_path / "a", tmp_path / "b"]
+    tensors = [merge_reference.stored_tensors(model)["x"] for model in models]
+    assert merge_reference.merge_tensor(tensors, [0.1, 0.3]).read(0, 3) == pytest.approx(expected, rel=1e-7)
+    assert merge_reference.relative_errors(models, [0.1, 0.3], tmp_path / "exact")["x"] < 1e-8
+    assert merge_reference.relative_errors(models, [0.1, 0.3], tmp_path / "tenth")["x"] == pytest.approx(0.1, rel=1e-6)
+
+
+def test_the_reference_reads_every_dtype_and_refuses_another_set_of_tensors(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file as save_torch
+
+    values = torch.tensor([1.0, -2.5, 3.140625])
+    kinds = {"h": torch.float16, "b": torch.bfloat16, "f": torch.float32, "d": torch.float64}
+    save_torch({name: values.to(kind) for name, kind in kinds.items()}, tmp_path / "model.safetensors")
+    tensors = merge_reference.stored_tensors(tmp_path)
+    assert all(tensors[name].read(1, 2).tolist() == [-2.5, 3.140625] for name in kinds)
+    (tmp_path / "less").mkdir()
+    save_torch({"f": values}, tmp_path / "less" / "model.safetensors")
+    with pytest.raises(ValueError, match="has other tensors"):
+        merge_reference.relative_errors([tmp_path], [1.0], tmp_path / "less")
+
+
+def test_a_run_is_measured_with_its_children_and_fails_with_its_last_words(tmp_path: Path) -> None:
+    hold = "x = b'1' * (48 << 20); import time; time.sleep(0.4)"
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
+    measured = measure([sys.executable, "-c", nested], {}, tmp_path)
+    assert measured.wall_seconds > 0.4 > 0.01 < measured.cpu_seconds
+    if Path("/proc/self/status").exists():
+        assert measured.anonymous_bytes is not None
+        assert 48 << 20 < measured.anonymous_bytes < 96 << 20
+    with pytest.raises(RuntimeError, match=r"(?s)failed:.*this went wrong"):
+        measure([sys.executable, "-c", "raise SystemExit('this went wrong')"], {}, tmp_path)
+
+
+def test_the_floor_reads_all_blocks_once_and_writes_as_many_bytes_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge_throughput, "BLOCK", 1 << 20)
+    sizes, read = {"a": (3 << 20) + 5, "b": 7, "c": 0}, []
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(b"x" * size)
+    preadv = merge_throughput.os.preadv
+    monkeypatch.setattr(merge_throughput.os, "preadv", lambda *arguments: read.append(preadv(*arguments)))
+    merge_throughput.read_all([tmp_path / name for name in sizes])
+    assert sorted(read) == [5, 7, 1 << 20, 1 << 20, 1 << 20]
+    merge_throughput.write_synced(tmp_path / "out", (2 << 20) + 3)
+    assert (tmp_path / "out").stat().st_size == (2 << 20) + 3
+
+
+def test_the_merge_comparison_takes_medians_of_all_pairs_and_the_worst_of_the_rest() -> None:
+    numbers = [(9.0, 1.5, 0.1), (2.0, 3.0, 0.4), (4.0, 1.0, 0.2)]
+    pairs = [{"ratio_mergekit": a, "ratio_floor": b, "ours": {"anonymous_gib": c}} for a, b, c in numbers]
+    errors = {"ours": {"x": 1e-8, "y": 3e-8}, "mergekit": {"x": 1.0, "y": 2.0}}
+    result = {"ratio_mergekit": 4.0, "ratio_floor": 1.5, "anonymous_gib": 0.4, "max_relative_error": 3e-8}
+    assert merge_throughput.summary(pairs, errors) == result
+    alone = [{**pair, "ratio_mergekit": None} for pair in pairs]
+    assert merge_throughput.summary(alone, errors) == {**result, "ratio_mergekit": None}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_merge_benchmark_runs_on_a_tiny_family(dtype: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(PEERS.parent / "merge_throughput.py"), "--shape", "tiny", "--dtype", dtype]
+    command += ["--pairs", "1", "--family", str(tmp_path), "--output", str(tmp_path / "record.json")]
+    printed = subprocess.check_output(command, text=True).splitlines()
+    result, record = json.loads(printed[-1]), json.loads((tmp_path / "record.json").read_text())
+    assert list(result) == ["ratio_mergekit", "ratio_floor", "anonymous_gib", "max_relative_error"]
+    assert result == {key: record[key] for key in result}
+    assert result["ratio_mergekit"] is None
+    assert result["ratio_floor"] > 0
+    assert 0 < result["max_relative_error"] <= 1e-7
+    if Path("/proc/self/status").exists():
+        assert 0.01 < result["anonymous_gib"] < 2
+    assert record["dtypes"] == {"inputs": dtype, "output": "fp32"}
+    assert record["versions"]["ours"].keys() == {"python", "boom_utils", "torch", "numpy", "safetensors"}
+    assert len(record["pairs"]) == 1
+    assert str(tmp_path) not in (tmp_path / "record.json").read_text()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [f"tiny-{dtype}"], "only the family is left"

@@ -99,7 +99,7 @@ def test_adapters_merge_like_the_models_they_stand_for(base, tmp_path):
 
 
 def test_an_adapter_takes_tokenizer_and_modules_from_its_base_or_brings_its_own(tmp_path):
-    base = make_encoder(tmp_path / "base", 0)
+    make_encoder(tmp_path / "base", 0)
     tensors = {"a": torch.ones(1, 4), "b": torch.ones(5, 1)}
     names = {side: f"base_model.model.layers.0.mlp.up_proj.lora_{side.upper()}.weight" for side in "ab"}
     for adapter in ("one", "two"):

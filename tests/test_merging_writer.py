@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 from test_merging_checkpoints import change_json, make_encoder, make_folder, shard, tensors_of
 
@@ -19,7 +21,7 @@ from boom_utils.errors import CheckpointError, MergeError
 from boom_utils.merging import output, writer
 from boom_utils.merging.recipe import load_recipe, make_recipe
 from boom_utils.merging.weight_files import DTYPES, WeightWriter
-from boom_utils.merging.writer import MergeOptions, merge, round_once
+from boom_utils.merging.writer import MergeOptions, merge, merge_all, round_once
 
 PARITY = PROJECT_ROOT.parent / "shared" / "parity"
 BF16_CASES = {"linear_bf16in_bf16out", "multislerp_bf16in_bf16out"}
@@ -457,3 +459,178 @@ print(max(seen))
     command = [sys.executable, "-c", code, method, *map(str, folders), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, cwd=PROJECT_ROOT)
     assert int(done.stdout) < 300  # MiB, all libraries and the compiler included; the two models and the result: 458
+
+
+@pytest.mark.promise(26)
+def test_many_merges_are_made_from_one_reading_and_equal_those_made_alone(tmp_path, encoders, monkeypatch):
+    base = make_encoder(tmp_path / "base", 0)
+    on_base = {"base_model": base, "weighted": False}
+    recipes = {
+        "mean": recipe_of(*encoders, method="linear"),
+        "pair": recipe_of(encoders[2], encoders[0], out_dtype="bfloat16"),
+        "updates": recipe_of(*encoders, base_model=base),
+        "arc": recipe_of(*encoders[1:], method="slerp", weighted=False, base_model=encoders[2], parameters={"t": 0.3}),
+        "chosen": recipe_of(encoders[2], encoders[1], method="sce", parameters={"select_topk": 0.5}, **on_base),
+        "stock": recipe_of(*encoders, method="model_stock", **on_base),
+    }
+    read, reads = writer.Checkpoint.read_into, []
+    monkeypatch.setattr(writer.Checkpoint, "read_into", lambda self, *rest: (reads.append(1), read(self, *rest))[1])
+    facts = merge_all([(recipe, tmp_path / "all" / name) for name, recipe in recipes.items()])
+    plain = 4 * 3 * 2  # models, tensors, passes
+    assert len(reads) <= plain + 3 * 3 * 4  # SCE looks at its three models four times more
+    monkeypatch.undo()
+    for (name, recipe), told in zip(recipes.items(), facts, strict=True):
+        assert merge(recipe, tmp_path / "alone" / name)["method"] == told["method"]
+        one, two = merged_tensors(tmp_path / "all" / name), merged_tensors(tmp_path / "alone" / name)
+        assert all(torch.allclose(one[key], two[key], rtol=1e-6, atol=1e-8) for key in two), name
+        assert {key: tensor.dtype for key, tensor in one.items()} == {key: tensor.dtype for key, tensor in two.items()}
+
+
+def test_two_merges_into_one_folder_are_refused(tmp_path, encoders):
+    with pytest.raises(MergeError, match="two merges have one output"):
+        merge_all([(recipe_of(*encoders), tmp_path / "out"), (recipe_of(*encoders), tmp_path / "x" / ".." / "out")])
+
+
+@pytest.mark.promise(27)
+def test_a_large_output_is_written_in_shards_that_transformers_and_the_kit_read(tmp_path):
+    from transformers import AutoModel, Qwen3Config, Qwen3Model
+
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8}
+    config = Qwen3Config(**sizes, num_attention_heads=2, num_key_value_heads=1)
+    with torch.random.fork_rng():
+        for name in "ab":
+            torch.manual_seed(ord(name))
+            Qwen3Model(config).save_pretrained(tmp_path / name)
+    recipe = recipe_of(tmp_path / "a", tmp_path / "b")
+    merge(recipe, tmp_path / "one")
+    merge(recipe, tmp_path / "many", MergeOptions(max_shard_bytes=4000))
+    files = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
+    assert len(files) > 2
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    whole = merged_tensors(tmp_path / "one")
+    assert max(path.stat().st_size for path in (tmp_path / "many").glob("*.safetensors")) < 6000
+    loaded = AutoModel.from_pretrained(tmp_path / "many").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in whole.items())
+    merge(recipe_of(tmp_path / "many"), tmp_path / "again")
+    assert all(torch.equal(merged_tensors(tmp_path / "again")[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.promise(26)
+def test_a_merge_killed_while_it_writes_leaves_no_output_and_the_next_one_cleans_up(tmp_path, encoders):
+    code = """
+import os, pathlib, signal, sys
+from boom_utils.merging import recipe, writer
+def die(self, sync):
+    if sync:
+        os.kill(os.getpid(), signal.SIGKILL)
+writer.WeightWriter.close = die
+models = [{"model": path, "parameters": {"weight": 1}} for path in sys.argv[1:3]]
+writer.merge(recipe.make_recipe({"merge_method": "multislerp", "models": models}), pathlib.Path(sys.argv[3]))
+"""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", code, str(encoders[0]), str(encoders[1]), str(out)]
+    assert subprocess.run(command, cwd=PROJECT_ROOT, timeout=120).returncode == -9
+    assert not out.exists()
+    (left,) = tmp_path.glob(".out.*.tmp")
+    assert (left / "model.safetensors").is_file()
+    alive = tmp_path / f".out.{os.getppid()}.tmp"  # of a process that still works
+    alive.mkdir()
+    merge(recipe_of(*encoders[:2]), out)
+    assert not left.exists()
+    assert alive.exists()
+
+
+@pytest.mark.promise(22)
+def test_every_value_that_is_not_finite_is_named_at_once_and_nothing_is_written(tmp_path, encoders):
+    for folder, name in ((encoders[0], "norm.weight"), (encoders[2], "embed_tokens.weight")):
+        tensors = load_file(folder / "model.safetensors")
+        tensors[name].view(-1)[2] = float("inf")
+        save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(MergeError) as caught:
+        merge(recipe_of(*encoders), tmp_path / "out")
+    assert "embed_tokens.weight: NaN or infinity in m3" in str(caught.value)
+    assert "norm.weight: NaN or infinity in m1" in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m1", "m2", "m3"]
+
+
+def test_gradients_and_filters_give_every_tensor_its_own_weights(tmp_path):
+    names = [
+        "embed_tokens.weight",
+        *(f"layers.{n}.{part}.weight" for n in range(3) for part in ("attn", "mlp")),
+        "norm.weight",
+    ]
+    folders = [make_folder(tmp_path / name, 1) for name in "ab"]
+    models = []
+    for seed, folder in enumerate(folders):
+        generator = torch.Generator().manual_seed(seed)
+        models.append({name: torch.randn(3, 4, generator=generator) for name in names})
+        save_file(models[-1], folder / "model.safetensors")
+    weight = [{"filter": "mlp", "value": [1.0, 0.0]}, {"filter": "model.norm", "value": 0.25}, {"value": 0.5}]
+    entries = [{"model": folders[0], "parameters": {"weight": weight}}, {"model": folders[1], "parameters": {}}]
+    recipe = make_recipe({
+        "merge_method": "linear", "models": entries,
+        "parameters": {"weight": 0.5, "normalize": [{"filter": "layers.2", "value": False}]},
+    })  # fmt: skip
+    facts = merge(recipe, tmp_path / "out")
+    assert facts["members"][0]["weight"] == weight
+    assert facts["members"][0]["used_weight"] is None
+    expected = {"embed_tokens": 0.5, "attn": 0.5, "norm": 0.25, "0.mlp": 1.0, "1.mlp": 0.5, "2.mlp": 0.0}
+    for name, found in merged_tensors(tmp_path / "out").items():
+        first = next(value for part, value in reversed(expected.items()) if part in name)
+        total = 1.0 if "layers.2" in name else first + 0.5
+        exact = (first * models[0][name].double() + 0.5 * models[1][name].double()) / total
+        assert torch.allclose(found.double(), exact, rtol=1e-6)
+    merge(load_recipe(tmp_path / "out" / "mergekit_config.yaml"), tmp_path / "again")
+    assert digests(tmp_path / "again") == digests(tmp_path / "out")
+
+
+def test_weights_that_cancel_in_some_layers_are_refused_before_work_and_named(tmp_path, encoders):
+    entries = [
+        {"model": encoders[0], "parameters": {"weight": [{"filter": "mlp", "value": -1}, {"value": 1}]}},
+        {"model": encoders[1], "parameters": {"weight": [{"filter": "mlp", "value": 1}]}},
+    ]
+    with pytest.raises(MergeError) as caught:
+        merge(make_recipe({"merge_method": "linear", "models": entries}), tmp_path / "out")
+    said = str(caught.value)
+    assert "sum to zero and cannot be normalised; where: model.layers.0.mlp.up_proj.weight" in said
+    assert "no filter of 'weight' fits a tensor; where: model.norm.weight" in said
+    assert not (tmp_path / "out").exists()
+
+
+@st.composite
+def families(draw):
+    """Random tensors of a few models: names, shapes (scalars and empty ones too), a dtype for each model, weights."""
+    shapes = draw(st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=4))
+    floats = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+    dtypes = draw(st.lists(st.sampled_from(floats), min_size=1, max_size=4))
+    weights = draw(st.lists(st.floats(0.05, 3), min_size=len(dtypes), max_size=len(dtypes)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    models = [
+        {f"layers.{n}.w": torch.randn(shape, generator=generator).to(dtype) for n, shape in enumerate(shapes)}
+        for dtype in dtypes
+    ]
+    return models, weights, draw(st.booleans()), draw(st.integers(1, 200))
+
+
+@pytest.mark.promise(24)
+@given(family=families())
+@settings(max_examples=40, deadline=None)
+def test_any_shapes_dtypes_shards_and_weights_give_the_weighted_mean(tmp_path_factory, family):
+    models, weights, prefixed, most = family
+    place = tmp_path_factory.mktemp("family")
+    folders = []
+    for number, model in enumerate(models):
+        folders.append(make_folder(place / f"m{number}"))
+        prefix = "model." if prefixed and number % 2 else ""
+        save_file({prefix + name: tensor for name, tensor in model.items()}, folders[-1] / "model.safetensors")
+    entries = [{"model": f, "parameters": {"weight": w}} for f, w in zip(folders, weights, strict=True)]
+    recipe = make_recipe({"merge_method": "linear", "models": entries, "out_dtype": "float64"})
+    merge(recipe, place / "out", MergeOptions(max_shard_bytes=most, threads=2))
+    found = {}
+    for path in (place / "out").glob("*.safetensors"):
+        found |= load_file(path)
+    assert set(found) == set(models[0])
+    for name, tensor in found.items():
+        exact = sum(w / sum(weights) * model[name].double() for w, model in zip(weights, models, strict=True))
+        assert tensor.shape == exact.shape
+        assert torch.allclose(tensor, exact, rtol=1e-12, atol=1e-14)

@@ -25,15 +25,21 @@ _summing = njit(cache=True, nogil=True, error_model="numpy", fastmath=_SUM)
 
 
 @_summing
-def _four_products(a: Any, b: Any, c: Any, d: Any) -> Any:
-    """a·c, a·d, b·c, b·d: two loads for every product would leave the multipliers waiting."""
+def _four_products(a: Any, b: Any, c: Any, d: Any, size: int) -> Any:
+    """a·c, a·d, b·c, b·d of the first elements: two loads for every product would leave the multipliers waiting."""
     ac, ad, bc, bd = 0.0, 0.0, 0.0, 0.0
-    for n in range(a.size):
+    for n in range(size):
         ac += a[n] * c[n]
         ad += a[n] * d[n]
         bc += b[n] * c[n]
         bd += b[n] * d[n]
     return ac, ad, bc, bd
+
+
+@_summing
+def _take_off(row: Any, pivot: Any, out: Any, size: int) -> None:
+    for n in range(size):
+        out[n] = np.float64(row[n]) - pivot[n]
 
 
 @_summing
@@ -44,19 +50,18 @@ def add_products(rows: Any, gram: Any) -> None:
         rows: (R, N), the pivot first.
         gram: (R, R) float64, changed; only its upper triangle is meant.
     """
-    count, size = rows.shape
-    work = np.zeros((count + count % 2, min(BLOCK, size)))
-    for start in range(0, size, BLOCK):
-        stop = min(start + BLOCK, size)
-        block = work[:, : stop - start]
-        for n in range(stop - start):
-            block[0, n] = rows[0, start + n]
+    count, total = rows.shape
+    # Whole rows of this are passed on, with a size: a slice of all of them at once would lose its contiguity.
+    work = np.zeros((count + count % 2, BLOCK))
+    none = np.zeros(BLOCK)
+    for start in range(0, total, BLOCK):
+        size = min(BLOCK, total - start)
+        _take_off(rows[0, start : start + size], none, work[0], size)
         for r in range(1, count):
-            for n in range(stop - start):
-                block[r, n] = np.float64(rows[r, start + n]) - block[0, n]
+            _take_off(rows[r, start : start + size], work[0], work[r], size)
         for r in range(0, count, 2):
             for s in range(r, count, 2):
-                products = _four_products(block[r], block[r + 1], block[s], block[s + 1])
+                products = _four_products(work[r], work[r + 1], work[s], work[s + 1], size)
                 gram[r, s] += products[0]
                 if s + 1 < count:
                     gram[r, s + 1] += products[1]
