@@ -145,16 +145,17 @@ def write_synced(path: Path, size: int) -> None:
         os.fsync(file.fileno())
 
 
-def floor(inputs: Sequence[Path], scratch: Path, output_bytes: int) -> float:
+def floor(inputs: Sequence[Path], scratch: Path, output_bytes: int) -> dict[str, float]:
     """Seconds to read the inputs once and write the output once, with warm inputs."""
     os.sync()
     read_all(inputs)
     began = time.perf_counter()
     read_all(inputs)
+    middle = time.perf_counter()
     write_synced(scratch / "floor", output_bytes)
-    seconds = time.perf_counter() - began
+    end = time.perf_counter()
     (scratch / "floor").unlink()
-    return seconds
+    return {"read_seconds": round(middle - began, 3), "write_seconds": round(end - middle, 3)}
 
 
 def run(side: str, sides: Sides, inputs: Sequence[Path], scratch: Path) -> dict[str, Any]:
@@ -181,12 +182,12 @@ def row(measured: Measured, moved: int) -> dict[str, Any]:
 
 def run_pair(number: int, sides: Sides, inputs: Sequence[Path], scratch: Path, output_bytes: int) -> dict[str, Any]:
     """The floor, then every side once; the side that begins alternates."""
-    seconds = floor(inputs, scratch, output_bytes)
+    parts = floor(inputs, scratch, output_bytes)
     order = list(sides.commands) if number % 2 else list(sides.commands)[::-1]
     runs = {side: run(side, sides, inputs, scratch) for side in order}
-    ours, theirs = runs["ours"], runs.get("mergekit")
+    ours, theirs, seconds = runs["ours"], runs.get("mergekit"), sum(parts.values())
     return {
-        "floor_seconds": round(seconds, 3),
+        "floor": parts,
         "ours": ours,
         "mergekit": theirs,
         "ratio_floor": round(ours["wall_seconds"] / seconds, 3),
@@ -210,7 +211,9 @@ def table(pairs: Sequence[Mapping[str, Any]]) -> str:
     """All runs, one a line."""
     lines = [f"{'pair':>4} {'':>9} {'wall s':>8} {'CPU s':>8} {'anon GiB':>9} {'GB/s':>6}  ratio"]
     for number, pair in enumerate(pairs, start=1):
-        lines.append(f"{number:>4} {'floor':>9} {pair['floor_seconds']:>8.2f}")
+        parts = pair["floor"]
+        split = f"read {parts['read_seconds']:.2f} + write {parts['write_seconds']:.2f}"
+        lines.append(f"{number:>4} {'floor':>9} {sum(parts.values()):>8.2f}  {split}")
         for side in ("ours", "mergekit"):
             if found := pair[side]:
                 memory = "-" if found["anonymous_gib"] is None else f"{found['anonymous_gib']:.3f}"
