@@ -74,10 +74,9 @@ def make_mergekit(folder: Path) -> Path:
     """An environment with mergekit; one that is there is kept."""
     if not (folder / "bin" / "mergekit-yaml").is_file():
         print(f"installing {' and '.join(MERGEKIT)} in {folder}", flush=True)  # noqa: T201
-        venv.create(folder, with_pip=True, clear=True)
+        venv.create(folder, with_pip=True, symlinks=True)
         for package in MERGEKIT:
-            pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", package]
-            subprocess.run(pip, check=True, stderr=subprocess.DEVNULL)
+            subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", "-qq", package], check=True)
     return folder
 
 

@@ -131,7 +131,7 @@ def find_weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
         raise CheckpointError("two sets of weights in one folder", where=folder, found=f"{WEIGHTS} and {INDEX}")
     wanted = set(index.values()) or {WEIGHTS}
     if not wanted & present:
-        raise _no_weights(folder)
+        raise no_weights(folder)
     problems = [f"missing: {name}" for name in sorted(wanted - present)]
     problems += [f"belongs to nothing: {name}" for name in sorted(present - wanted)]
     if problems:
@@ -282,14 +282,15 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return index
 
 
-def _no_weights(folder: Path) -> CheckpointError:
+def no_weights(folder: Path, expected: str = f"{WEIGHTS}, or shards with {INDEX}") -> CheckpointError:
+    """The error for a model folder without weights, or with pickled ones only."""
     names = sorted(path.name for path in folder.iterdir())
     if pickles := [name for name in names if Path(name).suffix in PICKLES]:
         return _pickled(folder, pickles)
     return CheckpointError(
         "no weights in the model folder",
         where=folder,
-        expected=f"{WEIGHTS}, or shards with {INDEX}",
+        expected=expected,
         found=", ".join(names[:10]) or "nothing",
     )
 

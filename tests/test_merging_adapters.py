@@ -116,6 +116,15 @@ def test_an_adapter_takes_tokenizer_and_modules_from_its_base_or_brings_its_own(
     assert one.model_settings != two.model_settings
 
 
+@pytest.mark.promise(20)
+def test_a_pickled_adapter_is_refused(tmp_path):
+    make_encoder(tmp_path / "base", 0)
+    write_json(tmp_path / "adapter" / "adapter_config.json", {"base_model_name_or_path": "../base"})
+    (tmp_path / "adapter" / "adapter_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(CheckpointError, match=r"pickled(.|\n)*adapter_model\.bin"):
+        open_checkpoints([tmp_path / "adapter"])
+
+
 @pytest.mark.parametrize(
     ("changes", "tensors", "said"),
     [

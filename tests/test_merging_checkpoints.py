@@ -238,6 +238,10 @@ def raw_safetensors(header: object, data: bytes = b"\0" * 8) -> bytes:
         raw_safetensors({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}),
         raw_safetensors({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}),
         raw_safetensors({name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in "ab"}),
+        raw_safetensors(
+            b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}'
+        ),
+        raw_safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, b"\0" * 12),
         raw_safetensors({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}),
         raw_safetensors({"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}),
         raw_safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"\0" * 4),

@@ -319,12 +319,16 @@ def test_a_base_of_another_precision_is_used_at_its_own(tmp_path):
     assert {tensor.dtype for tensor in merged_tensors(tmp_path / "out").values()} == {torch.float32}
 
 
-def test_members_of_several_precisions_are_merged_at_their_own(tmp_path):
+@pytest.mark.promise(23)
+def test_members_of_several_precisions_need_a_dtype_in_the_recipe_and_are_merged_at_their_own(tmp_path):
     dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
     folders = [make_folder(tmp_path / f"m{seed}", seed) for seed in range(1, 5)]
     for seed, (folder, dtype) in enumerate(zip(folders, dtypes, strict=True), start=1):
         save_file(tensors_of(seed, dtype), folder / "model.safetensors")
-    assert merge(recipe_of(*folders, method="linear"), tmp_path / "out")["dtype"] == ["F32"]
+    with pytest.raises(MergeError, match=r"m2: norm\.weight is BF16, in m1 F32; the recipe sets no dtype"):
+        merge(recipe_of(*folders), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert merge(recipe_of(*folders, method="linear", dtype="float32"), tmp_path / "out")["dtype"] == ["F32"]
     models = [tensors_of(seed, dtype) for seed, dtype in enumerate(dtypes, start=1)]
     for name, found in merged_tensors(tmp_path / "out").items():
         exact = sum((n + 1) / 10 * model[name].double() for n, model in enumerate(models))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from boom_utils.errors import CheckpointError, bullet_list
 from boom_utils.merging.checkpoints import Checkpoint, Values, read_values
 from boom_utils.merging.weight_files import OpenFile, TensorInfo, read_header
-from boom_utils.model_folder import ADAPTER, ADAPTER_CONFIG, INDEX, PREFIX, WEIGHTS, read_mapping
+from boom_utils.model_folder import ADAPTER, ADAPTER_CONFIG, INDEX, PREFIX, WEIGHTS, no_weights, read_mapping
 
 _NAME = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
 # Settings of peft under which the sum is another one, or stands on another base.
@@ -94,6 +94,8 @@ class AdapterCheckpoint(Checkpoint):
 
 def _read_updates(folder: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, _Update]:
     config = read_mapping(folder / ADAPTER_CONFIG)
+    if not (folder / ADAPTER).is_file():
+        raise no_weights(folder, ADAPTER)
     infos = read_header(folder / ADAPTER)
     problems = _foreign(config) + [f"{i.stored} is no LoRA matrix" for i in infos if not _NAME.match(i.stored)]
     sides: dict[str, dict[str, TensorInfo]] = {}

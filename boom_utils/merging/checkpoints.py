@@ -15,13 +15,14 @@ from boom_utils.artifacts import digest_of
 from boom_utils.errors import CheckpointError, MergeError, bullet_list
 from boom_utils.merging.kernels import widen_bfloat16
 from boom_utils.merging.settings import Settings, encoder_settings, model_settings, setting_differences
-from boom_utils.merging.weight_files import DTYPES, OpenFile, TensorInfo, read_header
+from boom_utils.merging.weight_files import DTYPES, FLOATS, OpenFile, TensorInfo, read_header
 from boom_utils.model_folder import PREFIX, find_weight_files, model_parts, read_mapping, refuse_code_and_pickles
 
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
-CHUNK = 1 << 17  # elements of a tensor that are read, multiplied and written together
+CHUNK = 1 << 18  # elements of a tensor that are read, multiplied and written together
 
 Values = NDArray[Any]
+_NOT_FLOAT = frozenset(DTYPES) - FLOATS
 
 
 class Checkpoint:
@@ -214,13 +215,20 @@ def open_checkpoints(folders: Sequence[Path]) -> list[Checkpoint]:
     return models
 
 
-def require_compatible(members: Sequence[Checkpoint], bases: Sequence[Checkpoint] = ()) -> None:
+def require_compatible(
+    members: Sequence[Checkpoint], bases: Sequence[Checkpoint] = (), one_dtype: bool = False
+) -> None:
     """Refuse models that `compare_checkpoints` finds different.
+
+    Args:
+        members: The models to merge.
+        bases: Models that are only the base of others.
+        one_dtype: Whether members of several dtypes are a difference too.
 
     Raises:
         MergeError: They differ; every difference is listed.
     """
-    if problems := compare_checkpoints(members, bases):
+    if problems := [*compare_checkpoints(members, bases), *(_mixed_dtypes(members) if one_dtype else [])]:
         raise MergeError(
             "the models cannot be merged, because they differ" + bullet_list(problems),
             fix="merge models that were trained from one base, with one tokenizer, pooling and set of prompts",
@@ -285,6 +293,16 @@ def _tensor_differences(first: Checkpoint, other: Checkpoint) -> list[str]:
         elif not a.is_float and not same_bytes(first, name, other, name):
             problems.append(f"{other.label}: {name} ({a.dtype}, cannot be averaged) differs from {first.label}")
     return sorted(problems)
+
+
+def _mixed_dtypes(members: Sequence[Checkpoint]) -> list[str]:
+    first = members[0]
+    return [
+        f"{other.label}: {name} is {other.tensors[name].dtype}, in {first.label} {info.dtype}; the recipe sets no dtype"
+        for other in members[1:]
+        for name, info in first.tensors.items()
+        if info.is_float and other.tensors.get(name, info).dtype not in (info.dtype, *_NOT_FLOAT)
+    ]
 
 
 def _setting_differences(first: Checkpoint, other: Checkpoint, kind: str) -> list[str]:

@@ -30,7 +30,8 @@ def open_family(recipes: Sequence[Recipe], names: Mapping[Path, str] | None = No
         model.label = (names or {}).get(folder, model.label)
     merged = {entry.model for recipe in recipes for entry in recipe.models}
     members = [model for model, folder in zip(models, folders, strict=True) if folder in merged]
-    require_compatible(members, [model for model in models if model not in members])
+    undecided = any(recipe.dtype is None and recipe.out_dtype is None for recipe in recipes)
+    require_compatible(members, [model for model in models if model not in members], one_dtype=undecided)
     return models
 
 

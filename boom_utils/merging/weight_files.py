@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"), "BOOL": np.dtype("u1"),
 }  # fmt: skip
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+SYNC_BYTES = 1 << 28  # written before the disk is asked to begin
 FLOAT_NAMES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -91,7 +93,7 @@ def read_header(path: Path) -> list[TensorInfo]:
             pass
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
-            header = json.loads(handle.read(length))
+            header = json.loads(handle.read(length), object_pairs_hook=_without_repeats)
         header.pop("__metadata__", None)
         entries = [
             TensorInfo(name, path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
@@ -106,6 +108,13 @@ def read_header(path: Path) -> list[TensorInfo]:
                 found=info.dtype,
             )
     return entries
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # the library lets the last one win
+        raise ValueError("a name is given twice in its header")
+    return found
 
 
 class OpenFile:
@@ -165,8 +174,15 @@ class WeightWriter:
         names = [WEIGHTS] if len(shards) == 1 else [_shard_name(n, len(shards)) for n in range(len(shards))]
         self.places: dict[str, tuple[int, int]] = {}
         self._numbers: list[int] = []
-        for file, tensors in zip(names, shards, strict=True):
-            self._create(folder / file, {name: layout[name] for name in tensors})
+        self._written = 0
+        # The disk works while tensors are merged, so that the last fsync has little left to wait for.
+        self._syncing = ThreadPoolExecutor(1, thread_name_prefix="sync")
+        try:
+            for file, tensors in zip(names, shards, strict=True):
+                self._create(folder / file, {name: layout[name] for name in tensors})
+        except BaseException:
+            self.close(sync=False)
+            raise
         if len(shards) > 1:
             index = {name: file for file, tensors in zip(names, shards, strict=True) for name in tensors}
             total = sum(_nbytes(*layout[name]) for name in layout)
@@ -187,6 +203,9 @@ class WeightWriter:
         while view:
             count = os.pwrite(number, view, place)
             view, place = view[count:], place + count
+        before, self._written = self._written, self._written + values.nbytes  # a count lost to a race delays a sync
+        if before // SYNC_BYTES < self._written // SYNC_BYTES:
+            self._syncing.submit(_sync_quietly, number)
 
     def close(self, sync: bool) -> None:
         """Close the files; with ``sync``, after their bytes have reached the disk.
@@ -195,6 +214,7 @@ class WeightWriter:
             OSError: They could not.
         """
         numbers, self._numbers = self._numbers, []
+        self._syncing.shutdown(wait=True, cancel_futures=True)  # before its files are closed
         try:
             for number in numbers if sync else ():
                 os.fsync(number)
@@ -212,6 +232,11 @@ class WeightWriter:
             self.places[name] = (number, len(header) + offset)
         os.pwrite(number, header, 0)
         os.ftruncate(number, len(header) + sum(_nbytes(*layout[name]) for name in names))
+
+
+def _sync_quietly(number: int) -> None:
+    with suppress(OSError):  # the last fsync will say it again
+        getattr(os, "fdatasync", os.fsync)(number)
 
 
 def _nbytes(dtype: str, shape: Sequence[int]) -> int:
