@@ -174,8 +174,9 @@ def _merge(options: argparse.Namespace) -> None:
     chosen = MergeOptions(max_shard_bytes=int(options.shard_gb * 1e9), threads=options.threads)
     facts = merge(load_recipe(options.recipe), options.out, chosen)
     for member in facts["members"]:
+        weight = "" if member["weight"] is None else f": weight {member['weight']}"
         used = "" if member["used_weight"] is None else f", used as {member['used_weight']:.4f}"
-        log.info("  %s: weight %s%s", member["name"], member["weight"], used)
+        log.info("  %s%s%s", member["name"], weight, used)
     for name, note in facts["notes"].items():
         log.info("  %s: %s", name, note)
     log.info(

@@ -279,7 +279,7 @@ def test_the_card_is_that_of_the_merge_and_names_the_members_as_asked(tmp_path):
     facts = merge(recipe_of(*folders), tmp_path / "out", MergeOptions({folders[0]: "first", folders[1]: "second"}))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "base_model_relation: merge" in card
-    assert "| second | 2 (weights " in card
+    assert "| second | weight 2, fingerprint " in card
     assert "model: second" in card
     assert "merge_method: multislerp" in card
     assert str(tmp_path) not in card

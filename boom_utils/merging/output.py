@@ -100,11 +100,11 @@ def write_merge_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any], lab
     It names no path, so that equal merges have equal cards.
     """
     members = facts["members"]
-    shown = {member["name"]: f"{_short(member['weight'])} (weights {member['fingerprint'][:12]})" for member in members}
+    shown = {member["name"]: _short(member) for member in members}
     base = facts["base"]
-    on_base = "" if base is None else f", as task vectors on {base['name']} (weights {base['fingerprint'][:12]})"
+    on_base = "" if base is None else f", as task vectors on {base['name']} ({_named(base)})"
     summary = (
-        f"Merged by {recipe.merge_method}{on_base}; weights of the members below. {RECIPE_FILE} beside the weights is "
+        f"Merged by {recipe.merge_method}{on_base}. A fingerprint is a digest of a model's weights. {RECIPE_FILE} is "
         "the recipe with the folders it was run on."
     )
     named = yaml.safe_load(recipe_yaml(recipe.with_paths(lambda path: Path(labels.get(path, path.name)))))
@@ -112,8 +112,14 @@ def write_merge_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any], lab
     write_card(folder, Card(title, summary, shown, parents=list(shown), merged=True, recipe=named))
 
 
-def _short(weight: Any) -> str:
-    return f"{weight:g}" if isinstance(weight, float) else json.dumps(weight)
+def _short(member: Mapping[str, Any]) -> str:
+    weight = member["weight"]
+    shown = f"{weight:g}" if isinstance(weight, float) else json.dumps(weight)
+    return _named(member) if weight is None else f"weight {shown}, {_named(member)}"
+
+
+def _named(model: Mapping[str, Any]) -> str:
+    return f"fingerprint {model['fingerprint'][:12]}"
 
 
 def merge_facts(

@@ -286,12 +286,13 @@ def _copy_others(model: Checkpoint, writer: WeightWriter) -> None:
 
 def _facts(job: _Job, models: Sequence[Checkpoint], prints: Sequence[str], left_out: Sequence[str]) -> dict[str, Any]:
     recipe, infos = job.recipe, _infos(job, models).values()
-    plain = all(isinstance(weight, float) for weight in recipe.weights)
+    weighted = "weight" in recipe.rules.of_models
+    plain = weighted and all(isinstance(weight, float) for weight in recipe.weights)
     used = methods.used_weights(next(iter(job.settings.values()))) if plain and job.settings else [None] * len(prints)
     members = [
         {
             "name": models[number].label,
-            "weight": weight,
+            "weight": weight if weighted else None,
             "used_weight": None if share is None else float(share),
             "fingerprint": prints[number],
         }
