@@ -379,7 +379,7 @@ def test_a_failure_at_any_step_leaves_nothing_behind(tmp_path, encoders, monkeyp
         out.mkdir()
 
     def fail(*args, **kwargs):
-        if step != "close" or kwargs["sync"]:
+        if step != "close" or kwargs.get("complete", True):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if step in ("weights", "close"):
@@ -428,7 +428,7 @@ def test_the_file_written_is_the_one_safetensors_writes(tmp_path):
         raw = (flat.view(torch.int16) if flat.dtype == torch.bfloat16 else flat).numpy().view(DTYPES[shorts[name]])
         for start in reversed(range(0, len(raw), 4)):
             written.write(name, start, raw[start : start + 4])
-    written.close(sync=True)
+    written.close()
     assert (tmp_path / "model.safetensors").read_bytes() == save(tensors, {"format": "pt"})
 
 
@@ -524,8 +524,8 @@ def test_a_merge_killed_while_it_writes_leaves_no_output_and_the_next_one_cleans
     code = """
 import os, pathlib, signal, sys
 from boom_utils.merging import recipe, writer
-def die(self, sync):
-    if sync:
+def die(self, complete=True):
+    if complete:
         os.kill(os.getpid(), signal.SIGKILL)
 writer.WeightWriter.close = die
 models = [{"model": path, "parameters": {"weight": 1}} for path in sys.argv[1:3]]

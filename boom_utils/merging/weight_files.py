@@ -162,14 +162,20 @@ class WeightWriter:
         folder: An existing folder.
         layout: Name -> dtype (safetensors' spelling) and shape of every tensor.
         max_shard_bytes: Most bytes of tensors in one file (a larger tensor has a file of its own); None: one file.
+        sync: Whether `close` waits until the disk has the bytes, so that a power failure cannot damage them.
 
     Raises:
         OSError: The files cannot be made.
     """
 
     def __init__(
-        self, folder: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]], max_shard_bytes: int | None = None
+        self,
+        folder: Path,
+        layout: Mapping[str, tuple[str, tuple[int, ...]]],
+        max_shard_bytes: int | None = None,
+        sync: bool = True,
     ) -> None:
+        self._sync = sync
         shards = _shards(layout, max_shard_bytes)
         names = [WEIGHTS] if len(shards) == 1 else [_shard_name(n, len(shards)) for n in range(len(shards))]
         self.places: dict[str, tuple[int, int]] = {}
@@ -181,7 +187,7 @@ class WeightWriter:
             for file, tensors in zip(names, shards, strict=True):
                 self._create(folder / file, {name: layout[name] for name in tensors})
         except BaseException:
-            self.close(sync=False)
+            self.close(complete=False)
             raise
         if len(shards) > 1:
             index = {name: file for file, tensors in zip(names, shards, strict=True) for name in tensors}
@@ -204,11 +210,11 @@ class WeightWriter:
             count = os.pwrite(number, view, place)
             view, place = view[count:], place + count
         before, self._written = self._written, self._written + values.nbytes  # a count lost to a race delays a sync
-        if before // SYNC_BYTES < self._written // SYNC_BYTES:
+        if self._sync and before // SYNC_BYTES < self._written // SYNC_BYTES:
             self._syncing.submit(_sync_quietly, number)
 
-    def close(self, sync: bool) -> None:
-        """Close the files; with ``sync``, after their bytes have reached the disk.
+    def close(self, complete: bool = True) -> None:
+        """Close the files, after their bytes have reached the disk unless they are not ``complete``.
 
         Raises:
             OSError: They could not.
@@ -216,7 +222,7 @@ class WeightWriter:
         numbers, self._numbers = self._numbers, []
         self._syncing.shutdown(wait=True, cancel_futures=True)  # before its files are closed
         try:
-            for number in numbers if sync else ():
+            for number in numbers if complete and self._sync else ():
                 os.fsync(number)
         finally:
             for number in numbers:
