@@ -199,19 +199,28 @@ class StreamedGram:
     problems: tuple[str, ...] = ()
 
 
-def stream_grams(streams: Streams, names: Sequence[str]) -> Iterator[StreamedGram]:
+def stream_grams(streams: Streams, names: Sequence[str], hold: bool = False) -> Iterator[StreamedGram]:
     """The Gram matrix of each tensor, one after another; the next one is begun before one is handed out.
+
+    Args:
+        streams: The models.
+        names: Their tensors, in the order wanted.
+        hold: Keep tensors that are not too large in memory; the caller releases them.
 
     Raises:
         CheckpointError: A file cannot be read.
     """
     begun: list[tuple[str, list[Future[_Chunk]]]] = []
     for name in (*names, None):
+        if name is not None and hold:
+            streams.hold(name)
         if name is not None:
             begun.append((name, streams.submit(name, functools.partial(_chunk, streams.models, name))))
         if len(begun) > (name is not None):
             done, futures = begun.pop(0)
-            yield _streamed(streams.models, done, gather(futures))
+            chunks = gather(futures)
+            streams.complete(done)
+            yield _streamed(streams.models, done, chunks)
 
 
 def family_grams(models: Sequence[Checkpoint], has_base: bool, threads: int | None = None) -> GramTable:

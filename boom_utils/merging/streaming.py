@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from boom_utils.merging.checkpoints import CHUNK, Checkpoint
 
+HELD_BYTES = 96 << 20  # of all models together: a tensor up to this size is kept from its first reading to its last
 Rows = NDArray[Any]
 Result = TypeVar("Result")
 Work = Callable[[Rows, int], Result]
@@ -22,7 +23,8 @@ Work = Callable[[Rows, int], Result]
 class Streams:
     """Threads that read the same chunk of every model and work on it.
 
-    Memory is one chunk of every model for each thread, whatever the size of the tensors.
+    Memory is one chunk of every model for each thread, and three tensors of at most `HELD_BYTES` that are worked on,
+    whatever the size of the models.
 
     Args:
         models: R models with equal tensors, the base first if there is one.
@@ -33,6 +35,9 @@ class Streams:
         self.models = list(models)
         self._pool = ThreadPoolExecutor(threads or min(available_processors(), 16), thread_name_prefix="merge")
         self._local = threading.local()
+        self._held: dict[str, NDArray[Any]] = {}
+        self._complete: set[str] = set()
+        self._spare: list[NDArray[Any]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -54,16 +59,35 @@ class Streams:
         Returns:
             One result for each chunk, in order.
         """
-        chosen = [self.models[r] for r in rows] if rows is not None else self.models
+        numbers = range(len(self.models)) if rows is None else list(rows)
         size = self.models[0].tensors[name].size
-        kind = np.result_type(*(model.kind(name) for model in chosen))
         # A tensor without elements has one chunk without elements.
         starts = range(0, max(size, 1), CHUNK)
 
         def one(start: int) -> Result:
-            return work(self._read(chosen, name, start, min(CHUNK, size - start), kind), start)
+            return work(self._rows(name, start, min(CHUNK, size - start), numbers), start)
 
         return [self._pool.submit(one, start) for start in starts]
+
+    def hold(self, name: str) -> None:
+        """Keep what the next `submit` of a tensor reads of all models, if it is not too large, until `release`."""
+        size = len(self.models) * self.models[0].tensors[name].size
+        kind = self._kind(name, range(len(self.models)))
+        if size * kind.itemsize <= HELD_BYTES:
+            fitting = (n for n, spare in enumerate(self._spare) if spare.size >= size and spare.dtype == kind)
+            place = next(fitting, None)
+            self._held[name] = np.empty(size, kind) if place is None else self._spare.pop(place)
+
+    def complete(self, name: str) -> None:
+        """Say that all chunks of a held tensor were read."""
+        self._complete.add(name)
+
+    def release(self, name: str) -> None:
+        """Forget a held tensor; its memory is used for another one."""
+        self._complete.discard(name)
+        if name in self._held:
+            spare = sorted([*self._spare, self._held.pop(name)], key=lambda buffer: buffer.nbytes)
+            self._spare = spare[-3:]
 
     def map(self, name: str, work: Work[Result], rows: Iterable[int] | None = None) -> list[Result]:
         """As `submit`, waiting for the results."""
@@ -77,11 +101,21 @@ class Streams:
             held[key] = np.empty(size, kind)
         return held[key][:size]
 
-    def _read(self, models: Sequence[Checkpoint], name: str, start: int, size: int, kind: Any) -> Rows:
-        # Cut from a flat buffer, so that rows of a short chunk are as contiguous as those of a whole one.
-        rows = self.scratch("rows", len(models) * size, kind).reshape(len(models), size)
-        for row, model in zip(rows, models, strict=True):
-            model.read_into(name, start, row)
+    def _kind(self, name: str, numbers: Sequence[int]) -> np.dtype[Any]:
+        return np.result_type(*(self.models[number].kind(name) for number in numbers))
+
+    def _rows(self, name: str, start: int, size: int, numbers: Sequence[int]) -> Rows:
+        every, held = list(numbers) == list(range(len(self.models))), self._held.get(name)
+        # Chunks lie one after another in a flat buffer, so that the rows of each are contiguous.
+        if held is not None and (every or name in self._complete):
+            count = len(self.models)
+            rows = held[count * start : count * (start + size)].reshape(count, size)
+            if name in self._complete:
+                return rows if every else rows[list(numbers)]
+        else:
+            rows = self.scratch("rows", len(numbers) * size, self._kind(name, numbers)).reshape(len(numbers), size)
+        for row, number in zip(rows, numbers, strict=True):
+            self.models[number].read_into(name, start, row)
         return rows
 
 

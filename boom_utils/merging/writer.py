@@ -209,18 +209,19 @@ def _write_weights(
         writers = [_open_writer(stack, job, models, folder, options) for job, folder in zip(jobs, folders, strict=True)]
         streams = stack.enter_context(Streams(models, options.threads))
         names = list(jobs[0].settings)
-        writing: list[Future[None]] = []
-        for found in progress(stream_grams(streams, names), len(names), "merge"):
-            gram = found.gram
-            digests[gram.name] = found.digests
+        writing: tuple[str, list[Future[None]]] = ("", [])
+        for found in progress(stream_grams(streams, names, hold=True), len(names), "merge"):
+            name = found.gram.name
+            digests[name] = found.digests
             problems += found.problems
             if problems:  # nothing will be kept; the rest is only looked at, to name every problem at once
+                streams.release(name)
                 continue
-            fills = [job.fill(streams, gram) for job in jobs]
-            gather(writing)
-            work = functools.partial(_write_chunk, streams, list(zip(jobs, writers, fills, strict=True)), gram.name)
-            writing = streams.submit(gram.name, work)
-        gather(writing)
+            fills = [job.fill(streams, found.gram) for job in jobs]
+            _finish(streams, *writing)
+            work = functools.partial(_write_chunk, streams, list(zip(jobs, writers, fills, strict=True)), name)
+            writing = (name, streams.submit(name, work))
+        _finish(streams, *writing)
         if problems:
             raise not_finite(problems)
         for job, writer in zip(jobs, writers, strict=True):
@@ -230,6 +231,11 @@ def _write_weights(
         fingerprint_of(model, {name: found[number] for name, found in digests.items()})
         for number, model in enumerate(models)
     ]
+
+
+def _finish(streams: Streams, name: str, writing: Sequence[Future[None]]) -> None:
+    gather(writing)
+    streams.release(name)
 
 
 def _open_writer(
