@@ -105,9 +105,6 @@ def _add_merge(commands: Any) -> None:
     )
     merge.add_argument("--shard-gb", type=float, default=5.0, metavar="N", help="most gigabytes in one weight file (5)")
     merge.add_argument("--threads", type=int, metavar="N", help="threads (one for each processor, at most 16)")
-    merge.add_argument(
-        "--no-sync", action="store_true", help="do not wait for the disk (a power failure may then damage the output)"
-    )
     merge.set_defaults(command=_merge)
 
 
@@ -174,8 +171,7 @@ def _merge(options: argparse.Namespace) -> None:
         raise ConfigError(
             "name the folder of the merged model", fix="boom merge RECIPE.yaml OUT, or --plan to look only"
         )
-    size = int(options.shard_gb * 1e9)
-    chosen = MergeOptions(max_shard_bytes=size, threads=options.threads, sync=not options.no_sync)
+    chosen = MergeOptions(max_shard_bytes=int(options.shard_gb * 1e9), threads=options.threads)
     facts = merge(load_recipe(options.recipe), options.out, chosen)
     for member in facts["members"]:
         weight = "" if member["weight"] is None else f": weight {member['weight']}"

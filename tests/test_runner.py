@@ -320,7 +320,7 @@ def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.C
     assert options == {
         "run": ["--force-unlock", "--from", "--only", "--profile", "--results", "--set"],
         "train": ["--allow-change", "--nproc", "--profile"],
-        "merge": ["--no-sync", "--plan", "--shard-gb", "--threads"],
+        "merge": ["--plan", "--shard-gb", "--threads"],
         "check": ["--profile"],
     }
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from boom_utils.errors import CheckpointError
+from boom_utils.merging.direct_file import DirectFile
 from boom_utils.model_folder import INDEX, WEIGHTS
 
 # Name in a safetensors header -> how NumPy holds an element, in the order in which safetensors lays tensors out: widest
@@ -32,7 +32,6 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"), "BOOL": np.dtype("u1"),
 }  # fmt: skip
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-SYNC_BYTES = 1 << 28  # written before the disk is asked to begin
 FLOAT_NAMES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -162,27 +161,18 @@ class WeightWriter:
         folder: An existing folder.
         layout: Name -> dtype (safetensors' spelling) and shape of every tensor.
         max_shard_bytes: Most bytes of tensors in one file (a larger tensor has a file of its own); None: one file.
-        sync: Whether `close` waits until the disk has the bytes, so that a power failure cannot damage them.
 
     Raises:
         OSError: The files cannot be made.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        layout: Mapping[str, tuple[str, tuple[int, ...]]],
-        max_shard_bytes: int | None = None,
-        sync: bool = True,
+        self, folder: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]], max_shard_bytes: int | None = None
     ) -> None:
-        self._sync = sync
         shards = _shards(layout, max_shard_bytes)
         names = [WEIGHTS] if len(shards) == 1 else [_shard_name(n, len(shards)) for n in range(len(shards))]
-        self.places: dict[str, tuple[int, int]] = {}
-        self._numbers: list[int] = []
-        self._written = 0
-        # The disk works while tensors are merged, so that the last fsync has little left to wait for.
-        self._syncing = ThreadPoolExecutor(1, thread_name_prefix="sync")
+        self.places: dict[str, tuple[DirectFile, int]] = {}
+        self._files: list[DirectFile] = []
         try:
             for file, tensors in zip(names, shards, strict=True):
                 self._create(folder / file, {name: layout[name] for name in tensors})
@@ -201,48 +191,26 @@ class WeightWriter:
         Raises:
             OSError: The disk is full.
         """
-        if not values.size:
-            return
-        number, start = self.places[name]
-        view = memoryview(np.ascontiguousarray(values).data).cast("B")
-        place = start + offset * values.itemsize
-        while view:
-            count = os.pwrite(number, view, place)
-            view, place = view[count:], place + count
-        before, self._written = self._written, self._written + values.nbytes  # a count lost to a race delays a sync
-        if self._sync and before // SYNC_BYTES < self._written // SYNC_BYTES:
-            self._syncing.submit(_sync_quietly, number)
+        file, start = self.places[name]
+        file.write(start + offset * values.itemsize, values)
 
     def close(self, complete: bool = True) -> None:
-        """Close the files, after their bytes have reached the disk unless they are not ``complete``.
+        """Close the files; when they are ``complete``, after the disk has all of their bytes.
 
         Raises:
-            OSError: They could not.
+            OSError: The disk has not taken them.
         """
-        numbers, self._numbers = self._numbers, []
-        self._syncing.shutdown(wait=True, cancel_futures=True)  # before its files are closed
-        try:
-            for number in numbers if complete and self._sync else ():
-                os.fsync(number)
-        finally:
-            for number in numbers:
-                os.close(number)
+        for file in self._files:
+            file.close(complete)
 
     def _create(self, path: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        self._numbers.append(number)
         order = list(DTYPES)
         names = sorted(layout, key=lambda name: (order.index(layout[name][0]), name))
         header, offsets = _header(names, layout)
-        for name, offset in offsets.items():
-            self.places[name] = (number, len(header) + offset)
-        os.pwrite(number, header, 0)
-        os.ftruncate(number, len(header) + sum(_nbytes(*layout[name]) for name in names))
-
-
-def _sync_quietly(number: int) -> None:
-    with suppress(OSError):  # the last fsync will say it again
-        getattr(os, "fdatasync", os.fsync)(number)
+        file = DirectFile(path, len(header) + sum(_nbytes(*layout[name]) for name in names))
+        self._files.append(file)
+        self.places |= {name: (file, len(header) + offset) for name, offset in offsets.items()}
+        file.write(0, np.frombuffer(header, dtype=np.uint8))
 
 
 def _nbytes(dtype: str, shape: Sequence[int]) -> int:

@@ -43,13 +43,11 @@ class MergeOptions:
             where none is given.
         max_shard_bytes: Most bytes in one weight file.
         threads: Threads; None: one for each processor, at most 16.
-        sync: Wait until the disk has the weights; without it, a power failure soon after may damage the output.
     """
 
     names: Mapping[Path, str] = field(default_factory=dict)
     max_shard_bytes: int | None = 5_000_000_000
     threads: int | None = None
-    sync: bool = True
 
 
 @dataclass
@@ -243,7 +241,7 @@ def _open_writer(
 ) -> WeightWriter:
     # Under the names of the first model's files, not the unified ones.
     layout = {info.stored: (job.dtype(info), info.shape) for info in _infos(job, models).values()}
-    writer = WeightWriter(folder, layout, options.max_shard_bytes, options.sync)
+    writer = WeightWriter(folder, layout, options.max_shard_bytes)
     stack.callback(writer.close, complete=False)
     return writer
 
