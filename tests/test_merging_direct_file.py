@@ -1,4 +1,5 @@
 import errno
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +17,7 @@ def pieces_of(size, seed=0):
     generator = np.random.default_rng(seed)
     cuts = np.unique(generator.integers(0, size + 1, 12))
     cuts = np.concatenate(([0], cuts, [size]))
-    pieces = [(int(a), int(b)) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+    pieces = [(int(a), int(b)) for a, b in itertools.pairwise(cuts) if b > a]
     return [pieces[n] for n in generator.permutation(len(pieces))]
 
 
