@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-BLOCK = 1 << 10
+BLOCK = 1 << 9
 # Sums may be taken in another order (in vector registers); NaN and infinity keep their meaning.
 _SUM = {"reassoc", "contract", "nsz"}
 _compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
@@ -37,6 +37,16 @@ def _four_products(a: Any, b: Any, c: Any, d: Any, size: int) -> Any:
 
 
 @_summing
+def _two_products(a: Any, c: Any, d: Any, size: int) -> Any:
+    """a·c and a·d of the first elements."""
+    ac, ad = 0.0, 0.0
+    for n in range(size):
+        ac += a[n] * c[n]
+        ad += a[n] * d[n]
+    return ac, ad
+
+
+@_summing
 def _take_off(row: Any, pivot: Any, out: Any, size: int) -> None:
     for n in range(size):
         out[n] = np.float64(row[n]) - pivot[n]
@@ -51,24 +61,28 @@ def add_products(rows: Any, gram: Any) -> None:
         gram: (R, R) float64, changed; only its upper triangle is meant.
     """
     count, total = rows.shape
+    even = count - count % 2
     # Whole rows of this are passed on, with a size: a slice of all of them at once would lose its contiguity.
-    work = np.zeros((count + count % 2, BLOCK))
+    work = np.zeros((count, BLOCK))
     none = np.zeros(BLOCK)
     for start in range(0, total, BLOCK):
         size = min(BLOCK, total - start)
         _take_off(rows[0, start : start + size], none, work[0], size)
         for r in range(1, count):
             _take_off(rows[r, start : start + size], work[0], work[r], size)
-        for r in range(0, count, 2):
-            for s in range(r, count, 2):
+        for r in range(0, even, 2):
+            for s in range(r, even, 2):
                 products = _four_products(work[r], work[r + 1], work[s], work[s + 1], size)
                 gram[r, s] += products[0]
-                if s + 1 < count:
-                    gram[r, s + 1] += products[1]
-                if r + 1 < count:
-                    gram[r + 1, s] += products[2]
-                if r + 1 < count and s + 1 < count:
-                    gram[r + 1, s + 1] += products[3]
+                gram[r, s + 1] += products[1]
+                gram[r + 1, s] += products[2]
+                gram[r + 1, s + 1] += products[3]
+        if even < count:
+            for r in range(0, even, 2):
+                first, second = _two_products(work[even], work[r], work[r + 1], size)
+                gram[r, even] += first
+                gram[r + 1, even] += second
+            gram[even, even] += _two_products(work[even], work[even], work[even], size)[0]
 
 
 @_compiled
