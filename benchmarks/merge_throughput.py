@@ -5,7 +5,8 @@
 The family of `peers/make_merge_family.py` is made if it is not there; with ``--mergekit`` so is an environment of its
 own with mergekit, which is only ever run as a program. Every pair begins with the floor: all bytes of the inputs read
 once, as many as the output has written once and synced (of writing through the page cache and past it, the faster),
-nothing computed. Then both sides merge the same recipe in turns, with warm inputs. Afterwards every tensor is compared with a float64 computation that shares no code with either.
+nothing computed. Then both sides merge the same recipe in turns, with warm inputs. Afterwards every tensor is compared
+with a float64 computation that shares no code with either.
 
 A table, and as the last line one JSON object: ``ratio_mergekit`` is the median over all pairs (none is dropped) of
 mergekit's wall time divided by ours (null without it), ``ratio_floor`` that of ours divided by the floor's,

@@ -1,20 +1,17 @@
-"""Profiles: one YAML declares a whole study, checked completely before anything runs.
-
-Unknown keys are refused with the nearest valid name, and all problems of a file are reported together.
-"""
+"""Profiles: one YAML declares a whole study, checked completely before anything runs."""
 
 from __future__ import annotations
 
 import typing
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from boom_utils.errors import BoomError, ConfigError, bullet_list, nearest
+from boom_utils.errors import ConfigError, nearest
+from boom_utils.yaml_files import parse, read_yaml
 
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -24,7 +21,6 @@ out the last space; the kit does not."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
-Model = TypeVar("Model", bound=BaseModel)
 
 
 def query_prompt(instruction: str) -> str:
@@ -43,6 +39,7 @@ class CorpusConfig(Frozen):
 
     manifest: Name
     datasets: tuple[Name, ...] = Field(description="training datasets, in the order sequential schedules use")
+    new_datasets: tuple[Name, ...] = Field(default=(), description="those that arrive later; role `new_data`")
     train_rows: int | None = Field(default=None, gt=0, description="most training rows a dataset")
     pretraining_pairs: int | None = Field(default=None, gt=0, description="pairs reserved for the tiny base")
     evaluation_queries: int | None = Field(default=None, gt=0, description="most queries, pairs or test rows a task")
@@ -109,6 +106,7 @@ class SubsetConfig(Frozen):
 
     name: Name
     ratio: Ratio | None = None
+    new_data: Ratio | None = Field(default=None, description="share of every new dataset; None draws nothing of them")
     complement_of: Name | None = None
     mode: Literal["independent", "nested"] = "independent"
     seed: int = 0
@@ -117,7 +115,13 @@ class SubsetConfig(Frozen):
     def _one_rule(self) -> SubsetConfig:
         if (self.ratio is None) == (self.complement_of is None):
             raise ValueError("give exactly one of `ratio` and `complement_of`")
+        if self.new_data is not None and self.ratio is None:
+            raise ValueError("`new_data` goes with `ratio`")
         return self
+
+    def rule(self) -> dict[str, Any]:
+        """The rule as JSON. It speaks of new data only if there are some: their arrival changes no older subset."""
+        return self.model_dump(mode="json", exclude={"new_data"} if self.new_data is None else None)
 
 
 class ScheduleConfig(Frozen):
@@ -154,7 +158,7 @@ class MergeConfig(Frozen):
 
     name: Name
     method: Literal["linear", "multislerp"]
-    members: tuple[Name, ...] = Field(min_length=1)
+    members: tuple[Name, ...] = Field(min_length=1, description="members, or merges declared before this one")
     weights: Literal["ratio", "equal"] | tuple[float, ...] = "ratio"
     task_vectors: bool = Field(default=False, description="merge differences to the base instead of the weights")
 
@@ -195,14 +199,33 @@ class Profile(Frozen):
         return next(subset for subset in self.subsets if subset.name == name)
 
     def ratio(self, subset: SubsetConfig) -> float:
-        """Share of every dataset's rows that ``subset`` holds; a complement holds what the other left."""
+        """Share of every (old) dataset's rows that ``subset`` holds; a complement holds what the other left."""
         if subset.complement_of is not None:
             return 1.0 - self.ratio(self.subset(subset.complement_of))
         return float(typing.cast("float", subset.ratio))
 
+    def member_subset(self, name: str) -> SubsetConfig:
+        """The subset that member ``name`` is trained on."""
+        return self.subset(next(member.subset for member in self.members if member.name == name))
+
     def member_ratio(self, name: str) -> float:
-        """Share of the corpus that member ``name`` is trained on."""
-        return self.ratio(self.subset(next(member.subset for member in self.members if member.name == name)))
+        """Share of the (old) corpus that member ``name`` is trained on."""
+        return self.ratio(self.member_subset(name))
+
+    def member_facts(self) -> dict[str, dict[str, Any]]:
+        """Every member's config, and the share of the new data it is trained on (None: of none)."""
+        return {
+            member.name: {**member.model_dump(mode="json"), "new_data": self.subset(member.subset).new_data}
+            for member in self.members
+        }
+
+    def new_datasets(self, subset: SubsetConfig) -> tuple[str, ...]:
+        """New datasets that ``subset`` draws from: all, or none."""
+        return self.corpus.new_datasets if subset.new_data is not None else ()
+
+    def trained_members(self, model: str) -> list[str]:
+        """The members behind a model; see `trained_members`."""
+        return trained_members(model, {merge.name: merge.members for merge in self.merges})
 
     def merge_weights(self, merge: MergeConfig) -> list[float]:
         """One weight a member of ``merge``, in its order, not normalised."""
@@ -218,8 +241,21 @@ class Profile(Frozen):
         return ["random", "base", *(member.name for member in self.members), *(merge.name for merge in self.merges)]
 
 
+def trained_members(model: str, merges: Mapping[str, Sequence[str]]) -> list[str]:
+    """The members behind a model: itself, or those of a merge and of the merges in it, each once.
+
+    Args:
+        model: Any name; one that is no merge stands for itself.
+        merges: Name of every merge -> what it merges.
+    """
+    if model not in merges:
+        return [model]
+    return list(dict.fromkeys(name for part in merges[model] for name in trained_members(part, merges)))
+
+
 def _repeated(profile: Profile) -> list[str]:
     groups: dict[str, Sequence[str]] = {
+        "dataset": [*profile.corpus.datasets, *profile.corpus.new_datasets],
         "subset": [subset.name for subset in profile.subsets],
         "model": profile.model_names,
         "task": [*profile.evaluation.in_domain, *profile.evaluation.out_of_domain],
@@ -232,8 +268,11 @@ def _repeated(profile: Profile) -> list[str]:
 def _unresolved(profile: Profile) -> list[str]:
     subsets = [subset.name for subset in profile.subsets]
     members = [member.name for member in profile.members]
+    merges = [merge.name for merge in profile.merges]
     uses = [(f"member '{m.name}'", "subset", m.subset, subsets) for m in profile.members]
-    uses += [(f"merge '{m.name}'", "member", name, members) for m in profile.merges for name in m.members]
+    for number, merge in enumerate(profile.merges):
+        known = [*members, *merges[:number]]
+        uses += [(f"merge '{merge.name}'", "member or earlier merge", name, known) for name in merge.members]
     for number, subset in enumerate(profile.subsets):
         if subset.complement_of is not None:
             uses.append((f"subset '{subset.name}'", "earlier subset", subset.complement_of, subsets[:number]))
@@ -244,6 +283,20 @@ def _unresolved(profile: Profile) -> list[str]:
     for merge in profile.merges:
         if not isinstance(merge.weights, str) and len(merge.weights) != len(merge.members):
             problems.append(f"merge '{merge.name}': {len(merge.weights)} weights for {len(merge.members)} members")
+        if merge.weights == "ratio" and (found := sorted({*merge.members} & {*merges})):
+            problems.append(f"merge '{merge.name}': '{found[0]}' is a merge and has no ratio; give equal, or numbers")
+    return [*problems, *_misplaced_new_data(profile)]
+
+
+def _misplaced_new_data(profile: Profile) -> list[str]:
+    holding = [subset.name for subset in profile.subsets if subset.new_data is not None]
+    problems = [
+        f"subset '{subset.name}': '{subset.complement_of}' holds new data, a complement of it is not defined"
+        for subset in profile.subsets
+        if subset.complement_of in holding
+    ]
+    if holding and not profile.corpus.new_datasets:
+        problems.append(f"subset '{holding[0]}': there are no new data, corpus.new_datasets is empty")
     return problems
 
 
@@ -265,63 +318,3 @@ def load_profile(name_or_path: str | Path) -> Profile:
             expected=f"one of {', '.join(profile_names())}, or the path of a .yaml file",
         )
     return parse(Profile, read_yaml(path, ConfigError), path.name, ConfigError)
-
-
-def parse(model: type[Model], raw: Any, where: str, error: type[BoomError]) -> Model:
-    """Validate ``raw`` as ``model``; every problem is in the one error that is raised.
-
-    Raises:
-        BoomError: Of the class ``error``, naming ``where``, the key of each problem and the nearest valid name.
-    """
-    try:
-        return model.model_validate(raw)
-    except ValidationError as caught:
-        problems = [_explain(model, problem) for problem in caught.errors()]
-        raise error(
-            f"{len(problems)} problem(s) in {where}", found=bullet_list(problems), fix="correct the keys named above"
-        ) from None
-
-
-def _explain(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
-    location = problem["loc"]
-    key = ".".join(str(part) for part in location) or "(whole file)"
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key{nearest(str(location[-1]), _keys_at(model, location[:-1]))}"
-    given = problem.get("input")
-    shown = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return f"{key}: {problem['msg']}{shown}"
-
-
-def _keys_at(model: Any, location: Iterable[str | int]) -> set[str]:
-    """Valid keys of the (possibly nested, possibly repeated) model at a location of a validation error."""
-    for part in location:
-        if isinstance(part, str) and hasattr(model, "model_fields") and part in model.model_fields:
-            model = model.model_fields[part].annotation
-        while not hasattr(model, "model_fields") and typing.get_args(model):
-            model = next((arg for arg in typing.get_args(model) if arg not in (type(None), Ellipsis)), None)
-    return set(getattr(model, "model_fields", {}))
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, but a key given twice is an error instead of the last one winning."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build one mapping, refusing repeated keys."""
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path, error: type[BoomError]) -> Any:
-    """Read a YAML file (safe loader, no repeated keys).
-
-    Raises:
-        BoomError: Of the class ``error``, with line and column.
-    """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as caught:
-        raise error(f"{path.name} is not valid YAML", where=path.name, found=caught, fix="correct the line") from None

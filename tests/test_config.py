@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from boom_utils.config import PROFILES, load_profile, profile_names
+from boom_utils.config import PROFILES, Profile, load_profile, profile_names, trained_members
 from boom_utils.errors import ConfigError
 
 
@@ -51,7 +51,7 @@ def test_names_that_lead_nowhere_are_all_reported(tmp_path: Path) -> None:
     for part in (
         "model 'a' is named twice",
         "no subset 'p2'; did you mean",
-        "no member 'b'",
+        "no member or earlier merge 'b'",
         "2 weights for 1 members",
     ):
         assert part in text
@@ -67,6 +67,61 @@ def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
 def test_a_subset_needs_exactly_one_rule(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exactly one of `ratio` and `complement_of`"):
         load_profile(edited(tmp_path, subsets=[{"name": "a", "ratio": 0.5, "complement_of": "b"}]))
+
+
+def smoke_content() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+def test_a_merge_may_name_an_earlier_merge_and_no_later_one_nor_itself(tmp_path: Path) -> None:
+    first = {"name": "first", "method": "linear", "members": ["s20", "s40"], "weights": "equal"}
+    second = {"name": "second", "method": "linear", "members": ["first", "full"], "weights": [1, 2]}
+    profile = load_profile(edited(tmp_path, merges=[first, second]))
+    assert profile.merge_weights(profile.merges[1]) == [1.0, 2.0]
+    assert profile.trained_members("second") == ["s20", "s40", "full"]
+    with pytest.raises(ConfigError, match="merge 'second': no member or earlier merge 'first'"):
+        load_profile(edited(tmp_path, merges=[second, first]))
+    with pytest.raises(ConfigError, match="merge 'first': no member or earlier merge 'first'"):
+        load_profile(edited(tmp_path, merges=[{**first, "members": ["s20", "first"]}]))
+
+
+def test_a_merge_has_no_ratio_to_weigh_it_by(tmp_path: Path) -> None:
+    merges = [{"name": "first", "method": "linear", "members": ["s20", "s40"]}]
+    merges += [{"name": "second", "method": "linear", "members": ["first", "full"], "weights": "ratio"}]
+    with pytest.raises(ConfigError, match="merge 'second': 'first' is a merge and has no ratio"):
+        load_profile(edited(tmp_path, merges=merges))
+
+
+def test_the_members_behind_a_merge_of_merges_are_named_once_each() -> None:
+    merges = {"inner": ["a", "b"], "outer": ["inner", "b", "c"], "beside": ["outer", "inner"]}
+    assert trained_members("beside", merges) == ["a", "b", "c"]
+    assert trained_members("a", merges) == ["a"]
+
+
+def test_new_data_are_drawn_by_ratio_from_datasets_that_are_declared_new(tmp_path: Path) -> None:
+    def problems(subsets: list[dict[str, Any]], **corpus: Any) -> str:
+        changed = {**smoke_content()["corpus"], **corpus}
+        members = [{"name": "full", "subset": "all"}]
+        with pytest.raises(ConfigError) as caught:
+            load_profile(edited(tmp_path, subsets=subsets, members=members, merges=[], corpus=changed))
+        return str(caught.value)
+
+    everything = {"name": "all", "ratio": 1.0, "new_data": 1.0}
+    rest = {"name": "rest", "complement_of": "all"}
+    assert "'all' holds new data, a complement of it is not defined" in problems([everything, rest])
+    assert "`new_data` goes with `ratio`" in problems([everything, {**rest, "new_data": 0.5}])
+    assert "corpus.new_datasets is empty" in problems([everything], new_datasets=[])
+    twice = ["docstring_to_code", "exception_class"]
+    assert "dataset 'exception_class' is named twice" in problems([everything], new_datasets=twice)
+
+
+def test_a_subset_speaks_of_new_data_only_if_it_holds_some() -> None:
+    profile = Profile.model_validate(smoke_content())
+    assert "new_data" not in profile.subset("p20").rule()
+    assert profile.subset("update").rule()["new_data"] == 1.0
+    assert profile.new_datasets(profile.subset("p20")) == ()
+    assert profile.new_datasets(profile.subset("update")) == ("docstring_to_code",)
 
 
 def test_weights_by_ratio_are_those_of_the_released_recipe() -> None:

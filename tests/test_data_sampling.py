@@ -80,6 +80,38 @@ def test_another_dataset_or_order_changes_no_sample(
 
 
 @pytest.mark.promise(9)
+@given(corpora, st.integers(1, 60), ratios, ratios, modes)
+def test_new_data_have_a_share_of_their_own_and_change_nothing_drawn_from_the_old(
+    rows: dict[str, int], extra: int, ratio: float, share: float, mode: str
+) -> None:
+    old = as_lists(draw_subset(rows, rule(ratio=ratio, mode=mode)))
+    everything = {**rows, "new-data": extra}
+    update = as_lists(draw_subset(everything, rule(ratio=ratio, new_data=share, mode=mode), new=["new-data"]))
+    assert len(update.pop("new-data")) == subset_size(share, extra)
+    assert update == old
+    assert as_lists(draw_subset(everything, rule(ratio=ratio, mode=mode), new=["new-data"])) == old
+
+
+def test_a_subset_of_old_data_is_written_the_same_whether_or_not_new_data_exist(tmp_path: Path) -> None:
+    facts = save_subset(tmp_path / "before", make_subset({"a": 9}, rule(ratio=0.5)))
+    made = make_subset({"a": 9, "new": 4}, rule(ratio=0.5), new=["new"])
+    assert save_subset(tmp_path / "after", made) == facts
+    assert load_subset(tmp_path / "after").corpus_rows == {"a": 9}
+    assert "new_data" not in facts["rule"]
+
+
+def test_a_subset_with_new_data_is_loaded_as_it_was_and_shares_only_what_both_hold(tmp_path: Path) -> None:
+    update = make_subset({"a": 10, "new": 5}, rule(name="update", ratio=0.4, new_data=1.0), new=["new"])
+    save_subset(tmp_path, update)
+    assert load_subset(tmp_path).sizes == {"a": 4, "new": 5}
+    assert load_subset(tmp_path).rule["new_data"] == 1.0
+    full = make_subset({"a": 10}, rule(name="full", ratio=1.0))
+    shares = overlap_shares([update, full])
+    assert shares["update"]["full"] == pytest.approx(4 / 9, abs=1e-6)
+    assert shares["full"]["update"] == 0.4
+
+
+@pytest.mark.promise(9)
 @given(corpora, ratios)
 def test_a_complement_is_what_the_other_left(rows: dict[str, int], ratio: float) -> None:
     half = make_subset(rows, rule(name="half", ratio=ratio))

@@ -127,16 +127,44 @@ def test_tables_and_figures_are_where_the_output_says(smoke: Run) -> None:
 def test_the_main_table_has_every_model_with_an_interval_in_and_out_of_domain(smoke: Run) -> None:
     table = smoke.table("models").set_index("model")
     members = ["s20", "s40", "s60", "s80", "full", "seq-datasets", "seq-families", "two-stage"]
-    assert list(table.index) == ["random", "base", *members, "plain-mean", "boom"]
+    members += ["update", "retrained"]
+    assert list(table.index) == ["random", "base", *members, "plain-mean", "boom", "boom-updated"]
     for domain in ("in-domain", "out-of-domain"):
         assert (table[f"{domain} low"] < table[domain]).all()
         assert (table[domain] < table[f"{domain} high"]).all()
     assert table.loc["boom", "corpus passes"] == pytest.approx(3.0)
+    assert table.loc["boom-updated", "corpus passes"] == pytest.approx(3.0 + table.loc["update", "corpus passes"])
 
 
 def test_the_base_beats_random_and_fine_tuned_models_beat_the_base_by_more_than_their_intervals(smoke: Run) -> None:
     checks = smoke.table("checks").set_index("model")
     assert (checks.loc[["base", "full", "plain-mean", "boom"], "in-domain difference low"] > 0).all()
+
+
+def test_an_update_is_compared_with_retraining_with_an_interval_and_a_verdict_each(smoke: Run) -> None:
+    table = smoke.table("incremental").set_index("model")
+    assert list(table.index) == ["boom", "update", "boom-updated", "retrained"]
+    others = table.drop(index="retrained")
+    for group in ("old", "new", "out-of-domain"):
+        gap, low, high = (others[f"{group} minus retrained{bound}"] for bound in ("", " low", " high"))
+        assert ((low < gap) & (gap < high)).all()
+        expected = np.where(low > 0, "better", np.where(high < 0, "worse", "inconclusive"))
+        assert list(others[f"{group} verdict"]) == list(expected)
+    assert table.loc["boom", "examples to train"] == 0
+    assert table.loc["boom-updated", "examples to train"] == table.loc["update", "examples to train"]
+    assert 0.4 < table.loc["update", "share of retraining"] < 0.6
+
+
+def test_the_retrained_model_meets_the_batches_of_the_full_corpus_and_those_of_the_new_data(smoke: Run) -> None:
+    plans = {
+        name: BatchPlan.load(smoke.study.build(f"plan/{name}").path / "plan.npz") for name in ("full", "retrained")
+    }
+    contents = {
+        name: {(b.dataset, b.rows.tobytes(), b.negatives.tobytes()) for b in plan.batches}
+        for name, plan in plans.items()
+    }
+    assert {dataset for dataset, *_ in contents["retrained"] - contents["full"]} == {"docstring_to_code"}
+    assert contents["full"] < contents["retrained"]
 
 
 def test_the_schedules_are_compared_with_an_interval_and_a_verdict_each(smoke: Run) -> None:
@@ -186,7 +214,9 @@ def test_a_changed_merge_weight_asks_for_that_merge_and_what_follows_from_it_onl
     study = Study(Profile.model_validate(content), Workspace(smoke.home))
     missing = {name for name, node in study.nodes.items() if study.workspace.find(node) is None}
     tasks = [*study.profile.evaluation.in_domain, *study.profile.evaluation.out_of_domain]
-    assert missing == {"merge/boom", "results", "report", *(f"scores/boom/{task}" for task in tasks)}
+    merges = ("boom", "boom-updated")  # the second is made from the first
+    scored = {f"scores/{merge}/{task}" for merge in merges for task in tasks}
+    assert missing == {"results", "report", *(f"merge/{merge}" for merge in merges), *scored}
 
 
 @pytest.mark.promise(36)
@@ -243,7 +273,7 @@ def test_mteb_reads_every_result(smoke: Run) -> None:
         revisions[path.parent.parent.name] = result.task_name
         if "value" in samples["columns"]:
             assert np.mean(samples["columns"]["value"]) == pytest.approx(score, abs=1e-4)
-    assert len(revisions) == 12
+    assert len(revisions) == 15
 
 
 def test_the_merged_model_loads_in_sentence_transformers_and_pools_like_its_members(smoke: Run) -> None:

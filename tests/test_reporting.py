@@ -17,19 +17,40 @@ from matplotlib.figure import Figure
 from boom_utils.artifacts import write_json, write_text
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.statistics import Estimate
-from boom_utils.reporting.figures import STYLE, plan_strips, schedule_comparison, schedule_losses, schedule_strips
+from boom_utils.reporting.figures import (
+    STYLE,
+    incremental_comparison,
+    plan_strips,
+    schedule_comparison,
+    schedule_losses,
+    schedule_strips,
+    task_deltas,
+)
 from boom_utils.reporting.report import write_report
-from boom_utils.reporting.results import Results, read_results
-from boom_utils.reporting.tables import checks_table, markdown, model_table, schedule_table, verdict_of
+from boom_utils.reporting.results import Results, incremental_models, read_results
+from boom_utils.reporting.tables import (
+    checks_table,
+    incremental_table,
+    markdown,
+    member_table,
+    model_table,
+    schedule_table,
+    verdict_of,
+)
 
 TASKS = {"alpha": "in-domain", "beta": "in-domain", "gamma": "out-of-domain"}
 SKILL = {"random": 0.1, "base": 0.4, "half": 0.55, "full": 0.6, "merged": 0.65}
-MEMBER = {"subset": "p100", "seed": 1, "schedule": "batch_shuffled", "order": "given", "stages": []}
+MEMBER: dict[str, Any] = {"subset": "p100", "seed": 1, "schedule": "batch_shuffled", "order": "given", "stages": []}
+MEMBER |= {"ratio": 1.0, "new_data": None, "passes": 1.0}
 MEMBER |= {"learning_rate_stages": "continued", "steps": 4, "examples": 8, "tokens": 99, "mean_loss_last_tenth": 1.0}
 SCHEDULES: dict[str, dict[str, Any]] = {
     "sets": {"schedule": "sequential_datasets", "order": "largest_first"},
     "stages": {"schedule": "two_stage", "stages": [["a", "b"], ["c"]], "learning_rate_stages": "restarted"},
     "seeds": {"schedule": "sequential_families", "seed": 2},
+}
+INCREMENTAL: dict[str, dict[str, Any]] = {
+    "update": {"subset": "update", "ratio": 0.4, "new_data": 1.0, "passes": 0.65, "examples": 6, "steps": 3},
+    "retrained": {"subset": "everything", "new_data": 1.0, "passes": 1.25, "examples": 10, "steps": 5},
 }
 
 
@@ -44,14 +65,27 @@ def write_log(root: Path, member: str, datasets: str) -> None:
     write_text(root / "training" / member / "training_log.jsonl", "\n".join(map(json.dumps, lines)))
 
 
+GEOMETRY = {
+    "members": ["half", "full"],
+    "has_base": True,
+    "cosines": [[1, 0.2], [0.2, 1]],
+    "distances": [[0, 0.3], [0.3, 0]],
+    "relative_updates": [0.1, 0.2],
+    "layers": ["embedding", "layer 0"],
+    "by_layer": [[0.05, 0.1], [0.15, 0.3]],
+}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     root = tmp_path / "results"
     study = {
         "models": list(SKILL),
-        "members": {"half": {**MEMBER, "ratio": 0.5, "subset": "p50"}, "full": {**MEMBER, "ratio": 1.0}},
+        "members": {"half": {**MEMBER, "ratio": 0.5, "passes": 0.5, "subset": "p50"}, "full": MEMBER},
         "merges": {"merged": {"method": "multislerp", "members": ["half", "full"], "weights": [0.5, 1.0]}},
-        "tasks": [{"name": name, "family": "retrieval", "domain": domain} for name, domain in TASKS.items()],
+        "tasks": [
+            {"name": name, "family": "retrieval", "domain": domain, "new_data": False} for name, domain in TASKS.items()
+        ],
         "evaluation": {"reference": "full", "bootstrap_draws": 300, "confidence": 0.95, "seed": 0},
     }
     write_json(root / "study.json", study)
@@ -62,7 +96,7 @@ def folder(tmp_path: Path) -> Path:
         write_log(root, member, "aabb")
     write_json(
         root / "geometry.json",
-        {"members": ["half", "full"], "cosines": [[1, 0.2], [0.2, 1]], "relative_updates": [0.1, 0.2]},
+        GEOMETRY,
     )
     write_json(root / "corpus" / "summary.json", {"sets": {"train/a": {"rows": 8, "query_words": {"median": 3.0}}}})
     return root
@@ -73,7 +107,7 @@ def scheduled(folder: Path) -> Path:
     """The same study with two other schedules of `full`, and one that no shuffled member is like."""
     study = json.loads((folder / "study.json").read_text())
     for name, facts in SCHEDULES.items():
-        study["members"][name] = {**MEMBER, "ratio": 1.0, **facts}
+        study["members"][name] = {**MEMBER, **facts}
         study["models"].append(name)
         write_log(folder, name, "bbaa")
     for task in TASKS:
@@ -85,11 +119,34 @@ def scheduled(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def updated(scheduled: Path) -> Path:
+    """The same study after new data: `merged` is updated, `retrained` knows everything; a new task, `delta`."""
+    study = json.loads((scheduled / "study.json").read_text())
+    for name, facts in INCREMENTAL.items():
+        study["members"][name] = {**MEMBER, **facts}
+        write_log(scheduled, name, "aabn")
+    study["merges"]["fresh"] = {"method": "multislerp", "members": ["merged", "update"], "weights": [1.0, 1.0]}
+    study["models"] += [*INCREMENTAL, "fresh"]
+    study["tasks"].append({"name": "delta", "family": "code", "domain": "out-of-domain", "new_data": True})
+    alike = {"update": "half", "retrained": "full", "fresh": "merged"}
+    for model in study["models"]:
+        for task in (*TASKS, "delta"):
+            if task == "delta" or model in alike:
+                stored = scores(alike.get(model, "half"), task)
+                write_json(scheduled / "scores" / model / task / "samples.json", stored)
+    write_json(scheduled / "scores" / "fresh" / "delta" / "samples.json", scores("base", "delta"))
+    write_json(scheduled / "scores" / "fresh" / "gamma" / "samples.json", scores("full", "gamma"))
+    write_json(scheduled / "study.json", study)
+    return scheduled
+
+
 @pytest.mark.promise(32)
-def test_the_same_results_give_the_same_bytes(scheduled: Path, tmp_path: Path) -> None:
-    written = [write_report(scheduled, tmp_path / name)["written"] for name in ("one", "two")]
+def test_the_same_results_give_the_same_bytes(updated: Path, tmp_path: Path) -> None:
+    written = [write_report(updated, tmp_path / name)["written"] for name in ("one", "two")]
     assert written[0] == written[1]
     assert {"tables/schedules.csv", "figures/schedule_strips.svg", "figures/schedule_losses.png"} <= set(written[0])
+    assert {"tables/incremental.csv", "figures/incremental_comparison.svg"} <= set(written[0])
     for name in written[0]:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
@@ -156,6 +213,88 @@ def test_members_with_other_schedules_are_not_among_those_to_merge(scheduled: Pa
     results = read_results(scheduled)
     assert results.shuffled == ["half", "full"]
     assert list(checks_table(results).model) == ["base", "half", "full", "merged"]
+
+
+def test_an_update_is_compared_with_retraining_on_old_new_and_other_tasks(updated: Path) -> None:
+    results = read_results(updated)
+    assert results.task_groups == {"old": ["alpha", "beta"], "new": ["delta"], "out-of-domain": ["gamma"]}
+    assert results.retrained == "retrained"
+    table = incremental_table(results).set_index("model")
+    assert list(table.index) == ["merged", "update", "fresh", "retrained"]
+    gap = 100 * np.subtract(*(scores(model, "delta")["columns"]["value"] for model in ("base", "full"))).mean()
+    assert table.loc["fresh", "new minus retrained"] == pytest.approx(gap, abs=1e-3)
+    verdicts = {group: table.loc["fresh", f"{group} verdict"] for group in results.task_groups}
+    assert verdicts == {"old": "better", "new": "worse", "out-of-domain": "inconclusive"}
+    assert table.loc["retrained", "old verdict"] == "reference"
+    assert pd.isna(table.loc["retrained", "old minus retrained"])
+    assert table.loc["update", "what"].endswith("40 % of every old dataset and 100 % of the new data")
+    assert table.loc["fresh", "what"] == "multislerp of merged and update, weights 1, 1"
+
+
+def test_an_update_costs_what_is_trained_when_the_new_data_arrive(updated: Path) -> None:
+    results = read_results(updated)
+    table = incremental_table(results).set_index("model")
+    assert table["examples to train"].to_dict() == {"merged": 0, "update": 6, "fresh": 6, "retrained": 10}
+    assert table["steps to train"].to_dict() == {"merged": 0, "update": 3, "fresh": 3, "retrained": 5}
+    assert table.loc["fresh", "share of retraining"] == pytest.approx(0.6)
+    passes = model_table(results).set_index("model")["corpus passes"]
+    assert passes["fresh"] == pytest.approx(1.5 + 0.65), "from the start: all members behind it"
+    assert passes["retrained"] == pytest.approx(1.25)
+
+
+def test_models_that_know_new_data_are_in_the_overall_tables_and_not_in_those_of_the_static_setting(
+    updated: Path,
+) -> None:
+    results = read_results(updated)
+    assert results.shuffled == ["half", "full"]
+    assert results.schedules == {"full": "full", "sets": "full", "stages": "full"}
+    assert results.static_merges == ["merged"]
+    assert [axis.get_title() for axis in task_deltas(results).axes] == ["merged minus full"]
+    assert {"update", "retrained", "fresh"} <= set(model_table(results).model)
+    checked = ["base", "half", "full", "merged", "update", "fresh", "retrained"]
+    assert list(checks_table(results).model) == checked
+    assert member_table(results).set_index("member")["new data"].to_dict()["update"] == 1.0
+
+
+def test_a_schedule_of_new_data_is_not_compared_with_those_of_old_data(updated: Path) -> None:
+    study = json.loads((updated / "study.json").read_text())
+    study["members"]["other"] = {**study["members"]["retrained"], "schedule": "sequential_datasets"}
+    results = Results(updated, study)
+    assert "other" not in results.schedules
+    assert "retrained" not in results.schedules
+    assert results.incremental[-2:] == ["retrained", "other"]
+
+
+def test_the_models_of_the_incremental_setting_are_found_through_merges_of_merges() -> None:
+    members = {name: {"new_data": None} for name in "abc"} | {name: {"new_data": 1.0} for name in ("u", "v", "all")}
+    merges = {"old": ["a", "b"], "one": ["old", "u"], "two": ["one", "v"], "beside": ["a", "c"]}
+    assert incremental_models(members, merges) == ["old", "u", "v", "one", "two", "all"]
+    assert incremental_models({"a": {"new_data": None}}, {"old": ["a"]}) == []
+
+
+def test_without_a_retrained_model_an_update_is_shown_and_compared_with_nothing(updated: Path) -> None:
+    study = json.loads((updated / "study.json").read_text())
+    del study["members"]["retrained"]
+    results = Results(updated, study)
+    table = incremental_table(results)
+    assert list(table.model) == ["merged", "update", "fresh"]
+    assert not [name for name in table if "minus" in name or "verdict" in name or "share" in name]
+    assert incremental_comparison(results).axes
+
+
+def test_the_figure_of_an_update_has_a_panel_a_group_and_one_for_the_cost(updated: Path) -> None:
+    figure = incremental_comparison(read_results(updated))
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["old (2 tasks)", "new (1 task)", "out-of-domain (1 task)", "examples to train"]
+    assert [patch.get_width() for patch in figure.axes[-1].patches] == [0, 6, 6, 10]
+
+
+def test_a_study_without_new_data_has_no_table_and_no_figure_of_updates(scheduled: Path, tmp_path: Path) -> None:
+    written = write_report(scheduled, tmp_path / "out")["written"]
+    assert not [name for name in written if "incremental" in name]
+    results = read_results(scheduled)
+    assert incremental_table(results).empty
+    assert incremental_comparison(results).axes, "a notebook of such a study still runs"
 
 
 def colours_of(figure: Figure) -> list[list[tuple[float, ...]]]:

@@ -18,7 +18,7 @@ import nbformat
 import pytest
 import yaml
 
-from boom_utils.artifacts import Artifact, Node, Workspace, write_text
+from boom_utils.artifacts import Artifact, Node, Workspace, digest_of, write_text
 from boom_utils.cli import main
 from boom_utils.config import PROFILES, Profile
 from boom_utils.errors import ConfigError, NotebookError, WorkspaceError
@@ -245,12 +245,22 @@ def test_a_wrong_argument_exits_with_2_and_makes_nothing(
 def test_notebooks_are_chosen_by_number_or_name() -> None:
     assert runner.choose(["3"], None) == ["03_merge"]
     assert runner.choose(["07", "01_data"], None) == ["01_data", "07_tables_and_figures"]
-    assert runner.choose([], "03") == ["03_merge", "05_scheduling_ablations", "07_tables_and_figures"]
+    assert runner.choose([], "03") == [
+        "03_merge",
+        "04_incremental_updates",
+        "05_scheduling_ablations",
+        "07_tables_and_figures",
+    ]
+
+
+def smoke_content() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
+    return content
 
 
 def smoke_study(folder: Path, *without: str, **member: object) -> Study:
     """The smoke study without some of its members, and with one more that is like `full`."""
-    content = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
+    content = smoke_content()
     content["members"] = [one for one in content["members"] if one["name"] not in without]
     content["members"] += [{"subset": "p100", "seed": 100, **member}] if member else []
     return Study(Profile.model_validate(content), Workspace(folder))
@@ -290,6 +300,69 @@ def test_a_study_with_one_schedule_asks_nothing_of_the_notebook_on_schedules(tmp
     assert study.build_all("plan/", []) == {}
     with pytest.raises(ConfigError, match="did you mean 'plan/full'"):
         study.build_all("plan/", ["ful"])
+
+
+def static_study(folder: Path, **corpus: object) -> Study:
+    """The smoke study before the new data arrived."""
+    content = smoke_content()
+    content["subsets"] = [subset for subset in content["subsets"] if "new_data" not in subset]
+    content["members"] = [one for one in content["members"] if one["name"] not in ("update", "retrained")]
+    content["merges"] = [one for one in content["merges"] if one["name"] != "boom-updated"]
+    content["corpus"] |= {"new_datasets": [], **corpus}
+    return Study(Profile.model_validate(content), Workspace(folder))
+
+
+def fingerprint(node: Node) -> str:
+    """What an artifact is a function of, before any is made."""
+    inputs = {name: fingerprint(child) for name, child in node.inputs.items()}
+    return digest_of([node.stage, node.version, node.config, inputs])
+
+
+def test_new_data_make_nothing_anew_that_was_there_before(tmp_path: Path) -> None:
+    before, after = static_study(tmp_path).nodes, smoke_study(tmp_path).nodes
+    kept = set(before) - {"results", "report"}
+    assert [name for name in kept if fingerprint(before[name]) != fingerprint(after[name])] == []
+    added = {name for name in set(after) - set(before) if not name.startswith("scores/")}
+    assert added == {
+        *("subset/update", "subset/everything", "tokens/new", "merge/boom-updated"),
+        *("plan/update", "member/update", "plan/retrained", "member/retrained"),
+    }
+
+
+def test_models_that_know_new_data_are_made_in_a_notebook_of_their_own(tmp_path: Path) -> None:
+    study = smoke_study(tmp_path)
+    assert study.group("incremental") == ["boom", "update", "boom-updated", "retrained"]
+    assert study.group("merges") == ["plain-mean", "boom"]
+    asked = set(study.nodes_of("04_incremental_updates"))
+    assert {"member/update", "member/retrained", "merge/boom-updated", "tokens/new", "subset/update"} <= asked
+    earlier = {name for notebook in list(NOTEBOOKS)[:3] for name in study.nodes_of(notebook)}
+    assert {name for name in earlier if re.search("update|retrained|everything|new", name)} == set()
+
+
+def test_update_and_retrained_model_start_from_the_base_with_old_and_new_tokens(tmp_path: Path) -> None:
+    study = smoke_study(tmp_path)
+    for name in ("update", "retrained"):
+        inputs = study.node(f"member/{name}").inputs
+        assert inputs["base"] is study.node("base")
+        assert [inputs["tokens"], inputs["new_tokens"]] == [study.node("tokens"), study.node("tokens/new")]
+        assert "docstring_to_code" in study.node(f"member/{name}").config["rules"]
+    assert "new_tokens" not in study.node("member/full").inputs
+    merged = study.node("merge/boom-updated")
+    assert list(merged.inputs.values()) == [study.node("merge/boom"), study.node("member/update")]
+    assert merged.config["weights"] == [1.0, 1.0]
+
+
+def test_a_study_without_new_data_asks_nothing_of_the_notebook_on_updates(tmp_path: Path) -> None:
+    study = static_study(tmp_path)
+    assert study.group("incremental") == study.group("new_subsets") == []
+    assert study.nodes_of("04_incremental_updates") == {}
+
+
+def test_a_dataset_is_new_only_if_the_manifest_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"corpus.new_datasets: no 'docstring_to_cod'; did you mean"):
+        static_study(tmp_path, new_datasets=["docstring_to_cod"])
+    with pytest.raises(ConfigError, match="'exception_class' has the role train, not new_data"):
+        static_study(tmp_path, datasets=["summary_to_description"], new_datasets=["exception_class"])
 
 
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,8 @@ def member_job(folder: Path, config: TrainingConfig = TOY, *, broken: bool = Fal
     (folder / "tokens").mkdir()
     toy_job(encoder, folder / "tokens", config=config).plan.save(folder / "plan.npz")
     rules = {"toy": DatasetRules()}
-    return MemberJob(folder / "base", folder / "tokens", folder / "plan.npz", rules, config, PROMPTS, "toy", "A toy.")
+    files = folder / "base", (folder / "tokens",), folder / "plan.npz"
+    return MemberJob(*files, rules, config, PROMPTS, "toy", "A toy.")
 
 
 def lines_of(folder: Path) -> list[dict[str, object]]:
@@ -50,7 +51,7 @@ def lines_of(folder: Path) -> list[dict[str, object]]:
 
 def test_a_job_survives_its_journey_to_another_process() -> None:
     config = TOY.model_copy(update={"lora": LoraConfig(r=2)})
-    paths = Path("a"), Path("b"), Path("c")
+    paths = Path("a"), (Path("b"), Path("new")), Path("c")
     job = MemberJob(*paths, {"toy": DatasetRules(group="first_row")}, config, PROMPTS, "toy", "A.", True, ("x",))
     assert MemberJob.from_json(json.loads(json.dumps(job.to_json()))) == job
 

@@ -2,14 +2,14 @@
 
 Every dataset has its own random stream, so adding one does not change what is drawn from the others. In the paper
 each ratio is drawn from every dataset independently and without replacement; whether smaller subsets are nested in
-larger ones is not known, so both modes exist.
+larger ones is not known, so both modes exist. Datasets that arrive later have a share of their own.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -34,7 +34,7 @@ class Subset:
     """Row ids of every dataset and the rule that made them.
 
     Args:
-        rule: The subset's config as JSON-able dict (name, ratio, complement_of, mode, seed).
+        rule: The subset's config as JSON-able dict (name, ratio, complement_of, mode, seed; new_data if it has some).
         corpus_rows: Rows every dataset has in all.
         rows: Row ids of every dataset, ascending and unique, uint32.
     """
@@ -66,7 +66,10 @@ def subset_size(ratio: float, rows: int) -> int:
 
 
 def draw_subset(
-    rows: Mapping[str, int], subset: SubsetConfig, earlier: Mapping[str, Subset] | None = None
+    rows: Mapping[str, int],
+    subset: SubsetConfig,
+    earlier: Mapping[str, Subset] | None = None,
+    new: Collection[str] = (),
 ) -> dict[str, RowIds]:
     """Draw the rows of one subset from every dataset, without replacement.
 
@@ -75,9 +78,10 @@ def draw_subset(
         subset: The rule. ``nested`` takes prefixes of one permutation a dataset and seed, so a smaller ratio of the
             same seed lies inside a larger one; ``independent`` draws by the subset's name as well.
         earlier: Subsets drawn before, by name; needed for ``complement_of``.
+        new: Those of the datasets that arrived later: their share is the rule's ``new_data``, without it nothing.
 
     Returns:
-        Ascending uint32 row ids of every dataset.
+        Ascending uint32 row ids of every dataset that is drawn from.
 
     Raises:
         DataError: A dataset is empty, or the subset to complement was not drawn from these rows.
@@ -87,11 +91,12 @@ def draw_subset(
         raise DataError(f"subset '{subset.name}' cannot be drawn", found=f"no rows in {', '.join(empty) or 'any file'}")
     if subset.complement_of is not None:
         return _complement(rows, subset, earlier or {})
-    return {dataset: _draw(dataset, count, subset) for dataset, count in sorted(rows.items())}
+    shares = {dataset: subset.new_data if dataset in new else subset.ratio for dataset in sorted(rows)}
+    return {name: _draw(name, rows[name], share, subset) for name, share in shares.items() if share is not None}
 
 
-def _draw(dataset: str, count: int, subset: SubsetConfig) -> RowIds:
-    size = subset_size(float(subset.ratio or 0), count)
+def _draw(dataset: str, count: int, share: float, subset: SubsetConfig) -> RowIds:
+    size = subset_size(share, count)
     stream = ["nested"] if subset.mode == "nested" else ["independent", subset.name]
     generator = np.random.default_rng(derive_seed(subset.seed, "subset", *stream, dataset))
     return np.sort(generator.permutation(count)[:size]).astype(np.uint32)
@@ -183,18 +188,21 @@ def overlap_shares(subsets: Sequence[Subset]) -> dict[str, dict[str, float]]:
 
 
 def _share(subset: Subset, other: Subset) -> float:
-    shared = sum(len(np.intersect1d(ids, other.rows[d], assume_unique=True)) for d, ids in subset.rows.items())
+    both = [(ids, other.rows[dataset]) for dataset, ids in subset.rows.items() if dataset in other.rows]
+    shared = sum(len(np.intersect1d(*ids, assume_unique=True)) for ids in both)
     return round(shared / max(1, sum(subset.sizes.values())), 6)
 
 
-def make_subset(rows: Mapping[str, int], config: SubsetConfig, other: Subset | None = None) -> Subset:
-    """Draw one subset of a corpus; ``other`` is the one it complements, if it does.
+def make_subset(
+    rows: Mapping[str, int], config: SubsetConfig, other: Subset | None = None, new: Collection[str] = ()
+) -> Subset:
+    """Draw one subset of a corpus; ``other`` is the one it complements, if it does, ``new`` as in `draw_subset`.
 
     Raises:
         DataError: As `draw_subset`.
     """
-    drawn = draw_subset(rows, config, {other.name: other} if other else None)
-    return Subset(config.model_dump(), dict(rows), drawn)
+    drawn = draw_subset(rows, config, {other.name: other} if other else None, new)
+    return Subset(config.rule(), {dataset: rows[dataset] for dataset in drawn}, drawn)
 
 
 def corpus_rows(examples_folder: Path, datasets: Sequence[str]) -> dict[str, int]:

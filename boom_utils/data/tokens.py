@@ -196,6 +196,6 @@ def _slice(tokens: np.ndarray, offsets: np.ndarray, number: int) -> np.ndarray:
     return text
 
 
-def open_tokens(folder: Path) -> dict[str, TokenTable]:
-    """All token tables of a folder, by dataset."""
-    return {path.stem: TokenTable(path) for path in sorted(folder.glob("*.arrow"))}
+def open_tokens(*folders: Path) -> dict[str, TokenTable]:
+    """All token tables of the folders, by dataset."""
+    return {path.stem: TokenTable(path) for folder in folders for path in sorted(folder.glob("*.arrow"))}

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, get_args
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from boom_utils.config import Frozen, read_yaml
+from boom_utils.config import Frozen
 from boom_utils.errors import MergeError, bullet_list, nearest
 from boom_utils.merging.parameters import (
     METHOD_RULES,
@@ -27,6 +27,7 @@ from boom_utils.merging.parameters import (
     weights_cancel,
 )
 from boom_utils.model_folder import model_parts
+from boom_utils.yaml_files import read_yaml
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 OWN_METHODS = frozenset({"linear_norm_matched"})

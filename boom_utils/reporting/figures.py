@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 
 from boom_utils.artifacts import atomic_path
 from boom_utils.evaluation.statistics import Estimate
+from boom_utils.reporting.geometry import angles_and_sizes, layer_heat_map
 from boom_utils.reporting.results import DOMAINS, Results, read_json_object
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
@@ -53,8 +54,8 @@ def model_means(results: Results) -> Figure:
 
 
 def task_deltas(results: Results) -> Figure:
-    """Difference of every merged model to the reference on every task, paired, with intervals."""
-    merges, tasks = list(results.study["merges"]), [task["name"] for task in results.study["tasks"]]
+    """Difference of every merged model of the static setting to the reference on every task, paired, with intervals."""
+    merges, tasks = results.static_merges, [task["name"] for task in results.study["tasks"]]
     figure = Figure(figsize=(8, 0.42 * len(tasks) + 1.4), layout="constrained")
     axes = figure.subplots(1, len(merges), sharey=True, sharex=True, squeeze=False)[0]
     for axis, merge in zip(axes, merges, strict=True):
@@ -70,7 +71,7 @@ def task_deltas(results: Results) -> Figure:
 
 
 def training_losses(results: Results) -> Figure:
-    """Training loss of every batch-level shuffled member, one panel a dataset, over the share of its steps."""
+    """Training loss of every member of `Results.shuffled`, one panel a dataset, over the share of its steps."""
     logs = {member: results.training_log(member) for member in results.shuffled}
     datasets = sorted({line["dataset"] for log in logs.values() for line in log})
     figure = Figure(figsize=(2.1 * len(datasets), 2.6), layout="constrained")
@@ -89,27 +90,17 @@ def training_losses(results: Results) -> Figure:
 
 
 def task_vector_geometry(results: Results) -> Figure:
-    """Cosines between the members' task vectors, and the size of each update relative to the base."""
-    stored = read_json_object(results.folder / "geometry.json")
-    names, cosines_MM = stored["members"], np.asarray(stored["cosines"])
-    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
-    image = left.imshow(cosines_MM, vmin=0, vmax=1, cmap="cividis")
-    for row, column in np.ndindex(*cosines_MM.shape):
-        value = cosines_MM[row, column]
-        left.text(column, row, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.6 else "white")
-    left.set_xticks(range(len(names)), names)
-    left.set_yticks(range(len(names)), names)
-    left.set_title("cosine of task vectors (all weights)")
-    figure.colorbar(image, ax=left, shrink=0.8)
-    right.bar(names, 100 * np.asarray(stored["relative_updates"]), color=BLUE)
-    right.set_title("size of the update")
-    right.set_ylabel("|member - base| / |base|, %")
-    return figure
+    """Angles between the members' task vectors, their distances, and the size of each update."""
+    return angles_and_sizes(read_json_object(results.folder / "geometry.json"))
+
+
+def layer_updates(results: Results) -> Figure:
+    """How far each member has moved from the base in each layer."""
+    return layer_heat_map(read_json_object(results.folder / "geometry.json"))
 
 
 def corpus_rows(results: Results) -> Figure:
-    """Rows of the training datasets that the batches of each batch-level shuffled member hold."""
+    """Rows of the training datasets that the batches of each member of `Results.shuffled` hold."""
     rows: dict[str, dict[str, int]] = defaultdict(dict)
     for member in results.shuffled:
         for line in results.training_log(member):
@@ -202,11 +193,38 @@ def schedule_losses(results: Results) -> Figure:
     return figure
 
 
+def incremental_comparison(results: Results) -> Figure:
+    """Old, new and other tasks after an update and after retraining, with intervals, and what has to be trained.
+
+    A dashed line marks the retrained model.
+    """
+    models, groups, retrained = results.incremental, results.task_groups, results.retrained
+    colours = [_incremental_colour(results, model) for model in models]
+    figure = Figure(figsize=(9, 0.42 * len(models) + 1.2), layout="constrained")
+    *axes, cost = figure.subplots(1, len(groups) + 1, sharey=True, squeeze=False)[0]
+    for axis, (group, tasks) in zip(axes, groups.items(), strict=True):
+        _dots(axis, [results.mean(model, tasks) for model in models], colours)
+        if retrained:
+            axis.axvline(100 * results.mean(retrained, tasks).value, color=GREY, lw=0.8, ls="--", zorder=0)
+        axis.set_title(f"{group} ({len(tasks)} task{'s' if len(tasks) > 1 else ''})")
+    examples = [results.update_cost(model)["examples"] for model in models]
+    cost.barh(range(len(models)), examples, height=0.55, color=colours)
+    for row, count in enumerate(examples):
+        cost.text(count, row, f" {count:,}" if count else " nothing", va="center", fontsize=8)
+    cost.set_title("examples to train")
+    cost.set_xlim(0, 1.35 * max([1, *examples]))
+    cost.set_yticks(range(len(models)), models)
+    cost.set_ylim(max(1, len(models)) - 0.5, -0.5)
+    figure.supxlabel(f"mean score x 100, {_interval(results)}; on the right: when the new data arrive", fontsize=9)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Results], Figure]] = {
     "model_means": model_means,
     "task_deltas": task_deltas,
     "training_losses": training_losses,
     "task_vector_geometry": task_vector_geometry,
+    "layer_updates": layer_updates,
     "corpus_rows": corpus_rows,
 }
 SCHEDULE_FIGURES: dict[str, Callable[[Results], Figure]] = {
@@ -215,12 +233,15 @@ SCHEDULE_FIGURES: dict[str, Callable[[Results], Figure]] = {
     "schedule_losses": schedule_losses,
 }
 """Of studies that compare schedules."""
+INCREMENTAL_FIGURES: dict[str, Callable[[Results], Figure]] = {"incremental_comparison": incremental_comparison}
+"""Of studies in which new data arrive."""
 
 
 def write_figures(results: Results, out: Path) -> list[Path]:
     """Write every figure as ``<name>.svg`` and ``<name>.png`` into ``out``, without dates."""
     written = []
     wanted = FIGURES | (SCHEDULE_FIGURES if results.schedules else {})
+    wanted |= INCREMENTAL_FIGURES if results.incremental else {}
     with mpl.rc_context(STYLE):
         for name, draw in wanted.items():
             figure = draw(results)
@@ -257,6 +278,13 @@ def _colour(results: Results, model: str) -> str:
     if model in results.study["merges"]:
         return ORANGE
     return BLUE if model in results.study["members"] else GREY
+
+
+def _incremental_colour(results: Results, model: str) -> str:
+    """Grey for what was there before the new data, green for the retrained model, else as everywhere."""
+    if model == results.retrained:
+        return GREEN
+    return _colour(results, model) if results.update_cost(model)["examples"] else GREY
 
 
 def _interval(results: Results) -> str:

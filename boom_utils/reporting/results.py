@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from boom_utils.config import trained_members
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.statistics import (
     Bootstrap,
@@ -57,8 +58,26 @@ class Results:
 
     @property
     def shuffled(self) -> list[str]:
-        """Members trained with batch-level shuffling: the ones to merge."""
-        return [name for name, facts in self.study["members"].items() if facts["schedule"] == SHUFFLED]
+        """Members trained on old data with batch-level shuffling: the ones to merge; see `shuffled_members`."""
+        return shuffled_members(self.study["members"])
+
+    @property
+    def static_merges(self) -> list[str]:
+        """Merged models that know old data only."""
+        updated = updated_merges(self.study["members"], self._parts)
+        return [name for name in self.study["merges"] if name not in updated]
+
+    @property
+    def incremental(self) -> list[str]:
+        """Models that know new data, after those they update; see `incremental_models`."""
+        return incremental_models(self.study["members"], self._parts)
+
+    @property
+    def retrained(self) -> str | None:
+        """The member trained on all old and all new data with batch-level shuffling: what updates are compared with."""
+        wanted = {"schedule": SHUFFLED, "ratio": 1.0, "new_data": 1.0}
+        members = self.study["members"].items()
+        return next((name for name, facts in members if all(facts[key] == wanted[key] for key in wanted)), None)
 
     @property
     def schedules(self) -> dict[str, str]:
@@ -69,12 +88,31 @@ class Results:
         """Names of the tasks of a domain (``in-domain`` or ``out-of-domain``)."""
         return [task["name"] for task in self.study["tasks"] if task["domain"] == domain]
 
+    @property
+    def task_groups(self) -> dict[str, list[str]]:
+        """The incremental setting's groups of tasks, those that have any.
+
+        ``old``: in-domain tasks. ``new``: tasks of the new data, out of domain until these are learnt.
+        ``out-of-domain``: tasks that stay so.
+        """
+        groups: dict[str, list[str]] = {"old": [], "new": [], "out-of-domain": []}
+        for task in self.study["tasks"]:
+            known = "old" if task["domain"] == "in-domain" else "out-of-domain"
+            groups["new" if task["new_data"] else known].append(task["name"])
+        return {group: tasks for group, tasks in groups.items() if tasks}
+
     def cost(self, model: str) -> float:
-        """Corpus passes the model took: its ratio, or the sum of its members'; 0 for untrained ones."""
-        members, merges = self.study["members"], self.study["merges"]
-        if model in merges:
-            return float(sum(members[name]["ratio"] for name in merges[model]["members"]))
-        return float(members[model]["ratio"]) if model in members else 0.0
+        """Training cost in passes over the old corpus: of all members behind the model; 0 for untrained ones."""
+        members = self.study["members"]
+        behind = trained_members(model, self._parts)
+        return float(sum(members[name]["passes"] for name in behind if name in members))
+
+    def update_cost(self, model: str) -> dict[str, int]:
+        """What has to be trained for the model when the new data arrive: examples and steps."""
+        members = self.study["members"]
+        behind = [members[name] for name in trained_members(model, self._parts) if name in members]
+        trained = [facts for facts in behind if facts["new_data"] is not None]
+        return {key: sum(facts[key] for facts in trained) for key in ("examples", "steps")}
 
     def training_log(self, model: str) -> list[dict[str, Any]]:
         """One dict a training step of a model, in order."""
@@ -91,12 +129,19 @@ class Results:
 
     def domain_mean(self, model: str, domain: str) -> Estimate:
         """Mean score of a model over the tasks of a domain."""
-        found = self._samples(model, self.tasks(domain))
-        return mean_estimate(found, self._draws(model, list(found)), list(found), self.bootstrap)
+        return self.mean(model, self.tasks(domain))
+
+    def mean(self, model: str, tasks: list[str]) -> Estimate:
+        """Mean score of a model over ``tasks``."""
+        return mean_estimate(self._samples(model, tasks), self._draws(model, tasks), tasks, self.bootstrap)
 
     def difference(self, model: str, other: str, tasks: list[str]) -> Estimate:
         """Paired difference of two models' means over ``tasks``."""
         return difference_estimate(self._samples(model, tasks), self._samples(other, tasks), tasks, self.bootstrap)
+
+    @property
+    def _parts(self) -> dict[str, list[str]]:
+        return {name: facts["members"] for name, facts in self.study["merges"].items()}
 
     def _samples(self, model: str, tasks: list[str]) -> dict[str, TaskSamples]:
         return {task: read_samples(self._place(f"scores/{model}/{task}")) for task in tasks}
@@ -108,25 +153,64 @@ class Results:
         return self.places.get(name, self.folder / name)
 
 
+def shuffled_members(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Members trained on old data only, with batch-level shuffling: the ones to merge in the static setting.
+
+    Args:
+        members: Name -> at least ``schedule`` and ``new_data`` (the share of the new data; None: of none).
+    """
+    return [name for name, facts in members.items() if facts["schedule"] == SHUFFLED and facts["new_data"] is None]
+
+
+def updated_merges(members: Mapping[str, Mapping[str, Any]], merges: Mapping[str, Sequence[str]]) -> list[str]:
+    """Merges with new data in them: a member behind them was trained on some.
+
+    Args:
+        members: Name -> at least ``new_data``.
+        merges: Name -> what is merged: members, or other merges.
+    """
+    new = {name for name, facts in members.items() if facts["new_data"] is not None}
+    return [name for name in merges if new & {*trained_members(name, merges)}]
+
+
+def incremental_models(members: Mapping[str, Mapping[str, Any]], merges: Mapping[str, Sequence[str]]) -> list[str]:
+    """The models of the incremental setting, in the order tables show them.
+
+    Args:
+        members: Name -> at least ``new_data``.
+        merges: Name -> what is merged: members, or other merges.
+
+    Returns:
+        Models with old data that are updated by a merge; members that this merge adds to them; the updated merges; and
+        the other members with new data (retrained from the base).
+    """
+    updated = updated_merges(members, merges)
+    new = [name for name, facts in members.items() if facts["new_data"] is not None]
+    parts = dict.fromkeys(part for merge in updated for part in merges[merge])
+    existing = [part for part in parts if part not in (*new, *updated)]
+    return [*existing, *(name for name in new if name in parts), *updated, *(name for name in new if name not in parts)]
+
+
 def compared_schedules(members: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Members that differ in nothing but their schedule: on the same subset with the same seed.
+    """Members of the static setting that differ in nothing but their schedule: on the same subset with the same seed.
 
     Every plan of theirs has the same batches; only the order differs (`boom_utils.training.plan.plan_batches`).
 
     Args:
-        members: Name -> at least ``schedule``, ``subset`` and ``seed``.
+        members: Name -> at least ``schedule``, ``subset``, ``seed`` and ``new_data``.
 
     Returns:
         Member -> the batch-level shuffled member it is compared with, which stands first and is its own; empty where
         no batch-level shuffled member has a counterpart.
     """
     found: dict[str, str] = {}
-    shuffled = [name for name, facts in members.items() if facts["schedule"] == SHUFFLED]
+    shuffled = shuffled_members(members)
     for baseline in shuffled:
         alike = [
             name
             for name, facts in members.items()
             if name not in (*shuffled, *found)
+            and facts["new_data"] is None
             and all(facts[key] == members[baseline][key] for key in ("subset", "seed"))
         ]
         if alike:

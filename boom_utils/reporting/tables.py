@@ -60,7 +60,8 @@ def member_table(results: Results) -> pd.DataFrame:
     """What each member was trained on and how its training ended."""
     rows = [
         {"member": name, "subset": facts["subset"], "seed": facts["seed"], "schedule": SCHEDULES[facts["schedule"]]}
-        | {key: facts[key] for key in ("ratio", "steps", "examples", "tokens")}
+        | {"ratio": facts["ratio"], "new data": facts["new_data"] or 0.0}
+        | {key: facts[key] for key in ("steps", "examples", "tokens")}
         | {"mean loss, last tenth of steps": facts["mean_loss_last_tenth"]}
         for name, facts in results.study["members"].items()
     ]
@@ -84,13 +85,40 @@ def schedule_table(results: Results) -> pd.DataFrame:
         row |= {"steps": facts["steps"]}
         for domain in DOMAINS:
             row |= _columns(domain, results.domain_mean(member, domain))
-            gap, verdict = Estimate(math.nan, math.nan, math.nan), "reference"
-            if member != baseline:
-                gap = results.difference(member, baseline, results.tasks(domain))
-                verdict = verdict_of(gap, "better", "worse")
+            gap, verdict = _compared(results, member, baseline, results.tasks(domain))
             row |= _columns(f"{domain} minus shuffling", gap) | {f"{domain} verdict": verdict}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def incremental_table(results: Results) -> pd.DataFrame:
+    """When new data arrive: means on old, new and other tasks, compared with retraining, and what has to be trained.
+
+    Differences to the retrained model are paired, verdicts as in `schedule_table`. Empty for a study without new data.
+    """
+    rows = []
+    retrained = results.retrained
+    for model in results.incremental:
+        row: dict[str, Any] = {"model": model, "what": _what(results, model)}
+        for group, tasks in results.task_groups.items():
+            row |= _columns(group, results.mean(model, tasks))
+            if retrained:
+                gap, verdict = _compared(results, model, retrained, tasks)
+                row |= _columns(f"{group} minus {retrained}", gap) | {f"{group} verdict": verdict}
+        cost = results.update_cost(model)
+        row |= {f"{key} to train": count for key, count in cost.items()}
+        if retrained:
+            row["share of retraining"] = round(cost["examples"] / results.update_cost(retrained)["examples"], 4)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _compared(results: Results, model: str, baseline: str, tasks: list[str]) -> tuple[Estimate, str]:
+    """Paired difference to a baseline, and the verdict; the baseline itself has neither."""
+    if model == baseline:
+        return Estimate(math.nan, math.nan, math.nan), "reference"
+    gap = results.difference(model, baseline, tasks)
+    return gap, verdict_of(gap, "better", "worse")
 
 
 def checks_table(results: Results) -> pd.DataFrame:
@@ -100,7 +128,9 @@ def checks_table(results: Results) -> pd.DataFrame:
     that is a finding.
     """
     in_domain = results.tasks("in-domain")
-    pairs = [("base", "random"), *((name, "base") for name in (*results.shuffled, *results.study["merges"]))]
+    fine_tuned = [*results.shuffled, *results.static_merges]
+    fine_tuned += [name for name in results.incremental if name not in fine_tuned]
+    pairs = [("base", "random"), *((name, "base") for name in fine_tuned)]
     rows = []
     for model, other in pairs:
         found = results.difference(model, other, in_domain)
@@ -153,6 +183,7 @@ TABLES = {
     "tasks": task_table,
     "members": member_table,
     "schedules": schedule_table,
+    "incremental": incremental_table,
     "checks": checks_table,
     "corpus": corpus_table,
 }
@@ -205,11 +236,16 @@ def _what(results: Results, model: str) -> str:
     if model in study["merges"]:
         merge = study["merges"][model]
         weights = ", ".join(f"{weight:g}" for weight in merge["weights"])
-        return f"{merge['method']} of {len(merge['members'])} members, weights {weights}"
+        nested = any(part in study["merges"] for part in merge["members"])
+        parts = " and ".join(merge["members"]) if nested else f"{len(merge['members'])} members"
+        return f"{merge['method']} of {parts}, weights {weights}"
     if model in study["members"]:
         facts = study["members"][model]
         schedule = "" if facts["schedule"] == SHUFFLED else f", {SCHEDULES[facts['schedule']]}"
-        return f"fine-tuned on {100 * facts['ratio']:g} % of every dataset{schedule}"
+        share = f"{100 * facts['ratio']:g} % of every dataset"
+        if facts["new_data"] is not None:
+            share = f"{100 * facts['ratio']:g} % of every old dataset and {100 * facts['new_data']:g} % of the new data"
+        return f"fine-tuned on {share}{schedule}"
     return ROLES.get(model, "")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from boom_utils.artifacts import RECORD, Node, write_json
-from boom_utils.config import Profile
+from boom_utils.config import Profile, SubsetConfig
 from boom_utils.data.manifest import Manifest
 from boom_utils.study.stages import VERSION, Inputs, Nodes
 
@@ -55,16 +55,23 @@ def result_places(found: Inputs) -> dict[str, Path]:
 
 def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str, Any]:
     """The content of study.json: what was studied, restricted to the models that are among the artifacts ``found``."""
+
+    def _is_new(task: str) -> bool:
+        return manifest.task(task).dataset in profile.corpus.new_datasets
+
     evaluation = profile.evaluation
     domains = {"in-domain": evaluation.in_domain, "out-of-domain": evaluation.out_of_domain}
     scored = {name.split("/")[1] for name in found if name.startswith("scores/")}
     members = [member for member in profile.members if f"member/{member.name}" in found]
+    rows = found["examples"].facts["rows"]
     return {
         "profile": profile.name,
         "models": [name for name in profile.model_names if name in scored],
         "members": {
             member.name: {
                 "ratio": profile.member_ratio(member.name),
+                "new_data": profile.member_subset(member.name).new_data,
+                "passes": _passes(profile, profile.member_subset(member.name), rows),
                 **member.model_dump(mode="json", include=_MEMBER_CONFIG),
                 **{key: found[f"member/{member.name}"].facts[key] for key in _MEMBER_FACTS},
             }
@@ -76,7 +83,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
             if merge.name in scored
         },
         "tasks": [
-            {"name": name, "family": manifest.task(name).family, "domain": domain}
+            {"name": name, "family": manifest.task(name).family, "domain": domain, "new_data": _is_new(name)}
             for domain, names in domains.items()
             for name in names
         ],
@@ -84,6 +91,13 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
         "sources": {name: [artifact.record["stage"], artifact.key] for name, artifact in found.items()},
         "environment": found["base"].record["environment"],
     }
+
+
+def _passes(profile: Profile, subset: SubsetConfig, rows: Mapping[str, int]) -> float:
+    """Rows of a subset in units of the old corpus: what a member costs."""
+    corpus = profile.corpus
+    old, new = (sum(rows[f"train/{name}"] for name in names) for names in (corpus.datasets, corpus.new_datasets))
+    return profile.ratio(subset) + (subset.new_data or 0.0) * new / old
 
 
 def _copy(source: Path, folder: Path, pattern: str) -> None:

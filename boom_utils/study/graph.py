@@ -18,14 +18,20 @@ from boom_utils.config import Profile, load_profile
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.errors import ConfigError, bullet_list, nearest
 from boom_utils.progress import quiet_libraries
-from boom_utils.reporting.results import Results, compared_schedules
+from boom_utils.reporting.results import (
+    Results,
+    compared_schedules,
+    incremental_models,
+    shuffled_members,
+    updated_merges,
+)
 from boom_utils.study import gathering, stages
 from boom_utils.training.schedules import schedule_stages
 
 log = logging.getLogger(__name__)
 
 NOTEBOOKS: Mapping[str, tuple[str, ...]] = {
-    "01_data": ("examples", "subset/"),
+    "01_data": ("examples", "subset/{subsets}"),
     "02_finetune_subsets": (
         "random",
         "base",
@@ -36,12 +42,20 @@ NOTEBOOKS: Mapping[str, tuple[str, ...]] = {
         "scores/base/",
         "scores/{shuffled}/",
     ),
-    "03_merge": ("merge/", "geometry", "scores/{merges}/"),
+    "03_merge": ("merge/{merges}", "geometry", "scores/{merges}/"),
+    "04_incremental_updates": (
+        "subset/{new_subsets}",
+        "tokens/new",
+        "plan/{incremental}",
+        "member/{incremental}",
+        "merge/{incremental}",
+        "scores/{incremental}/",
+    ),
     "05_scheduling_ablations": ("plan/{schedules}", "member/{schedules}", "scores/{schedules}/"),
     "07_tables_and_figures": ("results", "report"),
 }
-"""Which nodes each notebook makes or loads: a name, all names under a folder (``subset/``), or one for every model of a
-group of `Study.group` (``plan/{shuffled}``)."""
+"""Which nodes each notebook makes or loads: a name, all names under a folder (``scores/base/``), or one for every name
+of a group of `Study.group` (``plan/{shuffled}``)."""
 
 
 class Study:
@@ -94,8 +108,9 @@ class Study:
 
     def results_of(self, models: Sequence[str]) -> Results:
         """Results of the base and some models before all are gathered: read where they are, made now if need be."""
-        members = [member.name for member in self.profile.members if member.name in models]
-        found = {"base": self.build("base")}
+        behind = {name for model in models for name in self.profile.trained_members(model)}
+        members = [member.name for member in self.profile.members if member.name in behind]
+        found = {"base": self.build("base"), "examples": self.build("examples")}
         found |= {f"member/{name}": made for name, made in self.build_all("member/", members).items()}
         for model, scores in self.scores_of(models).items():
             found |= {f"scores/{model}/{task}": artifact for task, artifact in scores.items()}
@@ -103,17 +118,26 @@ class Study:
         return Results(self.workspace.root, facts, gathering.result_places(found))
 
     def group(self, name: str) -> list[str]:
-        """Names of the models of a group, in the profile's order.
+        """Names of the models or subsets of a group, in the profile's order.
 
-        ``shuffled``: members trained with batch-level shuffling. ``schedules``: members trained with another schedule,
-        and those of the first group that they are compared with. ``merges``: merged models.
+        The static setting knows old data only. ``shuffled``: its members trained with batch-level shuffling.
+        ``schedules``: those trained with another schedule, and those of the first group that they are compared with.
+        ``merges``: its merged models. ``incremental``: all models that know new data, and those that they update.
+        ``subsets`` and ``new_subsets``: subsets without and with new data.
         """
-        members = self.profile.members
-        shuffled = [member.name for member in members if member.schedule == "batch_shuffled"]
-        baselines = compared_schedules({member.name: member.model_dump() for member in members}).values()
-        schedules = [member.name for member in members if member.name not in shuffled or member.name in baselines]
-        merges = [merge.name for merge in self.profile.merges]
-        return {"shuffled": shuffled, "schedules": schedules, "merges": merges}[name]
+        members, profile = self.profile.member_facts(), self.profile
+        merges = {merge.name: merge.members for merge in profile.merges}
+        shuffled, baselines = shuffled_members(members), compared_schedules(members).values()
+        others = [name for name, facts in members.items() if facts["new_data"] is None and name not in shuffled]
+        updated = updated_merges(members, merges)
+        return {
+            "shuffled": shuffled,
+            "schedules": [name for name in members if name in others or name in baselines],
+            "merges": [name for name in merges if name not in updated],
+            "incremental": incremental_models(members, merges),
+            "subsets": [subset.name for subset in profile.subsets if subset.new_data is None],
+            "new_subsets": [subset.name for subset in profile.subsets if subset.new_data is not None],
+        }[name]
 
     def nodes_of(self, notebook: str) -> dict[str, Node]:
         """The nodes that ``notebook`` makes or loads, by name."""
@@ -141,13 +165,20 @@ def _check_against_manifest(profile: Profile, manifest: Manifest) -> None:
     asked = [("corpus.datasets", name, datasets) for name in profile.corpus.datasets]
     asked += [("evaluation.in_domain", name, tasks) for name in profile.evaluation.in_domain]
     asked += [("evaluation.out_of_domain", name, tasks) for name in profile.evaluation.out_of_domain]
+    asked += [("corpus.new_datasets", name, datasets) for name in profile.corpus.new_datasets]
     problems = [f"{key}: no '{name}'{nearest(name, known)}" for key, name, known in asked if name not in known]
+    problems += [
+        f"corpus.new_datasets: '{dataset.id}' has the role {dataset.role}, not new_data"
+        for dataset in manifest.datasets
+        if dataset.id in profile.corpus.new_datasets and dataset.role != "new_data"
+    ]
     if problems:
         raise ConfigError(
             f"profile '{profile.name}' names what manifest '{manifest.name}' does not have", found=bullet_list(problems)
         )
-    families = {name: manifest.dataset(name).family for name in profile.corpus.datasets}
     for member in profile.members:
+        names = (*profile.corpus.datasets, *profile.new_datasets(profile.subset(member.subset)))
+        families = {name: manifest.dataset(name).family for name in names}
         schedule_stages(member, families, dict.fromkeys(families, 0))
 
 
@@ -159,6 +190,8 @@ def _nodes(profile: Profile, manifest: Manifest, execution: stages.Execution) ->
     nodes["random"] = stages.random_model(profile, manifest, nodes)
     nodes["base"] = stages.base_model(profile, manifest, nodes)
     nodes["tokens"] = stages.tokens(profile, manifest, nodes)
+    if profile.corpus.new_datasets:
+        nodes["tokens/new"] = stages.tokens(profile, manifest, nodes, new=True)
     for member in profile.members:
         nodes[f"plan/{member.name}"] = stages.plan(profile, manifest, member, nodes)
         nodes[f"member/{member.name}"] = stages.member(profile, manifest, member, nodes, execution)

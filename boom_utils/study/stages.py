@@ -14,7 +14,8 @@ from typing import Any
 
 from boom_utils.artifacts import Artifact, Node, write_json
 from boom_utils.config import MemberConfig, MergeConfig, Profile, SubsetConfig, query_prompt
-from boom_utils.data.manifest import Manifest
+from boom_utils.data.manifest import Dataset, Manifest
+from boom_utils.reporting.results import shuffled_members
 
 VERSION: Mapping[str, int] = {
     "examples": 1,
@@ -27,8 +28,8 @@ VERSION: Mapping[str, int] = {
     "merge": 2,
     "geometry": 2,
     "scores": 1,
-    "results": 2,
-    "report": 2,
+    "results": 3,
+    "report": 3,
 }
 
 Nodes = Mapping[str, Node]
@@ -52,7 +53,8 @@ def examples(profile: Profile, manifest: Manifest) -> Node:
     prose = {"description", "licence", "version"}  # what is installed is in "found"
     config = {
         "manifest": _without(manifest.model_dump(mode="json"), prose),
-        "corpus": profile.corpus.model_dump(mode="json"),
+        # New datasets are mined with the rest: which of them a study uses changes nothing of what is written.
+        "corpus": profile.corpus.model_dump(mode="json", exclude={"new_datasets"}),
         "found": python_docs.corpus_fingerprint(manifest),
     }
     return Node("examples", VERSION["examples"], f"examples of {manifest.name}", config, make)
@@ -66,19 +68,22 @@ def _without(value: Any, keys: set[str]) -> Any:
 
 
 def subset(profile: Profile, config: SubsetConfig, nodes: Nodes) -> Node:
-    """One subset: row ids of every training dataset."""
+    """One subset: row ids of every training dataset, and of the new ones if it holds new data."""
     from boom_utils.data import sampling
 
+    datasets, new = profile.corpus.datasets, profile.new_datasets(config)
     inputs = {"examples": nodes["examples"]}
     if config.complement_of is not None:
         inputs["complement_of"] = nodes[f"subset/{config.complement_of}"]
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
-        rows = sampling.corpus_rows(found["examples"].path, profile.corpus.datasets)
+        rows = sampling.corpus_rows(found["examples"].path, (*datasets, *new))
         other = sampling.load_subset(found["complement_of"].path) if "complement_of" in found else None
-        return sampling.save_subset(out, sampling.make_subset(rows, config, other))
+        return sampling.save_subset(out, sampling.make_subset(rows, config, other, new))
 
-    described = {"subset": config.model_dump(mode="json"), "datasets": sorted(profile.corpus.datasets)}
+    described = {"subset": config.rule(), "datasets": sorted(datasets)}
+    if new:
+        described["new_datasets"] = sorted(new)
     return Node("subset", VERSION["subset"], f"subset {config.name}", described, make, inputs)
 
 
@@ -123,10 +128,11 @@ def base_model(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
     return Node("base", VERSION["base"], "base model", described, make, inputs, resumable=True, observations=log_file)
 
 
-def tokens(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
-    """Token tables of all training datasets."""
+def tokens(profile: Profile, manifest: Manifest, nodes: Nodes, *, new: bool = False) -> Node:
+    """Token tables of all training datasets, or of all new ones: apart, so that these make nothing old anew."""
     training, prompts = profile.training, _prompts(manifest)
-    datasets = [manifest.dataset(name) for name in profile.corpus.datasets]
+    names = profile.corpus.new_datasets if new else profile.corpus.datasets
+    datasets = [manifest.dataset(name) for name in names]
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
         from boom_utils.data.examples import read_examples
@@ -147,21 +153,38 @@ def tokens(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
         "lengths": [training.query_max_len, training.passage_max_len],
     }
     inputs = {"examples": nodes["examples"], "random": nodes["random"]}
-    return Node("tokens", VERSION["tokens"], "tokens of the training examples", described, make, inputs)
+    label = "tokens of the new examples" if new else "tokens of the training examples"
+    return Node("tokens", VERSION["tokens"], label, described, make, inputs)
 
 
-def _rules(profile: Profile, manifest: Manifest) -> dict[str, dict[str, Any]]:
+def _datasets(profile: Profile, manifest: Manifest, member: MemberConfig) -> dict[str, Dataset]:
+    """What a member is trained on, by name, in the profile's order: new datasets only if its subset holds some."""
+    names = (*profile.corpus.datasets, *profile.new_datasets(profile.subset(member.subset)))
+    return {name: manifest.dataset(name) for name in names}
+
+
+def _tokens(profile: Profile, member: MemberConfig, nodes: Nodes) -> dict[str, Node]:
+    """The inputs that hold the tokens of a member's datasets."""
+    new = profile.new_datasets(profile.subset(member.subset))
+    return {"tokens": nodes["tokens"]} | ({"new_tokens": nodes["tokens/new"]} if new else {})
+
+
+def _token_folders(found: Inputs) -> tuple[Path, ...]:
+    return tuple(found[name].path for name in ("tokens", "new_tokens") if name in found)
+
+
+def _rules(datasets: Mapping[str, Dataset]) -> dict[str, dict[str, Any]]:
     """Dataset -> keyword arguments of its `DatasetRules`."""
-    chosen = {name: manifest.dataset(name) for name in profile.corpus.datasets}
     return {
         name: {"in_batch_negatives": d.in_batch_negatives, "halve_batch": d.halve_batch, "group": d.group_size}
-        for name, d in chosen.items()
+        for name, d in datasets.items()
     }
 
 
 def plan(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Nodes) -> Node:
     """The batches of one member, in order."""
-    rules = _rules(profile, manifest)
+    datasets = _datasets(profile, manifest, config)
+    rules, families = _rules(datasets), {name: dataset.family for name, dataset in datasets.items()}
     training = profile.training
     options = {
         "per_device_train_batch_size": training.per_device_train_batch_size,
@@ -170,7 +193,6 @@ def plan(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Node
         "processes": training.processes,
         "seed": config.seed,
     }
-    families = {name: manifest.dataset(name).family for name in profile.corpus.datasets}
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
         from boom_utils.data.sampling import load_subset
@@ -178,7 +200,7 @@ def plan(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Node
         from boom_utils.training.plan import DatasetRules, PlanInput, PlanOptions, plan_batches
         from boom_utils.training.schedules import schedule_stages
 
-        rows, tables = load_subset(found["subset"].path).rows, open_tokens(found["tokens"].path)
+        rows, tables = load_subset(found["subset"].path).rows, open_tokens(*_token_folders(found))
         data = {
             name: PlanInput(DatasetRules(**rules[name]), rows[name], table.positive_counts, table.negative_counts)
             for name, table in tables.items()
@@ -190,7 +212,7 @@ def plan(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Node
 
     schedule = config.model_dump(mode="json", include={"schedule", "order", "stages"})
     described = {"options": options, "rules": rules, "schedule": schedule, "families": families}
-    inputs = {"subset": nodes[f"subset/{config.subset}"], "tokens": nodes["tokens"]}
+    inputs = {"subset": nodes[f"subset/{config.subset}"], **_tokens(profile, config, nodes)}
     return Node("plan", VERSION["plan"], f"batch plan of {config.name}", described, make, inputs)
 
 
@@ -209,24 +231,26 @@ class Execution:
 
 def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Nodes, execution: Execution) -> Node:
     """One member, fine-tuned from the base."""
-    rules, prompts = _rules(profile, manifest), _prompts(manifest)
+    rules, prompts = _rules(_datasets(profile, manifest, config)), _prompts(manifest)
     restart = config.learning_rate_stages == "restarted"
     schedule = config.schedule.replace("_", " ")
     share = f"{100 * profile.member_ratio(config.name):g} % of every dataset"
+    if (new := profile.member_subset(config.name).new_data) is not None:
+        share = f"{share.replace('every', 'every old')} and {100 * new:g} % of every new one"
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
         from boom_utils.training.member import MemberJob, train_member, usable_processes
         from boom_utils.training.plan import DatasetRules
 
         made = {name: DatasetRules(**rule) for name, rule in rules.items()}
-        files = found["base"].path, found["tokens"].path, found["plan"].path / "plan.npz"
+        files = found["base"].path, _token_folders(found), found["plan"].path / "plan.npz"
         summary = f"Fine-tuned with InfoNCE, {schedule}: {share}."
         job = MemberJob(*files, made, profile.training, prompts, config.name, summary, restart, execution.allow_changes)
         return train_member(job, out, execution.processes or usable_processes(job))
 
     training = profile.training.model_dump(mode="json")
     described = {"training": training, "rules": rules, "name": config.name, "restart_rate": restart}
-    inputs = {"base": nodes["base"], "tokens": nodes["tokens"], "plan": nodes[f"plan/{config.name}"]}
+    inputs = {"base": nodes["base"], **_tokens(profile, config, nodes), "plan": nodes[f"plan/{config.name}"]}
     label = f"member {config.name}"
     return Node(
         "member",
@@ -241,8 +265,8 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
 
 
 def merge(profile: Profile, config: MergeConfig, nodes: Nodes) -> Node:
-    """One merged model."""
-    weights = profile.merge_weights(config)
+    """One merged model, of members or of earlier merges."""
+    weights, places = profile.merge_weights(config), model_nodes(profile)
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
         from boom_utils.merging.recipe import make_recipe
@@ -263,7 +287,7 @@ def merge(profile: Profile, config: MergeConfig, nodes: Nodes) -> Node:
         return write_merged(make_recipe(recipe), out, options)
 
     described = {**config.model_dump(mode="json"), "weights": weights, "dtype": "float32"}
-    inputs = {name: nodes[f"member/{name}"] for name in config.members}
+    inputs = {name: nodes[places[name]] for name in config.members}
     if config.task_vectors:
         inputs["base"] = nodes["base"]
     return Node("merge", VERSION["merge"], f"merge {config.name}", described, make, inputs)
@@ -271,7 +295,7 @@ def merge(profile: Profile, config: MergeConfig, nodes: Nodes) -> Node:
 
 def geometry(profile: Profile, nodes: Nodes) -> Node:
     """Inner products of the batch-level shuffled members (the ones to merge) and their base; angles and sizes."""
-    names = [member.name for member in profile.members if member.schedule == "batch_shuffled"]
+    names = shuffled_members(profile.member_facts())
 
     def make(out: Path, found: Inputs) -> None:
         from boom_utils.merging.checkpoints import open_checkpoints, require_compatible

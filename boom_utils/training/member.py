@@ -43,7 +43,7 @@ class MemberJob:
 
     Args:
         base: Encoder folder it starts from.
-        tokens: Folder of token tables.
+        tokens: Folders of token tables.
         plan: File of the batch plan.
         rules: Batch and loss rules of each dataset.
         config: Hyper-parameters.
@@ -55,7 +55,7 @@ class MemberJob:
     """
 
     base: Path
-    tokens: Path
+    tokens: tuple[Path, ...]
     plan: Path
     rules: Mapping[str, DatasetRules]
     config: TrainingConfig
@@ -67,14 +67,14 @@ class MemberJob:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form for another process."""
-        paths = {name: str(getattr(self, name)) for name in ("base", "tokens", "plan")}
+        paths: dict[str, Any] = {"base": str(self.base), "plan": str(self.plan), "tokens": [*map(str, self.tokens)]}
         rules = {name: asdict(rule) for name, rule in self.rules.items()}
         return {**self.__dict__, **paths, "rules": rules, "config": self.config.model_dump(mode="json")}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> MemberJob:
         """The inverse of `to_json`."""
-        paths = {name: Path(stored[name]) for name in ("base", "tokens", "plan")}
+        paths = {"base": Path(stored["base"]), "plan": Path(stored["plan"]), "tokens": (*map(Path, stored["tokens"]),)}
         rules = {name: DatasetRules(**rule) for name, rule in stored["rules"].items()}
         config = TrainingConfig.model_validate(stored["config"])
         given = {**stored, **paths, "rules": rules, "config": config, "allow_changes": tuple(stored["allow_changes"])}
@@ -111,7 +111,7 @@ def _train_here(
     encoder = Encoder.load(job.base)
     encoder.spec = replace(encoder.spec, prompts={**encoder.spec.prompts, **job.prompts})
     plan = BatchPlan.load(job.plan)
-    training = TrainingJob(open_tokens(job.tokens), job.rules, plan, job.config, job.label, job.restart_rate)
+    training = TrainingJob(open_tokens(*job.tokens), job.rules, plan, job.config, job.label, job.restart_rate)
 
     def stop() -> bool:
         return parent is not None and ((out / _STOP).exists() or not process_alive(parent))
