@@ -9,19 +9,37 @@ None of them may round in a way that depends on the number of threads: a chunk i
 # mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 BLOCK = 1 << 9
 # Sums may be taken in another order (in vector registers); NaN and infinity keep their meaning.
 _SUM = {"reassoc", "contract", "nsz"}
-_compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
-_summing = njit(cache=True, nogil=True, error_model="numpy", fastmath=_SUM)
+
+
+def _kernel(fastmath: set[str]) -> Callable[[Function], Function]:
+    """A decorator: compile at the first call, and keep what was compiled beside this file or in the user's cache."""
+
+    def decorate(function: Function) -> Function:
+        options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+        try:
+            compiled: Function = njit(cache=True, **options)(function)
+        except RuntimeError:  # neither can be written: a second more for each process
+            compiled = njit(**options)(function)
+        return compiled
+
+    return decorate
+
+
+_compiled = _kernel({"contract"})
+_summing = _kernel(_SUM)
 
 
 @_summing
