@@ -262,7 +262,7 @@ print(json.dumps({"python": platform.python_version(), **{name: importlib.metada
 
 def versions(mergekit: Path | None) -> dict[str, Any]:
     """Versions of what ran on each side."""
-    names = ["boom_utils", "torch", "numpy", "safetensors"]
+    names = ["boom_utils", "numba", "numpy", "safetensors"]
     ours = {name: importlib.metadata.version(name) for name in names}
     found: dict[str, Any] = {"ours": {"python": platform.python_version(), **ours}}
     if mergekit is not None:

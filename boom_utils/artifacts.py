@@ -33,7 +33,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 RECORD = "record.json"
 RECORDED_PACKAGES = (
     *("torch", "transformers", "tokenizers", "sentence-transformers", "datasets"),
-    *("peft", "safetensors", "mteb", "numpy", "pandas"),
+    *("peft", "safetensors", "mteb", "numba", "numpy", "pandas"),
 )
 
 
