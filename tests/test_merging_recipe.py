@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from boom_utils.errors import MergeError
+from boom_utils.merging.parameters import places_of, value_at
 from boom_utils.merging.recipe import Recipe, load_recipe, make_recipe, recipe_yaml, weights_cancel
 
 
@@ -200,3 +201,32 @@ def test_a_recipe_cannot_be_changed(folders):
 def test_weights_cancel_up_to_rounding_only():
     assert weights_cancel([0.1, 0.2, -0.3])
     assert not weights_cancel([1.0, -0.999999])
+
+
+@pytest.mark.promise(25)
+@pytest.mark.parametrize(
+    ("layers", "values", "expected"),
+    [
+        (5, [0.1, 0.9], [0.1, 0.3, 0.5, 0.7, 0.9]),
+        (5, [0.1, 0.6, 0.9], [0.1, 0.35, 0.6, 0.75, 0.9]),
+        (2, [0.2, 0.5, 0.8], [0.2, 0.8]),
+        (1, [0.2, 0.5, 0.8], [0.8]),
+        (3, [0.4], [0.4, 0.4, 0.4]),
+    ],
+)
+def test_a_gradient_is_spread_over_the_layers_as_mergekit_spreads_it(layers, values, expected):
+    names = [f"layers.{n}.mlp.up_proj.weight" for n in range(layers)]
+    outside = ["embed_tokens.weight", "norm.weight", "lm_head.weight"]
+    places = places_of([*names, *outside])
+    assert [value_at(values, places[name]) for name in names] == pytest.approx(expected)
+    assert {value_at(values, places[name]) for name in outside} == {values[0]}  # as observed: also after the layers
+
+
+@pytest.mark.promise(25)
+def test_a_filter_is_a_part_of_the_prefixed_name_and_the_first_that_fits_counts():
+    places = places_of(["layers.0.mlp.up_proj.weight", "layers.1.mlp.up_proj.weight", "norm.weight", "lm_head.weight"])
+    setting = [{"filter": "model.norm", "value": 1}, {"filter": "mlp", "value": [2, 4]}, {"filter": "mlp", "value": 9}]
+    assert [value_at(setting, place) for place in places.values()] == [2, 4, 1, None]
+    assert value_at([{"filter": "mlp.*proj", "value": 1}], places["layers.0.mlp.up_proj.weight"]) is None
+    assert value_at({"filter": "*", "value": 3}, places["lm_head.weight"]) == 3
+    assert value_at([{"value": 5}, {"filter": "mlp", "value": 1}], places["layers.0.mlp.up_proj.weight"]) == 5
