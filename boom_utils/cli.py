@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -53,13 +54,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="boom",
         description="Reproduction kit for BOOM (arXiv 2602.05787).",
-        epilog="Environment: BOOM_HOME is the workspace (default workspace/). Exit codes: 0 ok, 1 a stage failed, "
+        epilog="Environment: BOOM_HOME is the workspace (default workspace/), BOOM_MIRROR a folder that data files are "
+        "read from instead of the network, HF_HUB_OFFLINE=1 forbids the network. Exit codes: 0 ok, 1 a stage failed, "
         "2 user error, 130 interrupted.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
     _add_train(commands)
     _add_merge(commands)
+    _add_data(commands)
     check = commands.add_parser("check", help="versions, devices, disk space, corpus sources")
     check.add_argument("--profile", default="smoke", metavar="P", help="profile whose corpus is looked at (smoke)")
     check.set_defaults(command=_check)
@@ -106,6 +109,18 @@ def _add_merge(commands: Any) -> None:
     merge.add_argument("--shard-gb", type=float, default=5.0, metavar="N", help="most gigabytes in one weight file (5)")
     merge.add_argument("--threads", type=int, metavar="N", help="threads (one for each processor, at most 16)")
     merge.set_defaults(command=_merge)
+
+
+def _add_data(commands: Any) -> None:
+    data = commands.add_parser("data", help="the files of a corpus").add_subparsers(required=True, metavar="ACTION")
+    fetch = data.add_parser("fetch", help="download the files of a corpus into the workspace; what is there stays")
+    corpus = fetch.add_mutually_exclusive_group(required=True)
+    corpus.add_argument("--manifest", metavar="NAME", help="all of this data manifest (a name, or a .yaml file)")
+    corpus.add_argument("--profile", metavar="P", help="what this profile trains on and evaluates")
+    fetch.add_argument("--only", nargs="+", action="extend", default=[], metavar="DATASET", help="only these datasets")
+    fetch.add_argument("--verify", action="store_true", help="also hash files that are there, not only look at them")
+    fetch.add_argument("--offline", action="store_true", help="use no network, as with HF_HUB_OFFLINE=1")
+    fetch.set_defaults(command=_fetch)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -202,6 +217,24 @@ def _plan_merge(options: argparse.Namespace) -> None:
         save_grams(options.out / "grams.npz", table)
         write_json(options.out / "plan.json", described)
         log.info("%s: grams.npz, plan.json", options.out)
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from boom_utils.config import load_profile
+    from boom_utils.data.corpus_files import chosen_datasets, downloads_folder, fetch_datasets
+    from boom_utils.data.download import FetchOptions
+    from boom_utils.data.manifest import load_manifest
+
+    profile = None if options.profile is None else load_profile(options.profile)
+    manifest = load_manifest(options.manifest if profile is None else profile.corpus.manifest)
+    datasets = chosen_datasets(manifest, profile, options.only)
+    if not manifest.origins:
+        log.info("%s: nothing to fetch, it is mined from installed distributions", manifest.name)
+        return
+    how = FetchOptions(verify=options.verify)
+    done = fetch_datasets(datasets, downloads_folder(), replace(how, offline=how.offline or options.offline))
+    log.info("%s", done.table())
+    log.info("%s: all files are right, in %s (%.1f s)", manifest.name, done.folder, done.seconds)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -48,6 +48,10 @@ class DataError(BoomError):
     """Examples, subsets or a batch plan cannot be made from the data at hand."""
 
 
+class DownloadError(BoomError):
+    """A file of a corpus could not be downloaded, or what came is not the file the manifest names."""
+
+
 class CheckpointError(BoomError):
     """A model folder cannot be read, is unsafe to read, or is not complete."""
 

@@ -5,10 +5,11 @@ Unknown keys are refused with the nearest valid name, and so are keys given twic
 
 from __future__ import annotations
 
+import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -27,10 +28,22 @@ def parse(model: type[Model], raw: Any, where: str, error: type[BoomError]) -> M
     try:
         return model.model_validate(raw)
     except ValidationError as caught:
-        problems = [_explain(model, problem) for problem in caught.errors()]
+        problems = [_explain(model, problem) for problem in _own(caught.errors())]
         raise error(
             f"{len(problems)} problem(s) in {where}", found=bullet_list(problems), fix="correct the keys named above"
         ) from None
+
+
+def _own(problems: Sequence[Any]) -> list[Any]:
+    """Without those that only follow from others: pydantic also calls a list too short whose entries are wrong."""
+
+    def follows(problem: Any) -> bool:
+        place = problem["loc"]
+        return problem["type"] == "too_short" and any(
+            other["loc"][: len(place)] == place != other["loc"] for other in problems
+        )
+
+    return [problem for problem in problems if not follows(problem)]
 
 
 def _explain(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
@@ -40,17 +53,40 @@ def _explain(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
         return f"{key}: unknown key{nearest(str(location[-1]), _keys_at(model, location[:-1]))}"
     given = problem.get("input")
     shown = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return f"{key}: {problem['msg']}{shown}"
+    return f"{key}: {problem['msg']}{shown}{_nearest_choice(problem)}"
+
+
+def _nearest_choice(problem: Mapping[str, Any]) -> str:
+    """Which of the few values a key may have is closest to the one it has."""
+    context = problem.get("ctx", {})
+    choices = re.findall(r"'([^']+)'", str(context.get("expected_tags" if "tag" in context else "expected", "")))
+    return nearest(str(context.get("tag", problem.get("input"))), choices)
 
 
 def _keys_at(model: Any, location: Iterable[str | int]) -> set[str]:
     """Valid keys of the (possibly nested, possibly repeated) model at a location of a validation error."""
+    models = [model]
     for part in location:
-        if isinstance(part, str) and hasattr(model, "model_fields") and part in model.model_fields:
-            model = model.model_fields[part].annotation
-        while not hasattr(model, "model_fields") and typing.get_args(model):
-            model = next((arg for arg in typing.get_args(model) if arg not in (type(None), Ellipsis)), None)
-    return set(getattr(model, "model_fields", {}))
+        fields = [found.model_fields[part] for found in models if part in found.model_fields]
+        if fields:
+            models = [found for field in fields for found in _models_in(field.annotation)]
+        else:
+            # The tag of a union, which pydantic puts between a key and the key below it, or a position in a list.
+            models = [found for found in models if part in _tags(found)] or models
+    return {key for found in models for key in found.model_fields}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """All models in a type: itself, or those it is a union or a collection of."""
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [found for part in typing.get_args(annotation) for found in _models_in(part)]
+
+
+def _tags(model: type[BaseModel]) -> set[Any]:
+    """Values of the model's literal keys; one of them tells it from others of a union."""
+    literals = (field.annotation for field in model.model_fields.values())
+    return {value for kind in literals if typing.get_origin(kind) is Literal for value in typing.get_args(kind)}
 
 
 class _UniqueKeys(yaml.SafeLoader):

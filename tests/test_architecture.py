@@ -63,7 +63,11 @@ def test_imports_point_one_way_through_the_house(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["boom_utils", "boom_utils.reporting.report", "boom_utils.data.python_docs", "boom_utils.study.graph"]
+    "name",
+    [
+        *("boom_utils", "boom_utils.reporting.report", "boom_utils.data.python_docs", "boom_utils.data.download"),
+        "boom_utils.study.graph",
+    ],
 )
 def test_drawing_tables_mining_text_and_asking_what_is_up_to_date_need_no_torch(name: str) -> None:
     heavy = "{'torch', 'transformers', 'mteb', 'sentence_transformers'}"

@@ -1,12 +1,12 @@
 """Data manifests: one YAML states where a corpus comes from, what its datasets are and how they are evaluated.
 
 What FlagEmbedding hides in folder names and type strings (in-batch negatives, halved batches, instructions on passages,
-group size) is written out here and checked against the type. Reads no corpus and downloads nothing.
+group size) is written out here and checked against the type. Reads no corpus and downloads nothing; files to download
+are described by `boom_utils.data.manifest_files`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import Frozen, Name
-from boom_utils.errors import ManifestError, nearest
+from boom_utils.data.manifest_files import HttpsFiles, Origin, file_problems, refuse, twice
+from boom_utils.errors import DataError, ManifestError, nearest
 from boom_utils.yaml_files import parse, read_yaml
 
 MANIFESTS = PROJECT_ROOT / "data_manifests"
@@ -49,28 +50,31 @@ class InstalledDistributions(Frozen):
 
     @model_validator(mode="after")
     def _names_differ(self) -> InstalledDistributions:
-        _refuse(_twice("distribution", (distribution.name.lower() for distribution in self.distributions)))
+        refuse(twice("distribution", (distribution.name.lower() for distribution in self.distributions)))
         return self
 
 
-Source = InstalledDistributions
-"""Becomes a union, discriminated by ``kind``, when corpora from https and the hub are added."""
+Source = Annotated[InstalledDistributions | HttpsFiles, Field(discriminator="kind")]
 
 
 class Dataset(Frozen):
-    """One training dataset and the semantics of its rows."""
+    """One dataset and the semantics of its rows, as training reads them."""
 
     id: Name
     family: Family
-    role: Literal["train", "new_data"] = Field(description="new_data arrives in the incremental setting")
+    role: Literal["train", "new_data", "evaluation"] = Field(
+        description="new_data arrives in the incremental setting; evaluation (files only): nobody trains on it"
+    )
     prompt: Sentence = Field(description="instruction text only; the template is applied later")
     in_batch_negatives: bool = Field(description="False: the loss sees the row's own group only")
     halve_batch: bool = Field(description="half the per-device batch")
     instruction_on_passages: bool
     group_size: GroupSizeRule
     example_type: ExampleType = Field(description="FlagEmbedding's `type` string")
-    language: str = Field(default="en", pattern=r"^[a-z]{2,3}$")
+    language: str = Field(default="en", pattern=r"^[a-z]{2,3}$", description="ISO 639, of the texts")
+    programming_language: str | None = Field(default=None, pattern=r"^[a-z0-9+#.-]+$")
     description: Sentence = Field(description="the rule that makes the rows")
+    origin: Origin | None = Field(default=None, description="its files, where the source is files")
 
     @model_validator(mode="after")
     def _type_agrees(self) -> Dataset:
@@ -79,12 +83,17 @@ class Dataset(Frozen):
             "instruction_on_passages": self.example_type in ON_BOTH_SIDES,
             "group_size": GROUP_SIZE_OF_TYPE.get(self.example_type, "train_group_size"),
         }
-        _refuse(
+        refuse(
             f"{key} is {getattr(self, key)}, but type {self.example_type} means {value}"
             for key, value in expected.items()
             if getattr(self, key) != value
         )
         return self
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Language of the texts, then that of the code if there is any."""
+        return (self.language,) if self.programming_language is None else (self.language, self.programming_language)
 
 
 class EvaluationTask(Frozen):
@@ -93,7 +102,7 @@ class EvaluationTask(Frozen):
     id: Name
     dataset: Name
     family: Family
-    held_out: bool = Field(description="True: made of the held-out distributions only")
+    held_out: bool = Field(description="True: out of domain, made of distributions or datasets nobody trains on")
 
 
 Entry = TypeVar("Entry", Dataset, EvaluationTask)
@@ -111,17 +120,39 @@ class Manifest(Frozen):
     @model_validator(mode="after")
     def _names_resolve(self) -> Manifest:
         families = {dataset.id: dataset.family for dataset in self.datasets}
-        problems = _twice("dataset", (dataset.id for dataset in self.datasets))
-        problems += _twice("task", (task.id for task in self.tasks))
+        problems = twice("dataset", (dataset.id for dataset in self.datasets))
+        problems += twice("task", (task.id for task in self.tasks))
         for task in self.tasks:
             if task.dataset not in families:
                 problems.append(f"task '{task.id}': no dataset '{task.dataset}'{nearest(task.dataset, families)}")
             elif task.family != families[task.dataset]:
                 problems.append(f"task '{task.id}' is {task.family}, its dataset is {families[task.dataset]}")
-            if task.held_out and not any(distribution.held_out for distribution in self.source.distributions):
-                problems.append(f"task '{task.id}' needs held-out distributions, but none is held out")
-        _refuse(problems)
+        problems += _of_distributions(self) if isinstance(self.source, InstalledDistributions) else _of_files(self)
+        refuse(problems)
         return self
+
+    @property
+    def installed(self) -> InstalledDistributions:
+        """The source of a corpus that is mined from what is installed.
+
+        Raises:
+            DataError: The corpus is made of files.
+        """
+        if not isinstance(self.source, InstalledDistributions):
+            raise DataError(f"corpus '{self.name}' is made of files to download, not of installed distributions")
+        return self.source
+
+    @property
+    def origins(self) -> dict[str, Origin]:
+        """Dataset -> its files; empty for a corpus that is not made of files."""
+        return {dataset.id: dataset.origin for dataset in self.datasets if dataset.origin is not None}
+
+    def uses(self, dataset: Dataset) -> tuple[str, ...]:
+        """What a dataset is for: train or new_data, in_domain, out_of_domain."""
+        trained = () if dataset.role == "evaluation" else (dataset.role,)
+        evaluated = [task.held_out for task in self.tasks if task.dataset == dataset.id]
+        places = {"in_domain": False in evaluated, "out_of_domain": True in evaluated}
+        return (*trained, *(place for place, is_one in places.items() if is_one))
 
     def dataset(self, dataset_id: str) -> Dataset:
         """The dataset of that id.
@@ -176,10 +207,29 @@ def _named(owner: str, kind: str, entries: Iterable[Entry], wanted: str) -> Entr
     return by_id[wanted]
 
 
-def _twice(kind: str, names: Iterable[str]) -> list[str]:
-    return [f"{kind} '{name}' is named twice" for name, count in Counter(names).items() if count > 1]
+def _of_distributions(manifest: Manifest) -> list[str]:
+    """What does not fit a corpus that is mined."""
+    problems = [f"dataset '{name}' has files, but the source is installed distributions" for name in manifest.origins]
+    for dataset in manifest.datasets:
+        if dataset.role == "evaluation":
+            problems.append(f"dataset '{dataset.id}' is only evaluated: hold out distributions instead")
+    if not any(distribution.held_out for distribution in manifest.installed.distributions):
+        for task in manifest.tasks:
+            if task.held_out:
+                problems.append(f"task '{task.id}' needs held-out distributions, but none is held out")
+    return problems
 
 
-def _refuse(problems: Iterable[str]) -> None:
-    if found := list(problems):
-        raise ValueError("; ".join(found))
+def _of_files(manifest: Manifest) -> list[str]:
+    """What does not fit a corpus of files."""
+    assert isinstance(manifest.source, HttpsFiles)
+    roles = {dataset.id: dataset.role for dataset in manifest.datasets}
+    evaluated = {task.dataset for task in manifest.tasks}
+    problems = [f"dataset '{name}' has no origin: it lists no files" for name in roles if name not in manifest.origins]
+    for name, role in roles.items():
+        if role == "evaluation" and name not in evaluated:
+            problems.append(f"dataset '{name}' is only evaluated, but no task evaluates it")
+    for task in manifest.tasks:
+        if task.held_out and roles.get(task.dataset, "evaluation") != "evaluation":
+            problems.append(f"task '{task.id}' is held out, but its dataset is trained on")
+    return problems + file_problems(manifest.source, manifest.origins)

@@ -95,8 +95,8 @@ def corpus_fingerprint(manifest: Manifest) -> dict[str, Any]:
         Installed version (None when missing) of every distribution, and the Python version when the standard library
         is mined. It belongs into the key of the artifact.
     """
-    versions = {wanted.name: _installed_version(wanted.name) for wanted in manifest.source.distributions}
-    python = platform.python_version() if manifest.source.standard_library else None
+    versions = {wanted.name: _installed_version(wanted.name) for wanted in manifest.installed.distributions}
+    python = platform.python_version() if manifest.installed.standard_library else None
     return {"distributions": versions, "python": python}
 
 
@@ -104,7 +104,7 @@ def corpus_deviations(manifest: Manifest) -> list[str]:
     """One sentence for every distribution that is missing or has another version than the manifest names."""
     return [
         f"{wanted.name} {wanted.version} is named by the manifest, {installed or 'none'} is installed"
-        for wanted in manifest.source.distributions
+        for wanted in manifest.installed.distributions
         if (installed := _installed_version(wanted.name)) != wanted.version
     ]
 
@@ -117,10 +117,10 @@ def mine(manifest: Manifest) -> Mined:
     """
     mined = Mined()
     with _without_cycle_collection():
-        for wanted in sorted(manifest.source.distributions, key=lambda wanted: wanted.name.lower()):
+        for wanted in sorted(manifest.installed.distributions, key=lambda wanted: wanted.name.lower()):
             if _installed_version(wanted.name) is not None:
                 _mine_package(wanted.name, distribution_files(wanted.name), wanted.held_out, mined)
-        if manifest.source.standard_library:
+        if manifest.installed.standard_library:
             _mine_package(STANDARD_LIBRARY, standard_library_files(), False, mined)
     if not mined.definitions:
         raise DataError(

@@ -8,12 +8,14 @@ import os
 import re
 import shutil
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from boom_utils.artifacts import PROJECT_ROOT, default_workspace
 from boom_utils.config import load_profile
-from boom_utils.data.manifest import load_manifest
+from boom_utils.data.corpus_files import chosen_datasets, downloads_folder, files_of, files_there
+from boom_utils.data.download import FetchOptions
+from boom_utils.data.manifest import Dataset, Manifest, load_manifest
 from boom_utils.data.python_docs import corpus_fingerprint
 
 log = logging.getLogger(__name__)
@@ -55,14 +57,46 @@ def _version(name: str) -> str | None:
 
 
 def _corpus(profile: str) -> Iterator[Finding]:
-    manifest = load_manifest(load_profile(profile).corpus.manifest)
+    loaded = load_profile(profile)
+    manifest = load_manifest(loaded.corpus.manifest)
+    if manifest.origins:
+        yield _files(manifest, chosen_datasets(manifest, loaded))
+        return
     found = corpus_fingerprint(manifest)
-    for distribution in manifest.source.distributions:
+    for distribution in manifest.installed.distributions:
         have = found["distributions"].get(distribution.name)
         if have != distribution.version:
             text = f"corpus {manifest.name}: {distribution.name} is {have}, the manifest says {distribution.version}"
             yield Finding("note", text + "; the corpus gets its own fingerprint")
-    yield Finding("ok", f"corpus {manifest.name}: {len(manifest.source.distributions)} distributions looked at")
+    yield Finding("ok", f"corpus {manifest.name}: {len(manifest.installed.distributions)} distributions looked at")
+
+
+def _files(manifest: Manifest, datasets: Sequence[Dataset]) -> Finding:
+    """Whether the files of a corpus are there or can be had; asks the network for one of them at most."""
+    files, options = files_of(datasets), FetchOptions()
+    there = files_there(files, downloads_folder())
+    begin = f"corpus {manifest.name}: {len(there)} of {len(files)} files are in the workspace"
+    found = {file.url for file in there}
+    if missing := [file for file in files if file.url not in found]:
+        if options.mirror is not None:
+            absent = len(missing) - len(files_there(missing, options.mirror))
+            more = f"{absent} of the others are not in BOOM_MIRROR" if absent else "BOOM_MIRROR has the others"
+            return Finding("problem" if absent else "ok", f"{begin}, {more}")
+        if options.offline:
+            return Finding("problem", f"{begin}, and HF_HUB_OFFLINE forbids to fetch the others; set BOOM_MIRROR")
+        if reason := _unreachable(missing[0].url):
+            return Finding("problem", f"{begin}, and the network does not give the others ({reason}); set BOOM_MIRROR")
+        return Finding("ok", f"{begin}, the network has the others (asked for one)")
+    return Finding("ok", begin)
+
+
+def _unreachable(url: str) -> str | None:
+    """Why a file cannot be asked for, or None."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _devices() -> Iterator[Finding]:

@@ -172,6 +172,11 @@ def _check_against_manifest(profile: Profile, manifest: Manifest) -> None:
         for dataset in manifest.datasets
         if dataset.id in profile.corpus.new_datasets and dataset.role != "new_data"
     ]
+    problems += [
+        f"corpus.datasets: '{dataset.id}' is only evaluated, nobody may train on it"
+        for dataset in manifest.datasets
+        if dataset.id in profile.corpus.datasets and dataset.role == "evaluation"
+    ]
     if problems:
         raise ConfigError(
             f"profile '{profile.name}' names what manifest '{manifest.name}' does not have", found=bullet_list(problems)

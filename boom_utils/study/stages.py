@@ -50,9 +50,10 @@ def examples(profile: Profile, manifest: Manifest) -> Node:
     def make(out: Path, _: Inputs) -> Mapping[str, Any]:
         return python_docs.make_examples(manifest, profile.corpus, out)
 
-    prose = {"description", "licence", "version"}  # what is installed is in "found"
+    # What is installed is in "found".
+    prose = {"description", "homepage", "licence", "licence_note", "oddities", "version"}
     config = {
-        "manifest": _without(manifest.model_dump(mode="json"), prose),
+        "manifest": _without(manifest.model_dump(mode="json", exclude_none=True), prose),
         # New datasets are mined with the rest: which of them a study uses changes nothing of what is written.
         "corpus": profile.corpus.model_dump(mode="json", exclude={"new_datasets"}),
         "found": python_docs.corpus_fingerprint(manifest),
