@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -105,13 +106,18 @@ def module_folders(folder: Path) -> list[str]:
     return paths
 
 
-def model_parts(path: Path) -> tuple[Path, ...]:
-    """The folders that a recipe's entry names: one, or the two of ``BASE+ADAPTER``."""
+def model_parts(path: Path, exists: Callable[[Path], bool] = Path.exists) -> tuple[Path, ...]:
+    """The folders that a recipe's entry names: one, or the two of ``BASE+ADAPTER``.
+
+    Args:
+        path: As it is written; a plus sign may also be part of a name.
+        exists: Whether such a folder is there.
+    """
     text = str(path)
-    if path.exists() or "+" not in text:
+    if "+" not in text or exists(path):
         return (path,)
     cuts = [n for n, letter in enumerate(text) if letter == "+"]
-    cut = next((n for n in cuts if Path(text[:n]).exists()), cuts[0])
+    cut = next((n for n in cuts if exists(Path(text[:n]))), cuts[0])
     return (Path(text[:cut]), Path(text[cut + 1 :]))
 
 

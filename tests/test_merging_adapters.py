@@ -8,7 +8,7 @@ from test_merging_checkpoints import change_json, make_encoder, write_json
 
 from boom_utils.errors import CheckpointError
 from boom_utils.merging.adapters import AdapterCheckpoint
-from boom_utils.merging.checkpoints import open_checkpoints
+from boom_utils.merging.family import open_checkpoints
 from boom_utils.merging.recipe import load_recipe, make_recipe
 from boom_utils.merging.writer import merge
 
@@ -123,6 +123,22 @@ def test_a_pickled_adapter_is_refused(tmp_path):
     (tmp_path / "adapter" / "adapter_model.bin").write_bytes(b"a pickle")
     with pytest.raises(CheckpointError, match=r"pickled(.|\n)*adapter_model\.bin"):
         open_checkpoints([tmp_path / "adapter"])
+
+
+@pytest.mark.promise(20)
+def test_a_pickle_in_a_module_of_the_adapters_own_folder_is_refused(tmp_path):
+    make_encoder(tmp_path / "base", 0)
+    folder = tmp_path / "adapter"
+    write_json(folder / "adapter_config.json", {"r": 1, "lora_alpha": 1, "base_model_name_or_path": "../base"})
+    name = "base_model.model.layers.0.mlp.up_proj.lora_{}.weight"
+    tensors = {name.format("A"): torch.ones(1, 4), name.format("B"): torch.ones(5, 1)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    write_json(folder / "modules.json", [{"idx": 0, "name": "0", "path": "2_Dense", "type": "models.Dense"}])
+    open_checkpoints([folder])
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense" / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(CheckpointError, match=r"pickled(.|\n)*2_Dense"):
+        open_checkpoints([folder])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from boom_utils.errors import CheckpointError, MergeError
-from boom_utils.merging.checkpoints import Checkpoint, compare_checkpoints, open_checkpoints, require_compatible
+from boom_utils.merging.checkpoints import Checkpoint, compare_checkpoints, require_compatible
+from boom_utils.merging.family import open_checkpoints
 from boom_utils.merging.gram import family_grams
 from boom_utils.merging.planner import geometry_of
 

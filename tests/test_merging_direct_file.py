@@ -59,6 +59,20 @@ def test_a_full_disk_is_an_error_of_a_later_piece_or_of_the_end(tmp_path, monkey
     file.close(complete=False)
 
 
+def test_any_failure_of_writing_is_said_and_no_file_stays_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(DirectFile, "_put_bytes", lambda *_: 1 / 0)
+    file = DirectFile(tmp_path / "file", 4)
+    file.write(0, np.zeros(4, dtype=np.uint8))
+    with pytest.raises(ZeroDivisionError):
+        file.close()
+    monkeypatch.undo()
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None  # noqa: PTH112, PTH208
+    with pytest.raises(OSError, match=r"large|argument|Invalid"):
+        DirectFile(tmp_path / "huge", 2**62)
+    if before is not None:
+        assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
 def test_a_file_with_missing_bytes_is_not_called_complete(tmp_path):
     file = DirectFile(tmp_path / "file", 100)
     file.write(0, np.zeros(99, dtype=np.uint8))

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from test_merging_checkpoints import CONFIG, write_json
 
-from boom_utils.merging.checkpoints import CHUNK, open_checkpoints
+from boom_utils.merging.checkpoints import CHUNK
 from boom_utils.merging.elementwise import ELEMENTWISE, _largest
+from boom_utils.merging.family import open_checkpoints
 from boom_utils.merging.parameters import Settings
 from boom_utils.merging.streaming import Streams
 

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boom_utils.errors import MergeError
+from boom_utils.merging.elementwise import ELEMENTWISE
 from boom_utils.merging.gram import (
     FamilyGram,
     GramTable,
@@ -18,6 +19,7 @@ from boom_utils.merging.gram import (
     whole_model,
 )
 from boom_utils.merging.methods import METHODS, Settings, linear, linear_norm_matched, multislerp, used_weights
+from boom_utils.merging.parameters import METHOD_NAMES
 
 BASES = [False, True]
 WEIGHTED = ["linear", "multislerp", "linear_norm_matched"]
@@ -96,6 +98,11 @@ def test_multislerp_is_the_algorithm_with_its_tangent_step(with_base, merge):
     found = apply("multislerp", models, weights, base)
     # The tangent step is zero but for rounding, and the reference turns by that rounding.
     assert relative(found, tangent_multislerp(models, weights, base)) < 3e-8
+
+
+def test_every_method_a_recipe_may_name_is_there_and_no_other():
+    assert set(METHOD_NAMES) == {*METHODS, *ELEMENTWISE}
+    assert not {*METHODS} & {*ELEMENTWISE}
 
 
 @pytest.mark.promise(24)

@@ -9,7 +9,7 @@ from test_merging_checkpoints import make_folder, tensors_of
 
 from boom_utils.cli import main
 from boom_utils.errors import MergeError
-from boom_utils.merging.checkpoints import open_checkpoints
+from boom_utils.merging.family import open_checkpoints
 from boom_utils.merging.gram import family_grams, load_grams, save_grams
 from boom_utils.merging.methods import METHODS
 from boom_utils.merging.parameters import METHOD_RULES, Settings

@@ -17,11 +17,23 @@ from numpy.typing import NDArray
 from boom_utils.errors import CheckpointError, bullet_list
 from boom_utils.merging.checkpoints import Checkpoint, Values, read_values
 from boom_utils.merging.weight_files import OpenFile, TensorInfo, read_header
-from boom_utils.model_folder import ADAPTER, ADAPTER_CONFIG, INDEX, PREFIX, WEIGHTS, no_weights, read_mapping
+from boom_utils.model_folder import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    INDEX,
+    PREFIX,
+    WEIGHTS,
+    no_weights,
+    read_mapping,
+    refuse_code_and_pickles,
+)
 
 _NAME = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
 # Settings of peft under which the sum is another one, or stands on another base.
-_FOREIGN = ("use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "layer_replication", "lora_bias")
+_FOREIGN = (
+    *("use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "layer_replication", "lora_bias"),
+    *("alora_invocation_tokens", "arrow_config", "kasa_config"),
+)
 _FOREIGN_STARTS = ("pissa", "olora", "loftq", "corda")
 
 
@@ -73,6 +85,7 @@ class AdapterCheckpoint(Checkpoint):
     def __init__(self, base: Path, adapter: Path, label: str | None = None) -> None:
         self.adapter = Path(adapter)
         super().__init__(base, label or self.adapter.name)
+        refuse_code_and_pickles(self.adapter)
         self._updates = _read_updates(self.adapter, self.tensors)
 
     @property

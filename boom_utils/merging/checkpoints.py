@@ -16,7 +16,7 @@ from boom_utils.errors import CheckpointError, MergeError, bullet_list
 from boom_utils.merging.kernels import widen_bfloat16
 from boom_utils.merging.settings import Settings, encoder_settings, model_settings, setting_differences
 from boom_utils.merging.weight_files import DTYPES, FLOATS, OpenFile, TensorInfo, read_header
-from boom_utils.model_folder import PREFIX, find_weight_files, model_parts, read_mapping, refuse_code_and_pickles
+from boom_utils.model_folder import PREFIX, find_weight_files, read_mapping, refuse_code_and_pickles
 
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 CHUNK = 1 << 18  # elements of a tensor that are read, multiplied and written together
@@ -41,7 +41,6 @@ class Checkpoint:
 
     def __init__(self, folder: Path, label: str | None = None) -> None:
         self.folder = Path(folder)
-        self.named = self.folder
         self.label = label or self.folder.name
         if not self.folder.is_dir():
             raise CheckpointError("model folder not found", where=self.folder)
@@ -192,29 +191,6 @@ def digest_chunks(dtype: np.dtype[Any], chunks: Sequence[str]) -> str:
     return xxhash.xxh3_128_hexdigest(f"{dtype.str} {' '.join(chunks)}".encode())
 
 
-def open_checkpoints(folders: Sequence[Path]) -> list[Checkpoint]:
-    """Open models, each labelled by as much of its path as tells it from the others.
-
-    Args:
-        folders: Model folders, LoRA adapters (with the base that their configuration names), or ``BASE+ADAPTER``.
-
-    Raises:
-        CheckpointError: One of them cannot be read or is not safe to read.
-    """
-    from boom_utils.merging.adapters import AdapterCheckpoint, adapter_base, is_adapter
-
-    models = []
-    for folder, label in zip(folders, _labels(folders), strict=True):
-        *base, last = model_parts(Path(folder))
-        if base or is_adapter(last):
-            model: Checkpoint = AdapterCheckpoint(base[0] if base else adapter_base(last), last, label)
-        else:
-            model = Checkpoint(last, label)
-        model.named = Path(folder)
-        models.append(model)
-    return models
-
-
 def require_compatible(
     members: Sequence[Checkpoint], bases: Sequence[Checkpoint] = (), one_dtype: bool = False
 ) -> None:
@@ -314,12 +290,3 @@ def _short(value: Any) -> str:
     """The value, or its kind and a digest where it is long (a vocabulary)."""
     text = value if isinstance(value, str) and value in ("present", "missing") else repr(value)
     return text if len(text) <= 60 else f"{type(value).__name__} of sha256 {digest_of(value)[:8]}"
-
-
-def _labels(folders: Sequence[Path]) -> list[str]:
-    paths = [Path(folder).absolute() for folder in folders]
-    for depth in range(1, max(len(path.parts) for path in paths)):
-        labels = ["/".join(path.parts[-depth:]) for path in paths]
-        if len(set(labels)) == len(set(paths)):
-            return labels
-    return [str(path) for path in paths]

@@ -48,13 +48,17 @@ class DirectFile:
         self._size = size
         self._plain = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         self._direct = _open_direct(path)
-        os.ftruncate(self._plain, size)
         self._blocks: dict[int, _Block] = {}
         self._spare: list[NDArray[np.uint8]] = []
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self._slots = threading.BoundedSemaphore(WAITING)
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
+        try:
+            os.ftruncate(self._plain, size)
+        except OSError:
+            self.close(complete=False)
+            raise
 
     def write(self, start: int, values: NDArray[Any]) -> None:
         """Write the bytes of an array at ``start``; the array may change afterwards.
@@ -117,7 +121,7 @@ class DirectFile:
         try:
             if self._failure is None:
                 self._put_bytes(number * BLOCK_BYTES, memoryview(block.data[: self._length(number)].data))
-        except OSError as error:
+        except Exception as error:
             self._failure = self._failure or error
         finally:
             with self._lock:

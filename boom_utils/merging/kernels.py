@@ -6,7 +6,6 @@ sums are float64. Every loop walks over blocks of `BLOCK` elements, which stay i
 None of them may round in a way that depends on the number of threads: a chunk is the work of one call.
 """
 
-# mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,9 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 BLOCK = 1 << 9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,17 +120,3 @@ def _short(member: Mapping[str, Any]) -> str:
 
 def _named(model: Mapping[str, Any]) -> str:
     return f"fingerprint {model['fingerprint'][:12]}"
-
-
-def merge_facts(
-    recipe: Recipe, members: Sequence[dict[str, Any]], base: dict[str, Any] | None, written: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What a record says of a merge.
-
-    Args:
-        recipe: The recipe.
-        members: Name, weight as written and as used, and fingerprint of each model.
-        base: Name and fingerprint of the base.
-        written: dtypes, numbers of tensors and parameters, notes on single tensors, files left out.
-    """
-    return {"method": recipe.merge_method, "members": list(members), "base": base, **written}

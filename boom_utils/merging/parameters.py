@@ -17,7 +17,8 @@ from boom_utils.errors import nearest
 Scalar = float | bool
 Base = Literal["no", "optional", "required", "member"]
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
+"""The part of a tensor's name that says in which layer it is."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ METHOD_RULES: Mapping[str, MethodRules] = {
     "model_stock": MethodRules({}, {"filter_wise": False}, "required", (2, None)),
     "linear_norm_matched": MethodRules({"weight": None}, {}, "optional"),
 }
-METHODS = tuple(METHOD_RULES)
+METHOD_NAMES = tuple(METHOD_RULES)
 # The range a value has to be in, and the ones the kit does not compute.
 _RANGES: Mapping[str, tuple[float, float]] = {"density": (0, 1), "select_topk": (0, 1), "max_iter": (1, 1e6)}
 _POSITIVE = frozenset({"eps", "tol"})
@@ -106,7 +107,7 @@ class Place:
 
 def places_of(names: Sequence[str]) -> dict[str, Place]:
     """Where every tensor of a model (unified names) stands among its layers."""
-    layers = {name: int(match[1]) for name in names if (match := _LAYER.search(name))}
+    layers = {name: int(match[1]) for name in names if (match := LAYER.search(name))}
     last = max(layers.values(), default=0)
 
     def depth(name: str) -> float:
@@ -214,7 +215,7 @@ def _value_problems(name: str, value: Any) -> list[str]:
     if name in _FLAGS:
         if not isinstance(value, bool):
             return [f"must be true or false, found {value!r}"]
-        return [f"is supported as {_ONLY[name]} only" for _ in "x" if value != _ONLY.get(name, value)]
+        return [] if value == _ONLY.get(name, value) else [f"is supported as {_ONLY[name]} only"]
     if isinstance(value, bool):
         return [f"must be a number, not true or false, found {value}"]
     try:

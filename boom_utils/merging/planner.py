@@ -6,7 +6,6 @@ merge with any weights follow without reading them again.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,12 +18,11 @@ from boom_utils.merging.elementwise import ELEMENTWISE
 from boom_utils.merging.family import open_family, settings_of
 from boom_utils.merging.gram import GramTable, TensorGram, cosines, distances, family_grams, norms, whole_model
 from boom_utils.merging.methods import METHODS, Coefficients
-from boom_utils.merging.parameters import Settings
+from boom_utils.merging.parameters import LAYER, Settings
 from boom_utils.merging.recipe import Recipe
 
 Array = NDArray[np.float64]
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
 # A robust z score from which something stands out, the usual choice (Iglewicz and Hoaglin, 1993), and the least factor
 # that is worth a word: equal models have a spread of zero, and then everything would stand out.
 OUTLYING, WORTH_SAYING = 3.5, 2.0
@@ -90,8 +88,8 @@ class MergeForecast:
         base: The same of the base; 0 without one.
         norm: |merged|.
         relative_update: |merged - base| / |base|; None without a base.
-        from_mean: |merged - mean| / (mean of |x_i - mean|): how far it is from the members' weighted mean, in units of
-            how far they are themselves.
+        from_mean: |merged - mean| over the root mean square of |x_i - mean|: how far it is from the members' weighted
+            mean, in units of how far they are themselves.
         cosine_to_mean: Between merged and mean, or their task vectors with a base.
         notes: Tensor -> what was special about it.
     """
@@ -177,15 +175,14 @@ def forecast(
     """
     made_of = coefficients_of(table, method, settings, on_base)
     views = table.views()
-    sums = np.zeros(6)
+    sums = np.zeros(7)
     for view in views:
         one = settings if isinstance(settings, Settings) else settings[view.name]
         sums += _against_mean(view, made_of[view.name], np.array(one.weights))
-    square, updated, base, apart, spread, together = sums
+    square, updated, base, apart, spread, together, mean_square = sums
     shares = np.array([view.size for view in views]) / sum(view.size for view in views)
     mean = shares @ np.array([made_of[view.name].members for view in views])
     names = table.models[table.has_base :]
-    mean_square = _mean_square(views, settings)
     return MergeForecast(
         method=method,
         coefficients=dict(zip(names, map(float, mean), strict=True)),
@@ -209,7 +206,7 @@ def plan(recipe: Recipe, threads: int | None = None) -> tuple[GramTable, dict[st
         MergeError: As `merge_all`, for the recipe and its models.
         CheckpointError: A model folder cannot be read.
     """
-    models = open_family([recipe])
+    models = list(open_family([recipe]).values())
     table = family_grams(models, recipe.task_base is not None, threads)
     settings = settings_of(recipe, [tensor.name for tensor in table.tensors])
     forecasts = {}
@@ -220,7 +217,10 @@ def plan(recipe: Recipe, threads: int | None = None) -> tuple[GramTable, dict[st
 
 
 def _against_mean(view: TensorGram, made_of: Coefficients, weights: Array) -> Array:
-    """Squares of one tensor: |merged|, |merged - base|, |base|, |merged - mean|, spread; and merged · mean."""
+    """Squares of one tensor: |merged|, |merged - base|, |base|, |merged - mean|, spread; merged · mean, mean · mean.
+
+    The last two are products of task vectors where there is a base.
+    """
     size = len(view.matrix)
     out = np.concatenate(([made_of.base + made_of.members.sum()], made_of.members))
     mean = _mean_of(weights)
@@ -232,7 +232,10 @@ def _against_mean(view: TensorGram, made_of: Coefficients, weights: Array) -> Ar
 
     spread = float(np.mean([product(part, part) for part in apart]))
     squares = [product(out, out), product(out - origin, out - origin), float(view.matrix[0, 0])]
-    return np.array([*squares, product(out - mean, out - mean), spread, product(out - origin, mean - origin)])
+    merged, average = out - origin, mean - origin
+    return np.array(
+        [*squares, product(out - mean, out - mean), spread, product(merged, average), product(average, average)]
+    )
 
 
 def _mean_of(weights: Array) -> Array:
@@ -241,21 +244,12 @@ def _mean_of(weights: Array) -> Array:
     return np.concatenate(([1.0], shares))
 
 
-def _mean_square(views: Sequence[TensorGram], settings: Mapping[str, Settings] | Settings) -> float:
-    total = 0.0
-    for view in views:
-        one = settings if isinstance(settings, Settings) else settings[view.name]
-        mean = _mean_of(np.array(one.weights)) - np.eye(len(view.matrix))[0] * view.has_base
-        total += float(mean @ view.matrix @ mean)
-    return total
-
-
 def _cosine(product: float, one: float, two: float) -> float:
     return float(np.clip(product / np.sqrt(one * two), -1, 1)) if one > 0 and two > 0 else float("nan")
 
 
 def _group(name: str) -> str:
-    match = _LAYER.search(name)
+    match = LAYER.search(name)
     return f"layer {match[1]}" if match else "embedding" if "embed" in name else "after the layers"
 
 
@@ -312,7 +306,7 @@ def _outlying_tensors(names: Sequence[str], views: Sequence[TensorGram], most: i
     """The tensors that a member changed far more than its others (by name of the matrix: norms are another kind)."""
     kinds: dict[str, list[TensorGram]] = {}
     for view in views:
-        kinds.setdefault(_LAYER.sub(".", view.name), []).append(view)
+        kinds.setdefault(LAYER.sub(".", view.name), []).append(view)
     found = []
     for alike in (group for group in kinds.values() if len(group) >= 4):
         sizes = np.array([_relative_updates(view) for view in alike])

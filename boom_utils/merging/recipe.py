@@ -16,8 +16,8 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from boom_utils.config import Frozen
 from boom_utils.errors import MergeError, bullet_list, nearest
 from boom_utils.merging.parameters import (
+    METHOD_NAMES,
     METHOD_RULES,
-    METHODS,
     MethodRules,
     Place,
     Settings,
@@ -45,7 +45,7 @@ class Recipe(Frozen):
     """A merge: which models, by which method, with which parameters, into which dtype.
 
     Attributes:
-        merge_method: A name of `METHODS`.
+        merge_method: A name of `METHOD_NAMES`.
         models: The models in order; the first one gives tokenizer, config, pooling and prompts to the output.
         base_model: Merge task vectors (model - base) and add the base back; for slerp, the model it starts from; one of
             the models, and without effect, where the method has no base.
@@ -69,7 +69,9 @@ class Recipe(Frozen):
     @classmethod
     def _known(cls, method: str) -> str:
         if method not in METHOD_RULES:
-            raise ValueError(f"{method!r} is not supported{nearest(method, METHODS)} (supported: {', '.join(METHODS)})")
+            raise ValueError(
+                f"{method!r} is not supported{nearest(method, METHOD_NAMES)} (supported: {', '.join(METHOD_NAMES)})"
+            )
         return method
 
     @field_validator("parameters")
@@ -262,9 +264,9 @@ def _model_problems(models: Sequence[RecipeModel], info: ValidationInfo) -> Iter
         yield from (f"models.{n}.parameters.{p}" for p in key_problems(entry.parameters, rules.of_models, method))
         for name, default in rules.of_models.items():
             everywhere = info.data.get("parameters", {name: None})
-            if default is None and method in METHODS and name not in entry.parameters and name not in everywhere:
+            if default is None and method in METHOD_NAMES and name not in entry.parameters and name not in everywhere:
                 yield f"models.{n}.parameters.{name}: missing (every model needs a {name})"
-    if method not in METHODS or not models:
+    if method not in METHOD_NAMES or not models:
         return
     low, high = rules.models
     if not low <= len(models) <= (high or len(models)):
@@ -313,15 +315,11 @@ def _absolute_paths(data: Any, folder: Path) -> tuple[Any, list[Path]]:
 
 
 def _resolve(path: str, folder: Path) -> Path:
-    def place(text: str) -> Path:
-        here, there = folder / text, Path.cwd() / text
+    def place(part: Path) -> Path:
+        here, there = folder / part, Path.cwd() / part
         return there if there.exists() and not here.exists() else here
 
-    if "+" not in path or place(path).exists():
-        return place(path)
-    cuts = [n for n, letter in enumerate(path) if letter == "+"]
-    cut = next((n for n in cuts if place(path[:n]).exists()), cuts[0])
-    return Path(f"{place(path[:cut])}+{place(path[cut + 1 :])}")
+    return Path("+".join(str(place(part)) for part in model_parts(Path(path), lambda part: place(part).exists())))
 
 
 def _sentences(problem: Any) -> list[str]:

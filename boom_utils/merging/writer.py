@@ -129,14 +129,15 @@ def merge_all(recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions | No
         raise MergeError("two merges have one output folder", found=", ".join(map(str, outs)))
     for out in outs:
         output.require_free(out)
-    models, jobs = _checked([(recipe, out) for (recipe, _), out in zip(recipes, outs, strict=True)], options)
+    family, jobs = _checked([(recipe, out) for (recipe, _), out in zip(recipes, outs, strict=True)], options)
+    models = list(family.values())
     _require_space(models, jobs)
     with ExitStack() as stack:
         folders = [stack.enter_context(_prepared(job.out)) for job in jobs]
         pairs = list(zip(jobs, folders, strict=True))
         left_out = [output.copy_folder(models[job.models[0]], folder) for job, folder in pairs]
         prints = _write_weights(models, jobs, folders, options)
-        labels = {model.named: model.label for model in models}
+        labels = {folder: model.label for folder, model in family.items()}
         all_facts = []
         for job, folder, left in zip(jobs, folders, left_out, strict=True):
             facts = _facts(job, models, prints, left)
@@ -152,16 +153,18 @@ def merge_all(recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions | No
     return all_facts
 
 
-def _checked(recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions) -> tuple[list[Checkpoint], list[_Job]]:
-    models = open_family([recipe for recipe, _ in recipes], options.names)
-    numbers = {model.named: number for number, model in enumerate(models)}
-    floats = [name for name, info in models[-1].tensors.items() if info.is_float]
+def _checked(
+    recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions
+) -> tuple[dict[Path, Checkpoint], list[_Job]]:
+    family = open_family([recipe for recipe, _ in recipes], options.names)
+    numbers = {folder: number for number, folder in enumerate(family)}
+    floats = [name for name, info in next(iter(family.values())).tensors.items() if info.is_float]
     jobs = []
     for recipe, out in recipes:
         base = None if recipe.task_base is None else numbers[recipe.task_base]
         settings = settings_of(recipe, floats)
         jobs.append(_Job(recipe, out, [numbers[entry.model] for entry in recipe.models], base, settings))
-    return models, jobs
+    return family, jobs
 
 
 @contextmanager
@@ -305,11 +308,13 @@ def _facts(job: _Job, models: Sequence[Checkpoint], prints: Sequence[str], left_
         for number, weight, share in zip(job.models, recipe.weights, used, strict=False)
     ]
     base = None if job.base is None else {"name": models[job.base].label, "fingerprint": prints[job.base]}
-    written = {
+    return {
+        "method": recipe.merge_method,
+        "members": members,
+        "base": base,
         "dtype": sorted({job.dtype(info) for info in infos if info.is_float}),
         "tensors": len(infos),
         "parameters": sum(info.size for info in infos),
         "notes": job.notes,
         "left_out": list(left_out),
     }
-    return output.merge_facts(recipe, members, base, written)

@@ -299,13 +299,13 @@ def geometry(profile: Profile, nodes: Nodes) -> Node:
     names = shuffled_members(profile.member_facts())
 
     def make(out: Path, found: Inputs) -> None:
-        from boom_utils.merging.checkpoints import open_checkpoints, require_compatible
+        from boom_utils.merging.checkpoints import require_compatible
+        from boom_utils.merging.family import open_checkpoints
         from boom_utils.merging.gram import family_grams, save_grams
         from boom_utils.merging.planner import geometry_of
 
-        models = open_checkpoints([found[name].path for name in ("base", *names)])
-        for model, name in zip(models, ("base", *names), strict=True):
-            model.label = name
+        folders = {found[name].path: name for name in ("base", *names)}
+        models = open_checkpoints(list(folders), folders)
         require_compatible(models[1:], models[:1])
         table = family_grams(models, has_base=True)
         save_grams(out / "grams.npz", table)
