@@ -14,6 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the runner does: be quick 
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import TinyBase, TrainingConfig
@@ -23,6 +24,10 @@ from boom_utils.models import Encoder
 from boom_utils.training.base_model import random_encoder
 from boom_utils.training.gradients import TrainingJob
 from boom_utils.training.plan import DatasetRules, PlanInput, PlanOptions, plan_batches
+
+# The same examples on every run, so that a failure is the change's. HYPOTHESIS_PROFILE=default draws new ones.
+settings.register_profile("kit", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kit"))
 
 SHARED = PROJECT_ROOT.parent / "shared"
 TEXTS = [
