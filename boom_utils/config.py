@@ -44,6 +44,11 @@ class CorpusConfig(Frozen):
     pretraining_pairs: int | None = Field(default=None, gt=0, description="pairs reserved for the tiny base")
     evaluation_queries: int | None = Field(default=None, gt=0, description="most queries, pairs or test rows a task")
     evaluation_documents: int | None = Field(default=None, gt=0, description="most documents a retrieval task")
+    hard_negatives: int = Field(default=7, ge=0, description="negatives mined for a row where a dataset brings none")
+    overlap: Literal["drop", "report"] = Field(
+        default="drop", description="what becomes of training rows that hold a text of an evaluation set"
+    )
+    on_bad_line: Literal["error", "skip"] = Field(default="error", description="skip: leave it out, and list it")
     seed: int = 0
 
 
