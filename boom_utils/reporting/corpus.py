@@ -1,0 +1,195 @@
+"""What a corpus is: a table, a treemap, text lengths and the overlap ledger, from its manifest and summary.json.
+
+Colours tell families, and every family is also named: they are those of `boom_utils.reporting.figures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import squarify
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from boom_utils.data.manifest import Dataset, Manifest
+from boom_utils.reporting.figures import COLOURS, GREY
+
+Place = tuple[float, float, float, float]
+"""x, y, width and height of a rectangle."""
+FAMILY_COLOURS = dict(
+    zip(("retrieval", "reranking", "sts", "classification", "clustering", "code"), COLOURS, strict=False)
+)
+_INK = {"#0072B2": "white", "#D55E00": "white", "#000000": "white"}
+_SMALLEST_LABELLED = 0.012
+"""Share of the area below which a rectangle has no room for a name."""
+
+
+def corpus_frame(manifest: Manifest, summary: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    """One line a dataset: family, language, licence, and what was made of it.
+
+    Args:
+        manifest: The corpus.
+        summary: The summary.json of its examples; without it rows are those that the manifest states.
+
+    Returns:
+        Indexed by dataset. ``rows`` is NaN where nobody knows it, words are medians, ``dropped`` counts rows left out.
+    """
+    made = (summary or {}).get("sets", {})
+    dropped = (summary or {}).get("dropped", {})
+    return pd.DataFrame(
+        [
+            {
+                "dataset": dataset.id,
+                "family": dataset.family,
+                "for": ", ".join(use.replace("_", " ") for use in manifest.uses(dataset)),
+                "languages": " ".join(dataset.languages),
+                "rows": _rows(dataset, made) if summary else stated_rows(dataset),
+                "query words": _median(made, dataset, "query_words"),
+                "passage words": _median(made, dataset, "passage_words"),
+                "dropped": _total(dropped.get(dataset.id, 0)) if summary else np.nan,
+                "licence": _licence(dataset),
+            }
+            for dataset in manifest.datasets
+        ]
+    ).set_index("dataset")
+
+
+def corpus_treemap(frame: pd.DataFrame, title: str = "training rows") -> Figure:
+    """Every dataset as a rectangle as large as its rows, beside those of its family.
+
+    Args:
+        frame: As `corpus_frame` gives it; datasets without rows are left out.
+        title: What the rows are.
+    """
+    known = frame[frame["rows"] > 0]
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    axis = figure.subplots()
+    if known.empty:
+        axis.text(0.5, 0.5, "no dataset has a known number of rows", ha="center", va="center", color=GREY)
+    else:
+        families = known.groupby("family")["rows"].sum().sort_values(ascending=False)
+        for place, (family, _) in zip(_tiles(families, (0, 0, 100, 55)), families.items(), strict=True):
+            rows = known[known["family"] == family]["rows"].sort_values(ascending=False)
+            for tile, (name, count) in zip(_tiles(rows, place), rows.items(), strict=True):
+                _draw_tile(axis, tile, f"{name}\n{count:,.0f}", _colour(str(family)))
+        labels = {family: f"{family}: {100 * share:.0f} %" for family, share in (families / families.sum()).items()}
+        handles = [Patch(facecolor=_colour(str(family)), label=label) for family, label in labels.items()]
+        figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside lower center", ncols=len(handles))
+    axis.set(xlim=(0, 100), ylim=(0, 55), title=f"{title}: {known['rows'].sum():,.0f} in {len(known)} datasets")
+    axis.set_axis_off()
+    return figure
+
+
+def text_lengths(summary: Mapping[str, Any], datasets: Sequence[str]) -> Figure:
+    """Words of queries and passages of every training set: a dot at the median, a line up to the 95th percentile.
+
+    Args:
+        summary: The summary.json of the examples.
+        datasets: Which training sets, from top to bottom.
+    """
+    figure = Figure(figsize=(8, 0.3 * len(datasets) + 1.3), layout="constrained")
+    axis = figure.subplots()
+    for place, name in enumerate(datasets):
+        facts = summary["sets"][f"train/{name}"]
+        kinds = (("query_words", COLOURS[0], "o", -0.14), ("passage_words", COLOURS[1], "s", 0.14))
+        for key, colour, marker, shift in kinds:
+            words = facts[key]
+            ends = [max(words["min"], 0.9), max(words["p95"], 0.9)]
+            axis.plot(ends, [place + shift] * 2, color=colour, lw=1.2)
+            axis.plot(max(words["median"], 0.9), place + shift, marker, color=colour, ms=5)
+    handles = [
+        mpl.lines.Line2D([], [], color=COLOURS[number], marker=marker, label=label)
+        for number, (marker, label) in enumerate((("o", "queries"), ("s", "passages")))
+    ]
+    axis.legend(handles=handles, frameon=False, fontsize=8)
+    axis.set(xscale="log", xlabel="words: least, median (dot), 95th percentile")
+    axis.set_yticks(range(len(datasets)), [name.replace("_", " ") for name in datasets])
+    axis.invert_yaxis()
+    return figure
+
+
+def overlap_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Evaluated texts that training sets hold, exactly or nearly, one line a pair that shares any.
+
+    Args:
+        summary: The summary.json of the examples.
+
+    Returns:
+        ``evaluation``, ``trained on``, ``exact``, ``near``, ``rows`` (training rows concerned) and an ``example``.
+    """
+    columns = ["evaluation", "trained on", "exact", "near", "rows", "example"]
+    lines = [
+        [entry["evaluation"], entry["trained_on"], entry["exact"], entry["near"], entry["rows"], _example(entry)]
+        for entry in summary["overlap"]
+        if entry["exact"] or entry["near"]
+    ]
+    return pd.DataFrame(lines, columns=columns).sort_values("rows", ascending=False, ignore_index=True)
+
+
+def stated_rows(dataset: Dataset) -> float:
+    """Training rows that the manifest states for a dataset's files; NaN where it states none."""
+    if dataset.origin is None or dataset.role == "evaluation":
+        return float("nan")
+    files = [file.rows for file in dataset.origin.files if "train" in file.roles]
+    stated = dataset.origin.rows.get("train")
+    if isinstance(stated, int):
+        return float(stated)
+    return float("nan") if not files or None in files else float(max(count or 0 for count in files))
+
+
+def _rows(dataset: Dataset, made: Mapping[str, Any]) -> float:
+    return float(made.get(f"train/{dataset.id}", {}).get("rows", 0))
+
+
+def _median(made: Mapping[str, Any], dataset: Dataset, key: str) -> float:
+    return float(made.get(f"train/{dataset.id}", {}).get(key, {}).get("median", np.nan))
+
+
+def _total(dropped: Any) -> int:
+    return sum(_total(part) for part in dropped.values()) if isinstance(dropped, Mapping) else int(dropped)
+
+
+def _licence(dataset: Dataset) -> str:
+    return "that of the package" if dataset.origin is None else dataset.origin.licence
+
+
+def _example(entry: Mapping[str, Any]) -> str:
+    shown = entry.get("examples") or [""]
+    return " ≈ ".join(map(str, shown[0])) if isinstance(shown[0], list | tuple) else str(shown[0])
+
+
+def _tiles(sizes: pd.Series[float], place: Place) -> list[Place]:
+    """Rectangles (x, y, width, height) in ``place``, areas in proportion to descending sizes."""
+    x, y, width, height = place
+    areas = squarify.normalize_sizes(sizes.tolist(), width, height)
+    return [(tile["x"], tile["y"], tile["dx"], tile["dy"]) for tile in squarify.squarify(areas, x, y, width, height)]
+
+
+def _draw_tile(axis: Axes, tile: Place, label: str, colour: str) -> None:
+    x, y, width, height = tile
+    axis.add_patch(Rectangle((x, y), width, height, facecolor=colour, edgecolor="white", lw=1.5))
+    if width * height < _SMALLEST_LABELLED * 5500:
+        return
+    longest = max(len(line) for line in label.split("\n"))
+    turned = height > 1.5 * width
+    size = min(9.0, 1.05 * (height if turned else width) * 9 / longest)
+    if size >= 4.5:
+        axis.text(
+            x + width / 2,
+            y + height / 2,
+            label,
+            ha="center",
+            va="center",
+            fontsize=size,
+            color=_INK.get(colour, "black"),
+            rotation=90 if turned else 0,
+        )
+
+
+def _colour(family: str) -> str:
+    return FAMILY_COLOURS.get(family, GREY)

@@ -1,0 +1,92 @@
+"""A corpus as people look at it: every dataset once, areas in proportion, nothing unknown shown as a number."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from boom_utils.data.manifest import load_manifest
+from boom_utils.reporting.corpus import corpus_frame, corpus_treemap, overlap_frame, stated_rows, text_lengths
+from boom_utils.reporting.figures import STYLE
+
+WORDS = {"min": 0.0, "median": 7.0, "p95": 20.0, "max": 90.0}
+SUMMARY: dict[str, Any] = {
+    "sets": {
+        "train/summary_to_description": {"rows": 300, "query_words": WORDS, "passage_words": WORDS},
+        "train/exception_class": {"rows": 100, "query_words": WORDS, "passage_words": WORDS},
+        "evaluation/exception_class": {"rows": 50},
+    },
+    "dropped": {"summary_to_description": 3, "exception_class": {"no negative": 2, "overlap": {"exact": 4}}},
+    "overlap": [
+        {"evaluation": "a", "trained_on": "b", "exact": 0, "near": 0, "rows": 0},
+        {"evaluation": "a", "trained_on": "c", "exact": 1, "near": 2, "rows": 5, "examples": [["seen", "Seen."]]},
+    ],
+}
+
+
+def tiles(figure: Figure) -> list[Rectangle]:
+    return [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+
+
+def test_the_table_has_every_dataset_and_counts_what_was_made_and_dropped() -> None:
+    manifest = load_manifest("python_docs")
+    frame = corpus_frame(manifest, SUMMARY)
+    assert list(frame.index) == [dataset.id for dataset in manifest.datasets]
+    assert frame.loc["summary_to_description", ["rows", "query words", "dropped"]].tolist() == [300, 7.0, 3]
+    assert frame.loc["exception_class", "dropped"] == 6
+    assert frame.loc["parameter_question", "rows"] == 0
+
+
+def test_without_examples_rows_are_those_the_manifest_states_and_unknown_ones_are_not_a_number() -> None:
+    manifest = load_manifest("open_text")
+    frame = corpus_frame(manifest)
+    assert frame.loc["banking77", "rows"] == 10003
+    assert np.isnan(frame.loc["sick_r", "rows"]), "nobody trains on it"
+    assert np.isnan(stated_rows(load_manifest("python_docs").datasets[0])), "it is mined: no file states its rows"
+    assert frame["dropped"].isna().all()
+
+
+def test_areas_of_the_treemap_are_in_proportion_to_rows_and_families_lie_together() -> None:
+    frame = corpus_frame(load_manifest("open_text"))
+    known = frame["rows"].dropna()
+    found = tiles(corpus_treemap(frame))
+    assert len(found) == len(known)
+    areas = sorted(tile.get_width() * tile.get_height() for tile in found)
+    assert np.allclose(areas, sorted(known / known.sum() * 5500), rtol=1e-6)
+    colours = {str(tile.get_facecolor()) for tile in found}
+    assert len(colours) == frame.loc[known.index, "family"].nunique()
+
+
+def test_a_corpus_of_unknown_size_gives_a_figure_that_says_so() -> None:
+    frame = corpus_frame(load_manifest("python_docs"))
+    figure = corpus_treemap(frame)
+    assert not tiles(figure)
+    assert "no dataset has a known number" in figure.axes[0].texts[0].get_text()
+
+
+@pytest.mark.promise(32)
+def test_figures_of_a_corpus_are_byte_for_byte_the_same() -> None:
+    def drawn() -> list[bytes]:
+        pages = []
+        with mpl.rc_context(STYLE):
+            frame = corpus_frame(load_manifest("python_docs"), SUMMARY)
+            for figure in (corpus_treemap(frame), text_lengths(SUMMARY, ["summary_to_description", "exception_class"])):
+                page = io.BytesIO()
+                figure.savefig(page, format="svg", metadata={"Date": None})
+                pages.append(page.getvalue())
+        return pages
+
+    assert drawn() == drawn()
+
+
+def test_the_overlap_table_shows_only_pairs_that_share_something() -> None:
+    frame = overlap_frame(SUMMARY)
+    assert frame.iloc[0].tolist() == ["a", "c", 1, 2, 5, "seen ≈ Seen."]
+    assert len(frame) == 1
+    assert overlap_frame({"overlap": []}).empty
