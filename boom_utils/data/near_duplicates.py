@@ -12,6 +12,7 @@ Texts are expected normalised: the words are what single blanks separate.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,10 +24,10 @@ from numpy.typing import NDArray
 _MOST_MISSED = 1e-4
 """Share of pairs at the threshold that the index may miss: bands are as few as this allows."""
 _BITS_A_SHINGLE = 16
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _SPARE = 1.25
-"""How many more shingles than can be unknown the first look takes, so that a known one by chance does not spoil it."""
-_KEPT_SETS = 4096
+"""How many more shingles than decide in the worst case a first look takes: some are known, or the same, by chance."""
+_TEXTS_A_CHUNK = 4096
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 Hashes = NDArray[np.uint64]
 
@@ -49,7 +50,7 @@ class NearOptions:
     word_shingle: int = 3
     character_shingle: int = 5
     short_words: int = 30
-    permutations: int = 48
+    permutations: int = 96
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,30 +90,18 @@ class NearDuplicates:
 
     def __init__(self, texts: Sequence[str], options: NearOptions | None = None) -> None:
         self.options = options or NearOptions()
-        short = [text.count(" ") + 1 < self.options.short_words for text in texts]
-        kinds = (
-            _Kind(self.options.word_shingle, word_shingles, _word_units, _word_count),
-            _Kind(self.options.character_shingle, character_shingles, _character_units, len),
-        )
+        short = [_word_count(text) < self.options.short_words for text in texts]
+        words = _Kind(self.options.word_shingle, word_shingles, _word_units, _word_count)
+        characters = _Kind(self.options.character_shingle, character_shingles, _character_units, len)
         self._indexes = [
-            _Index([(number, text) for number, text in enumerate(texts) if short[number] == by_characters], kind, self)
-            for by_characters, kind in zip((False, True), kinds, strict=True)
+            _Index([number for number, other in enumerate(short) if other == chosen], texts, kind, self.options)
+            for chosen, kind in ((False, words), (True, characters))
         ]
-
-    @property
-    def rows_a_band(self) -> int:
-        """Signature values of one band of the index."""
-        length = self.options.permutations
-        fits = [rows for rows in range(1, length + 1) if length % rows == 0 and self._missed(rows) <= _MOST_MISSED]
-        return max(fits, default=1)
 
     @property
     def recall(self) -> float:
         """Expected share of pairs exactly at the threshold that the index finds; more similar pairs are found more."""
-        return 1 - self._missed(self.rows_a_band)
-
-    def _missed(self, rows: int) -> float:
-        return float((1 - self.options.threshold**rows) ** (self.options.permutations // rows))
+        return 1 - _missed(rows_a_band(self.options), self.options)
 
     def find(self, texts: Sequence[str]) -> list[list[tuple[int, float]]]:
         """Ask for many texts at once.
@@ -124,10 +113,23 @@ class NearDuplicates:
             For each text: number and exact Jaccard similarity of every known text found, ascending by number.
         """
         found: list[list[tuple[int, float]]] = [[] for _ in texts]
-        for index in self._indexes:
-            for place, match in index.find(texts):
-                found[place].append(match)
+        for start in range(0, len(texts), _TEXTS_A_CHUNK):
+            chunk = texts[start : start + _TEXTS_A_CHUNK]
+            for index in self._indexes:
+                for place, number, similarity in index.find(chunk):
+                    found[start + place].append((number, similarity))
         return [sorted(matches) for matches in found]
+
+
+def rows_a_band(options: NearOptions) -> int:
+    """Signature values of one band: as many as miss at most one pair at the threshold in ten thousand, else one."""
+    divisors = [rows for rows in range(1, options.permutations + 1) if options.permutations % rows == 0]
+    return max((rows for rows in divisors if _missed(rows, options) <= _MOST_MISSED), default=1)
+
+
+def _missed(rows: int, options: NearOptions) -> float:
+    """Chance that no band of two texts at the threshold is the same."""
+    return float((1 - options.threshold**rows) ** (options.permutations // rows))
 
 
 @dataclass(frozen=True)
@@ -136,116 +138,142 @@ class _Kind:
 
     size: int
     shingles: Callable[[str, int], frozenset[str]]
-    units: Callable[[Sequence[str], Sequence[int]], NDArray[np.uint64]]
+    units: Callable[[Sequence[str], Sequence[int]], Hashes]
     count: Callable[[str], int]
 
 
 class _Index:
-    """Known texts of one kind."""
+    """Known texts of one kind: a table of bits for the shingles they have, and the bands of their signatures."""
 
-    def __init__(self, texts: Sequence[tuple[int, str]], kind: _Kind, owner: NearDuplicates) -> None:
-        self._kind, self._options = kind, owner.options
-        self._numbers = [number for number, _ in texts]
-        self._texts = [text for _, text in texts]
-        self._shingles = lru_cache(_KEPT_SETS)(lambda place: kind.shingles(self._texts[place], kind.size))
-        self._lsh = rensa.RMinHashLSH(
-            owner.options.threshold, owner.options.permutations, owner.options.permutations // owner.rows_a_band
-        )
-        most = sum(kind.count(text) for text in self._texts)
-        self._bits = np.zeros(2 ** max(10, math.ceil(math.log2(max(1, most) * _BITS_A_SHINGLE))) // 8, dtype=np.uint8)
-        self._largest = 0
-        for start in range(0, len(self._texts), _KEPT_SETS):
-            self._add(self._texts[start : start + _KEPT_SETS], start)
+    def __init__(self, numbers: Sequence[int], texts: Sequence[str], kind: _Kind, options: NearOptions) -> None:
+        self._numbers, self._kind, self._options = numbers, kind, options
+        self._texts = [texts[number] for number in numbers]
+        self._shingles = lru_cache(_TEXTS_A_CHUNK)(lambda place: kind.shingles(self._texts[place], kind.size))
+        units = [kind.count(text) for text in self._texts]
+        self._bits = np.zeros(2 ** math.ceil(math.log2(_BITS_A_SHINGLE * (64 + sum(units)))) // 8, dtype=np.uint8)
+        self._sizes = np.zeros(len(units), dtype=np.int64)
+        bands = [np.zeros((0, options.permutations // rows_a_band(options)), dtype=np.uint64)]
+        for start in range(0, len(units), _TEXTS_A_CHUNK):
+            part = slice(start, start + _TEXTS_A_CHUNK)
+            hashes, rows = self._hashes(self._texts[part], units[part])
+            byte, bit = self._place(hashes)
+            np.bitwise_or.at(self._bits, byte, bit)
+            bands.append(self._bands(hashes, rows, len(units[part])))
+            self._sizes[part] = [len(kind.shingles(text, kind.size)) for text in self._texts[part]]
+        together = np.concatenate(bands)
+        order = np.argsort(together, axis=None, kind="stable")
+        self._band_keys, self._band_owners = together.ravel()[order], order // together.shape[1]
 
-    def _add(self, texts: Sequence[str], start: int) -> None:
-        sets = [self._kind.shingles(text, self._kind.size) for text in texts]
-        self._largest = max(self._largest, *map(len, sets))
-        self._lsh.insert_many(self._signatures(sets), start)
-        hashes, _ = self._hashes(texts, [self._kind.count(text) for text in texts])
-        byte, bit = self._place(hashes)
-        np.bitwise_or.at(self._bits, byte, bit)
-
-    def _signatures(self, sets: Sequence[frozenset[str]]) -> list[rensa.RMinHash]:
-        # Sorted, so that nothing depends on the order of a set.
-        ordered = [sorted(shingles) for shingles in sets]
-        return list(rensa.RMinHash.from_token_sets(ordered, self._options.permutations, self._options.seed))
-
-    def find(self, texts: Sequence[str]) -> Iterator[tuple[int, tuple[int, float]]]:
+    def find(self, texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
         """Place of the text, and number and similarity of a known text, for every pair found."""
-        left = self._possible(texts)
-        sets = [self._kind.shingles(texts[place], self._kind.size) for place in left]
-        candidates = self._lsh.query_all(self._signatures(sets)) if left else []
-        for place, shingles, known in zip(left, sets, candidates, strict=True):
-            for other in known:
-                similarity = jaccard(shingles, self._shingles(other))
-                if similarity >= self._options.threshold:
-                    yield place, (self._numbers[other], similarity)
+        left = self.possible(texts)
+        if not left:
+            return
+        hashes, rows = self._hashes(
+            [texts[place] for place in left], [self._kind.count(texts[place]) for place in left]
+        )
+        asked, previous, shingles = self._candidates(self._bands(hashes, rows, len(left))), -1, frozenset[str]()
+        for row, known in asked.tolist():
+            if row != previous:
+                previous, shingles = row, self._kind.shingles(texts[left[row]], self._kind.size)
+            sizes = len(shingles), int(self._sizes[known])
+            if min(sizes) < self._options.threshold * max(sizes) - 1e-9:
+                continue
+            similarity = jaccard(shingles, self._shingles(known))
+            if similarity >= self._options.threshold:
+                yield left[row], self._numbers[known], similarity
 
-    def _possible(self, texts: Sequence[str]) -> list[int]:
+    def possible(self, texts: Sequence[str]) -> list[int]:
         """Places of the texts that may be near a known one; only texts that cannot be are left out.
 
         Of a text A near a known text B at most (1 - t) |A| shingles are unknown, because |A & B| >= t |A | B| >= t |A|,
-        and |A| <= |B| / t. So a few of its last shingles decide about most texts; then all decide about the others.
+        and t |B| <= |A| <= |B| / t. So the last few shingles of a text decide about most.
         """
-        units = [self._kind.count(text) for text in texts]
-        most = self._largest / self._options.threshold
-        shingles = [min(most, max(1, count - self._kind.size + 1)) for count in units]
-        budget = np.floor(np.array(shingles) * (1 - self._options.threshold) + 1e-9).astype(np.int64)
-        left = [place for place, count in enumerate(units) if count and self._texts]
-        for whole in (False, True):
-            if not left:
-                break
-            wanted = [
-                units[place] if whole else min(units[place], int(_SPARE * budget[place]) + 1 + self._kind.size)
-                for place in left
-            ]
-            unknown = self._unknown([texts[place] for place in left], wanted)
-            left = [place for place, count in zip(left, unknown.tolist(), strict=True) if count <= budget[place]]
-        return left
+        if not self._texts:
+            return []
+        threshold, units = self._options.threshold, np.array([self._kind.count(text) for text in texts], dtype=np.int64)
+        shingles, largest = np.maximum(units - self._kind.size + 1, 1), self._sizes.max() / threshold + 1e-9
+        budget = np.minimum(shingles, largest) * (1 - threshold) + 1e-9
+        decisive = np.where(shingles > largest, largest, budget)
+        wanted = np.minimum(units, (_SPARE * decisive).astype(np.int64) + 1 + self._kind.size)
+        places = np.flatnonzero(shingles >= self._sizes.min() * threshold - 1e-9)
+        distinct, unknown = self._look([texts[place] for place in places.tolist()], wanted[places].tolist())
+        kept: list[int] = places[(distinct <= largest) & (unknown <= budget[places])].tolist()
+        return kept
 
-    def _unknown(self, texts: Sequence[str], wanted: Sequence[int]) -> NDArray[np.int64]:
-        """At least how many distinct shingles among the last units of each text no known text has."""
+    def _look(self, texts: Sequence[str], wanted: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Distinct shingles among the last units of each text, and how many of them no known text has; never more."""
         hashes, rows = self._hashes(texts, wanted)
-        byte, bit = self._place(hashes)
+        # By 40 bits of the hash: two shingles that fall together count once, so a text is rather kept than lost.
+        hashes >>= np.uint64(24)
+        keys = np.sort((rows.astype(np.uint64) << np.uint64(40)) | hashes)
+        keys = keys[np.diff(keys, prepend=~keys[:1]) != 0]
+        rows = (keys >> np.uint64(40)).astype(np.int64)
+        byte, bit = self._place(keys << np.uint64(24))
         new = (self._bits[byte] & bit) == 0
-        # Distinct by 40 bits of the hash: two that fall together count once, so a text is rather kept than lost.
-        keys = np.sort((rows[new].astype(np.uint64) << np.uint64(40)) | (hashes[new] >> np.uint64(24)))
-        first = np.ones(len(keys), dtype=np.bool_)
-        first[1:] = keys[1:] != keys[:-1]
-        return np.bincount((keys[first] >> np.uint64(40)).astype(np.int64), minlength=len(texts))
+        return np.bincount(rows, minlength=len(texts)), np.bincount(rows[new], minlength=len(texts))
 
     def _place(self, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-        """Byte and bit of each hash in the table of known shingles."""
-        place = (hashes >> np.uint64(3)) & np.uint64(len(self._bits) - 1)
-        return place.astype(np.int64), np.left_shift(np.uint8(1), (hashes & np.uint64(7)).astype(np.uint8))
+        """Byte and bit of each hash in the table of known shingles, from bits 24 and up."""
+        byte = (hashes >> np.uint64(27)) & np.uint64(len(self._bits) - 1)
+        return byte.astype(np.int64), np.left_shift(
+            np.uint8(1), ((hashes >> np.uint64(24)) & np.uint64(7)).astype(np.uint8)
+        )
 
     def _hashes(self, texts: Sequence[str], wanted: Sequence[int]) -> tuple[Hashes, NDArray[np.int64]]:
         """Hashes of the shingles of the last ``wanted`` units of each text, and the text each belongs to."""
         units, size = self._kind.units(texts, wanted), self._kind.size
         rows = np.repeat(np.arange(len(texts)), wanted)
-        if len(units) < size:
-            return np.zeros(0, dtype=np.uint64), rows[:0]
-        last = len(units) - size + 1
+        last = max(0, len(units) - size + 1)
         mixed = units[:last].copy()
         for offset in range(1, size):
-            mixed = mixed * _MULTIPLIER + units[offset : offset + last]
-        mixed ^= mixed >> np.uint64(29)
-        mixed *= _MULTIPLIER
-        mixed ^= mixed >> np.uint64(32)
-        inside = rows[:last] == rows[size - 1 :]
-        return mixed[inside], rows[:last][inside]
+            mixed *= _MULTIPLIER
+            mixed += units[offset : offset + last]
+        inside = rows[:last] == rows[size - 1 :][:last]
+        return _mixed(mixed[inside]), rows[:last][inside]
+
+    def _bands(self, hashes: Hashes, rows: NDArray[np.int64], texts: int) -> Hashes:
+        """A key for every band of every text's MinHash signature: uint64 (texts, bands)."""
+        options, height = self._options, rows_a_band(self._options)
+        starts = np.searchsorted(rows, np.arange(texts + 1)).astype(np.uint64)
+        matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, starts, options.permutations, options.seed)
+        signatures = np.array(matrix.to_rows(), dtype=np.uint64).reshape(texts, -1, height)
+        keys = np.broadcast_to(np.arange(signatures.shape[1], dtype=np.uint64), signatures.shape[:2]).copy()
+        for column in range(height):
+            keys = _mixed(keys * _MULTIPLIER + signatures[:, :, column])
+        return keys
+
+    def _candidates(self, bands: Hashes) -> NDArray[np.int64]:
+        """Distinct pairs (text, known text) with an equal band, ascending: int64 (pairs, 2)."""
+        first = np.searchsorted(self._band_keys, bands.ravel(), side="left")
+        count = np.searchsorted(self._band_keys, bands.ravel(), side="right") - first
+        hit = np.flatnonzero(count)
+        first, count = first[hit], count[hit]
+        inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        owners = self._band_owners[np.repeat(first, count) + inside]
+        texts = np.repeat(hit // bands.shape[1], count)
+        pairs: NDArray[np.int64] = np.unique(texts * len(self._texts) + owners)
+        return np.stack(np.divmod(pairs, len(self._texts)), axis=1)
+
+
+def _mixed(hashes: Hashes) -> Hashes:
+    """Spread over all bits, in place (the finaliser of splitmix64, without its last multiplication)."""
+    hashes ^= hashes >> np.uint64(30)
+    hashes *= _MULTIPLIER
+    hashes ^= hashes >> np.uint64(27)
+    return hashes
 
 
 def _word_count(text: str) -> int:
     return text.count(" ") + 1
 
 
-def _word_units(texts: Sequence[str], wanted: Sequence[int]) -> NDArray[np.uint64]:
-    # hash() differs between processes: only the prefilter sees it, and that loses no pair whatever the hashes are.
-    parts = (hash(word) for text, count in zip(texts, wanted, strict=True) for word in text.rsplit(" ", count)[-count:])
-    return np.fromiter(parts, dtype=np.int64, count=sum(wanted)).view(np.uint64)
+def _word_units(texts: Sequence[str], wanted: Sequence[int]) -> Hashes:
+    # The same in every process, as hash() is not.
+    words = (word for text, count in zip(texts, wanted, strict=True) for word in text.rsplit(" ", count)[-count:])
+    return np.fromiter((zlib.crc32(word.encode()) for word in words), dtype=np.uint64, count=sum(wanted))
 
 
-def _character_units(texts: Sequence[str], wanted: Sequence[int]) -> NDArray[np.uint64]:
+def _character_units(texts: Sequence[str], wanted: Sequence[int]) -> Hashes:
     joined = "".join(text[-count:] for text, count in zip(texts, wanted, strict=True))
-    return np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
+    return np.frombuffer(joined.encode("utf-32-le"), dtype="<u4").astype(np.uint64)
