@@ -1,7 +1,6 @@
 """Texts of evaluation sets among what models are trained on: exact after normalisation, and near-duplicates.
 
-Only the evaluated texts are kept in memory; training rows are read in a stream. The embedded corpus, which is kept
-apart by construction, counts exact repeats only (`overlap_ledger`).
+Only the evaluated texts are kept in memory; training rows are read in a stream.
 """
 
 from __future__ import annotations
@@ -86,6 +85,11 @@ class Overlap:
             }
             for (task, name), found in sorted(self.shared.items())
         ]
+
+    @property
+    def exact(self) -> int:
+        """Evaluated texts that are trained on, over all pairs of sets; zero where the sets are kept apart."""
+        return sum(len(found.exact) for found in self.shared.values())
 
     @property
     def offending(self) -> dict[str, Numbers]:
@@ -244,34 +248,3 @@ def _domain(task: EvaluationTask, trained: Sequence[str], overlap: Overlap) -> d
         "seen": round((exact + near) / max(1, texts), 6),
         "seen_in": {name: {"exact": same, "near": alike} for name, (same, alike) in seen.items() if same + alike},
     }
-
-
-def overlap_ledger(
-    seen: Mapping[str, Collection[str]], evaluated: Mapping[str, Collection[str]]
-) -> list[dict[str, Any]]:
-    """Count the texts every evaluation set shares with every set a model learns from.
-
-    Args:
-        seen: Texts of each set that models are trained on, by its name.
-        evaluated: Queries and relevant documents of each evaluation set, by its name.
-
-    Returns:
-        One entry a pair of sets: names, number of shared texts and up to three of them.
-    """
-    learnt = {name: _normalised(texts) for name, texts in seen.items()}
-    asked = {name: _normalised(texts) for name, texts in evaluated.items()}
-    return [
-        {"evaluation": task, "trained_on": name, "shared": len(both := asked[task] & learnt[name])}
-        | ({"examples": sorted(both)[:3]} if both else {})
-        for task in sorted(asked)
-        for name in sorted(learnt)
-    ]
-
-
-def shared_texts(ledger: Iterable[Mapping[str, Any]]) -> int:
-    """Shared texts over all entries of a ledger; zero means that nothing evaluated was trained on."""
-    return sum(int(entry["shared"]) for entry in ledger)
-
-
-def _normalised(texts: Iterable[str]) -> set[str]:
-    return {normalise(text) for text in texts}
