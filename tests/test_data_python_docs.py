@@ -32,10 +32,10 @@ from boom_utils.data.docs_pairs import (
 )
 from boom_utils.data.docs_rows import draw, graded_rows, jaccard, retrieval_rows
 from boom_utils.data.docstrings import Parameter, clean_text, is_readable, parse_docstring, truncate_words
-from boom_utils.data.examples import read_examples, read_jsonl
+from boom_utils.data.examples import TrainingExample, read_examples, read_jsonl
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.data.mining import Mined, corpus_deviations, corpus_fingerprint, mine, read_source
-from boom_utils.data.overlap import overlap_ledger, shared_texts
+from boom_utils.data.overlap import find_overlap
 from boom_utils.data.python_docs import Corpus, build_corpus, make_examples
 from boom_utils.errors import DataError, ManifestError
 
@@ -341,9 +341,10 @@ def test_every_query_keeps_its_document_among_the_distractors() -> None:
 
 @pytest.mark.promise(8)
 def test_a_planted_duplicate_is_found_and_dropped() -> None:
-    ledger = overlap_ledger({"train": ["The  Mean", "x"]}, {"task": ["the mean", "y"]})
-    assert ledger == [{"evaluation": "task", "trained_on": "train", "shared": 1, "examples": ["the mean"]}]
-    assert shared_texts(ledger) == 1
+    trained = {"train": [TrainingExample("The  Mean", ("x",))]}
+    report = python_docs._Report(trained_on=trained, evaluated={"task": ["the mean", "y"]})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"(?s)evaluated texts are also trained on.*the mean"):
+        python_docs._check(report, find_overlap(report.trained_on, report.evaluated))
     unit = Labelled("The Mean", "ValueError", "train")
     dropped: Any = python_docs.Counter()
     assert python_docs._offends("c", unit, {"the mean"}, set(), dropped)

@@ -43,7 +43,7 @@ from boom_utils.data.docs_rows import (
 from boom_utils.data.examples import TrainingExample, write_examples, write_jsonl
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
 from boom_utils.data.mining import Mined, corpus_deviations, corpus_fingerprint, mine
-from boom_utils.data.overlap import overlap_ledger, shared_texts
+from boom_utils.data.overlap import Overlap, OverlapOptions, find_overlap
 from boom_utils.errors import DataError, ManifestError
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class _Report:
     """What is written, collected for the ledger and the summary."""
 
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)
-    trained_on: dict[str, list[str]] = field(default_factory=dict)
+    trained_on: dict[str, Sequence[TrainingExample]] = field(default_factory=dict)
     evaluated: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -110,17 +110,17 @@ def make_examples(manifest: Manifest, corpus: CorpusConfig, out: Path) -> dict[s
     _write_pretraining(built, corpus, out, report)
     for task in manifest.tasks:
         _write_task(task, built, corpus, out / "evaluation" / task.id, report)
-    ledger = overlap_ledger(report.trained_on, report.evaluated)
-    _check(report, ledger)
+    overlap = find_overlap(report.trained_on, report.evaluated, OverlapOptions(near=False))
+    _check(report, overlap)
     facts = {
         "rows": {name: facts["rows"] for name, facts in report.sets.items()},
         "fingerprint": corpus_fingerprint(manifest),
         "deviations": deviations,
         "dropped": dict(built.dropped),
-        "shared_texts": shared_texts(ledger),
+        "shared_texts": overlap.exact,
     }
     mining = {"files": mined.files, "unreadable": mined.unreadable, "definitions": len(mined.definitions)}
-    write_json(out / "summary.json", {**facts, "mining": mining, "sets": report.sets, "overlap": ledger})
+    write_json(out / "summary.json", {**facts, "mining": mining, "sets": report.sets, "overlap": overlap.ledger})
     return facts
 
 
@@ -229,7 +229,7 @@ def _part(units: Sequence[AnyUnit], split: Split) -> list[AnyUnit]:
 
 def _note_examples(name: str, examples: Sequence[TrainingExample], report: _Report) -> None:
     passages = [text for example in examples for text in (*example.pos, *example.neg)]
-    report.trained_on[name] = [*(example.query for example in examples), *passages]
+    report.trained_on[name] = examples
     words = {"query_words": _lengths(e.query for e in examples), "passage_words": _lengths(passages)}
     report.sets[name] = {"rows": len(examples), **words}
 
@@ -253,7 +253,7 @@ def _lengths(texts: Iterable[str]) -> dict[str, float]:
     return {name: round(float(value), 1) for name, value in values.items()}
 
 
-def _check(report: _Report, ledger: Sequence[Mapping[str, Any]]) -> None:
+def _check(report: _Report, overlap: Overlap) -> None:
     """Refuse empty sets and any evaluated text among those that models learn from."""
     empty = [name for name, facts in report.sets.items() if not facts["rows"]]
     if empty:
@@ -262,9 +262,9 @@ def _check(report: _Report, ledger: Sequence[Mapping[str, Any]]) -> None:
             found=f"no rows in {', '.join(empty)}",
             fix="install the distributions that the manifest names",
         )
-    if shared_texts(ledger):
+    if overlap.exact:
         raise DataError(
             "evaluated texts are also trained on",
-            found=[entry for entry in ledger if entry["shared"]],
+            found=[entry for entry in overlap.ledger if entry["exact"]],
             fix="this is a fault of the kit: please report it",
         )
