@@ -80,6 +80,7 @@ def test_rows_columns_and_tree_have_the_order_of_the_clusters_with_lines_between
         frozenset({"beta", "delta"}),
     }
     assert [line.get_ydata()[0] for line in axis.lines if len(set(line.get_ydata())) == 1] == [1.5]
+    assert [line.get_xdata()[0] for line in axis.lines if len(set(line.get_xdata())) == 1] == [1.5]
     assert len(tree.lines) == 3
     assert [line.get_color() == "black" for line in tree.lines] == [True, True, False]
     assert tree.get_ylim() == axis.get_ylim()
