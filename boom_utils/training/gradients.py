@@ -92,22 +92,36 @@ class Gradients:
         Raises:
             TrainingError: The plan names a dataset or row the token tables do not have.
         """
-        rules, config = self.job.rules[batch.dataset], self.job.config
-        share = batch.share(self.processes.rank, self.processes.count)
-        across = rules.in_batch_negatives and config.negatives_cross_device
-        if across:
-            parts = [share]
-        elif rules.in_batch_negatives:  # as many separate losses as the batch is meant for devices
-            count = self.job.plan.options.processes // self.processes.count
-            parts = [share.share(number, count) for number in range(count)]
-        else:
-            parts = _fitting_parts(share, self.job.tokens, config.tokens_in_memory)
+        parts, across = self._parts(batch)
         facts = [
             _PartOfBatch(self, batch, part, (step, self.processes.rank, number)).backward(across)
             for number, part in enumerate(parts)
         ]
         names = BatchFacts.__dataclass_fields__
         return BatchFacts(*(sum(getattr(fact, name) for fact in facts) for name in names))
+
+    def loss(self, batch: Batch) -> float:
+        """This process's part of the loss of the global ``batch``, as in `BatchFacts`, without a gradient.
+
+        The encoder is to be in evaluation mode: no dropout masks are drawn.
+
+        Raises:
+            TrainingError: As `add`.
+        """
+        parts, across = self._parts(batch)
+        return sum(_PartOfBatch(self, batch, part, ()).loss(across) for part in parts)
+
+    def _parts(self, batch: Batch) -> tuple[list[Batch], bool]:
+        """What this process takes of a batch, cut where the loss splits; whether it compares across processes."""
+        rules, config = self.job.rules[batch.dataset], self.job.config
+        share = batch.share(self.processes.rank, self.processes.count)
+        across = rules.in_batch_negatives and config.negatives_cross_device
+        if across:
+            return [share], across
+        if rules.in_batch_negatives:  # as many separate losses as the batch is meant for devices
+            count = self.job.plan.options.processes // self.processes.count
+            return [share.share(number, count) for number in range(count)], across
+        return _fitting_parts(share, self.job.tokens, config.tokens_in_memory), across
 
     def forward(self, rows: Sequence[np.ndarray], seed: tuple[int, ...]) -> Tensor:
         """Embeddings of one micro-batch; the same ``seed`` gives the same dropout masks."""
@@ -126,7 +140,10 @@ class Gradients:
     def has_dropout(self) -> bool:
         """Whether two passes over the same text differ."""
         return any(
-            (isinstance(module, torch.nn.Dropout) and module.p > 0) or getattr(module, "attention_dropout", 0.0) > 0
+            module.training
+            and (
+                (isinstance(module, torch.nn.Dropout) and module.p > 0) or getattr(module, "attention_dropout", 0.0) > 0
+            )
             for module in self.encoder.transformer.modules()
         )
 
@@ -161,6 +178,20 @@ class _PartOfBatch:
         computed = sum(sum(lengths[n] for n in c) if encoder.packs else len(c) * lengths[c[0]] for c in chunks)
         part = loss.item() / (self.gradients.processes.count if across else 1)
         return BatchFacts(part, sum(map(len, texts)), sum(lengths), computed)
+
+    def loss(self, across: bool) -> float:
+        """Loss of this part alone; ``across`` as for `backward`."""
+        gradients = self.gradients
+        queries, passages = batch_texts(self.part, gradients.job.tokens)
+        rows, inverse = _distinct(queries + passages)
+        lengths = [len(row) for row in rows]
+        chunks = gradients.encoder.micro_batches(lengths, gradients.job.config.tokens_per_micro_batch)
+        outputs = self._embed(rows, chunks, [False] * len(chunks))
+        device = outputs[0].device
+        with torch.no_grad():
+            flat = torch.cat(outputs)[_places(chunks, device)][inverse.to(device)]
+            loss = self._loss(flat[: len(queries)], flat[len(queries) :], across)
+        return loss.item() / (gradients.processes.count if across else 1)
 
     def _embed(self, rows: Sequence[np.ndarray], chunks: Sequence[list[int]], kept: Sequence[bool]) -> list[Tensor]:
         """Embeddings of every micro-batch, with their graphs where they are ``kept``."""

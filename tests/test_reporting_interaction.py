@@ -1,0 +1,176 @@
+"""Figures of interactions: the numbers are those of the pairs, marks those of the intervals, and the bytes the same."""
+
+from __future__ import annotations
+
+import io
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from boom_utils.errors import ResultsError
+from boom_utils.evaluation.interaction import Interaction, clusters
+from boom_utils.reporting.figures import STYLE
+from boom_utils.reporting.interaction import DIVERGING, forgetting_curves, interaction_heat_map
+
+NAMES = ("alpha_set", "beta", "gamma", "delta")
+CURVE = [(0.0, 2.0, 1.9, 2.1), (0.5, 1.5, 1.4, 1.6), (1.0, 1.75, 1.6, 1.9)]
+LOSSES = {"shuffled": {"a": CURVE, "b_set": CURVE, "c": CURVE}, "sequential": {"a": CURVE[:2], "c": CURVE}}
+
+
+def interaction(size: int = 4) -> Interaction:
+    """alpha_set with gamma and beta with delta help one another, surely; all others disturb, perhaps."""
+    values = np.fromfunction(lambda a, b: np.where((a + b) % 2 == 0, -0.2, 0.1) + 0.01 * (a + b), (size, size))
+    np.fill_diagonal(values, 0.0)
+    names = NAMES if size == 4 else tuple(f"set_{number}" for number in range(size))
+    spread = np.where(values < 0, 0.05, 0.5)
+    np.fill_diagonal(spread, 0.0)
+    turned = values + np.triu(np.full((size, size), 0.002), 1)
+    return Interaction(
+        names, (5,) * size, 0.95, turned, turned - spread, turned + spread, values, values - spread, values + spread
+    )
+
+
+def cells(figure: Figure) -> dict[tuple[str, str], str]:
+    axis = figure.axes[1]
+    rows = [label.get_text() for label in axis.get_yticklabels()]
+    columns = [label.get_text() for label in axis.get_xticklabels()]
+    found = {}
+    for text in axis.texts:
+        column, row = map(int, text.get_position())
+        found[rows[row], columns[column]] = text.get_text()
+    return found
+
+
+def svg(figure: Figure) -> bytes:
+    page = io.BytesIO()
+    figure.savefig(page, format="svg", metadata={"Date": None})
+    return page.getvalue()
+
+
+def test_every_pair_has_its_number_and_a_star_where_the_interval_leaves_out_zero() -> None:
+    found = cells(interaction_heat_map(interaction()))
+    assert len(found) == 12
+    assert found["alpha set", "gamma"] == found["gamma", "alpha set"] == "-0.18*"
+    assert found["alpha set", "beta"] == "+0.11"
+    directed = cells(interaction_heat_map(interaction(), directed=True))
+    assert directed["delta", "beta"] == "-0.16*"
+    assert set(directed) == set(found)
+
+
+def test_each_direction_is_shown_by_itself_with_its_own_interval() -> None:
+    given = interaction()
+    given.changes[0, 1], given.changes_low[0, 1], given.changes_high[0, 1] = 0.4, 0.3, 0.5
+    found = cells(interaction_heat_map(given, directed=True))
+    assert found["alpha set", "beta"] == "+0.40*"
+    assert found["beta", "alpha set"] == "+0.11"
+
+
+def test_rows_columns_and_tree_have_the_order_of_the_clusters_with_lines_between_them() -> None:
+    given = interaction()
+    groups = clusters(given, count=2)
+    figure = interaction_heat_map(given, groups)
+    tree, axis = figure.axes[:2]
+    rows = [label.get_text() for label in axis.get_yticklabels()]
+    assert rows == [label.get_text() for label in axis.get_xticklabels()]
+    assert rows == [NAMES[leaf].replace("_", " ") for leaf in groups.leaves]
+    assert {frozenset(rows[:2]), frozenset(rows[2:])} == {
+        frozenset({"alpha set", "gamma"}),
+        frozenset({"beta", "delta"}),
+    }
+    assert [line.get_ydata()[0] for line in axis.lines if len(set(line.get_ydata())) == 1] == [1.5]
+    assert [line.get_xdata()[0] for line in axis.lines if len(set(line.get_xdata())) == 1] == [1.5]
+    assert len(tree.lines) == 3
+    assert [line.get_color() == "black" for line in tree.lines] == [True, True, False]
+    assert tree.get_ylim() == axis.get_ylim()
+
+
+def test_colours_are_centred_at_zero_and_the_diagonal_has_none() -> None:
+    image = interaction_heat_map(interaction()).axes[1].images[0]
+    low, high = image.get_clim()
+    assert low == -high
+    assert image.get_array().mask.diagonal().all()
+    white = DIVERGING(0.5)
+    assert min(white[:3]) > 0.99
+
+
+def test_a_number_that_rounds_to_nothing_has_no_minus_sign() -> None:
+    given = interaction()
+    given.values[0, 1] = given.values[1, 0] = -1e-6
+    assert cells(interaction_heat_map(given))["alpha set", "beta"] == "+0.00"
+
+
+@pytest.mark.parametrize(("size", "numbers"), [(2, True), (24, True), (25, False)])
+def test_from_two_datasets_to_many_there_is_a_figure_and_numbers_where_there_is_room(size: int, numbers: bool) -> None:
+    figure = interaction_heat_map(interaction(size))
+    with mpl.rc_context(STYLE):
+        assert svg(figure)
+    assert any("." in text for text in cells(figure).values()) == numbers
+
+
+def test_nothing_but_zeros_is_drawn_too() -> None:
+    zeros = np.zeros((2, 2))
+    found = interaction_heat_map(Interaction(("a", "b"), (1, 1), 0.95, *(zeros,) * 6))
+    assert svg(found)
+    assert set(cells(found).values()) == {"+0.000"}
+
+
+def test_clusters_of_other_datasets_are_refused() -> None:
+    with pytest.raises(ResultsError, match="other datasets"):
+        interaction_heat_map(interaction(), clusters(interaction(5), count=2))
+
+
+def test_curves_have_a_panel_a_dataset_a_line_a_model_and_bands() -> None:
+    figure = forgetting_curves(LOSSES)
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert [axis.get_title(loc="left") for axis in shown] == ["a", "b set", "c"]
+    assert [len(axis.lines) for axis in shown] == [2, 1, 2]
+    assert [len(axis.collections) for axis in shown] == [2, 1, 2]
+    assert shown[0].lines[1].get_ydata().tolist() == [2.0, 1.5]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["shuffled", "sequential"]
+
+
+def test_a_model_has_the_same_colour_in_every_panel() -> None:
+    axes = forgetting_curves(LOSSES).axes
+    assert axes[0].lines[1].get_color() == axes[2].lines[1].get_color() != axes[0].lines[0].get_color()
+
+
+def test_panels_stand_family_by_family_in_the_order_of_the_kit() -> None:
+    families = {"a": "clustering", "c": "retrieval"}
+    titles = [axis.get_title(loc="left") for axis in forgetting_curves(LOSSES, families).axes]
+    assert titles == ["c\nretrieval", "a\nclustering", "b set"]
+
+
+def test_five_datasets_make_two_rows_and_no_empty_axes_are_seen() -> None:
+    figure = forgetting_curves({"m": dict.fromkeys("abcde", CURVE)})
+    assert [axis.get_visible() for axis in figure.axes] == [True] * 5 + [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("curve", "problem"),
+    [
+        ([], "points of shape"),
+        ([(0.0, 1.0)], "points of shape"),
+        ([(0.0, float("nan"), 0.0, 1.0)], "not finite"),
+        ([CURVE[1], CURVE[0]], "not ascending"),
+        ([(0.0, 1, 1, 1), (1.5, 1, 1, 1)], "not ascending"),
+    ],
+)
+def test_curves_out_of_order_or_with_holes_are_refused(curve: list[tuple[float, ...]], problem: str) -> None:
+    with pytest.raises(
+        ResultsError, match=rf"(?s)m, a: .*{problem}.*m, b: " if problem != "shares" else "m, a: shares"
+    ):
+        forgetting_curves({"m": {"a": curve, "b": curve}})  # type: ignore[dict-item]
+    with pytest.raises(ResultsError, match="no dataset"):
+        forgetting_curves({})
+
+
+@pytest.mark.promise(32)
+def test_figures_of_interactions_are_byte_for_byte_the_same() -> None:
+    def drawn() -> list[bytes]:
+        with mpl.rc_context(STYLE):
+            given = interaction()
+            return [svg(f) for f in (interaction_heat_map(given), forgetting_curves(LOSSES, {"a": "sts"}))]
+
+    assert drawn() == drawn()
