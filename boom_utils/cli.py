@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
+    _add_plan(commands)
     _add_train(commands)
     _add_merge(commands)
     _add_data(commands)
@@ -80,6 +81,22 @@ def _add_run(commands: Any) -> None:
         "--force-unlock", action="store_true", help="take over the lock of a run on a machine that is gone"
     )
     run.set_defaults(command=_run)
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser("plan", help="what a study would cost: examples, steps, tokens, FLOPs, hours, disk")
+    plan.add_argument("--profile", default="smoke", metavar="P", help="name of a profile, or a .yaml file (smoke)")
+    plan.add_argument("--json", action="store_true", help="as JSON, with the graph of artifacts and their inputs")
+    plan.add_argument("--query-tokens", type=float, metavar="N", help="mean tokens of a query (its limit)")
+    plan.add_argument("--passage-tokens", type=float, metavar="N", help="mean tokens of a passage (its limit)")
+    plan.add_argument(
+        "--device-tflops", type=float, default=989.0, metavar="N", help="peak of one device (989: H100, bf16, dense)"
+    )
+    plan.add_argument("--mfu", type=float, default=0.4, metavar="X", help="share of the peak that is reached (0.4)")
+    plan.add_argument(
+        "--tokens-per-second", type=float, metavar="N", help="speed of one device (that of members made here, if any)"
+    )
+    plan.set_defaults(command=_plan)
 
 
 def _add_train(commands: Any) -> None:
@@ -149,6 +166,23 @@ def _run(options: argparse.Namespace) -> None:
     chosen = RunOptions(options.only, options.start, values, options.results, options.force_unlock)
     for name, place in run(study, options.profile, chosen).items():
         log.info("%s: %s", name, place)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    import json
+
+    from boom_utils.config import load_profile
+    from boom_utils.study.costs import Assumptions, plan_text
+    from boom_utils.study.graph import Study
+    from boom_utils.study.plan import plan_study
+
+    given = (options.query_tokens, options.passage_tokens, options.device_tflops, options.mfu)
+    if any(number is not None and not 0 < number < float("inf") for number in (*given, options.tokens_per_second)):
+        raise ConfigError("the numbers of boom plan are above 0")
+    if options.mfu > 1:
+        raise ConfigError("--mfu is a share of the peak", expected="at most 1", found=options.mfu)
+    made = plan_study(Study(load_profile(options.profile)), Assumptions(*given, options.tokens_per_second))
+    log.info("%s", json.dumps(made.as_json(), indent=1, allow_nan=False) if options.json else plan_text(made))
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import typing
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from boom_utils.config_checks import repeated, unresolved
 from boom_utils.errors import ConfigError, nearest
 from boom_utils.yaml_files import parse, read_yaml
 
@@ -21,11 +21,12 @@ out the last space; the kit does not."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
+Pooling = Literal["lasttoken", "mean", "cls"]
 
 
-def query_prompt(instruction: str) -> str:
-    """The text put before a query: the template filled with a dataset's instruction."""
-    return QUERY_TEMPLATE.format(instruction=instruction)
+def query_prompt(instruction: str, style: Literal["instruct", "none"] = "instruct") -> str:
+    """The text put before a query: the template filled with a dataset's instruction, or nothing."""
+    return QUERY_TEMPLATE.format(instruction=instruction) if style == "instruct" else ""
 
 
 class Frozen(BaseModel):
@@ -106,6 +107,34 @@ class TinyBase(Frozen):
     seed: int = 0
 
 
+class PretrainedBase(Frozen):
+    """A model that exists: on the hub, in a folder, or in an installed Python distribution that carries one."""
+
+    kind: Literal["pretrained"]
+    name: str = Field(
+        min_length=1, description="hub repository (owner/name), path of a folder, or name of a distribution"
+    )
+    revision: str | None = Field(default=None, description="commit of the hub, version of the distribution")
+    weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="of model.safetensors")
+    pooling: Pooling | None = Field(default=None, description="None: as the model's own folder says")
+    normalize: bool = True
+    max_seq_length: int = Field(default=512, gt=0, description="most tokens of a text, here and in evaluation")
+    prompts: Literal["instruct", "none"] = Field(
+        default="instruct", description="none: nothing is put before a text, for bases that never met instructions"
+    )
+    parameters: float | None = Field(default=None, gt=0, description="for `boom plan` where the model is not here")
+    embedding_parameters: float | None = Field(default=None, ge=0, description="of them in the token embedding")
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> PretrainedBase:
+        if (self.parameters is None) != (self.embedding_parameters is None):
+            raise ValueError("give both of `parameters` and `embedding_parameters`, or neither")
+        return self
+
+
+BaseModelConfig = Annotated[TinyBase | PretrainedBase, Field(discriminator="kind")]
+
+
 class SubsetConfig(Frozen):
     """Rows drawn from every dataset: a ratio without replacement, or all rows another subset left."""
 
@@ -169,10 +198,12 @@ class MergeConfig(Frozen):
 
 
 class EvaluationConfig(Frozen):
-    """Tasks by domain, and how intervals are made."""
+    """Tasks of the corpus and mteb benchmarks by domain, at least one of either, and how intervals are made."""
 
-    in_domain: tuple[Name, ...] = Field(min_length=1)
-    out_of_domain: tuple[Name, ...] = Field(min_length=1)
+    in_domain: tuple[Name, ...] = ()
+    out_of_domain: tuple[Name, ...] = ()
+    in_domain_benchmarks: tuple[str, ...] = Field(default=(), description="names of mteb benchmarks")
+    out_of_domain_benchmarks: tuple[str, ...] = Field(default=(), description="names of mteb benchmarks")
     reference: Name = Field(description="the model every other one is compared with")
     bootstrap_draws: int = Field(default=2000, ge=100)
     confidence: float = Field(default=0.95, gt=0, lt=1)
@@ -185,16 +216,19 @@ class Profile(Frozen):
     name: Name
     description: str
     corpus: CorpusConfig
-    base_model: TinyBase
+    base_model: BaseModelConfig
     training: TrainingConfig
     subsets: tuple[SubsetConfig, ...]
     members: tuple[MemberConfig, ...]
     merges: tuple[MergeConfig, ...]
     evaluation: EvaluationConfig
+    sources: Mapping[str, str] = Field(
+        default={}, description="dotted key -> where its value comes from (`config_checks.SOURCES`), colon, note"
+    )
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Profile:
-        problems = [*_repeated(self), *_unresolved(self)]
+        problems = [*repeated(self), *unresolved(self)]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -243,7 +277,8 @@ class Profile(Frozen):
     @property
     def model_names(self) -> list[str]:
         """Every model the study scores, in the order tables show them."""
-        return ["random", "base", *(member.name for member in self.members), *(merge.name for merge in self.merges)]
+        first = ["random", "base"] if isinstance(self.base_model, TinyBase) else ["base"]
+        return [*first, *(member.name for member in self.members), *(merge.name for merge in self.merges)]
 
 
 def trained_members(model: str, merges: Mapping[str, Sequence[str]]) -> list[str]:
@@ -256,53 +291,6 @@ def trained_members(model: str, merges: Mapping[str, Sequence[str]]) -> list[str
     if model not in merges:
         return [model]
     return list(dict.fromkeys(name for part in merges[model] for name in trained_members(part, merges)))
-
-
-def _repeated(profile: Profile) -> list[str]:
-    groups: dict[str, Sequence[str]] = {
-        "dataset": [*profile.corpus.datasets, *profile.corpus.new_datasets],
-        "subset": [subset.name for subset in profile.subsets],
-        "model": profile.model_names,
-        "task": [*profile.evaluation.in_domain, *profile.evaluation.out_of_domain],
-    }
-    return [
-        f"{kind} '{n}' is named twice" for kind, names in groups.items() for n, k in Counter(names).items() if k > 1
-    ]
-
-
-def _unresolved(profile: Profile) -> list[str]:
-    subsets = [subset.name for subset in profile.subsets]
-    members = [member.name for member in profile.members]
-    merges = [merge.name for merge in profile.merges]
-    uses = [(f"member '{m.name}'", "subset", m.subset, subsets) for m in profile.members]
-    for number, merge in enumerate(profile.merges):
-        known = [*members, *merges[:number]]
-        uses += [(f"merge '{merge.name}'", "member or earlier merge", name, known) for name in merge.members]
-    for number, subset in enumerate(profile.subsets):
-        if subset.complement_of is not None:
-            uses.append((f"subset '{subset.name}'", "earlier subset", subset.complement_of, subsets[:number]))
-    uses.append(("evaluation.reference", "model", profile.evaluation.reference, profile.model_names))
-    problems = [
-        f"{who}: no {kind} '{name}'{nearest(name, known)}" for who, kind, name, known in uses if name not in known
-    ]
-    for merge in profile.merges:
-        if not isinstance(merge.weights, str) and len(merge.weights) != len(merge.members):
-            problems.append(f"merge '{merge.name}': {len(merge.weights)} weights for {len(merge.members)} members")
-        if merge.weights == "ratio" and (found := sorted({*merge.members} & {*merges})):
-            problems.append(f"merge '{merge.name}': '{found[0]}' is a merge and has no ratio; give equal, or numbers")
-    return [*problems, *_misplaced_new_data(profile)]
-
-
-def _misplaced_new_data(profile: Profile) -> list[str]:
-    holding = [subset.name for subset in profile.subsets if subset.new_data is not None]
-    problems = [
-        f"subset '{subset.name}': '{subset.complement_of}' holds new data, a complement of it is not defined"
-        for subset in profile.subsets
-        if subset.complement_of in holding
-    ]
-    if holding and not profile.corpus.new_datasets:
-        problems.append(f"subset '{holding[0]}': there are no new data, corpus.new_datasets is empty")
-    return problems
 
 
 def profile_names() -> list[str]:

@@ -10,15 +10,17 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from boom_utils.artifacts import sha256_file, write_json
-from boom_utils.config import QUERY_TEMPLATE
+from boom_utils.config import QUERY_TEMPLATE, Pooling
 from boom_utils.errors import CheckpointError, bullet_list
 
-Pooling = Literal["lasttoken", "mean"]
-
-_POOLING_KEYS = {"lasttoken": "pooling_mode_lasttoken", "mean": "pooling_mode_mean_tokens"}
+_POOLING_KEYS: dict[Pooling, str] = {
+    "lasttoken": "pooling_mode_lasttoken",
+    "mean": "pooling_mode_mean_tokens",
+    "cls": "pooling_mode_cls_token",
+}
 _MODULES = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -32,7 +34,7 @@ class EncoderSpec:
     """What turns token states into embeddings, besides the weights.
 
     Args:
-        pooling: ``lasttoken`` or ``mean``.
+        pooling: ``lasttoken``, ``mean`` or ``cls`` (the first token).
         normalize: Scale embeddings to length 1.
         max_seq_length: Most tokens of a text, prompt and end token included.
         prompts: Prompt name (a dataset, or ``query``) to the text put before queries.
@@ -226,7 +228,7 @@ def write_spec(folder: Path, spec: EncoderSpec, dimension: int) -> None:
         ],
     )
     chosen = _POOLING_KEYS[spec.pooling]
-    flags = {key: key == chosen for key in ("pooling_mode_cls_token", *_POOLING_KEYS.values())}
+    flags = {key: key == chosen for key in sorted(_POOLING_KEYS.values())}
     pooling = {"word_embedding_dimension": dimension, **flags, "include_prompt": True}
     write_json(folder / "1_Pooling" / "config.json", pooling)
     if spec.normalize:
@@ -253,10 +255,10 @@ def _read_pooling(path: Path) -> Pooling:
     config = read_mapping(path)
     mode = config.get("pooling_mode")  # 6.x writes one name, older versions one flag a mode
     modes = [mode] if mode else [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
-    names: dict[str, Pooling] = {"lasttoken": "lasttoken", "mean": "mean"}
-    names |= {"pooling_mode_lasttoken": "lasttoken", "pooling_mode_mean_tokens": "mean"}
+    names = {name: pooling for pooling, key in _POOLING_KEYS.items() for name in (pooling, key)}
     if len(modes) != 1 or modes[0] not in names:
-        raise CheckpointError("this pooling is not supported", where=path, expected="lasttoken or mean", found=modes)
+        expected = ", ".join(_POOLING_KEYS)
+        raise CheckpointError("this pooling is not supported", where=path, expected=expected, found=modes)
     return names[modes[0]]
 
 

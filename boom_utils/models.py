@@ -211,6 +211,8 @@ def pool(states_NLD: Tensor, mask_NL: Tensor, spec: EncoderSpec) -> Tensor:
         last_N = mask_NL.sum(dim=1) - 1
         rows_N = torch.arange(len(states_NLD), device=states_NLD.device)
         pooled_ND = _at_least_single(states_NLD[rows_N, last_N])
+    elif spec.pooling == "cls":
+        pooled_ND = _at_least_single(states_NLD[:, 0])
     else:
         states_NLD = _at_least_single(states_NLD)
         weights_NL1 = mask_NL.unsqueeze(-1).to(states_NLD.dtype)
@@ -231,6 +233,8 @@ def pool_row(states_TD: Tensor, lengths_N: Tensor, spec: EncoderSpec) -> Tensor:
     """
     if spec.pooling == "lasttoken":
         pooled_ND = _at_least_single(states_TD[torch.cumsum(lengths_N, 0) - 1])
+    elif spec.pooling == "cls":
+        pooled_ND = _at_least_single(states_TD[torch.cumsum(lengths_N, 0) - lengths_N])
     else:
         text_T = torch.repeat_interleave(torch.arange(len(lengths_N), device=states_TD.device), lengths_N)
         states_TD = _at_least_single(states_TD)

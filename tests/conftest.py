@@ -131,3 +131,25 @@ def global_random_state_is_left_alone() -> Iterator[None]:
     after = torch.random.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
     assert torch.equal(before[0], after[0]), "torch's global random state was touched"
     assert np.array_equal(before[1], after[1]), "NumPy's global random state was touched"
+
+
+def bert_folder(folder: Path, *, pooling: str = "mean", normalize: bool = True) -> Path:
+    """A tiny random BERT as sentence-transformers itself saves one: two sides seen, [CLS] and [SEP], 64 positions."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = BertWordPieceTokenizer()
+    words.train_from_iterator(TEXTS, vocab_size=300, show_progress=False)
+    plain = folder.with_name(f"{folder.name}-plain")
+    tokenizer = BertTokenizerFast(tokenizer_object=words._tokenizer, model_max_length=64)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        bert = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes))
+    bert.save_pretrained(plain)
+    tokenizer.save_pretrained(plain)
+    modules = [Transformer(str(plain), max_seq_length=48), Pooling(32, pooling_mode=pooling)]
+    SentenceTransformer(modules=[*modules, *([Normalize()] if normalize else [])], device="cpu").save(str(folder))
+    return folder

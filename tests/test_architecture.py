@@ -20,7 +20,7 @@ from boom_utils.study.graph import NOTEBOOKS
 
 PACKAGE = PROJECT_ROOT / "boom_utils"
 ROOMS = [
-    {"errors", "yaml_files", "config", "artifacts", "progress"},
+    {"errors", "yaml_files", "config", "config_checks", "artifacts", "progress"},
     {"data"},
     {"model_folder"},
     {"packing"},
@@ -66,7 +66,7 @@ def test_imports_point_one_way_through_the_house(path: Path) -> None:
     "name",
     [
         *("boom_utils", "boom_utils.reporting.report", "boom_utils.data.python_docs", "boom_utils.data.download"),
-        "boom_utils.study.graph",
+        *("boom_utils.study.graph", "boom_utils.study.plan", "boom_utils.training.base_source"),
     ],
 )
 def test_drawing_tables_mining_text_and_asking_what_is_up_to_date_need_no_torch(name: str) -> None:

@@ -386,12 +386,21 @@ def test_a_workspace_that_cannot_be_written_is_said_without_a_traceback(
 
 def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.CaptureFixture[str]) -> None:
     options = {}
-    for command in ("run", "train", "merge", "data fetch", "check"):
+    for command in ("run", "plan", "train", "merge", "data fetch", "check"):
         with pytest.raises(SystemExit):
             main([*command.split(), "--help"])
         options[command] = sorted(set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"})
     assert options == {
         "run": ["--force-unlock", "--from", "--only", "--profile", "--results", "--set"],
+        "plan": [
+            "--device-tflops",
+            "--json",
+            "--mfu",
+            "--passage-tokens",
+            "--profile",
+            "--query-tokens",
+            "--tokens-per-second",
+        ],
         "train": ["--allow-change", "--nproc", "--profile"],
         "merge": ["--plan", "--shard-gb", "--threads"],
         "data fetch": ["--manifest", "--offline", "--only", "--profile", "--verify"],

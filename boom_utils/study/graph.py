@@ -25,7 +25,7 @@ from boom_utils.reporting.results import (
     shuffled_members,
     updated_merges,
 )
-from boom_utils.study import gathering, stages
+from boom_utils.study import bases, gathering, stages
 from boom_utils.training.schedules import schedule_stages
 
 log = logging.getLogger(__name__)
@@ -192,8 +192,7 @@ def _nodes(profile: Profile, manifest: Manifest, execution: stages.Execution) ->
     nodes: dict[str, Node] = {"examples": stages.examples(profile, manifest)}
     for subset in profile.subsets:
         nodes[f"subset/{subset.name}"] = stages.subset(profile, subset, nodes)
-    nodes["random"] = stages.random_model(profile, manifest, nodes)
-    nodes["base"] = stages.base_model(profile, manifest, nodes)
+    nodes |= bases.base_nodes(profile, manifest, nodes)
     nodes["tokens"] = stages.tokens(profile, manifest, nodes)
     if profile.corpus.new_datasets:
         nodes["tokens/new"] = stages.tokens(profile, manifest, nodes, new=True)
@@ -203,10 +202,12 @@ def _nodes(profile: Profile, manifest: Manifest, execution: stages.Execution) ->
     for merge in profile.merges:
         nodes[f"merge/{merge.name}"] = stages.merge(profile, merge, nodes)
     nodes["geometry"] = stages.geometry(profile, nodes)
-    models = stages.model_nodes(profile)
-    for model, name in models.items():
-        for task in (*profile.evaluation.in_domain, *profile.evaluation.out_of_domain):
-            nodes[f"scores/{model}/{task}"] = stages.scores(manifest, model, nodes[name], task, nodes)
+    prompts, evaluation = stages.prompts_of(profile, manifest), profile.evaluation
+    for model, name in stages.model_nodes(profile).items():
+        for task in (*evaluation.in_domain, *evaluation.out_of_domain):
+            nodes[f"scores/{model}/{task}"] = stages.scores(manifest, model, nodes[name], task, nodes, prompts)
+        for benchmark in (*evaluation.in_domain_benchmarks, *evaluation.out_of_domain_benchmarks):
+            nodes[f"scores/{model}/{benchmark}"] = stages.benchmark_scores(model, nodes[name], benchmark)
     nodes["results"] = gathering.results(profile, manifest, nodes)
     nodes["report"] = gathering.report(nodes)
     return nodes

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from boom_utils.artifacts import Artifact, Node, write_json
-from boom_utils.config import MemberConfig, MergeConfig, Profile, SubsetConfig, query_prompt
+from boom_utils.config import MemberConfig, MergeConfig, PretrainedBase, Profile, SubsetConfig, TinyBase, query_prompt
 from boom_utils.data.manifest import Dataset, Manifest
+from boom_utils.errors import EvaluationError
 from boom_utils.reporting.results import shuffled_members
 
 VERSION: Mapping[str, int] = {
@@ -40,7 +41,8 @@ def model_nodes(profile: Profile) -> dict[str, str]:
     """Every scored model -> name of the node that makes it."""
     members = {member.name: f"member/{member.name}" for member in profile.members}
     merges = {merge.name: f"merge/{merge.name}" for merge in profile.merges}
-    return {"random": "random", "base": "base", **members, **merges}
+    first = {"random": "random"} if isinstance(profile.base_model, TinyBase) else {}
+    return {**first, "base": "base", **members, **merges}
 
 
 def examples(profile: Profile, manifest: Manifest) -> Node:
@@ -88,50 +90,16 @@ def subset(profile: Profile, config: SubsetConfig, nodes: Nodes) -> Node:
     return Node("subset", VERSION["subset"], f"subset {config.name}", described, make, inputs)
 
 
-def _prompts(manifest: Manifest) -> dict[str, str]:
+def prompts_of(profile: Profile, manifest: Manifest) -> dict[str, str]:
     """Dataset -> text before its queries, as every encoder folder keeps it."""
-    return {dataset.id: query_prompt(dataset.prompt) for dataset in manifest.datasets}
-
-
-def random_model(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
-    """The tiny Qwen3 with random weights, and its tokenizer."""
-    config = profile.base_model
-    prompts = _prompts(manifest)
-
-    def make(out: Path, found: Inputs) -> None:
-        from boom_utils.data.examples import read_examples
-        from boom_utils.training.base_model import random_encoder
-
-        pairs = read_examples(found["examples"].path / "pretraining.jsonl")
-        texts = [text for pair in pairs for text in (pair.query, *pair.pos)]
-        random_encoder([*texts, *prompts.values()], config, prompts).save(out)
-
-    described = {"base_model": config.model_dump(mode="json", exclude={"pretraining"}), "prompts": prompts}
-    inputs = {"examples": nodes["examples"]}
-    return Node("random", VERSION["random"], "random initialisation", described, make, inputs)
-
-
-def base_model(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
-    """The model every member starts from."""
-    config = profile.base_model
-    prompt = _prompts(manifest)[profile.corpus.datasets[0]]
-
-    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
-        from boom_utils.data.examples import read_examples
-        from boom_utils.training.base_model import pretrain
-
-        pairs = read_examples(found["examples"].path / "pretraining.jsonl")
-        return pretrain(found["random"].path, pairs, prompt, config, out)
-
-    described = {"base_model": config.model_dump(mode="json"), "prompt": prompt}
-    inputs = {"random": nodes["random"], "examples": nodes["examples"]}
-    log_file = ("training_log.jsonl",)
-    return Node("base", VERSION["base"], "base model", described, make, inputs, resumable=True, observations=log_file)
+    style = profile.base_model.prompts if isinstance(profile.base_model, PretrainedBase) else "instruct"
+    return {dataset.id: query_prompt(dataset.prompt, style) for dataset in manifest.datasets}
 
 
 def tokens(profile: Profile, manifest: Manifest, nodes: Nodes, *, new: bool = False) -> Node:
     """Token tables of all training datasets, or of all new ones: apart, so that these make nothing old anew."""
-    training, prompts = profile.training, _prompts(manifest)
+    training, prompts = profile.training, prompts_of(profile, manifest)
+    tokenizer = "random" if "random" in nodes else "base"
     names = profile.corpus.new_datasets if new else profile.corpus.datasets
     datasets = [manifest.dataset(name) for name in names]
 
@@ -140,7 +108,7 @@ def tokens(profile: Profile, manifest: Manifest, nodes: Nodes, *, new: bool = Fa
         from boom_utils.data.tokens import TextRules, write_tokens
         from boom_utils.models import Encoder
 
-        encoder, counts = Encoder.load(found["random"].path), {}
+        encoder, counts = Encoder.load(found[tokenizer].path), {}
         for dataset in datasets:
             rows = read_examples(found["examples"].path / "train" / f"{dataset.id}.jsonl")
             passage_prompt = prompts[dataset.id] if dataset.instruction_on_passages else ""
@@ -153,7 +121,7 @@ def tokens(profile: Profile, manifest: Manifest, nodes: Nodes, *, new: bool = Fa
         "prompts": {dataset.id: [prompts[dataset.id], dataset.instruction_on_passages] for dataset in datasets},
         "lengths": [training.query_max_len, training.passage_max_len],
     }
-    inputs = {"examples": nodes["examples"], "random": nodes["random"]}
+    inputs = {"examples": nodes["examples"], tokenizer: nodes[tokenizer]}
     label = "tokens of the new examples" if new else "tokens of the training examples"
     return Node("tokens", VERSION["tokens"], label, described, make, inputs)
 
@@ -232,7 +200,7 @@ class Execution:
 
 def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Nodes, execution: Execution) -> Node:
     """One member, fine-tuned from the base."""
-    rules, prompts = _rules(_datasets(profile, manifest, config)), _prompts(manifest)
+    rules, prompts = _rules(_datasets(profile, manifest, config)), prompts_of(profile, manifest)
     restart = config.learning_rate_stages == "restarted"
     schedule = config.schedule.replace("_", " ")
     share = f"{100 * profile.member_ratio(config.name):g} % of every dataset"
@@ -315,10 +283,12 @@ def geometry(profile: Profile, nodes: Nodes) -> Node:
     return Node("geometry", VERSION["geometry"], "geometry of the task vectors", {"members": names}, make, inputs)
 
 
-def scores(manifest: Manifest, model: str, source: Node, task_name: str, nodes: Nodes) -> Node:
+def scores(
+    manifest: Manifest, model: str, source: Node, task_name: str, nodes: Nodes, prompts: Mapping[str, str]
+) -> Node:
     """Scores of one model on one task."""
     declared = manifest.task(task_name)
-    prompt = _prompts(manifest)[declared.dataset]
+    prompt = prompts[declared.dataset]
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
         from boom_utils.evaluation.run import evaluate_task
@@ -331,3 +301,17 @@ def scores(manifest: Manifest, model: str, source: Node, task_name: str, nodes: 
     described = {"model": model, "task": declared.model_dump(mode="json"), "prompt": prompt}
     inputs = {"model": source, "examples": nodes["examples"]}
     return Node("scores", VERSION["scores"], f"scores of {model} on {task_name}", described, make, inputs)
+
+
+def benchmark_scores(model: str, source: Node, benchmark: str) -> Node:
+    """Scores of one model on one benchmark of mteb: declared, so that plans count it, but not run by this version."""
+
+    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
+        raise EvaluationError(
+            f"this version of the kit does not run benchmarks of mteb ({benchmark})",
+            where=model,
+            fix=f"run mteb on the model folder yourself: {found['model'].path}",
+        )
+
+    described = {"model": model, "benchmark": benchmark}
+    return Node("scores", VERSION["scores"], f"scores of {model} on {benchmark}", described, make, {"model": source})

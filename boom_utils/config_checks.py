@@ -1,0 +1,109 @@
+"""What must hold within a profile: names that resolve, and sources that speak of values the profile has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from boom_utils.errors import nearest
+
+if TYPE_CHECKING:
+    from boom_utils.config import Profile
+
+SOURCES = ("paper", "authors' script", "model card", "third-party summary", "ours")
+"""Where a value of a profile may come from; a note follows after a colon."""
+
+
+def repeated(profile: Profile) -> list[str]:
+    """Names that are given twice."""
+    groups: dict[str, Sequence[str]] = {
+        "dataset": [*profile.corpus.datasets, *profile.corpus.new_datasets],
+        "subset": [subset.name for subset in profile.subsets],
+        "model": profile.model_names,
+        "task": [*profile.evaluation.in_domain, *profile.evaluation.out_of_domain],
+        "benchmark": [*profile.evaluation.in_domain_benchmarks, *profile.evaluation.out_of_domain_benchmarks],
+    }
+    return [
+        f"{kind} '{n}' is named twice" for kind, names in groups.items() for n, k in Counter(names).items() if k > 1
+    ]
+
+
+def unresolved(profile: Profile) -> list[str]:
+    """Names that lead nowhere, and what does not fit together."""
+    subsets = [subset.name for subset in profile.subsets]
+    members = [member.name for member in profile.members]
+    merges = [merge.name for merge in profile.merges]
+    uses = [(f"member '{m.name}'", "subset", m.subset, subsets) for m in profile.members]
+    for number, merge in enumerate(profile.merges):
+        known = [*members, *merges[:number]]
+        uses += [(f"merge '{merge.name}'", "member or earlier merge", name, known) for name in merge.members]
+    for number, subset in enumerate(profile.subsets):
+        if subset.complement_of is not None:
+            uses.append((f"subset '{subset.name}'", "earlier subset", subset.complement_of, subsets[:number]))
+    uses.append(("evaluation.reference", "model", profile.evaluation.reference, profile.model_names))
+    problems = [
+        f"{who}: no {kind} '{name}'{nearest(name, known)}" for who, kind, name, known in uses if name not in known
+    ]
+    for merge in profile.merges:
+        if not isinstance(merge.weights, str) and len(merge.weights) != len(merge.members):
+            problems.append(f"merge '{merge.name}': {len(merge.weights)} weights for {len(merge.members)} members")
+        if merge.weights == "ratio" and (found := sorted({*merge.members} & {*merges})):
+            problems.append(f"merge '{merge.name}': '{found[0]}' is a merge and has no ratio; give equal, or numbers")
+    return [*problems, *_misplaced_new_data(profile), *_domains(profile), *_sources(profile)]
+
+
+def _misplaced_new_data(profile: Profile) -> list[str]:
+    holding = [subset.name for subset in profile.subsets if subset.new_data is not None]
+    problems = [
+        f"subset '{subset.name}': '{subset.complement_of}' holds new data, a complement of it is not defined"
+        for subset in profile.subsets
+        if subset.complement_of in holding
+    ]
+    if holding and not profile.corpus.new_datasets:
+        problems.append(f"subset '{holding[0]}': there are no new data, corpus.new_datasets is empty")
+    return problems
+
+
+def _domains(profile: Profile) -> list[str]:
+    evaluation = profile.evaluation
+    domains = {
+        "in_domain": (*evaluation.in_domain, *evaluation.in_domain_benchmarks),
+        "out_of_domain": (*evaluation.out_of_domain, *evaluation.out_of_domain_benchmarks),
+    }
+    return [
+        f"evaluation.{domain}: name at least one task, or a benchmark in {domain}_benchmarks"
+        for domain, names in domains.items()
+        if not names
+    ]
+
+
+def _sources(profile: Profile) -> list[str]:
+    values, problems = profile.model_dump(mode="json"), []
+    for key, text in profile.sources.items():
+        source = text.partition(":")[0].strip()
+        if source not in SOURCES:
+            problems.append(f"sources.{key}: no source '{source}'{nearest(source, SOURCES)}")
+        if (missing := _first_missing(values, key)) is not None:
+            problems.append(f"sources.{key}: the profile has no {missing}")
+    return problems
+
+
+def _first_missing(values: Any, key: str) -> str | None:
+    """What of a dotted key is not there, with the nearest key that is; None when all is."""
+    place = values
+    for part in key.split("."):
+        known = entries_of(place)
+        if part not in known:
+            return f"'{part}'{nearest(part, known)}"
+        place = known[part]
+    return None
+
+
+def entries_of(value: Any) -> Mapping[str, Any]:
+    """The parts of a piece of a profile by the names a dotted key uses: keys, or the names of a list's entries."""
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, list):
+        return {str(entry["name"]): entry for entry in value if isinstance(entry, Mapping) and "name" in entry}
+    return {}

@@ -1,0 +1,183 @@
+"""Pretrained bases: the same embeddings as in sentence-transformers, at the start and after training and merging."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TEXTS, TOY, bert_folder, tiny_config, toy_job
+from safetensors.torch import load_file, save_file
+from test_evaluation import retrieval_task
+
+from boom_utils.config import LoraConfig, PretrainedBase
+from boom_utils.errors import CheckpointError, ConfigError
+from boom_utils.evaluation.run import evaluate_task
+from boom_utils.merging.recipe import make_recipe
+from boom_utils.merging.writer import merge
+from boom_utils.models import Encoder
+from boom_utils.training.base_model import random_encoder
+from boom_utils.training.member import MemberJob, train_member
+from boom_utils.training.plan import DatasetRules
+from boom_utils.training.pretrained_base import open_base, prepare_base
+
+PROMPTS = {"toy": "Instruct: find it\nQuery: "}
+MIXED = [text * times for text, times in zip(TEXTS, (1, 3, 1, 2, 1, 1, 4, 1), strict=True)]
+
+
+def config(folder: Path, **changes: Any) -> PretrainedBase:
+    return PretrainedBase.model_validate({"kind": "pretrained", "name": str(folder), "max_seq_length": 48, **changes})
+
+
+def theirs(folder: Path, texts: list[str] = MIXED, **options: Any) -> np.ndarray:
+    from sentence_transformers import SentenceTransformer
+
+    return np.asarray(SentenceTransformer(str(folder), device="cpu").encode(texts, batch_size=3, **options))
+
+
+def trained_member(base: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    """One member from base to encoder folder, as a study trains it."""
+    training = TOY.model_copy(update={"num_train_epochs": 3, **changes})
+    (folder / "tokens").mkdir(parents=True)
+    toy_job(Encoder.load(base), folder / "tokens", config=training).plan.save(folder / "plan.npz")
+    files = base, (folder / "tokens",), folder / "plan.npz"
+    return train_member(MemberJob(*files, {"toy": DatasetRules()}, training, PROMPTS, "m", "A."), folder / "out")
+
+
+@pytest.mark.parametrize(("pooling", "normalize"), [("mean", True), ("cls", True), ("lasttoken", False)])
+def test_a_prepared_base_embeds_as_the_model_it_was_made_from(tmp_path: Path, pooling: str, normalize: bool) -> None:
+    model = bert_folder(tmp_path / "model", pooling=pooling, normalize=normalize)
+    facts = prepare_base(config(model, normalize=normalize), PROMPTS, tmp_path / "base")
+    encoder = Encoder.load(tmp_path / "base")
+    assert encoder.spec.pooling == pooling
+    assert np.abs(encoder.encode(MIXED) - theirs(model)).max() < 1e-5
+    assert np.abs(encoder.encode(MIXED, PROMPTS["toy"]) - theirs(tmp_path / "base", prompt_name="toy")).max() < 1e-5
+    assert facts["parameters"] == sum(value.numel() for value in load_file(model / "model.safetensors").values())
+
+
+@pytest.mark.promise(14)
+def test_packing_a_bert_is_exact_beyond_its_number_of_positions(tmp_path: Path) -> None:
+    encoder = Encoder.load(bert_folder(tmp_path / "model"))
+    texts = MIXED * 3
+    assert encoder.packs
+    assert sum(map(len, encoder.tokenize(texts))) > 64
+    one_by_one = np.concatenate([encoder.encode([text]) for text in texts])
+    assert np.abs(encoder.encode(texts, tokens_per_batch=10_000) - one_by_one).max() < 1e-5
+    encoder.use_packing(False)
+    assert np.abs(encoder.encode(texts, tokens_per_batch=10_000) - one_by_one).max() < 1e-5
+
+
+def test_a_member_of_a_bert_trains_merges_evaluates_and_loads_elsewhere(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    prepare_base(config(bert_folder(tmp_path / "model")), PROMPTS, base)
+    facts = trained_member(base, tmp_path / "m")
+    assert facts["steps"] == 6
+    member = tmp_path / "m" / "out"
+    changed = load_file(member / "model.safetensors")
+    before = load_file(base / "model.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], changed[name])}
+    assert {name for name in before if not name.startswith("pooler.")} == moved  # the pooler is not used
+    models = [{"model": path, "parameters": {"weight": weight}} for path, weight in ((base, 0.4), (member, 1.0))]
+    merge(make_recipe({"merge_method": "multislerp", "models": models, "dtype": "float32"}), tmp_path / "merged")
+    for folder in (member, tmp_path / "merged"):
+        ours = Encoder.load(folder).encode(MIXED, PROMPTS["toy"])
+        assert np.abs(ours - theirs(folder, prompt_name="toy")).max() < 1e-5
+        (scores := tmp_path / f"{folder.name}-scores").mkdir()
+        score = evaluate_task("m", folder, retrieval_task(scores / "set"), scores)
+        assert 0 < score["main_score"] <= 1
+    assert np.abs(Encoder.load(member).encode(MIXED) - Encoder.load(base).encode(MIXED)).max() > 1e-3
+
+
+def test_training_a_bert_does_not_depend_on_packing_nor_on_memory(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    prepare_base(config(bert_folder(tmp_path / "model")), PROMPTS, base)
+    settings = json.loads((base / "config.json").read_text())
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (base / "config.json").write_text(json.dumps({**settings, **no_dropout}))
+    found = {}
+    for name, changes in {"packed": {}, "padded": {"packing": False}, "twice": {"tokens_in_memory": 1}}.items():
+        trained_member(base, tmp_path / name, learning_rate=1e-3, **changes)
+        found[name] = Encoder.load(tmp_path / name / "out").encode(MIXED)
+    assert np.abs(found["packed"] - found["padded"]).max() < 1e-3
+    assert np.abs(found["packed"] - found["twice"]).max() < 1e-3
+
+
+def test_a_qwen3_from_elsewhere_trains_with_lora_and_loads_elsewhere(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    encoder = random_encoder(TEXTS, tiny_config(), {})
+    encoder.transformer.to(torch.bfloat16).save_pretrained(plain)  # as on the hub: no modules.json, half precision
+    encoder.tokenizer.save_pretrained(plain)
+    facts = prepare_base(config(plain, pooling="lasttoken"), PROMPTS, tmp_path / "base")
+    assert facts["embedding_parameters"] == encoder.transformer.embed_tokens.weight.numel()
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    trained_member(tmp_path / "base", tmp_path / "m", lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1))
+    member = tmp_path / "m" / "out"
+    assert list(load_file(member / "model.safetensors")) == list(weights)
+    ours = Encoder.load(member).encode(MIXED, PROMPTS["toy"])
+    assert np.abs(ours - theirs(member, prompt_name="toy")).max() < 1e-5
+    assert np.abs(ours - Encoder.load(tmp_path / "base").encode(MIXED, PROMPTS["toy"])).max() > 1e-3
+
+
+def test_equal_sources_give_equal_bytes_and_the_random_state_is_left_alone(tmp_path: Path) -> None:
+    model = bert_folder(tmp_path / "model")
+    weights = {n: v for n, v in load_file(model / "model.safetensors").items() if not n.startswith("pooler.")}
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})  # the pooler has to be made up
+    hashes = [prepare_base(config(model), PROMPTS, tmp_path / name)["content_hash"] for name in ("a", "b")]
+    assert hashes[0] == hashes[1]
+
+
+def test_weights_that_are_not_the_named_ones_are_refused(tmp_path: Path) -> None:
+    model = bert_folder(tmp_path / "model")
+    with pytest.raises(ConfigError, match="not those the profile names"):
+        prepare_base(config(model, weights_sha256="0" * 64), PROMPTS, tmp_path / "base")
+
+
+def test_a_base_that_does_not_say_its_pooling_is_refused(tmp_path: Path) -> None:
+    bert_folder(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"set base_model\.pooling"):
+        open_base(tmp_path / "model-plain", config(tmp_path), PROMPTS)
+
+
+def test_texts_longer_than_the_positions_of_a_base_are_refused(tmp_path: Path) -> None:
+    model = bert_folder(tmp_path / "model")
+    with pytest.raises(ConfigError, match="at most 64"):
+        open_base(model, config(model, max_seq_length=65), PROMPTS)
+
+
+def test_another_pooling_than_the_bases_own_is_used_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = bert_folder(tmp_path / "model")
+    with caplog.at_level(logging.WARNING, logger="boom_utils"):
+        assert open_base(model, config(model, pooling="cls"), PROMPTS).spec.pooling == "cls"
+    assert "pooling is cls, in its own folder it is mean" in caplog.text
+
+
+def test_what_is_missing_or_unsafe_in_a_base_is_refused(tmp_path: Path) -> None:
+    model = bert_folder(tmp_path / "model")
+
+    def refused(name: str, pattern: str) -> None:
+        with pytest.raises(CheckpointError, match=pattern):
+            open_base(tmp_path / name, config(model), PROMPTS)
+
+    for name in ("pickled", "code", "holes", "truncated", "words"):
+        shutil.copytree(model, tmp_path / name)
+    (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
+    refused("pickled", "pickle")
+    settings = json.loads((model / "config.json").read_text())
+    (tmp_path / "code" / "config.json").write_text(json.dumps({**settings, "auto_map": {"AutoModel": "evil.Model"}}))
+    refused("code", "code of its own")
+    weights = load_file(model / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, tmp_path / "holes" / "model.safetensors", metadata={"format": "pt"})
+    refused("holes", r"encoder\.layer\.1\.output\.dense\.weight")
+    content = (model / "model.safetensors").read_bytes()
+    (tmp_path / "truncated" / "model.safetensors").write_bytes(content[:-100])
+    refused("truncated", "cannot be opened")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "words" / name).unlink()
+    refused("words", "tokenizer")
