@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +46,8 @@ class HubServer:
     forever: bool = False
     retry_after: str | None = None
     requests: list[Request] = field(default_factory=list)
+    slow: float = 0.0
+    """Seconds between blocks of 64 KiB."""
     plain: set[str] = field(default_factory=set)
     """Files that are not in large file storage."""
 
@@ -91,10 +94,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *unused: object) -> None:
         pass
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._answer()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer()
 
     def _answer(self) -> None:
@@ -168,9 +171,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(content[start : start + (len(content) - start) // 2] if cut else content[start:])
+            self._body(content[start : start + (len(content) - start) // 2] if cut else content[start:])
         if cut:
             self.close_connection = True
+
+    def _body(self, content: bytes) -> None:
+        try:
+            for place in range(0, len(content), 2**16):
+                self.wfile.write(content[place : place + 2**16])
+                time.sleep(self.server_hub.slow)
+        except ConnectionError:
+            self.close_connection = True  # the other side was killed
 
     def _error(self, status: int, code: str | None) -> None:
         self.send_response(status)

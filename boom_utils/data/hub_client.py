@@ -258,10 +258,8 @@ def _explain(error: Exception, place: Place) -> NoReturn:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO):
             raise error
         raise _PassingError(f"the connection failed ({type(error).__name__})") from None
-    if "Consistency check failed" in str(error):
-        sizes = re.search(r"be of size (\d+) but has size (\d+)", str(error))
-        detail = f"after {sizes[2]} of {sizes[1]} bytes" if sizes else "early"
-        raise _PassingError(f"the body ended {detail}") from None
+    if re.search("Consistency check failed|incomplete|complete message body", str(error)):
+        raise _PassingError("the body ended before the file was complete") from None
     raise _PassingError(f"the connection failed ({type(chain[-1]).__name__})") from None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -259,8 +259,9 @@ def _load(name_or_path: str | Path, above: tuple[str, ...]) -> Manifest:
 
 
 def _with_included(manifest: Manifest, path: Path, above: tuple[str, ...]) -> Manifest:
-    """The manifest with datasets and exclusions of those it includes before its own, checked as a whole."""
+    """The manifest with datasets, exclusions and notes of those it includes before its own, checked as a whole."""
     datasets: list[Dataset] = []
+    notes: list[str] = []
     excluded = {one.id: one for one in manifest.excluded}
     for name in manifest.includes:
         if name in above:
@@ -275,8 +276,10 @@ def _with_included(manifest: Manifest, path: Path, above: tuple[str, ...]) -> Ma
                 found=included.source.kind,
             )
         datasets += included.datasets
+        notes += included.notes
         excluded = {one.id: one for one in included.excluded} | excluded
-    whole = {"datasets": (*datasets, *manifest.datasets), "excluded": tuple(excluded.values())}
+    whole: dict[str, Any] = {"datasets": (*datasets, *manifest.datasets), "notes": (*notes, *manifest.notes)}
+    whole["excluded"] = tuple(excluded.values())
     fields = {name: getattr(manifest, name) for name in type(manifest).model_fields}
     combined = parse(Manifest, fields | whole, path.name, ManifestError)
     if problems := variant_problems(combined.variants, (dataset.id for dataset in combined.datasets)):
