@@ -253,7 +253,9 @@ def _write_task(
     others = [text for text in dict.fromkeys(passages) if text not in needed]
     room = None if corpus.evaluation_documents is None else max(0, corpus.evaluation_documents - len(needed))
     documents = [*needed, *_drawn(others, room, generator)]
-    ids = {text: f"d{number}" for number, text in enumerate(documents)}
+    # Shuffled, so that no order of theirs breaks ties in favour of the relevant ones.
+    order = generator.permutation(len(documents)).tolist()
+    ids = {documents[place]: f"d{number}" for number, place in enumerate(order)}
     files: dict[str, list[dict[str, Any]]] = {
         "queries": [{"id": f"q{number}", "text": held.rows[query][0].query} for number, query in enumerate(asked)],
         "corpus": [{"id": name, "text": text} for text, name in ids.items()],
