@@ -46,6 +46,8 @@ class HubServer:
     forever: bool = False
     retry_after: str | None = None
     requests: list[Request] = field(default_factory=list)
+    signature: str | None = None
+    """If there is one, files are redirected to another host, with it in the query."""
     slow: float = 0.0
     """Seconds between blocks of 64 KiB."""
     plain: set[str] = field(default_factory=set)
@@ -105,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub.requests.append(Request(self.command, path, dict(self.headers)))
         if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
             self._api(*found.groups())
-        elif found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif found := re.fullmatch(r"(/stored)?/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(*found.groups())
         else:
             self._error(404, None)
@@ -137,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
             entry["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 130}
         return entry
 
-    def _file(self, repo: str, revision: str, path: str) -> None:
+    def _file(self, stored: str | None, repo: str, revision: str, path: str) -> None:
         hub = self.server_hub
         if not self._known(repo, revision):
             return
@@ -155,15 +157,22 @@ class _Handler(BaseHTTPRequestHandler):
         etag = git_blob(content) if path in hub.plain else hashlib.sha256(content).hexdigest()
         headers = {"X-Repo-Commit": REVISION, "ETag": f'"{etag}"', "X-Linked-Size": str(len(content))}
         headers["X-Linked-Etag"] = headers["ETag"]
+        if hub.signature and not stored:
+            port = urlsplit(hub.endpoint).port
+            headers["Location"] = f"http://localhost:{port}/stored{urlsplit(self.path).path}?Signature={hub.signature}"
+            self._send(b"", headers, status=302)
+            return
         if fault == "corrupt":
             content = bytes([content[0] ^ 1]) + content[1:]
         self._send(content, headers, cut=fault == "truncate")
 
-    def _send(self, content: bytes, headers: dict[str, str] | None = None, *, cut: bool = False) -> None:
+    def _send(
+        self, content: bytes, headers: dict[str, str] | None = None, *, cut: bool = False, status: int = 200
+    ) -> None:
         start = 0
         if found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
             start = int(found[1])
-        self.send_response(206 if start else 200)
+        self.send_response(206 if start else status)
         for name, value in (headers or {"Content-Type": "application/json"}).items():
             self.send_header(name, value)
         if start:

@@ -24,12 +24,15 @@ import pytest
 import yaml
 from hub_server import REVISION, HubServer, git_blob
 
+from boom_utils.cli import main
+from boom_utils.config import Profile, load_profile
 from boom_utils.data.corpus_files import fetch_datasets, hub_files_of
 from boom_utils.data.download import FetchOptions
 from boom_utils.data.hub_files import fetch_files, file_url, find_files, known_files, known_rows, lock_path
 from boom_utils.data.manifest import load_manifest
 from boom_utils.data.manifest_hub import HubOrigin
 from boom_utils.errors import DownloadError, ManifestError
+from boom_utils.study.check import check_machine
 
 SECRET = "hf_averysecrettoken"
 ROWS = [{"query": f"query {n}", "pos": [f"passage {n}"], "neg": [f"other {n}"]} for n in range(5)]
@@ -316,6 +319,20 @@ def test_the_token_is_sent_and_is_in_no_log_error_or_file(
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
 
 
+def test_a_signed_address_of_another_host_gets_no_token_and_is_in_no_log(
+    hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    hub.signature = "averysecretsignature"
+    hub.faults["lines.jsonl"] = [503, "truncate", None, "corrupt"]
+    assert fetch(tmp_path, origin("lines.jsonl")) == {"nq": 5}
+    problem(tmp_path / "again", origin("lines.jsonl"))
+    stored = [one for one in hub.requests if one.path.startswith("/stored")]
+    assert len(stored) >= 3
+    assert not [one for one in stored if SECRET in str(one.headers)]
+    assert hub.signature not in caplog.text
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -364,27 +381,64 @@ def test_two_commands_at_once_both_end_well_with_one_download_of_each_file(hub: 
     assert hub.gets("lines.jsonl.gz") == 1
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_download_leaves_no_file_under_a_final_name_and_the_next_one_ends_well(
-    hub: HubServer, tmp_path: Path
+    hub: HubServer, tmp_path: Path, how: signal.Signals
 ) -> None:
-    hub.repos["owner/data"]["data/nq-00000-of-00002.parquet"] = parquet(
-        [{"query": os.urandom(400).hex(), "pos": [os.urandom(400).hex()], "neg": ["x"]} for _ in range(20_000)]
-    )
+    name = "data/nq-00000-of-00002.parquet"
+    rows = [{"query": os.urandom(400).hex(), "pos": [os.urandom(400).hex()], "neg": ["x"]} for _ in range(20_000)]
+    hub.repos["owner/data"][name] = content = parquet(rows)
     hub.slow = 0.02
     process = start(tmp_path, hub, "--only", "nq")
     until = time.monotonic() + 40
-    while not hub.gets("data/nq-00000-of-00002.parquet") and time.monotonic() < until:
+    while not hub.gets(name) and time.monotonic() < until:
         time.sleep(0.02)
     time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=20)
+    process.send_signal(how)
+    began = time.monotonic()
+    said = process.communicate(timeout=20)[0]
+    # The library looks up from its work every 10 MB only, of 32 here.
+    assert time.monotonic() - began < 0.02 * len(content) / 2**16
+    assert process.returncode == (-how if how == signal.SIGKILL else 130), said
+    assert how == signal.SIGKILL or "To go on: boom data fetch" in said
     downloads = tmp_path / "home/downloads"
-    assert "data/nq-00000-of-00002.parquet" not in there(downloads)
+    assert name not in there(downloads)
     hub.slow = 0.0
     dataset = load_manifest(tmp_path / "tiny.yaml").dataset("nq")
     done = fetch_datasets([dataset], downloads, options())
-    assert (
-        there(downloads)["data/nq-00000-of-00002.parquet"] == hub.repos["owner/data"]["data/nq-00000-of-00002.parquet"]
-    )
+    assert there(downloads)[name] == content
     assert done.table().splitlines()[-1].split()[:3] == ["all", "1", "2"]
     assert hub_files_of([dataset], downloads)[1] == []
+
+
+def test_check_says_what_is_there_and_asks_nobody(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw_corpus()), encoding="utf-8")
+    raw = load_profile("smoke").model_dump(mode="json")
+    raw["corpus"] |= {"manifest": "tiny", "datasets": ["nq"], "new_datasets": ["lines"]}
+    manifest = load_manifest(tmp_path / "tiny.yaml")
+    monkeypatch.setenv("BOOM_HOME", str(tmp_path))
+    for name in ("_packages", "_devices", "_disk", "_hub"):
+        monkeypatch.setattr(f"boom_utils.study.check.{name}", list)
+    monkeypatch.setattr("boom_utils.study.check.load_profile", lambda _: Profile.model_validate(raw))
+    monkeypatch.setattr("boom_utils.study.check.load_manifest", lambda _: manifest)
+    caplog.set_level("INFO", logger="boom_utils")
+    assert check_machine("tiny") == 1  # offline, as all tests are, and nothing is there
+    assert "0 of 0 known files are in the workspace, 2 datasets were never fetched" in caplog.text
+    fetch_datasets(manifest.datasets, tmp_path / "downloads", options())
+    asked = len(hub.requests)
+    assert check_machine("tiny") == 0
+    assert "3 of 3 known files are in the workspace" in caplog.text
+    assert len(hub.requests) == asked
+
+
+def test_own_files_have_nothing_to_fetch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = raw_corpus()
+    raw["source"]["kind"] = "local_files"
+    for dataset in raw["datasets"]:
+        del dataset["hub"]
+        dataset["local"] = {"files": ["a.jsonl"]}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    assert main(["data", "fetch", "--manifest", str(tmp_path / "tiny.yaml")]) == 0
+    assert "nothing to fetch, its files are your own" in capsys.readouterr().out
