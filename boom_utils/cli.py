@@ -262,8 +262,9 @@ def _fetch(options: argparse.Namespace) -> None:
     profile = None if options.profile is None else load_profile(options.profile)
     manifest = load_manifest(options.manifest if profile is None else profile.corpus.manifest)
     datasets = chosen_datasets(manifest, profile, options.only)
-    if not manifest.origins:
-        log.info("%s: nothing to fetch, it is mined from installed distributions", manifest.name)
+    if not manifest.origins and not manifest.hubs:
+        why = "its files are your own" if manifest.locals else "it is mined from installed distributions"
+        log.info("%s: nothing to fetch, %s", manifest.name, why)
         return
     how = FetchOptions(verify=options.verify)
     done = fetch_datasets(datasets, downloads_folder(), replace(how, offline=how.offline or options.offline))

@@ -32,7 +32,7 @@ from boom_utils.config import Frozen
 from boom_utils.data import download, stored_files
 from boom_utils.data.download import FetchOptions, fetch, fetch_locked, lock_entries
 from boom_utils.data.remote_files import LockEntry, RemoteFile, read_lock, relative_path, url_problem, write_lock
-from boom_utils.data.transfer import _retry_after
+from boom_utils.data.transfer import retry_after
 from boom_utils.errors import BoomError, ConfigError, DownloadError, ManifestError
 from boom_utils.yaml_files import parse
 
@@ -341,14 +341,14 @@ def test_a_server_in_trouble_is_asked_again(server: Server, tmp_path: Path, code
 
 
 @pytest.mark.promise(2)
-def test_retry_after_is_heeded_as_seconds_and_as_a_date(server: Server, tmp_path: Path) -> None:
+def testretry_after_is_heeded_as_seconds_and_as_a_date(server: Server, tmp_path: Path) -> None:
     date, pauses = email.utils.formatdate(time.time() + 40, usegmt=True), Pauses()
     answers = [status(429, Retry_After=7), status(503, Retry_After=date), status(503, Retry_After="soon")]
     fetch([server.file("/f", b"x", *answers)], tmp_path, options(sleep=pauses))
     assert pauses[0] == 7
     assert 35 <= pauses[1] <= 40
     assert pauses[2] <= 4
-    assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
 
 
 @pytest.mark.promise(2)

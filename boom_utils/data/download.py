@@ -1,7 +1,7 @@
 """Downloads the files of a corpus, each checked against its sha256 and size before it has its final name.
 
 `fetch` is the one way in: from the network, from a mirror (``BOOM_MIRROR``) or, offline, from what is there. It can be
-killed at any time and run again, also twice at once. Files of the Hugging Face hub are not its work.
+killed at any time and run again, also twice at once. How to ask the Hugging Face hub is `boom_utils.data.hub_files`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from boom_utils.progress import progress
 
 log = logging.getLogger(__name__)
 Get = Callable[[Target], None]
+Network = Callable[[threading.Event], Get]
+"""Given what is set when all work is to end: how one file comes over the network."""
 
 
 def mirror_from_environment() -> Path | None:
@@ -76,13 +78,16 @@ class FetchOptions:
     lock_timeout: float = 3600.0
 
 
-def fetch(files: Sequence[RemoteFile], folder: Path, options: FetchOptions | None = None) -> list[Path]:
+def fetch(
+    files: Sequence[RemoteFile], folder: Path, options: FetchOptions | None = None, network: Network | None = None
+) -> list[Path]:
     """Make sure that the files are in a folder, each at ``<folder>/<host>/<path>``.
 
     Args:
         files: What to fetch; a file named twice is fetched once.
         folder: Where to; made when it is not there.
         options: How; by default as the environment says.
+        network: How a file comes over the network; None asks for its url.
 
     Returns:
         Their paths, in the order of ``files``.
@@ -105,6 +110,9 @@ def fetch(files: Sequence[RemoteFile], folder: Path, options: FetchOptions | Non
                 found=bullet_list(target.file.url for target in missing),
                 fix="unset HF_HUB_OFFLINE, or set BOOM_MIRROR=<folder> to read <folder>/<host>/<path> instead",
             )
+        elif network is not None:
+            stopped = threading.Event()
+            _get_all(missing, network(stopped), options, stopped)
         else:
             _from_network(missing, options)
     return [folder / file.path for file in files]

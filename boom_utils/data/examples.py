@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -137,11 +137,7 @@ def check_examples(path: Path) -> ExampleFile:
 
 def _examples_and_bad_lines(path: Path) -> Iterator[TrainingExample | BadLine]:
     for number, line in _lines(path):
-        try:
-            yield _as_example(_as_object(line, first=number == 1))
-        except _BrokenRuleError as broken:
-            column = "" if broken.column is None else f":{broken.column}"
-            yield BadLine(f"{path.name}:{number}{column}", str(broken))
+        yield example_of_line(line, path.name, number)
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -149,6 +145,43 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     left = iter(items)
     while batch := list(islice(left, size)):
         yield batch
+
+
+Reshape = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+def example_of_line(line: bytes, name: str, number: int, reshape: Reshape | None = None) -> TrainingExample | BadLine:
+    """The example on one line of a JSONL file, or which rule the line breaks.
+
+    Args:
+        line: Its bytes.
+        name: Of the file, for the message.
+        number: Of the line, from 1.
+        reshape: Gives an object of other keys those of FlagEmbedding; a `KeyError` of it names a key that is missing.
+    """
+    try:
+        row = _as_object(line, first=number == 1)
+    except _BrokenRuleError as broken:
+        return _bad(broken, name, number)
+    return example_of_row(row, name, number, reshape)
+
+
+def example_of_row(
+    row: Mapping[str, Any], name: str, number: int, reshape: Reshape | None = None
+) -> TrainingExample | BadLine:
+    """The example in one row of any file, or which rule the row breaks; arguments as for `example_of_line`."""
+    try:
+        return _as_example(row if reshape is None else reshape(row))
+    except KeyError as missing:
+        rule = f"missing key {missing.args[0]}; found {', '.join(sorted(row)) or 'no key'}"
+        return BadLine(f"{name}:{number}", rule)
+    except _BrokenRuleError as broken:
+        return _bad(broken, name, number)
+
+
+def _bad(broken: _BrokenRuleError, name: str, number: int) -> BadLine:
+    column = "" if broken.column is None else f":{broken.column}"
+    return BadLine(f"{name}:{number}{column}", str(broken))
 
 
 def write_examples(path: Path, examples: Iterable[TrainingExample]) -> int:

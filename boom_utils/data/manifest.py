@@ -2,22 +2,32 @@
 
 What FlagEmbedding hides in folder names and type strings (in-batch negatives, halved batches, instructions on passages,
 group size) is written out here and checked against the type. Reads no corpus and downloads nothing; files to download
-are described by `boom_utils.data.manifest_files`.
+are described by `boom_utils.data.manifest_files`, ready-made rows by `boom_utils.data.manifest_hub`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import Frozen, Name
 from boom_utils.data.file_formats import refuse
-from boom_utils.data.manifest_files import HttpsFiles, Origin, file_problems, twice
-from boom_utils.errors import DataError, ManifestError, nearest
+from boom_utils.data.manifest_files import HttpsFiles, Line, Origin, twice
+from boom_utils.data.manifest_hub import (
+    Excluded,
+    HubFiles,
+    HubOrigin,
+    LocalFiles,
+    LocalOrigin,
+    Variant,
+    variant_problems,
+)
+from boom_utils.data.manifest_rules import source_problems
+from boom_utils.errors import DataError, ManifestError, bullet_list, nearest
 from boom_utils.yaml_files import parse, read_yaml
 
 MANIFESTS = PROJECT_ROOT / "data_manifests"
@@ -55,7 +65,7 @@ class InstalledDistributions(Frozen):
         return self
 
 
-Source = Annotated[InstalledDistributions | HttpsFiles, Field(discriminator="kind")]
+Source = Annotated[InstalledDistributions | HttpsFiles | HubFiles | LocalFiles, Field(discriminator="kind")]
 
 
 class Dataset(Frozen):
@@ -75,7 +85,9 @@ class Dataset(Frozen):
     language: str = Field(default="en", pattern=r"^[a-z]{2,3}$", description="ISO 639, of the texts")
     programming_language: str | None = Field(default=None, pattern=r"^[a-z0-9+#.-]+$")
     description: Sentence = Field(description="the rule that makes the rows")
-    origin: Origin | None = Field(default=None, description="its files, where the source is files")
+    origin: Origin | None = Field(default=None, description="its files, where the source is https_files")
+    hub: HubOrigin | None = Field(default=None, description="its files, where the source is hub_files")
+    local: LocalOrigin | None = Field(default=None, description="its files, where the source is local_files")
 
     @model_validator(mode="after")
     def _type_agrees(self) -> Dataset:
@@ -116,7 +128,15 @@ class Manifest(Frozen):
     description: Sentence
     source: Source
     datasets: tuple[Dataset, ...] = Field(min_length=1)
-    tasks: tuple[EvaluationTask, ...] = Field(min_length=1)
+    tasks: tuple[EvaluationTask, ...] = Field(default=(), description="evaluated with data of the corpus itself")
+    benchmarks: tuple[Annotated[str, Field(min_length=3, max_length=80)], ...] = Field(
+        default=(), description="names of mteb benchmarks it is evaluated with"
+    )
+    excluded: tuple[Excluded, ...] = Field(default=(), description="datasets of its sources that it leaves out")
+    includes: tuple[Name, ...] = Field(default=(), description="manifests whose datasets come before its own")
+    variants: tuple[Variant, ...] = Field(default=(), description="where sources disagree about its datasets")
+    notes: tuple[Line, ...] = Field(default=(), description="what to know before using it")
+    _folder: Path = PrivateAttr(default=MANIFESTS)
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Manifest:
@@ -128,7 +148,12 @@ class Manifest(Frozen):
                 problems.append(f"task '{task.id}': no dataset '{task.dataset}'{nearest(task.dataset, families)}")
             elif task.family != families[task.dataset]:
                 problems.append(f"task '{task.id}' is {task.family}, its dataset is {families[task.dataset]}")
-        problems += _of_distributions(self) if isinstance(self.source, InstalledDistributions) else _of_files(self)
+        problems += source_problems(self)
+        if not self.tasks and not self.benchmarks:
+            problems.append("there is nothing to evaluate with: name tasks, or benchmarks of mteb")
+        problems += [f"'{one.id}' is excluded, and a dataset" for one in self.excluded if one.id in families]
+        # Of an included manifest too; `load_manifest` looks again once its datasets are there.
+        problems += [] if self.includes else variant_problems(self.variants, families)
         refuse(problems)
         return self
 
@@ -147,6 +172,32 @@ class Manifest(Frozen):
     def origins(self) -> dict[str, Origin]:
         """Dataset -> its files; empty for a corpus that is not made of files."""
         return {dataset.id: dataset.origin for dataset in self.datasets if dataset.origin is not None}
+
+    @property
+    def hubs(self) -> dict[str, HubOrigin]:
+        """Dataset -> its files on the hub; empty for a corpus that is not made of these."""
+        return {dataset.id: dataset.hub for dataset in self.datasets if dataset.hub is not None}
+
+    @property
+    def locals(self) -> dict[str, LocalOrigin]:
+        """Dataset -> a user's own files; empty for a corpus that is not made of these."""
+        return {dataset.id: dataset.local for dataset in self.datasets if dataset.local is not None}
+
+    @property
+    def folder(self) -> Path:
+        """Where the manifest's file is; paths of a user's own files are relative to it. No part of the manifest."""
+        return self._folder
+
+    def without(self, variant: str) -> tuple[Dataset, ...]:
+        """The datasets of a variant.
+
+        Raises:
+            ManifestError: The corpus has no such variant.
+        """
+        chosen = {one.name: one for one in self.variants}
+        if variant not in chosen:
+            raise ManifestError(f"corpus '{self.name}' has no variant '{variant}'{nearest(variant, chosen)}")
+        return tuple(dataset for dataset in self.datasets if dataset.id not in chosen[variant].without)
 
     def uses(self, dataset: Dataset) -> tuple[str, ...]:
         """What a dataset is for: train or new_data, in_domain, out_of_domain."""
@@ -189,6 +240,10 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
     Raises:
         ManifestError: No such manifest, or any number of problems in it, listed together.
     """
+    return _load(name_or_path, ())
+
+
+def _load(name_or_path: str | Path, above: tuple[str, ...]) -> Manifest:
     text = str(name_or_path)
     path = Path(text) if text.endswith((".yaml", ".yml")) else MANIFESTS / f"{text}.yaml"
     if not path.is_file():
@@ -196,7 +251,41 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
             f"there is no data manifest '{text}'{nearest(text, manifest_names())}",
             expected=f"one of {', '.join(manifest_names())}, or the path of a .yaml file",
         )
-    return parse(Manifest, read_yaml(path, ManifestError), path.name, ManifestError)
+    manifest = parse(Manifest, read_yaml(path, ManifestError), path.name, ManifestError)
+    if manifest.includes:
+        manifest = _with_included(manifest, path, (*above, manifest.name))
+    # Where the file is makes no other corpus: it is no field, so that no record names a place on one machine.
+    manifest._folder = path.resolve().parent
+    return manifest
+
+
+def _with_included(manifest: Manifest, path: Path, above: tuple[str, ...]) -> Manifest:
+    """The manifest with datasets, exclusions and notes of those it includes before its own, checked as a whole."""
+    datasets: list[Dataset] = []
+    notes: list[str] = []
+    excluded = {one.id: one for one in manifest.excluded}
+    for name in manifest.includes:
+        if name in above:
+            raise ManifestError("manifests include each other", where=path.name, found=" -> ".join((*above, name)))
+        beside = path.with_name(f"{name}.yaml")
+        included = _load(beside if beside.is_file() else name, above)
+        if included.source != manifest.source or included.locals:
+            raise ManifestError(
+                f"'{name}' cannot be included: its source is another one, or files of a user",
+                where=path.name,
+                expected=f"a manifest of {manifest.source.kind}",
+                found=included.source.kind,
+            )
+        datasets += included.datasets
+        notes += included.notes
+        excluded = {one.id: one for one in included.excluded} | excluded
+    whole: dict[str, Any] = {"datasets": (*datasets, *manifest.datasets), "notes": (*notes, *manifest.notes)}
+    whole["excluded"] = tuple(excluded.values())
+    fields = {name: getattr(manifest, name) for name in type(manifest).model_fields}
+    combined = parse(Manifest, fields | whole, path.name, ManifestError)
+    if problems := variant_problems(combined.variants, (dataset.id for dataset in combined.datasets)):
+        raise ManifestError(f"{len(problems)} problem(s) in {path.name}", found=bullet_list(problems))
+    return combined
 
 
 def _named(owner: str, kind: str, entries: Iterable[Entry], wanted: str) -> Entry:
@@ -206,31 +295,3 @@ def _named(owner: str, kind: str, entries: Iterable[Entry], wanted: str) -> Entr
             f"{owner} has no {kind} '{wanted}'{nearest(wanted, by_id)}", expected=f"one of {', '.join(by_id)}"
         )
     return by_id[wanted]
-
-
-def _of_distributions(manifest: Manifest) -> list[str]:
-    """What does not fit a corpus that is mined."""
-    problems = [f"dataset '{name}' has files, but the source is installed distributions" for name in manifest.origins]
-    for dataset in manifest.datasets:
-        if dataset.role == "evaluation":
-            problems.append(f"dataset '{dataset.id}' is only evaluated: hold out distributions instead")
-    if not any(distribution.held_out for distribution in manifest.installed.distributions):
-        for task in manifest.tasks:
-            if task.held_out:
-                problems.append(f"task '{task.id}' needs held-out distributions, but none is held out")
-    return problems
-
-
-def _of_files(manifest: Manifest) -> list[str]:
-    """What does not fit a corpus of files."""
-    assert isinstance(manifest.source, HttpsFiles)
-    roles = {dataset.id: dataset.role for dataset in manifest.datasets}
-    evaluated = {task.dataset for task in manifest.tasks}
-    problems = [f"dataset '{name}' has no origin: it lists no files" for name in roles if name not in manifest.origins]
-    for name, role in roles.items():
-        if role == "evaluation" and name not in evaluated:
-            problems.append(f"dataset '{name}' is only evaluated, but no task evaluates it")
-    for task in manifest.tasks:
-        if task.held_out and roles.get(task.dataset, "evaluation") != "evaluation":
-            problems.append(f"task '{task.id}' is held out, but its dataset is trained on")
-    return problems + file_problems(manifest.source, manifest.origins)

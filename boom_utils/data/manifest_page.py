@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from boom_utils.data.corpus_files import MEGABYTE, files_of
 from boom_utils.data.manifest import MANIFESTS, Dataset, Manifest, load_manifest, manifest_names
+from boom_utils.data.manifest_hub import HubOrigin, RowCount
 
 PAGE = MANIFESTS / "README.md"
 HEAD = """# Corpora
@@ -19,8 +20,8 @@ these files; to write it anew after a change of one of them:
     .venv/bin/python -m pytest tests/test_data_manifest_page.py --regenerate-golden
 
 `boom data fetch --manifest NAME` downloads the files of a corpus, each checked against its sha256. No data are part
-of this repository. Licences are as stated where the data are; "unknown" means that nothing is stated there, not that
-there are no terms.
+of this repository. Licences are as stated where the data are; "unknown" and "undeclared" mean that nothing is stated
+there, not that there are no terms. `cards/` has a data card of every corpus.
 """
 USES = {"train": "train", "new_data": "new data", "in_domain": "in-domain", "out_of_domain": "out-of-domain"}
 
@@ -33,12 +34,14 @@ def manifests_page() -> str:
 def _corpus(manifest: Manifest) -> str:
     lines = [f"## {manifest.name}", "", manifest.description, ""]
     if manifest.origins:
-        lines += [_summary(manifest), "", *_table(_FILE_HEAD, (_file_row(manifest, one) for one in manifest.datasets))]
+        lines += [_summary(manifest), "", *table(_FILE_HEAD, (_file_row(manifest, one) for one in manifest.datasets))]
+    elif manifest.hubs:
+        lines += [*_hub_tables(manifest), *notes(manifest)]
     else:
-        rows = ([one.id, one.family, _uses(manifest, one), _languages(one)] for one in manifest.datasets)
-        lines += [*_table(("dataset", "family", "roles", "languages"), rows), "", "Mined from these distributions:", ""]
+        rows = ([one.id, one.family, uses(manifest, one), languages(one)] for one in manifest.datasets)
+        lines += [*table(("dataset", "family", "roles", "languages"), rows), "", "Mined from these distributions:", ""]
         mined = manifest.installed
-        lines += _table(
+        lines += table(
             ("distribution", "version", "licence", "held out"),
             ([one.name, one.version, one.licence, "yes" if one.held_out else ""] for one in mined.distributions),
         )
@@ -59,30 +62,90 @@ def _summary(manifest: Manifest) -> str:
 def _file_row(manifest: Manifest, dataset: Dataset) -> list[str]:
     origin = manifest.origins[dataset.id]
     licence = origin.licence if origin.licence_note is None else f"{origin.licence}; {origin.licence_note}"
-    link = f"[{_cell(origin.homepage.dataset).translate(_NO_LINK)}]({origin.homepage.url or origin.repository})"
+    link = f"[{cell(origin.homepage.dataset).translate(_NO_LINK)}]({origin.homepage.url or origin.repository})"
     counts = [str(len(origin.files)), f"{origin.bytes / MEGABYTE:.1f}"]
-    names = [dataset.id, dataset.family, _uses(manifest, dataset), _languages(dataset)]
-    return [*names, *counts, _cell(licence), link]
+    names = [dataset.id, dataset.family, uses(manifest, dataset), languages(dataset)]
+    return [*names, *counts, cell(licence), link]
+
+
+_HUB_HEAD = ("dataset", "split", "family", "roles", "languages", "rows", "count is", "repository")
+
+
+def _hub_tables(manifest: Manifest) -> list[str]:
+    included = {one.id: name for name in manifest.includes for one in load_manifest(name).datasets}
+    own = {name: hub for name, hub in manifest.hubs.items() if name not in included}
+    rows = (_hub_row(manifest, manifest.dataset(name), hub) for name, hub in own.items())
+    lines = [f"{len(manifest.datasets)} datasets. {rows_known(manifest)}", ""]
+    if included:
+        lines += [f"{len(included)} of them are those of {', '.join(manifest.includes)}; the others:", ""]
+    return [*lines, *table(_HUB_HEAD, rows), "", *excluded(manifest), *variants(manifest)]
+
+
+def _hub_row(manifest: Manifest, dataset: Dataset, hub: HubOrigin) -> list[str]:
+    names = [dataset.id, hub.split or "", dataset.family, uses(manifest, dataset), languages(dataset)]
+    count, source = _count(hub.rows)
+    if hub.select is not None:
+        count = f"{hub.select.rows:,} of {count or 'an unknown number'}"
+    return [*names, count, source, f"[{hub.repo}]({hub.homepage})"]
+
+
+def _count(rows: RowCount) -> list[str]:
+    about = rows.note is not None and rows.note.startswith("about")
+    value = "" if rows.value is None else ("about " if about else "") + f"{rows.value:,}"
+    return [value, rows.source]
+
+
+def rows_known(manifest: Manifest) -> str:
+    """How many rows the datasets of a hub corpus have, by how surely that is known."""
+    sources = dict.fromkeys(hub.rows.source for hub in manifest.hubs.values())
+    parts = []
+    for source in sorted(sources):
+        some = [hub.rows for hub in manifest.hubs.values() if hub.rows.source == source]
+        total = "" if source == "unknown" else f", {sum(one.value or 0 for one in some):,} rows together"
+        parts.append(f"{source} for {len(some)}{total}")
+    return f"Numbers of rows: {'; '.join(parts)}. They are counted at the first download."
+
+
+def excluded(manifest: Manifest) -> list[str]:
+    """The datasets a corpus leaves out, as a table; nothing where there are none."""
+    if not manifest.excluded:
+        return []
+    rows = ([one.id, cell(one.reason), *_count(one.rows)] for one in manifest.excluded)
+    return ["Left out:", "", *table(("dataset", "reason", "rows", "count is"), rows), ""]
+
+
+def variants(manifest: Manifest) -> list[str]:
+    """The variants of a corpus, one line each."""
+    lines = [f"- `{one.name}`, without {', '.join(one.without)}: {cell(one.reason)}." for one in manifest.variants]
+    return ["Variants:", "", *lines, ""] if lines else []
+
+
+def notes(manifest: Manifest) -> list[str]:
+    """What to know about a corpus, one line each."""
+    return [f"- {cell(note)}" for note in manifest.notes]
 
 
 _NO_LINK = {ord("["): "(", ord("]"): ")"}
 """A bracket in a link's text would end it."""
 
 
-def _uses(manifest: Manifest, dataset: Dataset) -> str:
+def uses(manifest: Manifest, dataset: Dataset) -> str:
+    """What a dataset is for, in words."""
     return ", ".join(USES[use] for use in manifest.uses(dataset))
 
 
-def _languages(dataset: Dataset) -> str:
+def languages(dataset: Dataset) -> str:
+    """The languages of a dataset."""
     return ", ".join(dataset.languages)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    numbers = ("files", "MB")
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; numbers stand right."""
+    numbers = ("files", "MB", "rows", "datasets")
     rule = ["---:" if name in numbers else "---" for name in head]
     return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text of a manifest as it may stand in a table: on one line, and no part of it read as Markdown or HTML."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -213,7 +213,7 @@ def _accept(response: httpx.Response, partial: PartialFile) -> int | None:
         partial.restart()
         raise _PassingError("the server has no such range; starting anew")
     if status in WORTH_RETRYING or status >= 500:
-        after = _retry_after(response.headers.get("Retry-After"))
+        after = retry_after(response.headers.get("Retry-After"))
         if after is not None and after > LONGEST_RETRY_AFTER:
             raise failure(file, f"the server answers {status} and asks to come back in {after:.0f} s")
         raise _PassingError(f"the server answers {status} {response.reason_phrase}", after)
@@ -281,7 +281,7 @@ def _refuse(response: httpx.Response, partial: PartialFile, stated: int | None =
     )
 
 
-def _retry_after(text: str | None, now: float | None = None) -> float | None:
+def retry_after(text: str | None, now: float | None = None) -> float | None:
     """Seconds of a Retry-After header: a number of them, or an HTTP date."""
     if text is None:
         return None

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from boom_utils.artifacts import PROJECT_ROOT, default_workspace
 from boom_utils.config import load_profile
-from boom_utils.data.corpus_files import chosen_datasets, downloads_folder, files_of, files_there
-from boom_utils.data.download import FetchOptions
+from boom_utils.data.corpus_files import chosen_datasets, downloads_folder, files_of, files_there, hub_files_of
+from boom_utils.data.download import FetchOptions, offline_from_environment
 from boom_utils.data.manifest import Dataset, Manifest, load_manifest
 from boom_utils.data.python_docs import corpus_fingerprint
 
@@ -62,6 +62,9 @@ def _corpus(profile: str) -> Iterator[Finding]:
     if manifest.origins:
         yield _files(manifest, chosen_datasets(manifest, loaded))
         return
+    if manifest.hubs or manifest.locals:
+        yield _ready_files(manifest, chosen_datasets(manifest, loaded))
+        return
     found = corpus_fingerprint(manifest)
     for distribution in manifest.installed.distributions:
         have = found["distributions"].get(distribution.name)
@@ -69,6 +72,23 @@ def _corpus(profile: str) -> Iterator[Finding]:
             text = f"corpus {manifest.name}: {distribution.name} is {have}, the manifest says {distribution.version}"
             yield Finding("note", text + "; the corpus gets its own fingerprint")
     yield Finding("ok", f"corpus {manifest.name}: {len(manifest.installed.distributions)} distributions looked at")
+
+
+def _ready_files(manifest: Manifest, datasets: Sequence[Dataset]) -> Finding:
+    """Whether the files of the hub, or a user's own, are there; asks nobody."""
+    begin = f"corpus {manifest.name}"
+    if manifest.locals:
+        own = [manifest.folder / file for one in datasets if one.local for file in one.local.files]
+        absent = [path.name for path in own if not path.is_file()]
+        text = f"{begin}: {len(own) - len(absent)} of {len(own)} files are there"
+        return Finding("problem", f"{text}, not {', '.join(absent)}") if absent else Finding("ok", text)
+    files, unknown = hub_files_of(datasets, downloads_folder())
+    there = len(files_there(files, downloads_folder()))
+    text = f"{begin}: {there} of {len(files)} known files are in the workspace"
+    if there < len(files) or unknown:
+        text += f", {len(unknown)} datasets were never fetched; boom data fetch does it"
+        return Finding("problem" if offline_from_environment() else "note", text)
+    return Finding("ok", text)
 
 
 def _files(manifest: Manifest, datasets: Sequence[Dataset]) -> Finding:
