@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from boom_utils.data.examples import (
     LONGEST_LINE,
     TrainingExample,
+    batches,
     check_examples,
     count_rows,
+    iter_examples,
     read_examples,
     read_jsonl,
     write_examples,
@@ -96,6 +98,26 @@ def test_a_file_without_a_good_line_is_an_error(tmp_path: Path) -> None:
         read_examples(save(tmp_path / "bad.jsonl", b"{}"), on_bad_line="skip")
     with pytest.raises(DataError, match="there is no file"):
         read_examples(tmp_path / "absent.jsonl")
+
+
+def test_a_stream_gives_the_examples_one_by_one_and_names_all_bad_lines_at_its_end(tmp_path: Path) -> None:
+    good = json.dumps(GOOD).encode()
+    path = save(tmp_path / "train.jsonl", good, good, *[b"{}"] * 12, good)
+    stream = iter_examples(path)
+    assert [next(stream), next(stream)] == [TrainingExample("q", ("p",), ("n", "m"), "Find it.", "normal")] * 2
+    with pytest.raises(DataError) as caught:
+        next(stream)
+    assert "12 malformed line(s)" in str(caught.value)
+    assert [f"train.jsonl:{n}:" in str(caught.value) for n in (3, 12, 13)] == [True, True, False]
+    assert len(list(iter_examples(path, on_bad_line="skip"))) == 3
+
+
+def test_batches_keep_the_order_and_take_no_more_than_they_give() -> None:
+    left = iter(range(5))
+    cut = batches(left, 2)
+    assert (next(cut), next(left)) == ([0, 1], 2)
+    assert list(cut) == [[3, 4]]
+    assert list(batches([], 2)) == []
 
 
 def test_columns_of_sentence_transformers_are_read(tmp_path: Path) -> None:

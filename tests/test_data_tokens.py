@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from boom_utils.data import tokens
-from boom_utils.data.examples import TrainingExample
+from boom_utils.data.examples import TrainingExample, iter_examples
 from boom_utils.data.tokens import TextRules, TokenTable, write_tokens
 from boom_utils.errors import DataError
 from boom_utils.models import Encoder
@@ -92,3 +94,99 @@ def test_a_damaged_table_is_an_error(encoder: Encoder, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="not a token table"):
         TokenTable(path)
+
+
+def words_as_tokens(texts: Sequence[str], limit: int) -> list[list[int]]:
+    return [[hash_of(word) for word in text.split()][:limit] for text in texts]
+
+
+def hash_of(word: str) -> int:
+    return sum(map(ord, word)) % 5000
+
+
+def many(count: int) -> Iterator[TrainingExample]:
+    rng = np.random.default_rng(3)
+    for number in range(count):
+        drawn = rng.integers(12, size=(4, 3))
+        texts = [" ".join(f"w{word}" for word in row) for row in drawn]
+        yield TrainingExample(f"query {number}", tuple(texts[: 1 + number % 2]), tuple(texts[2 : 2 + number % 3]))
+
+
+def written_whole(path: Path, examples: Sequence[TrainingExample], most: int) -> None:
+    """The same table made of lists in one piece."""
+    columns = {
+        "query": words_as_tokens([example.query for example in examples], 40),
+        "pos": [words_as_tokens(example.pos, 40) for example in examples],
+        "neg": [words_as_tokens(example.neg, 40) for example in examples],
+    }
+    table = pa.table(columns, schema=tokens.SCHEMA)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, tokens.SCHEMA) as writer:
+        writer.write_table(table, max_chunksize=most)
+
+
+@pytest.mark.parametrize("rows", [1, 2500])
+def test_a_stream_gives_the_bytes_of_a_table_made_in_one_piece(rows: int, tmp_path: Path) -> None:
+    assert write_tokens(tmp_path / "stream.arrow", many(rows), PLAIN, words_as_tokens) == rows
+    written_whole(tmp_path / "whole.arrow", list(many(rows)), 65_536)
+    assert (tmp_path / "stream.arrow").read_bytes() == (tmp_path / "whole.arrow").read_bytes()
+
+
+@pytest.mark.parametrize(("rows", "most"), [(2500, 1024), (2048, 1024), (7, 2)])
+def test_chunks_of_a_stream_are_those_of_a_table_made_in_one_piece(
+    rows: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "_ROWS_A_CHUNK", most)
+    write_tokens(tmp_path / "stream.arrow", many(rows), PLAIN, words_as_tokens)
+    written_whole(tmp_path / "whole.arrow", list(many(rows)), most)
+    stream, whole = (pa.ipc.open_file(tmp_path / f"{name}.arrow") for name in ("stream", "whole"))
+    assert stream.num_record_batches == whole.num_record_batches == -(-rows // most)
+    for number in range(stream.num_record_batches):
+        assert stream.get_batch(number).equals(whole.get_batch(number))
+
+
+def test_a_chunk_with_many_tokens_is_written_early_and_holds_the_same_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tokens(tmp_path / "one.arrow", many(50), PLAIN, words_as_tokens)
+    monkeypatch.setattr(tokens, "_TOKENS_A_CHUNK", 100)
+    monkeypatch.setattr(tokens, "_ROWS_AT_ONCE", 4)
+    write_tokens(tmp_path / "many.arrow", many(50), PLAIN, words_as_tokens)
+    one, cut = (pa.ipc.open_file(tmp_path / f"{name}.arrow") for name in ("one", "many"))
+    assert one.num_record_batches == 1
+    assert cut.num_record_batches >= 5
+    assert cut.read_all().equals(one.read_all())
+
+
+def test_a_text_is_tokenised_once_a_chunk_and_examples_are_taken_as_they_come(tmp_path: Path) -> None:
+    asked: list[str] = []
+    taken = 0
+
+    def tokenize(texts: Sequence[str], limit: int) -> list[list[int]]:
+        asked.extend(texts)
+        return words_as_tokens(texts, limit)
+
+    def examples() -> Iterator[TrainingExample]:
+        nonlocal taken
+        for taken, example in enumerate(many(3000), start=1):
+            assert taken <= 1024 or len(asked) > 1024, "all examples are read before one is tokenised"
+            yield example
+
+    write_tokens(tmp_path / "toy.arrow", examples(), PLAIN, tokenize)
+    passages = [text for text in asked if text and not text.startswith("query")]
+    assert len(passages) == len(set(passages)) == len({text for e in many(3000) for text in (*e.pos, *e.neg)})
+    assert taken == 3000
+
+
+def test_the_rows_without_tokens_are_counted_over_all_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_ROWS_A_CHUNK", 2)
+    rows = [TrainingExample("a", ("b",), ("" if number in (3, 5) else "c",)) for number in range(8)]
+    with pytest.raises(DataError, match=r"(?s)a negative of 'toy'.*row 3 \(from 0\); 2 such"):
+        write_tokens(tmp_path / "toy.arrow", iter(rows), PLAIN, words_as_tokens)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_table_is_left_when_the_stream_of_examples_ends_in_a_bad_line(tmp_path: Path) -> None:
+    (tmp_path / "toy.jsonl").write_bytes(b'{"query": "q", "pos": ["p"], "neg": []}\n{"query": "cut o')
+    with pytest.raises(DataError, match=r"toy\.jsonl:2"):
+        write_tokens(tmp_path / "toy.arrow", iter_examples(tmp_path / "toy.jsonl"), PLAIN, words_as_tokens)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.jsonl"]

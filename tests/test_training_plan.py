@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from boom_utils.config import ScheduleConfig
 from boom_utils.errors import ConfigError, DataError
+from boom_utils.training import plan as planning
 from boom_utils.training.plan import BatchPlan, DatasetRules, PlanInput, PlanOptions, draw_negatives, plan_batches
 from boom_utils.training.schedules import schedule_stages
 
@@ -91,6 +92,29 @@ def test_negatives_are_drawn_without_replacement_and_repeated_only_when_too_few(
         most = -(-size // count) if size else 0
         assert all(0 <= index < count for index in row)
         assert max((row.count(index) for index in row), default=0) <= most
+
+
+def test_negatives_are_the_same_however_many_rows_are_drawn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = np.random.default_rng(4).integers(1, 5, size=200)
+    whole = draw_negatives(counts, 3, np.random.default_rng(0))
+    for rows in (1, 7, 64):
+        monkeypatch.setattr(planning, "_ROWS_A_DRAW", rows)
+        assert np.array_equal(draw_negatives(counts, 3, np.random.default_rng(0)), whole)
+
+
+def test_the_bytes_of_a_plan_have_not_changed_since_the_first_version() -> None:
+    # Also fails when another NumPy draws differently: a plan made before is then not made again.
+    rng = np.random.default_rng(5)
+    rules = [DatasetRules(), DatasetRules(halve_batch=True)]
+    rules += [DatasetRules(group=group) for group in ("one_negative", "first_row", "positive_only")]  # type: ignore[arg-type]
+    datasets = {}
+    for number, rule in enumerate(rules):
+        size = 90 + 7 * number
+        rows = np.sort(rng.permutation(size)[: size - 11]).astype(np.uint32)
+        datasets[f"d{number}"] = PlanInput(rule, rows, rng.integers(1, 4, size=size), rng.integers(1, 9, size=size))
+    options = PlanOptions(per_device_train_batch_size=4, train_group_size=5, num_train_epochs=2, processes=2, seed=3)
+    made = plan_batches(datasets, options, [("d0", "d2"), ("d1", "d3", "d4")])
+    assert made.fingerprint == "8b05e9ecbc1bf4b82b858241739ee51ed604cc3bfb35e4b470f64510b6dfbe7e"
 
 
 def test_every_negative_is_about_equally_likely() -> None:

@@ -6,7 +6,7 @@ passed in as a function; this module knows no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,14 +15,17 @@ import numpy as np
 import pyarrow as pa
 
 from boom_utils.artifacts import atomic_path, sha256_file
-from boom_utils.data.examples import TrainingExample
+from boom_utils.data.examples import TrainingExample, batches
 from boom_utils.errors import DataError
 
 Tokenize = Callable[[Sequence[str], int], list[list[int]]]
 """(texts, most tokens) -> token ids of each text, special tokens included."""
 
 _ROWS_A_CHUNK = 65_536
-"""Offsets of an Arrow list are 32 bits wide: a chunk has to stay below two billion tokens."""
+_TOKENS_A_CHUNK = 2**24
+"""A chunk with more tokens is full: it is what is kept in memory, and Arrow's list offsets are 32 bits wide."""
+_ROWS_AT_ONCE = 1024
+"""Rows whose new texts are tokenised in one call: a tokenizer's lists take some ten times the memory of arrays."""
 _TEXT = pa.list_(pa.int32())
 SCHEMA = pa.schema([("query", _TEXT), ("pos", pa.list_(_TEXT)), ("neg", pa.list_(_TEXT))])
 
@@ -44,27 +47,113 @@ class TextRules:
     passage_max_len: int
 
 
-def write_tokens(path: Path, examples: Sequence[TrainingExample], rules: TextRules, tokenize: Tokenize) -> None:
-    """Write the token table of one dataset.
+def write_tokens(path: Path, examples: Iterable[TrainingExample], rules: TextRules, tokenize: Tokenize) -> int:
+    """Write the token table of one dataset, chunk after chunk: only one chunk of examples is in memory.
+
+    Returns:
+        Rows written.
 
     Raises:
         DataError: The prompt leaves no room for the text, or a text has no tokens.
     """
     bare = _prompt_tokens(path.stem, rules, tokenize)
-    queries = tokenize([rules.query_prompt + example.query for example in examples], rules.query_max_len)
-    positives = _nested([example.pos for example in examples], rules, tokenize)
-    negatives = _nested([example.neg for example in examples], rules, tokenize)
-    _check_texts(path.stem, "query", [[row] for row in queries], bare["query"])
-    _check_texts(path.stem, "positive", positives, bare["passage"])
-    _check_texts(path.stem, "negative", negatives, bare["passage"])
-    table = pa.table({"query": queries, "pos": positives, "neg": negatives}, schema=SCHEMA)
+    queries = _Texts(rules.query_prompt, rules.query_max_len, tokenize, bare["query"])
+    passages = _Texts(rules.passage_prompt, rules.passage_max_len, tokenize, bare["passage"])
+    columns = {"query": _Column(queries), "positive": _Column(passages), "negative": _Column(passages)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         atomic_path(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_file(sink, SCHEMA) as writer,
     ):
-        writer.write_table(table, max_chunksize=_ROWS_A_CHUNK)
+        for part in batches(examples, min(_ROWS_AT_ONCE, _ROWS_A_CHUNK)):
+            tokens = sum(column.tokens for column in columns.values())
+            if columns["query"].rows + len(part) > _ROWS_A_CHUNK or tokens > _TOKENS_A_CHUNK:
+                _flush(writer, columns)
+            queries.learn([example.query for example in part])
+            passages.learn([text for example in part for text in (*example.pos, *example.neg)])
+            columns["query"].add([(example.query,) for example in part])
+            columns["positive"].add([example.pos for example in part])
+            columns["negative"].add([example.neg for example in part])
+        _flush(writer, columns)
+        _check_texts(path.stem, columns)
+    return columns["query"].all_rows
+
+
+def _flush(writer: pa.ipc.RecordBatchFileWriter, columns: Mapping[str, _Column]) -> None:
+    """Write what the columns hold as one record batch, and empty them."""
+    if columns["query"].rows:
+        query, positives, negatives = (column.array() for column in columns.values())
+        writer.write_batch(pa.record_batch([query.values, positives, negatives], schema=SCHEMA))
+    for column in columns.values():
+        column.clear()
+
+
+class _Texts:
+    """The distinct texts of a chunk, each tokenised once, behind one prompt."""
+
+    def __init__(self, prompt: str, limit: int, tokenize: Tokenize, bare: Sequence[int]) -> None:
+        self._prompt, self._limit, self._tokenize, self._bare = prompt, limit, tokenize, bare
+        self.clear()
+
+    def clear(self) -> None:
+        self.numbers: dict[str, int] = {}
+        self.lengths: list[int] = []
+        self.empty: set[int] = set()
+        self._tokens: list[np.ndarray] = []
+
+    def learn(self, texts: Sequence[str]) -> None:
+        """Tokenise those of the texts that are new."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.numbers]
+        rows = self._tokenize([self._prompt + text for text in new], self._limit) if new else []
+        for text, row in zip(new, rows, strict=True):
+            if not row or row == self._bare:  # the text adds no token to the prompt (and the tokenizer's own end token)
+                self.empty.add(len(self.numbers))
+            self.numbers[text] = len(self.numbers)
+            self.lengths.append(len(row))
+        self._tokens.append(np.fromiter(chain.from_iterable(rows), dtype=np.int32))
+
+    def array(self) -> pa.ListArray:
+        """Tokens of every distinct text."""
+        offsets = np.cumsum([0, *self.lengths], dtype=np.int32)
+        return pa.ListArray.from_arrays(offsets, np.concatenate(self._tokens))
+
+
+class _Column:
+    """Groups of texts, one group a row: numbers of texts while a chunk is gathered, tokens when it is written."""
+
+    def __init__(self, texts: _Texts) -> None:
+        self._texts, self.all_rows = texts, 0
+        self.empty_rows: list[int] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the chunk; rows go on being counted."""
+        self.tokens = 0
+        self._numbers: list[int] = []
+        self._starts = [0]
+        self._texts.clear()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the chunk so far."""
+        return len(self._starts) - 1
+
+    def add(self, groups: Sequence[Sequence[str]]) -> None:
+        """Add rows, whose texts are known."""
+        for group in groups:
+            numbers = [self._texts.numbers[text] for text in group]
+            if not self._texts.empty.isdisjoint(numbers):
+                self.empty_rows.append(self.all_rows)
+            self.tokens += sum(self._texts.lengths[number] for number in numbers)
+            self._numbers += numbers
+            self._starts.append(len(self._numbers))
+            self.all_rows += 1
+
+    def array(self) -> pa.ListArray:
+        """The chunk: a list of texts a row."""
+        texts = self._texts.array().take(pa.array(self._numbers, pa.int32()))
+        return pa.ListArray.from_arrays(pa.array(self._starts, pa.int32()), texts)
 
 
 def _prompt_tokens(dataset: str, rules: TextRules, tokenize: Tokenize) -> dict[str, list[int]]:
@@ -85,23 +174,15 @@ def _prompt_tokens(dataset: str, rules: TextRules, tokenize: Tokenize) -> dict[s
     return bare
 
 
-def _check_texts(dataset: str, kind: str, groups: Sequence[Sequence[Sequence[int]]], bare: Sequence[int]) -> None:
-    """Refuse texts that add no token to the prompt (and the tokenizer's own end token)."""
-    empty = [row for row, group in enumerate(groups) if any(not text or text == bare for text in group)]
-    if empty:
-        raise DataError(
-            f"a {kind} of '{dataset}' has no tokens",
-            where=f"row {empty[0]} (from 0); {len(empty)} such row(s) in all",
-            fix="remove or repair the text: the tokenizer makes nothing of it",
-        )
-
-
-def _nested(texts: Sequence[Sequence[str]], rules: TextRules, tokenize: Tokenize) -> list[list[list[int]]]:
-    """Tokens of every text, each distinct text tokenised once."""
-    distinct = list(dict.fromkeys(chain.from_iterable(texts)))
-    rows = tokenize([rules.passage_prompt + text for text in distinct], rules.passage_max_len) if distinct else []
-    tokens = dict(zip(distinct, rows, strict=True))
-    return [[tokens[text] for text in group] for group in texts]
+def _check_texts(dataset: str, columns: Mapping[str, _Column]) -> None:
+    """Refuse texts that have no tokens of their own."""
+    for kind, column in columns.items():
+        if column.empty_rows:
+            raise DataError(
+                f"a {kind} of '{dataset}' has no tokens",
+                where=f"row {column.empty_rows[0]} (from 0); {len(column.empty_rows)} such row(s) in all",
+                fix="remove or repair the text: the tokenizer makes nothing of it",
+            )
 
 
 class TokenTable:

@@ -104,17 +104,16 @@ def tokens(profile: Profile, manifest: Manifest, nodes: Nodes, *, new: bool = Fa
     datasets = [manifest.dataset(name) for name in names]
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
-        from boom_utils.data.examples import read_examples
+        from boom_utils.data.examples import iter_examples
         from boom_utils.data.tokens import TextRules, write_tokens
         from boom_utils.models import Encoder
 
         encoder, counts = Encoder.load(found[tokenizer].path), {}
         for dataset in datasets:
-            rows = read_examples(found["examples"].path / "train" / f"{dataset.id}.jsonl")
+            rows = iter_examples(found["examples"].path / "train" / f"{dataset.id}.jsonl")
             passage_prompt = prompts[dataset.id] if dataset.instruction_on_passages else ""
             rules = TextRules(prompts[dataset.id], passage_prompt, training.query_max_len, training.passage_max_len)
-            write_tokens(out / f"{dataset.id}.arrow", rows, rules, encoder.tokenize)
-            counts[dataset.id] = len(rows)
+            counts[dataset.id] = write_tokens(out / f"{dataset.id}.arrow", rows, rules, encoder.tokenize)
         return {"rows": counts}
 
     described = {

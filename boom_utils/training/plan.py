@@ -28,6 +28,8 @@ from boom_utils.errors import DataError
 
 log = logging.getLogger(__name__)
 
+_ROWS_A_DRAW = 65_536
+
 GroupRule = Literal["train_group_size", "one_negative", "first_row", "positive_only"]
 
 
@@ -168,8 +170,9 @@ class BatchPlan:
 
     def _bytes(self) -> bytes:
         names = sorted({batch.dataset for batch in self.batches})
+        numbers = {name: number for number, name in enumerate(names)}
         arrays = {
-            "dataset": np.array([names.index(batch.dataset) for batch in self.batches], dtype=np.uint32),
+            "dataset": np.array([numbers[batch.dataset] for batch in self.batches], dtype=np.uint32),
             "shape": np.array([batch.negatives.shape for batch in self.batches], dtype=np.uint32).reshape(-1, 2),
             "rows": _joined([batch.rows for batch in self.batches]),
             "positives": _joined([batch.positives for batch in self.batches]),
@@ -260,10 +263,12 @@ def draw_negatives(counts: np.ndarray, size: int, rng: np.random.Generator) -> n
     """
     drawn = np.zeros((len(counts), size), dtype=np.uint32)
     for count in np.unique(counts) if size else ():
-        rows = np.flatnonzero(counts == count)
         repeated = count * -(-size // count)
-        keys = rng.random((len(rows), repeated))
-        drawn[rows] = np.argsort(keys, axis=1)[:, :size] % count
+        every = np.flatnonzero(counts == count)
+        # Part after part: the stream is the same, and only the keys of one part are in memory.
+        for rows in np.split(every, range(_ROWS_A_DRAW, len(every), _ROWS_A_DRAW)):
+            keys = rng.random((len(rows), repeated))
+            drawn[rows] = np.argsort(keys, axis=1)[:, :size] % count
     return drawn
 
 
@@ -280,9 +285,10 @@ def _dataset_batches(name: str, data: PlanInput, options: PlanOptions, epoch: in
         )
     positives = rng.integers(0, data.positives[rows]).astype(np.uint32)
     negatives = draw_negatives(data.negatives[rows], group - 1, rng)
+    rows = rows.astype(np.uint32)
     for start in range(0, len(rows) - size + 1, size):
         part = slice(start, start + size)
-        yield Batch(name, rows[part].astype(np.uint32), positives[part], negatives[part])
+        yield Batch(name, rows[part], positives[part], negatives[part])
 
 
 def _check_rows(name: str, data: PlanInput) -> None:
