@@ -17,7 +17,7 @@ import numpy as np
 from boom_utils.data.docs_pairs import Labelled
 from boom_utils.data.examples import TrainingExample, write_examples, write_jsonl
 from boom_utils.data.manifest import Dataset
-from boom_utils.errors import DataError
+from boom_utils.errors import DataError, bullet_list
 
 NEGATIVES = 7
 """Negatives a row, for the paper's group of 8 passages."""
@@ -129,17 +129,24 @@ class WrittenSets:
         """Rows of every set; of an evaluation set, its queries, pairs or tested texts."""
         return {name: facts["rows"] for name, facts in self.sets.items()}
 
-    def refuse_empty(self, fix: str) -> None:
+    def refuse_empty(self, fix: str, dropped: Mapping[str, Mapping[str, int]] | None = None) -> None:
         """Check that every set has rows.
 
         Args:
             fix: What the user can do about it.
+            dropped: What was left out of each set, by reason, if that is known.
 
         Raises:
             DataError: Some have none.
         """
-        if empty := [name for name, rows in self.rows.items() if not rows]:
-            raise DataError("the corpus is too small for some sets", found=f"no rows in {', '.join(empty)}", fix=fix)
+        empty = [name for name, rows in self.rows.items() if not rows]
+        left_out = [f"{name}, left out: {dict(dropped[name])}" for name in empty if dropped and name in dropped]
+        if empty:
+            raise DataError(
+                "the corpus is too small for some sets",
+                found=f"no rows in {', '.join(empty)}{bullet_list(left_out)}",
+                fix=fix,
+            )
 
 
 def _lengths(texts: Iterable[str]) -> dict[str, float]:
