@@ -29,7 +29,7 @@ import pyarrow as pa
 from boom_utils.data.docs_pairs import normalise
 from boom_utils.data.example_sets import Row, draw, draw_retrieval
 from boom_utils.data.manifest import Dataset
-from boom_utils.data.records import columns_of, part_of, tested_part, without_texts
+from boom_utils.data.records import columns_of, evaluated_part, part_of, without_texts
 from boom_utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def evaluation_set(raw: Raw, dataset: Dataset, limits: Limits, generator: np.ran
     if raw.shape == "judged":
         parts = [part_of(raw, name, dataset.id) for name in ("corpus", "queries", "qrels")]
         return _cut(_judged([columns_of(part) for part in parts], dropped), limits, generator, dropped)
-    tested = without_texts(tested_part(raw, dataset.id), (), "", dropped)
+    tested = without_texts(evaluated_part(raw, dataset.id), (), "", dropped)
     if raw.shape == "pairs":
         return _cut(_paired(columns_of(tested), dropped), limits, generator, dropped)
     if kind == "classification":

@@ -75,7 +75,7 @@ def part_of(raw: Raw, name: str, where: str) -> pa.Table:
     return table.select(columns)
 
 
-def tested_part(raw: Raw, where: str) -> pa.Table:
+def evaluated_part(raw: Raw, where: str) -> pa.Table:
     """What evaluation uses of a dataset: ``test`` where there is one, else ``dev``.
 
     Raises:
