@@ -26,7 +26,7 @@ from boom_utils.data.example_sets import WrittenSets
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
 from boom_utils.data.overlap import Overlap, find_overlap
 from boom_utils.data.readers import Raw, read_dataset
-from boom_utils.data.records import as_examples, part_of, without_texts
+from boom_utils.data.record_tables import as_examples, part_of, without_texts
 from boom_utils.data.rules import RowOptions, training_rows
 from boom_utils.errors import DataError, ManifestError
 from boom_utils.progress import progress

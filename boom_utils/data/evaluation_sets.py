@@ -21,19 +21,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from boom_utils.data.docs_pairs import normalise
 from boom_utils.data.example_sets import Row, draw, draw_retrieval
 from boom_utils.data.manifest import Dataset
-from boom_utils.data.records import columns_of, evaluated_part, part_of, without_texts
+from boom_utils.data.readers import Raw
+from boom_utils.data.record_tables import columns_of, evaluated_part, part_of
 from boom_utils.errors import DataError
-
-if TYPE_CHECKING:
-    from boom_utils.data.readers import Raw
 
 FIT_A_LABEL = 16
 """Twice what mteb fits a classifier on a label (``samples_per_label`` = 8), so that its ten experiments differ."""
@@ -116,18 +113,20 @@ def evaluation_set(raw: Raw, dataset: Dataset, limits: Limits, generator: np.ran
     if raw.shape == "judged":
         parts = [part_of(raw, name, dataset.id) for name in ("corpus", "queries", "qrels")]
         return _cut(_judged([columns_of(part) for part in parts], dropped), limits, generator, dropped)
-    tested = without_texts(evaluated_part(raw, dataset.id), (), "", dropped)
+    columns = columns_of(evaluated_part(raw, dataset.id))
     if raw.shape == "pairs":
-        return _cut(_paired(columns_of(tested), dropped), limits, generator, dropped)
-    if kind == "classification":
-        return _classification(raw, dataset, tested, (limits, generator, dropped))
+        return _cut(_paired(columns, dropped), limits, generator, dropped)
     rules: dict[str, Callable[..., EvaluationSet]] = {
         "reranking": _reranking,
         "clustering": _clustering,
         "sts": _sts,
         "pair_classification": _pair_classification,
     }
-    return rules[kind](columns_of(tested), limits, generator, dropped)
+    if kind == "classification":
+        fit = columns_of(part_of(raw, _fitted_part(raw), dataset.id))
+        is_trained_on = _fitted_part(raw) == "train" and dataset.role != "evaluation"
+        return _classification(columns, (fit, is_trained_on), limits, generator, dropped)
+    return rules[kind](columns, limits, generator, dropped)
 
 
 @dataclass(frozen=True)
@@ -159,18 +158,15 @@ def _paired(columns: list[list[str]], dropped: Counter[str]) -> _Collection:
 
 def _judged(parts: list[list[list[Any]]], dropped: Counter[str]) -> _Collection:
     (document_ids, documents), (query_ids, queries), (asked, answers, scores) = parts
-    kept = [(name, text) for name, text in zip(document_ids, documents, strict=True) if text.strip()]
-    dropped["document without text"] += len(documents) - len(kept)
-    place = {name: number for number, (name, _) in enumerate(kept)}
+    place = {name: number for number, name in enumerate(document_ids)}
     relevant: dict[str, dict[int, int]] = defaultdict(dict)
     for query, document, score in zip(asked, answers, scores, strict=True):
-        if document not in place:
-            dropped["judgement of a document that is not there"] += 1
-        elif float(score) > 0:
-            relevant[query][place[document]] = max(1, round(float(score)))
-    known = [(name, text) for name, text in zip(query_ids, queries, strict=True) if text.strip() and name in relevant]
+        if score > 0:
+            relevant[query][place[document]] = max(1, round(score))
+    known = [(name, text) for name, text in zip(query_ids, queries, strict=True) if name in relevant]
     dropped["query without a relevant document"] += len(queries) - len(known)
-    return _Collection(known, kept, [relevant[name] for name, _ in known])
+    texts = list(zip(document_ids, documents, strict=True))
+    return _Collection(known, texts, [relevant[name] for name, _ in known])
 
 
 def _cut(found: _Collection, limits: Limits, generator: np.random.Generator, dropped: Counter[str]) -> EvaluationSet:
@@ -225,17 +221,21 @@ def _reranking(
     return EvaluationSet(files, dropped=+dropped)
 
 
+def _fitted_part(raw: Raw) -> str:
+    return "dev" if {"dev", "test"} <= set(raw.parts) else "train"
+
+
 def _classification(
-    raw: Raw, dataset: Dataset, tested: pa.Table, drawing: tuple[Limits, np.random.Generator, Counter[str]]
+    columns: list[list[str]],
+    fitted: tuple[list[list[str]], bool],
+    limits: Limits,
+    generator: np.random.Generator,
+    dropped: Counter[str],
 ) -> EvaluationSet:
-    limits, generator, dropped = drawing
-    test = _distinct(columns_of(tested), set(), dropped)
-    source = "dev" if {"dev", "test"} <= set(raw.parts) else "train"
-    texts = {normalise(text) for text, _ in test}
-    ignored: Counter[str] = Counter()
-    given = columns_of(without_texts(part_of(raw, source, dataset.id), (), "", ignored))
-    is_trained_on = source == "train" and dataset.role != "evaluation"
-    fit = _spread(_distinct(given, texts, ignored), 2 if is_trained_on else 1, generator)
+    (given, is_trained_on), test = fitted, _distinct(columns, set(), dropped)
+    # What of these is left out is not lost to training, and so not counted.
+    usable = _distinct(given, {normalise(text) for text, _ in test}, Counter())
+    fit = _spread(usable, 2 if is_trained_on else 1, generator)
     labels = sorted({label for _, label in fit})
     known = [(text, label) for text, label in test if label in labels]
     dropped["label that no classifier could be fitted on"] += len(test) - len(known)

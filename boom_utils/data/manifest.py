@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import Frozen, Name
-from boom_utils.data.manifest_files import HttpsFiles, Origin, file_problems, refuse, twice
+from boom_utils.data.file_formats import refuse
+from boom_utils.data.manifest_files import HttpsFiles, Origin, file_problems, twice
 from boom_utils.errors import DataError, ManifestError, nearest
 from boom_utils.yaml_files import parse, read_yaml
 

@@ -1,117 +1,105 @@
-"""Raw records as rules take them: columns checked, lists by column, records left out and counted.
-
-What is checked here is what a reader has promised (`boom_utils.data.readers.Raw`), so that a rule can rely on it.
-"""
+"""One row of a file as a record: which key is which column, the text cleaned, label and score checked."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+from boom_utils.data.cleaning import Step, clean
+from boom_utils.data.file_formats import Constant, FieldRule, FileFormat, FirstOf, Joined
+from boom_utils.data.read_rules import Reading
+from boom_utils.errors import nearest
 
-from boom_utils.data.docs_pairs import normalise
-from boom_utils.data.examples import TrainingExample
-from boom_utils.errors import DataError, bullet_list
-
-if TYPE_CHECKING:
-    from boom_utils.data.readers import Raw, Shape
-
-COLUMNS: dict[Shape, tuple[str, ...]] = {
-    "pairs": ("query", "passage"),
-    "candidates": ("query", "passage", "label"),
-    "labelled": ("text", "label"),
-    "graded": ("sentence1", "sentence2", "score"),
-    "judged_pairs": ("sentence1", "sentence2", "label"),
-    "nli": ("sentence1", "sentence2", "label"),
-}
-"""Columns of every part of a shape; texts first."""
-JUDGED_COLUMNS = {"corpus": ("id", "text"), "queries": ("id", "text"), "qrels": ("query", "document", "score")}
-"""Columns of the parts of the shape ``judged``."""
-LABELS: dict[str, tuple[str, ...]] = {
-    "candidates": ("0", "1"),
-    "judged_pairs": ("0", "1"),
-    "nli": ("entailment", "neutral", "contradiction"),
-}
-GRADES = 5
-"""Highest score of a graded pair; the lowest is 0."""
-NOT_TEXT = ("label", "score")
+HIGHEST_SCORE = 5.0
+"""Graded similarity is given as 0 to 5."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+Record = dict[str, str]
 
 
-def part_of(raw: Raw, name: str, where: str) -> pa.Table:
-    """One part of a dataset, checked.
+class BrokenRuleError(Exception):
+    """A row breaks a rule."""
 
-    Args:
-        raw: The dataset.
-        name: Name of the part.
-        where: The dataset, for the message.
 
-    Returns:
-        The part, with the shape's columns only.
+def fields_of(values: Mapping[str, Any], form: FileFormat) -> Record:
+    """Columns of a record from the keys of a row.
 
     Raises:
-        DataError: No such part, columns missing, values missing, labels or scores that are none; all together.
+        BrokenRuleError: A key is missing, or its value is no text.
     """
-    if name not in raw.parts:
-        raise DataError(f"there is no part '{name}'", where=where, found=", ".join(raw.parts) or "no part at all")
-    table = raw.parts[name]
-    columns = JUDGED_COLUMNS[name] if raw.shape == "judged" else COLUMNS[raw.shape]
-    if missing := [column for column in columns if column not in table.column_names]:
-        found = ", ".join(table.column_names)
-        raise DataError(f"no column {', '.join(missing)}", where=f"{where}, {name}", expected=raw.shape, found=found)
-    problems = [f"{column}: {count} value(s) missing" for column in columns if (count := table[column].null_count)]
-    if "label" in columns and (known := LABELS.get(raw.shape)):
-        unknown = sorted(set(pc.unique(table["label"]).to_pylist()) - {*known, None})
-        problems += [f"label: {label!r} is none of {', '.join(known)}" for label in unknown]
-    if raw.shape == "graded":
-        scores = table["score"].to_numpy(zero_copy_only=False).astype(float)
-        wrong = int((~((scores >= 0) & (scores <= GRADES))).sum())
-        problems += [f"score: {wrong} value(s) outside 0 to {GRADES}"] if wrong else []
-    if problems:
-        raise DataError("records are not as they were promised", where=f"{where}, {name}", found=bullet_list(problems))
-    return table.select(columns)
+    if not form.fields:
+        return {name: _string(value, name) for name, value in values.items()}
+    return {name: _field(values, rule) for name, rule in form.fields.items()}
 
 
-def evaluated_part(raw: Raw, where: str) -> pa.Table:
-    """What evaluation uses of a dataset: ``test`` where there is one, else ``dev``.
+def _field(values: Mapping[str, Any], rule: FieldRule) -> str:
+    if isinstance(rule, Constant):
+        return rule.constant
+    if isinstance(rule, Joined):
+        there = [key for key in rule.join if key in values or key not in rule.optional]
+        return rule.by.join(_string(_value(values, key), key) for key in there)
+    if isinstance(rule, FirstOf):
+        given = (key for key in rule.first if _value(values, key) is not None)
+        rule = next(given, rule.first[-1])
+    return _string(_value(values, rule), rule)
+
+
+def _value(values: Mapping[str, Any], key: str) -> Any:
+    if key not in values:
+        raise BrokenRuleError(f"missing key '{key}'{nearest(key, values)}")
+    return values[key]
+
+
+def _string(value: Any, key: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise BrokenRuleError(f"'{key}' is neither a text nor a whole number")
+
+
+def text_of(value: str, name: str, steps: Sequence[Step]) -> str:
+    """A value after cleaning.
 
     Raises:
-        DataError: Neither is there, or it is not as promised.
+        BrokenRuleError: Nothing is left, or it is not of the file's encoding.
     """
-    return part_of(raw, "test" if "test" in raw.parts or "dev" not in raw.parts else "dev", where)
+    if not value.isascii() and _SURROGATE.search(value):
+        raise BrokenRuleError(f"{name} holds bytes that are not of the file's encoding, or half a character")
+    text = clean(value, steps)
+    if not text or text.isspace():
+        raise BrokenRuleError(f"{name} is empty")
+    return text
 
 
-def columns_of(table: pa.Table) -> list[list[Any]]:
-    """The columns as lists, in the table's order."""
-    return [column.to_pylist() for column in table.columns]
+def check_values(record: Record, reading: Reading) -> None:
+    """Translate label and score of a record, in place.
 
-
-def text_columns(table: pa.Table) -> list[list[str]]:
-    """The columns that hold texts, as lists."""
-    return columns_of(table.drop_columns([name for name in NOT_TEXT if name in table.column_names]))
-
-
-def without_texts(table: pa.Table, unwanted: Collection[str], reason: str, dropped: Counter[str]) -> pa.Table:
-    """The records of which no text is blank, and none is unwanted; the others are counted.
-
-    Args:
-        table: Records.
-        unwanted: Normalised texts.
-        reason: What to count records under that hold one.
-        dropped: Counts.
+    Raises:
+        BrokenRuleError: The label is unknown, or the score is no number of the range.
     """
-    texts = [[normalise(text) for text in column] for column in text_columns(table)]
-    blank = np.array([[not text for text in column] for column in texts]).any(axis=0)
-    held = np.array([[text in unwanted for text in column] for column in texts]).any(axis=0) & ~blank
-    dropped["a text is empty"] += int(blank.sum())
-    dropped[reason] += int(held.sum())
-    return table.filter(pa.array(~(blank | held)))
+    labels = reading.label_names
+    if labels:
+        if record["label"] not in labels:
+            raise BrokenRuleError(f"unknown label '{record['label']}'{nearest(record['label'], labels)}"[:200])
+        record["label"] = labels[record["label"]]
+    if "score" in record:
+        record["score"] = repr(_score(record["score"], reading))
 
 
-def as_examples(table: pa.Table) -> list[TrainingExample]:
-    """Every record as a row of its texts alone, to look for overlap in: the first one searches, the second answers."""
-    first, *others = text_columns(table)
-    return [TrainingExample(query, tuple(rest)) for query, *rest in zip(first, *others, strict=True)]
+def _score(text: str, reading: Reading) -> float:
+    try:
+        score = float(text)
+    except ValueError:
+        raise BrokenRuleError(f"the score is no number: '{text[:50]}'") from None
+    if not math.isfinite(score):
+        raise BrokenRuleError(f"the score is {score}")
+    if reading.score is None:
+        if score < 0:
+            raise BrokenRuleError(f"the score {score} is negative")
+        return score
+    lowest, highest = reading.score.lowest, reading.score.highest
+    if not lowest <= score <= highest:
+        raise BrokenRuleError(f"the score {score} is not between {lowest} and {highest}")
+    return (score - lowest) * HIGHEST_SCORE / (highest - lowest)

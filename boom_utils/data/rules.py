@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -34,11 +33,9 @@ from boom_utils.data.example_sets import draw, example, labelled_examples
 from boom_utils.data.examples import TrainingExample
 from boom_utils.data.manifest import Dataset
 from boom_utils.data.negatives import How, NegativePool, Wanted, mine_negatives
-from boom_utils.data.records import columns_of
+from boom_utils.data.read_rules import Shape
+from boom_utils.data.record_tables import columns_of
 from boom_utils.errors import DataError
-
-if TYPE_CHECKING:
-    from boom_utils.data.readers import Shape
 
 ALIKE, DIFFERENT = 4.0, 2.0
 """Score from which two sentences count as the same, and up to which as different."""
@@ -81,7 +78,7 @@ def training_rows(
 
     Args:
         shape: What the columns mean.
-        records: Its training records, as `boom_utils.data.records.part_of` gives them.
+        records: Its training records, as `boom_utils.data.readers.Raw` holds them; fewer of them gives them.
         options: How many rows and negatives.
         generator: Draws rows, then what each needs.
 
