@@ -243,6 +243,8 @@ def _reviews(text: str, form: Reviews) -> Iterator[Row]:
             values, began = (None, number) if closing else ({}, number)
         elif found and not closing and values is not None:
             tag, inside = name, []
+        elif line.strip() and name != "data":
+            yield Row(f":{number}", {}, "text outside of a field")
     if values is not None:
         raise BrokenFileError("the last <review> is not closed: the file is cut off", f":{began}")
 

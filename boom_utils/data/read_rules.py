@@ -84,13 +84,13 @@ SplitRule = Annotated[SplitByRole | SplitByHash | SplitByColumn | SplitByPositio
 class _LeaveOut(Frozen):
     rows: int = Field(gt=0, description="exactly so many rows are left out by this rule")
     why: Why
-    part: AnyPart | None = Field(default=None, description="only rows of this part")
 
 
 class HasValue(_LeaveOut):
     """Rows whose column has one of some values, as it stands in the file."""
 
     rule: Literal["value"]
+    part: AnyPart | None = Field(default=None, description="only rows of files of this part")
     column: str
     values: tuple[str, ...] = Field(min_length=1)
 
@@ -127,7 +127,15 @@ class IsUnjudged(_LeaveOut):
     rule: Literal["unjudged"]
 
 
-LeaveOut = Annotated[HasValue | IsShorter | IsShared | IsRepeated | IsUnjudged, Field(discriminator="rule")]
+class HoldsNothing(_LeaveOut):
+    """Files without a row; ``rows`` counts these files."""
+
+    rule: Literal["empty_file"]
+
+
+LeaveOut = Annotated[
+    HasValue | IsShorter | IsShared | IsRepeated | IsUnjudged | HoldsNothing, Field(discriminator="rule")
+]
 
 
 # --- all together -----------------------------------------------------------------------------------------------------

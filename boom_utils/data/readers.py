@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import md5
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ from boom_utils.data.manifest_files import DataFile, Origin
 from boom_utils.data.parsers import BrokenFileError, Row, parse
 from boom_utils.data.read_rules import (
     HasValue,
+    HoldsNothing,
     IsRepeated,
     IsShared,
     IsShorter,
@@ -90,6 +92,9 @@ def read_dataset(dataset: Dataset, folder: Path, on_bad_line: Literal["error", "
     for number, rule in enumerate(reading.leave_out):
         if isinstance(rule, IsShared | IsRepeated | IsUnjudged):
             _leave_out_of_parts(rule, number, found, reading)
+    if reading.shape == "judged":
+        _leave_out_what_nothing_is_known_of(found)
+    found.bad_lines = list(dict.fromkeys(found.bad_lines))  # a file of several roles is read once for each
     _refuse_bad_lines(dataset, found, on_bad_line)
     _check_numbers(dataset, reading, found)
     parts = {part: _as_table(rows, reading, part) for part, rows in found.parts.items() if rows}
@@ -159,6 +164,8 @@ def _read_group(group: _Group, found: _Found) -> None:
     except BrokenFileError as error:
         found.bad_lines.append(BadLine(f"{group.name}{error.place}", error.rule))
         return
+    if not rows:
+        _leave_out_file(group, found)
     for number, row in enumerate(rows, start=1):
         _read_row(row, number, group, found)
 
@@ -203,6 +210,14 @@ def _part(record: Record, number: int, group: _Group) -> str:
 
 
 # --- rows left out ----------------------------------------------------------------------------------------------------
+
+
+def _leave_out_file(group: _Group, found: _Found) -> None:
+    for number, rule in enumerate(group.reading.leave_out):
+        if isinstance(rule, HoldsNothing):
+            found.left_out[number] += 1
+            return
+    found.bad_lines.append(BadLine(group.name, "the file has no row of the form the manifest states"))
 
 
 def _rule_before_cleaning(record: Record, group: _Group) -> int | None:
@@ -256,12 +271,37 @@ def _refuse_bad_lines(dataset: Dataset, found: _Found, on_bad_line: str) -> None
         )
     for bad in found.bad_lines:
         log.warning("skipped %s", bad)
-    if not any(found.parts.values()):
-        raise DataError(f"dataset '{dataset.id}' has no rows", expected="at least one row that can be read")
+
+
+def _leave_out_what_nothing_is_known_of(found: _Found) -> None:
+    """Call texts that repeat an id bad lines, and judgements of queries and documents there are none of."""
+    known: dict[str, set[str]] = {}
+    for part in ("corpus", "queries"):
+        first = {record["id"]: record for record in reversed(found.parts[part])}
+        again = [record for record in found.parts[part] if first[record["id"]] is not record]
+        found.bad_lines += [BadLine(part, f"the id '{record['id']}' is given twice") for record in again]
+        found.parts[part] = [record for record in found.parts[part] if first[record["id"]] is record]
+        known[part] = set(first)
+    kept = []
+    for record in found.parts["qrels"]:
+        if record["query"] not in known["queries"]:
+            found.bad_lines.append(BadLine("qrels", f"there is no query '{record['query']}'"))
+        elif record["document"] not in known["corpus"]:
+            found.bad_lines.append(BadLine("qrels", f"there is no document '{record['document']}' in the corpus"))
+        else:
+            kept.append(record)
+    found.parts["qrels"] = kept
 
 
 def _check_numbers(dataset: Dataset, reading: Reading, found: _Found) -> None:
-    """Compare numbers of rows with those of the manifest; not where rows were skipped, which changes them."""
+    """Compare numbers of rows with those of the manifest; where rows were skipped, only what is empty is an error."""
+    empty = [part for part in reading.rows if not found.parts[part]]
+    if empty or not any(found.parts.values()):
+        raise DataError(
+            f"dataset '{dataset.id}' has no rows" + (f" for {', '.join(empty)}" if empty else ""),
+            expected="rows that can be read",
+            fix="fetch the files again, or correct the manifest",
+        )
     if found.bad_lines:
         return
     problems = [
@@ -274,12 +314,22 @@ def _check_numbers(dataset: Dataset, reading: Reading, found: _Found) -> None:
         for part, rows in reading.rows.items()
         if len(found.parts[part]) != rows
     ]
+    if reading.shape == "candidates":
+        problems += [f"part '{part}': candidates of one query are not adjacent" for part in _torn(found.parts)]
     if problems:
         raise DataError(
             f"the files of dataset '{dataset.id}' have other rows than the manifest states",
             found=bullet_list(problems),
             fix="fetch the files again, or correct the manifest",
         )
+
+
+def _torn(parts: Mapping[str, Sequence[Record]]) -> Iterator[str]:
+    """Parts in which a query comes again after another one."""
+    for part, records in parts.items():
+        queries = [record["query"] for record in records]
+        if sum(1 for _ in groupby(queries)) != len(set(queries)):
+            yield part
 
 
 def _as_table(records: Sequence[Record], reading: Reading, part: str) -> pa.Table:
