@@ -318,6 +318,8 @@ def geometry(profile: Profile, nodes: Nodes) -> Node:
 def scores(manifest: Manifest, model: str, source: Node, task_name: str, nodes: Nodes) -> Node:
     """Scores of one model on one task."""
     declared = manifest.task(task_name)
+    origin = manifest.dataset(declared.dataset).origin
+    kind = declared.family if origin is None else origin.task
     prompt = _prompts(manifest)[declared.dataset]
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
@@ -325,7 +327,7 @@ def scores(manifest: Manifest, model: str, source: Node, task_name: str, nodes: 
         from boom_utils.evaluation.tasks import LocalTask
 
         folder = found["examples"].path / "evaluation" / task_name
-        task = LocalTask(task_name, declared.family, folder, prompt)
+        task = LocalTask(task_name, kind, folder, prompt)
         return evaluate_task(model, found["model"].path, task, out)
 
     described = {"model": model, "task": declared.model_dump(mode="json"), "prompt": prompt}
