@@ -224,20 +224,19 @@ def test_pairs_of_one_label_are_refused(words: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.promise(28)
-def test_the_v_measure_is_made_again_from_the_kept_clusters(words: None, tmp_path: Path) -> None:
+def test_the_v_measure_is_made_again_from_the_experiments(words: None, tmp_path: Path) -> None:
     rng = np.random.default_rng(6)
     rows = [{"text": noisy(rng, label), "label": label} for label in (0, 1, 2) for _ in range(40)]
     write_jsonl(tmp_path / "set" / "test.jsonl", rows)
     facts = evaluate_task("mock", tmp_path, LocalTask("mock_clusters", "clustering", tmp_path / "set"), tmp_path)
-    kept = samples(tmp_path)
     assert 0.05 < facts["main_score"] < 0.9
     assert remade(tmp_path) == pytest.approx(facts["main_score"], abs=1e-6)
-    assert [sum(kept["columns"][f"times_{number}"]) for number in range(10)] == [120.0] * 10
     reported = json.loads((tmp_path / "mock_clusters.json").read_text())["scores"]["test"][0]
-    assert len(reported["v_measures"]["Level 0"]) == 10
-    assert [path.name for path in (tmp_path / "set").iterdir()] == ["test.jsonl"]
+    assert samples(tmp_path)["columns"]["value"] == pytest.approx(reported["v_measures"]["Level 0"], abs=1e-6)
+    assert facts["samples"] == 10
 
 
+@pytest.mark.promise(28)
 def test_clusters_of_well_separated_texts_are_found_and_one_label_is_refused(words: None, tmp_path: Path) -> None:
     rows = [
         {"text": f"{1 - label} {label} {number / 1000}", "label": label} for label in (0, 1) for number in range(20)
@@ -331,24 +330,14 @@ def test_average_precision_of_resampled_pairs_is_that_of_scikit_learn_also_with_
     assert pairs.scores(negatives).tolist() == [0.0]
 
 
-def test_the_v_measure_of_resampled_texts_is_that_of_scikit_learn() -> None:
-    from sklearn.metrics import v_measure_score
-
-    rng = np.random.default_rng(8)
-    gold = rng.integers(0, 4, 50).astype(float)
-    times = rng.integers(0, 3, (2, 50))
-    clusters = np.where(times > 0, rng.integers(0, 5, (2, 50)), -1)
-    columns = {"gold": gold} | {f"cluster_{e}": clusters[e].astype(float) for e in (0, 1)}
-    columns |= {f"times_{e}": times[e].astype(float) for e in (0, 1)}
-    draws = rng.integers(0, 50, (20, 50))
-    expected = [
-        np.mean([v_measure_score(*(np.repeat(x[d], times[e][d]) for x in (gold, clusters[e]))) for e in (0, 1)])
-        for d in draws
-    ]
-    made = TaskSamples("v_measure", tuple(map(str, range(50))), columns)
-    assert made.scores(draws) == pytest.approx(expected, abs=1e-12)
-    alike = {name: np.zeros(5) for name in columns} | {"times_0": np.ones(5), "times_1": np.ones(5)}
-    assert TaskSamples("v_measure", tuple("abcde"), alike).score() == 1.0
+def test_the_interval_of_a_clustering_is_as_wide_as_its_experiments_are_spread() -> None:
+    values = np.random.default_rng(8).random(10)
+    clustering = TaskSamples("v_measure", tuple("abcdefghij"), {"value": values})
+    drawn = clustering.scores(Bootstrap(20_000).positions("c", 10))
+    assert clustering.score() == pytest.approx(values.mean(), abs=1e-12)
+    assert drawn.mean() == pytest.approx(values.mean(), abs=0.01)
+    assert drawn.std() == pytest.approx(values.std(ddof=1), rel=0.03)
+    assert TaskSamples("v_measure", ("a",), {"value": values[:1]}).score() == values[0]
 
 
 @pytest.mark.promise(30)

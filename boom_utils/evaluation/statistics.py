@@ -1,8 +1,8 @@
 """Intervals: bootstrap over queries within tasks, for one model and for the paired difference of two.
 
-What is resampled is said everywhere: here the queries, pairs, test rows or clustered texts of each task, never seeds or
-tasks. An interval therefore says how far the score would move with other queries, not with another training run. For
-clustering it says less: texts are resampled with the clusters they were given, and nothing is clustered again.
+What is resampled is said everywhere: here the queries, pairs or test rows of each task, never seeds or tasks. An
+interval therefore says how far the score would move with other queries, not with another training run. For clustering
+mteb's experiments are resampled, see `boom_utils.evaluation.metrics.mean_of_experiments`.
 
 Shapes: T tasks, S samples of a task, B bootstrap draws.
 """
@@ -16,14 +16,14 @@ import numpy as np
 
 from boom_utils.artifacts import derive_seed
 from boom_utils.errors import ResultsError
-from boom_utils.evaluation.metrics import max_average_precision, mean_value, spearman, v_measure
+from boom_utils.evaluation.metrics import max_average_precision, mean_of_experiments, mean_value, spearman
 
 SCORES: Mapping[str, Callable[[Mapping[str, np.ndarray], np.ndarray], np.ndarray]] = {
     "cosine_spearman": spearman,
     "max_ap": max_average_precision,
-    "v_measure": v_measure,
+    "v_measure": mean_of_experiments,
 }
-"""Metrics that are no mean of one value a sample: columns and draws of positions (B, S) -> scores (B,)."""
+"""Metrics that are no plain mean of one value a sample: columns and draws of positions (B, S) -> scores (B,)."""
 
 
 @dataclass(frozen=True)

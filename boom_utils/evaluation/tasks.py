@@ -1,14 +1,13 @@
 """The corpus' held-out sets as mteb tasks, each of which also keeps the values behind its score.
 
 mteb does the scoring; these classes only override ``load_data`` and listen where mteb has per-query values in hand, so
-that intervals can be made by resampling queries, pairs, test rows or clustered texts. The global seeds mteb's own
-loaders set are not touched: nothing is downloaded.
+that intervals can be made by resampling queries, pairs, test rows or clustering experiments. The global seeds mteb's
+own loaders set are not touched: nothing is downloaded.
 """
 
 from __future__ import annotations
 
-import copy
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from mteb.abstasks import (
 from boom_utils.artifacts import digest_of, sha256_file
 from boom_utils.data.examples import read_jsonl
 from boom_utils.errors import DataError, EvaluationError
-from boom_utils.evaluation.metrics import CLUSTER, GOLD, TIMES
+from boom_utils.evaluation.metrics import GOLD
 
 SPLIT = "test"
 CLUSTERED_TEXTS = 2048
@@ -61,10 +60,9 @@ class Samples:
 
     Args:
         metric: mteb's name of the main score.
-        ids: Query id, or row number.
-        columns: One value an id each. ``value``: the score is its mean (nDCG@10, MAP, accuracy); ``gold`` and
-            ``predicted``: rank correlation; ``gold`` and several similarities: average precision of pairs; ``gold`` and
-            clusters: V-measure.
+        ids: Query id, or number of the row or experiment.
+        columns: One value an id each. ``value``: the score is its mean (nDCG@10, MAP, accuracy, V-measure); ``gold``
+            and ``predicted``: rank correlation; ``gold`` and several similarities: average precision of pairs.
     """
 
     metric: str = ""
@@ -221,9 +219,8 @@ class LocalClassification(AbsTaskClassification):  # type: ignore[misc]
 class LocalClustering(AbsTaskClustering):  # type: ignore[misc]
     """Clustering of test.jsonl: mteb draws texts with replacement, clusters them with k-means, and does so ten times.
 
-    Kept are, for every text, its label, and for every experiment the cluster it came into and how often it was drawn.
-    Resampling them says how far the score would move with other texts of the same clusters; the clusters themselves
-    are those of the ten experiments, so the part of the uncertainty that comes from clustering anew is not in it.
+    Kept is the V-measure of every experiment. All models of a task get the same draws of texts, so differences of two
+    models are paired by experiment.
     """
 
     files = (SPLIT,)
@@ -241,24 +238,11 @@ class LocalClustering(AbsTaskClustering):  # type: ignore[misc]
         self.dataset = {"default": {SPLIT: Dataset.from_list(rows)}}
         self.data_loaded = True
 
-    def _evaluate_subset(self, model: Any, data_split: Any, **options: Any) -> Any:
-        """Ask for mteb's predictions, which come without the texts that were drawn: draw these again."""
-        generator = copy.deepcopy(self.rng_state)
-        scores = super()._evaluate_subset(model, data_split, **options | {"prediction_folder": self.folder})
-        labels = [int(label) for label in data_split[self.label_column_name]]
-        places = range(len(labels))
-        columns: dict[str, list[float]] = {GOLD: [float(label) for label in labels]}
-        for number, clusters in enumerate(self.assigned):
-            drawn = generator.choices(places, k=self.max_documents_per_cluster)
-            by_text, times = dict(zip(drawn, clusters, strict=True)), Counter(drawn)
-            columns[f"{CLUSTER}{number}"] = [float(by_text.get(place, -1)) for place in places]
-            columns[f"{TIMES}{number}"] = [float(times[place]) for place in places]
-        self.samples.ids, self.samples.columns = [str(place) for place in places], columns
+    def _evaluate_subset(self, *args: Any, **options: Any) -> Any:
+        scores = super()._evaluate_subset(*args, **options)
+        values = [float(value) for level in scores["v_measures"].values() for value in level]
+        self.samples.ids, self.samples.columns = [str(number) for number in range(len(values))], {"value": values}
         return scores
-
-    def _save_task_predictions(self, predictions: Any, *args: Any, **_: Any) -> None:
-        """Keep what mteb would write to a file: the clusters of every experiment."""
-        (self.assigned,) = predictions.values()
 
 
 class LocalSTS(AbsTaskSTS):  # type: ignore[misc]
