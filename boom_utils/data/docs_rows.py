@@ -52,7 +52,7 @@ def pair_examples(
             # A sample of a large group is enough: most of it is not the document itself.
             places = generator.permutation(len(others))[: 2 * NEGATIVES + 1]
             negatives += [others[p] for p in places if others[p] != pair.document and others[p] not in negatives]
-        yield _example(pair.query, [pair.document], negatives, dataset)
+        yield example(pair.query, [pair.document], negatives, dataset)
 
 
 def labelled_examples(
@@ -68,7 +68,7 @@ def labelled_examples(
         if same and others:
             labels = [others[place] for place in generator.integers(len(others), size=2 * NEGATIVES)]
             negatives = [texts[label][int(generator.integers(len(texts[label])))] for label in labels]
-            yield _example(unit.text, draw(same, POSITIVES, generator), list(dict.fromkeys(negatives)), dataset)
+            yield example(unit.text, draw(same, POSITIVES, generator), list(dict.fromkeys(negatives)), dataset)
 
 
 def overlap_examples(
@@ -87,10 +87,11 @@ def overlap_examples(
         half = generator.permutation(hard)[: NEGATIVES // 2]
         places = [int(place) for place in (*half, *generator.permutation(easy)[: NEGATIVES - len(half)])]
         positives = [other.text for other in draw(close, POSITIVES, generator)]
-        yield _example(unit.text, positives, [pool[place].text for place in places], dataset)
+        yield example(unit.text, positives, [pool[place].text for place in places], dataset)
 
 
-def _example(query: str, pos: Sequence[str], neg: Sequence[str], dataset: Dataset) -> TrainingExample:
+def example(query: str, pos: Sequence[str], neg: Sequence[str], dataset: Dataset) -> TrainingExample:
+    """A training row of the dataset's prompt and type, with at most `NEGATIVES` negatives."""
     return TrainingExample(query, tuple(pos), tuple(neg[:NEGATIVES]), dataset.prompt, dataset.example_type)
 
 
@@ -144,6 +145,15 @@ def classification_rows(
     fit = [row for row, chosen in zip(rows, is_train, strict=True) if chosen]
     test = [row for row, chosen in zip(rows, is_train, strict=True) if not chosen]
     return draw(fit, limit, generator), draw(test, limit, generator), labels
+
+
+def clustering_rows(
+    pool: Sequence[Labelled], limit: int | None, generator: np.random.Generator
+) -> tuple[list[Row], list[str]]:
+    """Rows of texts to cluster and the labels' names."""
+    labels = sorted({unit.label for unit in pool})
+    rows = [{"text": unit.text, "label": labels.index(unit.label)} for unit in pool]
+    return draw(rows, limit, generator), labels
 
 
 def graded_rows(pool: Sequence[Described], limit: int | None, generator: np.random.Generator) -> list[Row]:

@@ -18,7 +18,7 @@ from boom_utils.data.manifest import Dataset, Manifest
 from boom_utils.reporting.results import shuffled_members
 
 VERSION: Mapping[str, int] = {
-    "examples": 1,
+    "examples": 2,
     "subset": 1,
     "random": 1,
     "base": 2,
@@ -47,8 +47,10 @@ def examples(profile: Profile, manifest: Manifest) -> Node:
     """Training examples and evaluation sets from the manifest's source; keyed by what is really installed."""
     from boom_utils.data import python_docs
 
+    tasks = (*profile.evaluation.in_domain, *profile.evaluation.out_of_domain)
+
     def make(out: Path, _: Inputs) -> Mapping[str, Any]:
-        return python_docs.make_examples(manifest, profile.corpus, out)
+        return python_docs.make_examples(manifest, profile.corpus, tasks, out)
 
     # What is installed is in "found".
     prose = {"description", "homepage", "licence", "licence_note", "oddities", "version"}
@@ -56,6 +58,7 @@ def examples(profile: Profile, manifest: Manifest) -> Node:
         "manifest": _without(manifest.model_dump(mode="json", exclude_none=True), prose),
         # New datasets are mined with the rest: which of them a study uses changes nothing of what is written.
         "corpus": profile.corpus.model_dump(mode="json", exclude={"new_datasets"}),
+        "tasks": sorted(tasks),
         "found": python_docs.corpus_fingerprint(manifest),
     }
     return Node("examples", VERSION["examples"], f"examples of {manifest.name}", config, make)
