@@ -47,7 +47,7 @@ def examples(profile: Profile, manifest: Manifest) -> Node:
     """Training examples and evaluation sets from the manifest's source; keyed by what is really installed."""
     from boom_utils.data import python_docs
 
-    tasks = (*profile.evaluation.in_domain, *profile.evaluation.out_of_domain)
+    tasks = _tasks(profile)
 
     def make(out: Path, _: Inputs) -> Mapping[str, Any]:
         return python_docs.make_examples(manifest, profile.corpus, tasks, out)
@@ -62,6 +62,10 @@ def examples(profile: Profile, manifest: Manifest) -> Node:
         "found": python_docs.corpus_fingerprint(manifest),
     }
     return Node("examples", VERSION["examples"], f"examples of {manifest.name}", config, make)
+
+
+def _tasks(profile: Profile) -> tuple[str, ...]:
+    return (*profile.evaluation.in_domain, *profile.evaluation.out_of_domain)
 
 
 def _without(value: Any, keys: set[str]) -> Any:
@@ -100,6 +104,10 @@ def random_model(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
     """The tiny Qwen3 with random weights, and its tokenizer."""
     config = profile.base_model
     prompts = _prompts(manifest)
+    asked = {manifest.task(name).dataset for name in _tasks(profile)}
+    used = {*profile.corpus.datasets, *profile.corpus.new_datasets, *asked}
+    # The tokenizer learns from what the study uses: a manifest that grows does not change it.
+    learnt = [prompt for name, prompt in prompts.items() if name in used]
 
     def make(out: Path, found: Inputs) -> None:
         from boom_utils.data.examples import read_examples
@@ -107,7 +115,7 @@ def random_model(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
 
         pairs = read_examples(found["examples"].path / "pretraining.jsonl")
         texts = [text for pair in pairs for text in (pair.query, *pair.pos)]
-        random_encoder([*texts, *prompts.values()], config, prompts).save(out)
+        random_encoder([*texts, *learnt], config, prompts).save(out)
 
     described = {"base_model": config.model_dump(mode="json", exclude={"pretraining"}), "prompts": prompts}
     inputs = {"examples": nodes["examples"]}
