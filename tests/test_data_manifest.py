@@ -34,7 +34,8 @@ def problems_of(raw: object, folder: Path) -> str:
 def test_the_embedded_corpus_covers_the_families_and_holds_packages_out() -> None:
     manifest = load_manifest("python_docs")
     assert "python_docs" in manifest_names()
-    assert {dataset.family for dataset in manifest.datasets} == {"retrieval", "classification", "sts", "code"}
+    families = {"retrieval", "reranking", "classification", "clustering", "sts", "code"}
+    assert {dataset.family for dataset in manifest.datasets} == families
     assert [dataset.id for dataset in manifest.datasets if dataset.role == "new_data"] == ["docstring_to_code"]
     held_out = [d.name for d in manifest.source.distributions if d.held_out]
     assert 2 <= len(held_out) <= 3

@@ -9,7 +9,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +20,9 @@ import pytest
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import CorpusConfig
 from boom_utils.data import mining, python_docs
+from boom_utils.data.docs_corpus import Corpus, _Apart, build_corpus
+from boom_utils.data.docs_labels import module_label, package_names
+from boom_utils.data.docs_names import CANDIDATES, Named, counterparts
 from boom_utils.data.docs_pairs import (
     Described,
     Labelled,
@@ -32,11 +36,12 @@ from boom_utils.data.docs_pairs import (
 )
 from boom_utils.data.docs_rows import draw, graded_rows, jaccard, retrieval_rows
 from boom_utils.data.docstrings import Parameter, clean_text, is_readable, parse_docstring, truncate_words
+from boom_utils.data.example_sets import WrittenSets
 from boom_utils.data.examples import TrainingExample, read_examples, read_jsonl
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.data.mining import Mined, corpus_deviations, corpus_fingerprint, mine, read_source
 from boom_utils.data.overlap import find_overlap
-from boom_utils.data.python_docs import Corpus, build_corpus, make_examples
+from boom_utils.data.python_docs import make_examples
 from boom_utils.errors import DataError, ManifestError
 
 NUMPYDOC = """
@@ -317,6 +322,35 @@ def test_code_is_cut_at_a_line() -> None:
     assert code.startswith(shorten_code(code) + "\n")
 
 
+@pytest.mark.parametrize(
+    ("package", "module", "label"),
+    [
+        ("scipy", "scipy.stats._continuous_distns", "scipy.stats"),
+        ("pandas", "pandas.core.arrays.sparse.array", "pandas.core.arrays"),
+        ("pandas", "pandas.core", ""),
+        ("scikit-learn", "sklearn.utils.validation", ""),
+        ("matplotlib", "matplotlib._api", ""),
+        ("python", "logging", "logging"),
+        ("python", "xml.sax.handler", "xml.sax"),
+        ("python", "_pydecimal", ""),
+    ],
+)
+def test_a_module_is_named_by_its_first_public_parts(package: str, module: str, label: str) -> None:
+    definition = mined_from(SOURCE).definitions[0]
+    assert module_label(replace(definition, package=package, module=module)) == label
+
+
+def named(name: str, package: str, *words: str) -> Named:
+    return Named(name, f"{name} of {package}", f"document of {package}", frozenset(words), package, package, "train")
+
+
+def test_counterparts_have_another_package_the_same_name_and_a_word_in_common() -> None:
+    pool = [named("median", "a", "sort"), named("median", "a", "sort"), named("median", "b", "sort", "axis")]
+    pool += [named("median", "c", "draw"), named("mean", "b", "sort")]
+    found = [(unit.package, [other.package for other in same]) for unit, same in counterparts(pool, pool)]
+    assert found == [("a", ["b"]), ("a", ["b"]), ("b", ["a", "a"])]
+
+
 def described(name: str, *parameters: str) -> Described:
     return Described(name, frozenset(parameters), "evaluation")
 
@@ -341,28 +375,40 @@ def test_every_query_keeps_its_document_among_the_distractors() -> None:
 
 @pytest.mark.promise(8)
 def test_a_planted_duplicate_is_found_and_dropped() -> None:
-    trained = {"train": [TrainingExample("The  Mean", ("x",))]}
-    report = python_docs._Report(trained_on=trained, evaluated={"task": ["the mean", "y"]})  # type: ignore[arg-type]
+    found = find_overlap({"train": [TrainingExample("The  Mean", ("x",))]}, {"task": ["the mean", "y"]})
     with pytest.raises(DataError, match=r"(?s)evaluated texts are also trained on.*the mean"):
-        python_docs._check(report, find_overlap(report.trained_on, report.evaluated))
+        python_docs._check(WrittenSets(Path()), found)
     unit = Labelled("The Mean", "ValueError", "train")
-    dropped: Any = python_docs.Counter()
-    assert python_docs._offends("c", unit, {"the mean"}, set(), dropped)
-    assert python_docs._offends("c", unit, set(), {"the mean"}, dropped)
-    assert not python_docs._offends("c", Labelled("The Mean", "ValueError", "evaluation"), {"the mean"}, set(), dropped)
-    assert dropped["c"] == 2
+    evaluated = Labelled("The Mean", "ValueError", "evaluation")
+    for apart in (_Apart({"the mean"}, set()), _Apart(set(), {"the mean"})):
+        assert apart.keep("c", [unit, evaluated]) == [evaluated]
+        assert apart.dropped["c"] == 1
+
+
+@pytest.mark.promise(8)
+def test_a_later_dataset_yields_to_the_earlier_ones_on_both_sides() -> None:
+    apart = _Apart({"asked before"}, {"pretrained on"})
+    apart.note([Labelled("Trained on", "a", "train")])
+    texts = {"trained on": "evaluation", "asked  before": "train", "Pretrained on": "train", "new": "train"}
+    units = [Labelled(text, "a", split) for text, split in texts.items()]  # type: ignore[arg-type]
+    fresh = [Labelled("also new", "a", "evaluation"), Labelled("new", "a", "evaluation")]
+    assert apart.add("later", [*units, *fresh]) == [units[3], fresh[0]]
+    assert apart.dropped["later"] == 3
+    assert apart.add("last", [Labelled("also new", "a", "train"), Labelled("new", "a", "evaluation")]) == []
 
 
 def test_a_dataset_without_rule_is_refused(tmp_path: Path) -> None:
     raw = fake_manifest("numpy").model_dump(mode="json")
     raw["datasets"].append({**raw["datasets"][0], "id": "unknown"})
     with pytest.raises(ManifestError, match="no rule for unknown"):
-        make_examples(Manifest.model_validate(raw), LIMITS, tmp_path)
+        make_examples(Manifest.model_validate(raw), LIMITS, ALL_TASKS, tmp_path)
 
 
+ALL_TASKS = tuple(task.id for task in load_manifest("python_docs").tasks)
+FIRST_TASKS = ("summary_to_description", "parameter_question", "exception_class", "parameter_overlap_sts")
 LIMITS = CorpusConfig(
     manifest="python_docs",
-    datasets=("summary_to_description", "parameter_question", "exception_class", "parameter_overlap_sts"),
+    datasets=tuple(dataset.id for dataset in load_manifest("python_docs").datasets if dataset.role == "train"),
     train_rows=700,
     pretraining_pairs=5000,
     evaluation_queries=300,
@@ -380,12 +426,12 @@ def built(mined: Mined) -> Corpus:
     return build_corpus(mined, 0)
 
 
-def write_real(mined: Mined, built: Corpus, limits: CorpusConfig, out: Path) -> Path:
+def write_real(mined: Mined, built: Corpus, limits: CorpusConfig, out: Path, tasks: Sequence[str] = ALL_TASKS) -> Path:
     """Run the stage on what was mined once for the whole module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(python_docs, "mine", lambda manifest: mined)
-        patch.setattr(python_docs, "build_corpus", lambda mined, seed: built)
-        make_examples(load_manifest("python_docs"), limits, out)
+        patch.setattr(python_docs, "build_corpus", lambda mined, seed, wanted: built)
+        make_examples(load_manifest("python_docs"), limits, tasks, out)
     return out
 
 
@@ -401,8 +447,13 @@ def summary_of(corpus: Path) -> dict[str, Any]:
 
 def test_every_set_is_large_enough(corpus: Path) -> None:
     rows = summary_of(corpus)["rows"]
-    assert all(rows[f"train/{name}"] == 700 for name in (*LIMITS.datasets, "docstring_to_code"))
-    assert all(rows[f"evaluation/{task.id}"] == 300 for task in load_manifest("python_docs").tasks)
+    fewer = {"train/same_name_reranking": 250, "evaluation/same_name_reranking": 80}
+    fewer |= {"evaluation/same_name_reranking_held_out": 140}
+    assert all(rows[name] >= fewest for name, fewest in fewer.items())
+    assert {name: count for name, count in rows.items() if name.startswith("train/") and name not in fewer} == {
+        f"train/{name}": 700 for name in (*LIMITS.datasets, "docstring_to_code") if name != "same_name_reranking"
+    }
+    assert all(rows[f"evaluation/{name}"] == 300 for name in ALL_TASKS if f"evaluation/{name}" not in fewer)
     assert rows["pretraining"] == 5000
 
 
@@ -412,18 +463,19 @@ def test_training_files_are_read_by_the_strict_reader(corpus: Path) -> None:
         assert {(row.prompt, row.type) for row in rows} == {(dataset.prompt, dataset.example_type)}
         assert all(1 <= len(row.pos) <= 3 and 1 <= len(row.neg) <= 7 for row in rows)
         assert not any(set(row.neg) & {row.query, *row.pos} for row in rows)
-        assert np.mean([len(row.neg) == 7 for row in rows]) > 0.95
+        assert np.mean([len(row.neg) == 7 for row in rows]) > 0.95, dataset.id
     assert all(not row.neg and row.prompt is None for row in read_examples(corpus / "pretraining.jsonl"))
 
 
 def test_texts_are_short_and_clean(corpus: Path) -> None:
     for path in sorted(corpus.rglob("*.jsonl")):
-        if path.name == "qrels.jsonl":
+        if path.name in ("qrels.jsonl", "top_ranked.jsonl"):
             continue
         for row in read_jsonl(path):
             texts = [v for k in ("query", "pos", "neg", "text", "sentence1", "sentence2") for v in as_list(row.get(k))]
             is_code = path.stem == "docstring_to_code" or path.parent.name == "docstring_to_code"
-            assert all(3 <= len(text.split()) <= 60 for text in texts), path
+            is_long = "docstring_to_module" in (path.stem, path.parent.name)
+            assert all(3 <= len(text.split()) <= (120 if is_long else 60) for text in texts), path
             if not is_code:
                 assert not any(MARKUP.search(text) for text in texts), (path, texts)
 
@@ -442,7 +494,7 @@ def test_no_evaluated_text_is_trained_on(corpus: Path) -> None:
         rows = read_examples(path)
         learnt[path.stem] = {normalise(text) for row in rows for text in (row.query, *row.pos, *row.neg)}
     for path in (corpus / "evaluation").rglob("*.jsonl"):
-        rows_of = [] if path.name == "qrels.jsonl" else read_jsonl(path)
+        rows_of = [] if path.name in ("qrels.jsonl", "top_ranked.jsonl") else read_jsonl(path)
         texts = {normalise(row[key]) for row in rows_of for key in ("text", "sentence1", "sentence2") if key in row}
         assert all(not texts & seen for seen in learnt.values()), path
     assert not any(learnt["pretraining"] & learnt[name] for name in learnt if name != "pretraining")
@@ -477,7 +529,53 @@ def test_judgements_point_at_existing_rows(corpus: Path) -> None:
         judgements = read_jsonl(path)
         assert {row["query"] for row in judgements} == queries
         assert {row["document"] for row in judgements} <= documents
+        if (path.parent / "top_ranked.jsonl").exists():
+            continue
         assert len(documents) == 500
+
+
+def test_counterparts_are_ranked_among_others_and_neither_ids_nor_order_give_them_away(corpus: Path) -> None:
+    for name in ("same_name_reranking", "same_name_reranking_held_out"):
+        folder = corpus / "evaluation" / name
+        relevant: dict[str, set[str]] = {}
+        for row in read_jsonl(folder / "qrels.jsonl"):
+            relevant.setdefault(row["query"], set()).add(row["document"])
+        places = []
+        for row in read_jsonl(folder / "top_ranked.jsonl"):
+            assert len(set(row["documents"])) == len(row["documents"]) <= CANDIDATES
+            assert relevant[row["query"]] < set(row["documents"])
+            places += [row["documents"].index(d) / (len(row["documents"]) - 1) for d in relevant[row["query"]]]
+        assert 0.4 < np.mean(places) < 0.6
+        texts = [row["text"] for row in read_jsonl(folder / "corpus.jsonl")]
+        assert len(set(texts)) == len(texts)
+
+
+def test_labels_of_places_are_balanced_and_texts_name_no_package(corpus: Path, mined: Mined) -> None:
+    names = package_names(mined.definitions)
+    assert names.search("see scikit-learn") and names.search("numpy.mean") and not names.search("a dataset")
+    for name, labels in (("package_classification", 10), ("summary_to_module", 20), ("docstring_to_module", 20)):
+        folder = corpus / "evaluation" / name
+        assert len(json.loads((folder / "labels.json").read_text(encoding="utf-8"))) == labels
+        rows = [row for path in folder.glob("*.jsonl") for row in read_jsonl(path)]
+        counts = np.bincount([row["label"] for row in rows], minlength=labels)
+        assert counts.min() >= 3
+        assert counts.max() / counts.sum() < 2.5 / labels
+        assert not any(names.search(row["text"]) for row in rows)
+        trained = read_examples(corpus / "train" / f"{name}.jsonl")
+        assert not any(names.search(text) for row in trained for text in (row.query, *row.pos, *row.neg))
+
+
+def test_what_a_study_does_not_ask_for_is_not_written_and_changes_nothing(
+    mined: Mined, built: Corpus, corpus: Path, tmp_path: Path
+) -> None:
+    few = LIMITS.model_copy(update={"datasets": FIRST_TASKS})
+    write_real(mined, build_corpus(mined, 0, FIRST_TASKS), few, tmp_path, FIRST_TASKS)
+    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == set(FIRST_TASKS)
+    written = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.jsonl")]
+    assert len(written) == 1 + 5 + 2 * 3 + 2 + 1
+    assert all((tmp_path / path).read_bytes() == (corpus / path).read_bytes() for path in written)
+    with pytest.raises(ManifestError, match="no evaluation task 'absent'"):
+        write_real(mined, built, few, tmp_path, ["absent"])
 
 
 def test_a_smaller_limit_takes_a_part_of_the_same_rows(
@@ -500,8 +598,8 @@ from boom_utils.data.manifest import Manifest
 from boom_utils.data.python_docs import make_examples
 out = Path(sys.argv[1])
 manifest = Manifest.model_validate_json(Path(sys.argv[2]).read_text())
-limits = CorpusConfig(manifest="python_docs", datasets=("parameter_question", "exception_class"), train_rows=40)
-make_examples(manifest, limits, out)
+limits = CorpusConfig(manifest="python_docs", datasets=tuple(sys.argv[3].split()), train_rows=40)
+make_examples(manifest, limits, [task.id for task in manifest.tasks], out)
 files = sorted(path for path in out.rglob("*") if path.is_file())
 print(len(files), hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest())
 """
@@ -513,13 +611,15 @@ def test_every_run_writes_the_same_bytes(tmp_path: Path) -> None:
     keep = ("numpy", "huggingface-hub")
     kept = [{**d, "held_out": False} for d in manifest["source"]["distributions"] if d["name"] in keep]
     manifest["source"] |= {"standard_library": False, "distributions": kept}
-    manifest["tasks"] = [task for task in manifest["tasks"] if not task["held_out"]]
+    # Two packages have too few names in common to evaluate counterparts.
+    manifest["tasks"] = [t for t in manifest["tasks"] if not t["held_out"] and t["family"] != "reranking"]
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(manifest), encoding="utf-8")
     digests = []
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(PROJECT_ROOT)}
-        command = [sys.executable, "-c", DIGEST, str(tmp_path / seed), str(path)]
+        datasets = "parameter_question exception_class same_name_reranking package_classification summary_to_module"
+        command = [sys.executable, "-c", DIGEST, str(tmp_path / seed), str(path), datasets]
         digests.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
     assert digests[0] == digests[1]
     assert int(digests[0].split()[0]) > 15

@@ -86,7 +86,8 @@ def test_the_dataset_revision_is_the_content_of_the_set(words: None, tmp_path: P
     revisions = set()
     for extra in ("", " "):
         task = retrieval_task(tmp_path / "set")
-        write_jsonl(task.folder / "queries.jsonl", [{"id": "q1", "text": "1 0.1" + extra}])
+        queries = [{"id": name, "text": "1 0.1" + extra} for name in ("q1", "q2", "q3")]
+        write_jsonl(task.folder / "queries.jsonl", queries)
         evaluate_task("mock", tmp_path, task, tmp_path)
         revisions.add(json.loads((tmp_path / "mock_retrieval.json").read_text())["dataset_revision"])
     assert len(revisions) == 2
@@ -124,9 +125,136 @@ def test_an_embedding_that_is_not_finite_names_the_text(monkeypatch: pytest.Monk
         evaluate_task("mock", tmp_path, retrieval_task(tmp_path / "set"), tmp_path)
 
 
-def test_a_family_without_a_task_class_is_an_error(words: None, tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="no task class for family 'poetry'"):
+def test_a_kind_without_a_task_class_is_an_error(words: None, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="no task class for 'poetry'"):
         evaluate_task("mock", tmp_path, LocalTask("x", "poetry", tmp_path), tmp_path)
+
+
+def remade(out: Path) -> float:
+    """The score made of the kept values, as tables and intervals make it."""
+    kept = samples(out)
+    columns = {name: np.array(values) for name, values in kept["columns"].items()}
+    return TaskSamples(kept["metric"], tuple(kept["ids"]), columns).score()
+
+
+def noisy(rng: np.random.Generator, label: int, spread: float = 0.7) -> str:
+    """A text whose embedding lies near an axis of its label."""
+    vector = rng.normal(0, spread, 3)
+    vector[label] += 1
+    return " ".join(f"{value:.4f}" for value in vector)
+
+
+@pytest.mark.promise(28)
+def test_judgements_may_be_graded(words: None, tmp_path: Path) -> None:
+    task = retrieval_task(tmp_path / "set")
+    judged = [{"query": q, "document": d, "score": s} for q in ("q1", "q2", "q3") for d, s in (("a", 1), ("c", 3))]
+    write_jsonl(task.folder / "qrels.jsonl", judged)
+    facts = evaluate_task("mock", tmp_path, LocalTask("mock", "code_retrieval", task.folder), tmp_path)
+    assert facts["main_score"] == pytest.approx((1 + 3 / 2) / (3 + 1 / np.log2(3)), abs=1e-5)
+
+
+def reranking_task(folder: Path) -> LocalTask:
+    """q1 has to choose between b and c; q2 and q3 have all three."""
+    task = retrieval_task(folder)
+    ranked = {"q1": ["c", "b"], "q2": ["a", "b", "c"], "q3": ["c", "b", "a"]}
+    write_jsonl(folder / "top_ranked.jsonl", [{"query": q, "documents": d} for q, d in ranked.items()])
+    write_jsonl(
+        folder / "qrels.jsonl", [{"query": q, "document": d} for q, d in (("q1", "b"), ("q2", "b"), ("q3", "c"))]
+    )
+    return LocalTask("mock_reranking", "reranking", task.folder)
+
+
+@pytest.mark.promise(28)
+def test_reranking_ranks_the_given_documents_only(words: None, tmp_path: Path) -> None:
+    facts = evaluate_task("mock", tmp_path, reranking_task(tmp_path / "set"), tmp_path)
+    kept = samples(tmp_path)
+    expected = {"q1": 1.0, "q2": 1 / 2, "q3": 1 / 3}  # q1: document a would have been first
+    assert dict(zip(kept["ids"], kept["columns"]["value"], strict=True)) == pytest.approx(expected)
+    assert (kept["metric"], facts["main_score"]) == ("map_at_1000", round(remade(tmp_path), 5))
+
+
+@pytest.mark.parametrize(
+    ("file", "rows", "words_of_error"),
+    [
+        ("top_ranked", [{"query": "q1", "documents": ["b"]}], "query 'q2' has no documents to rank"),
+        ("top_ranked", [{"query": q, "documents": ["b", "z"]} for q in ("q1", "q2", "q3")], "no document 'z'"),
+        ("top_ranked", [], "empty"),
+        ("qrels", [{"query": "q9", "document": "a"}], "no query 'q9'"),
+        ("qrels", [{"query": "q1"}], "line 1: no 'document'"),
+        ("corpus", [{"id": "a", "text": None}], "line 1: no 'text'"),
+    ],
+)
+def test_sets_that_contradict_themselves_are_refused(
+    words: None, tmp_path: Path, file: str, rows: list[dict[str, Any]], words_of_error: str
+) -> None:
+    task = reranking_task(tmp_path / "set")
+    write_jsonl(task.folder / f"{file}.jsonl", rows)
+    with pytest.raises(EvaluationError, match=words_of_error):
+        evaluate_task("mock", tmp_path, task, tmp_path)
+
+
+def test_a_missing_or_broken_file_of_a_set_is_named(words: None, tmp_path: Path) -> None:
+    task = reranking_task(tmp_path / "set")
+    for broken, found in (('{"query": "q1", "docu', "top_ranked.jsonl:1"), ('{"query": NaN}', "NaN")):
+        (task.folder / "top_ranked.jsonl").write_text(broken, encoding="utf-8")
+        with pytest.raises(EvaluationError, match=f"(?s)cannot be read.*{found}"):
+            evaluate_task("mock", tmp_path, task, tmp_path)
+    (task.folder / "top_ranked.jsonl").unlink()
+    with pytest.raises(EvaluationError, match=r"no top_ranked\.jsonl"):
+        evaluate_task("mock", tmp_path, task, tmp_path)
+
+
+@pytest.mark.promise(28)
+def test_average_precision_of_pairs_is_made_again_from_the_kept_similarities(words: None, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    rows = [
+        {"sentence1": noisy(rng, 0), "sentence2": noisy(rng, int(rng.integers(2))), "label": int(rng.integers(2))}
+        for _ in range(60)
+    ]
+    write_jsonl(tmp_path / "set" / "test.jsonl", rows + rows[:5])
+    facts = evaluate_task("mock", tmp_path, LocalTask("mock_pairs", "pair_classification", tmp_path / "set"), tmp_path)
+    assert 0.2 < facts["main_score"] < 0.9
+    assert remade(tmp_path) == pytest.approx(facts["main_score"], abs=1e-6)
+
+
+def test_pairs_of_one_label_are_refused(words: None, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "set" / "test.jsonl", [{"sentence1": "1 0", "sentence2": "0 1", "label": 1}] * 4)
+    with pytest.raises(EvaluationError, match=r"labels are \[1\]"):
+        evaluate_task("mock", tmp_path, LocalTask("mock", "pair_classification", tmp_path / "set"), tmp_path)
+
+
+@pytest.mark.promise(28)
+def test_the_v_measure_is_made_again_from_the_experiments(words: None, tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    rows = [{"text": noisy(rng, label), "label": label} for label in (0, 1, 2) for _ in range(40)]
+    write_jsonl(tmp_path / "set" / "test.jsonl", rows)
+    facts = evaluate_task("mock", tmp_path, LocalTask("mock_clusters", "clustering", tmp_path / "set"), tmp_path)
+    assert 0.05 < facts["main_score"] < 0.9
+    assert remade(tmp_path) == pytest.approx(facts["main_score"], abs=1e-6)
+    reported = json.loads((tmp_path / "mock_clusters.json").read_text())["scores"]["test"][0]
+    assert samples(tmp_path)["columns"]["value"] == pytest.approx(reported["v_measures"]["Level 0"], abs=1e-6)
+    assert facts["samples"] == 10
+
+
+@pytest.mark.promise(28)
+def test_clusters_of_well_separated_texts_are_found_and_one_label_is_refused(words: None, tmp_path: Path) -> None:
+    rows = [
+        {"text": f"{1 - label} {label} {number / 1000}", "label": label} for label in (0, 1) for number in range(20)
+    ]
+    write_jsonl(tmp_path / "set" / "test.jsonl", rows)
+    task = LocalTask("mock_clusters", "clustering", tmp_path / "set")
+    assert evaluate_task("mock", tmp_path, task, tmp_path)["main_score"] == pytest.approx(1.0)
+    write_jsonl(tmp_path / "set" / "test.jsonl", rows[:20])
+    with pytest.raises(EvaluationError, match="the same label"):
+        evaluate_task("mock", tmp_path, task, tmp_path)
+
+
+def test_a_score_that_the_kept_values_do_not_make_up_is_an_error(
+    words: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(TaskSamples, "score", lambda self: 0.0)
+    with pytest.raises(EvaluationError, match="do not make up"):
+        evaluate_task("mock", tmp_path, retrieval_task(tmp_path / "set"), tmp_path)
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
@@ -187,6 +315,29 @@ def test_rank_correlation_is_that_of_scipy_also_with_ties() -> None:
     draws = rng.integers(0, 60, (20, 60))
     expected = [spearmanr(gold[row], predicted[row])[0] for row in draws]
     assert sts.scores(draws) == pytest.approx(expected)
+
+
+def test_average_precision_of_resampled_pairs_is_that_of_scikit_learn_also_with_ties() -> None:
+    from sklearn.metrics import average_precision_score
+
+    rng = np.random.default_rng(7)
+    gold, first, second = rng.integers(0, 2, 40).astype(float), rng.integers(0, 9, 40) / 9, rng.normal(size=40)
+    pairs = TaskSamples("max_ap", tuple(map(str, range(40))), {"gold": gold, "first": first, "second": second})
+    draws = rng.integers(0, 40, (20, 40))
+    expected = [max(average_precision_score(gold[d], values[d]) for values in (first, second)) for d in draws]
+    assert pairs.scores(draws) == pytest.approx(expected, abs=1e-12)
+    negatives = np.flatnonzero(gold == 0)[None, :3]
+    assert pairs.scores(negatives).tolist() == [0.0]
+
+
+def test_the_interval_of_a_clustering_is_as_wide_as_its_experiments_are_spread() -> None:
+    values = np.random.default_rng(8).random(10)
+    clustering = TaskSamples("v_measure", tuple("abcdefghij"), {"value": values})
+    drawn = clustering.scores(Bootstrap(20_000).positions("c", 10))
+    assert clustering.score() == pytest.approx(values.mean(), abs=1e-12)
+    assert drawn.mean() == pytest.approx(values.mean(), abs=0.01)
+    assert drawn.std() == pytest.approx(values.std(ddof=1), rel=0.03)
+    assert TaskSamples("v_measure", ("a",), {"value": values[:1]}).score() == values[0]
 
 
 @pytest.mark.promise(30)

@@ -72,7 +72,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A raise message and its exception class."""
+    """A text and its label: a raise message and its class, a documentation and its place."""
 
     text: str
     label: str
@@ -80,7 +80,7 @@ class Labelled:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The message."""
+        """The text."""
         return (self.text,)
 
 
@@ -238,8 +238,7 @@ def exception_class(mined: Mined) -> list[Labelled]:
     clear = [messages[key] for key, names in classes.items() if len(names) == 1]
     ranked = sorted(Counter(message.exception for message in clear).items(), key=lambda item: (-item[1], item[0]))
     frequent = dict(ranked[:EXCEPTION_CLASSES])
-    most = CLASS_BALANCE * min(frequent.values(), default=0)
-    return _balanced([_labelled(message) for message in clear if message.exception in frequent], most)
+    return balanced([_labelled(message) for message in clear if message.exception in frequent], CLASS_BALANCE)
 
 
 def _labelled(message: RaisedMessage) -> Labelled:
@@ -251,8 +250,9 @@ def _is_evaluated(text: str) -> bool:
     return hash_share(text) < CLASSIFICATION_EVALUATION_SHARE
 
 
-def _balanced(rows: Sequence[Labelled], most: int) -> list[Labelled]:
-    """At most ``most`` rows a class, taken in the order of a second hash."""
+def balanced(rows: Sequence[Labelled], times: int) -> list[Labelled]:
+    """No label more than ``times`` as often as the rarest one; rows are taken in the order of a second hash."""
+    most = times * min(Counter(row.label for row in rows).values(), default=0)
     taken: Counter[str] = Counter()
     kept = []
     for row in sorted(rows, key=lambda row: (hash_share(f"cap {row.text}"), row.text)):

@@ -110,6 +110,15 @@ def classification_rows(
     return draw(fit, limit, generator), draw(test, limit, generator), labels
 
 
+def clustering_rows(
+    pool: Sequence[Labelled], limit: int | None, generator: np.random.Generator
+) -> tuple[list[Row], list[str]]:
+    """Rows of texts to cluster and the labels' names."""
+    labels = sorted({unit.label for unit in pool})
+    rows = [{"text": unit.text, "label": labels.index(unit.label)} for unit in pool]
+    return draw(rows, limit, generator), labels
+
+
 def graded_rows(pool: Sequence[Described], limit: int | None, generator: np.random.Generator) -> list[Row]:
     """Pairs of functions scored 0-5 by overlap, spread evenly over the rounded scores as far as pairs exist."""
     scores = GRADES * jaccard(pool, pool)

@@ -56,6 +56,7 @@ _SUBSTITUTIONS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 _SENTENCE_END = re.compile(r"(?<![\s.(]e\.g)(?<!\bi\.e)(?<!\bcf)(?<!\bvs)(?<!\betc)[.!?](?=\s+[A-Z\"'(\[])")
 _RUBBLE = re.compile(r"%\(\w+\)s|\\[a-zA-Z]{2,}|>>>|https?://|^\W*$|\{\{|@\w+@|:\w+:`|\bTODO\b|\bFIXME\b|&\w+;")
+_NO_LETTER = re.compile(r"[^A-Za-z ]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +111,7 @@ def is_readable(text: str, fewest: int, most: int) -> bool:
     """Whether a text has between ``fewest`` and ``most`` words, no rubble of markup, and is mostly ASCII letters."""
     if not fewest <= len(text.split()) <= most or _RUBBLE.search(text):
         return False
-    letters = sum(character.isascii() and (character.isalpha() or character == " ") for character in text)
-    return letters >= 0.7 * len(text)
+    return len(_NO_LETTER.sub("", text)) >= 0.7 * len(text)
 
 
 def truncate_words(text: str, most: int) -> str:

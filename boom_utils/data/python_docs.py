@@ -1,16 +1,14 @@
 """Stage: the embedded corpus `python_docs`, from installed distributions to training and evaluation files.
 
 Mining reads sources with `ast` (`boom_utils.data.mining`), candidates are built and split in
-`boom_utils.data.docs_pairs`, rows are drawn in `boom_utils.data.docs_rows`; this module decides what goes into which
+`boom_utils.data.docs_corpus`, rows are drawn in `boom_utils.data.docs_rows`; this module decides what goes into which
 file and proves that no evaluated text is trained on.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,87 +16,57 @@ import numpy as np
 
 from boom_utils.artifacts import derive_seed, write_json
 from boom_utils.config import CorpusConfig
-from boom_utils.data.docs_pairs import (
-    PAIRS,
-    Described,
-    Labelled,
-    Pair,
-    Split,
-    Unit,
-    exception_class,
-    merge_duplicates,
-    normalise,
-    parameter_overlap,
-    split_definitions,
-)
+from boom_utils.data.docs_corpus import DATASETS, LABELLED, PRETRAINING, RERANKING, STS, Corpus, build_corpus
+from boom_utils.data.docs_names import same_name_examples, same_name_rows
+from boom_utils.data.docs_pairs import Split, Unit
 from boom_utils.data.docs_rows import (
     classification_rows,
+    clustering_rows,
     graded_rows,
     overlap_examples,
     pair_examples,
     retrieval_rows,
 )
-from boom_utils.data.example_sets import WrittenSets, draw, labelled_examples
+from boom_utils.data.example_sets import Row, WrittenSets, draw, labelled_examples
 from boom_utils.data.examples import TrainingExample
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
-from boom_utils.data.mining import Mined, corpus_deviations, corpus_fingerprint, mine
+from boom_utils.data.mining import corpus_deviations, corpus_fingerprint, mine
 from boom_utils.data.overlap import Overlap, OverlapOptions, find_overlap
 from boom_utils.errors import DataError, ManifestError
 
 log = logging.getLogger(__name__)
-
-CLASSIFICATION = "exception_class"
-STS = "parameter_overlap_sts"
-PRETRAINING = "summary_to_description"
-"""Dataset whose pre-training split the tiny base learns from."""
 
 AnyUnit = TypeVar("AnyUnit", bound=Unit)
 
 __all__ = ["Corpus", "build_corpus", "corpus_fingerprint", "make_examples"]
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Candidates of every dataset after merging, and what was dropped to keep splits apart.
-
-    Args:
-        pairs: Query-document candidates of retrieval and code datasets.
-        labelled: Candidates of the classification.
-        described: Candidates of the STS dataset.
-        dropped: Candidates dropped for sharing a text with an evaluation set or the pre-training pairs, by dataset.
-    """
-
-    pairs: Mapping[str, list[Pair]]
-    labelled: list[Labelled]
-    described: list[Described]
-    dropped: Mapping[str, int]
-
-
-def make_examples(manifest: Manifest, corpus: CorpusConfig, out: Path) -> dict[str, Any]:
+def make_examples(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str], out: Path) -> dict[str, Any]:
     """Mine the corpus and write training rows, pre-training pairs and evaluation sets.
 
     Args:
         manifest: The `python_docs` manifest (or one of its shape).
         corpus: Limits, seed, and the training datasets to write; datasets of role ``new_data`` are always written.
+        tasks: The evaluation tasks to write. Which ones changes no row of the others, nor of the training datasets.
         out: Empty folder; gets ``train/``, ``pretraining.jsonl``, ``evaluation/`` and ``summary.json``.
 
     Returns:
         Rows of every set, distributions found, deviations, rows dropped and the number of shared texts (zero).
 
     Raises:
-        ManifestError: A dataset that this corpus cannot make.
+        ManifestError: A dataset that this corpus cannot make, or a task that the manifest does not have.
         DataError: Nothing to mine, a set without rows, or an evaluated text among the training texts.
     """
-    datasets = _wanted_datasets(manifest, corpus)
+    datasets, evaluated = _wanted_datasets(manifest, corpus), [manifest.task(name) for name in tasks]
     for deviation in (deviations := corpus_deviations(manifest)):
         log.warning("python_docs: %s", deviation)
     mined = mine(manifest)
-    built = build_corpus(mined, corpus.seed)
+    built = build_corpus(mined, corpus.seed, {*(one.id for one in datasets), *(one.dataset for one in evaluated)})
     report = WrittenSets(out)
     for dataset in datasets:
         _write_train(dataset, built, corpus, report)
     _write_pretraining(built, corpus, report)
-    for task in manifest.tasks:
+    for task in evaluated:
         _write_task(task, built, corpus, report)
     overlap = find_overlap(
         {name: out / f"{name}.jsonl" for name in report.trained_on}, report.evaluated, OverlapOptions(near=False)
@@ -116,50 +84,13 @@ def make_examples(manifest: Manifest, corpus: CorpusConfig, out: Path) -> dict[s
     return facts
 
 
-def build_corpus(mined: Mined, seed: int) -> Corpus:
-    """Candidates of every dataset, duplicates merged, with no text in two of evaluation, pre-training and training.
-
-    Args:
-        mined: What `boom_utils.data.mining.mine` found.
-        seed: Draws the wording of questions; the splits do not depend on it.
-    """
-    definitions = split_definitions(mined)
-    pairs = {name: merge_duplicates(build(definitions, seed)) for name, build in PAIRS.items()}
-    labelled = merge_duplicates(exception_class(mined))
-    described = merge_duplicates(parameter_overlap(definitions))
-    everything: list[Sequence[Unit]] = [*pairs.values(), labelled, described]
-    evaluated = _texts_of((unit for units in everything for unit in units), "evaluation", "held_out")
-    pretrained = _texts_of(pairs[PRETRAINING], "pretraining")
-    dropped: Counter[str] = Counter()
-
-    def keep(name: str, units: Iterable[AnyUnit]) -> list[AnyUnit]:
-        return [unit for unit in units if not _offends(name, unit, evaluated, pretrained, dropped)]
-
-    kept = {name: keep(name, units) for name, units in pairs.items()}
-    return Corpus(kept, keep(CLASSIFICATION, labelled), keep(STS, described), dropped)
-
-
-def _texts_of(units: Iterable[Unit], *splits: Split) -> set[str]:
-    return {normalise(text) for unit in units if unit.split in splits for text in unit.texts}
-
-
-def _offends(name: str, unit: Unit, evaluated: set[str], pretrained: set[str], dropped: Counter[str]) -> bool:
-    """Whether a unit that is learnt from holds a text it must not; counted if so."""
-    texts = {normalise(text) for text in unit.texts}
-    learnt_from = unit.split in ("train", "pretraining")
-    offends = (learnt_from and bool(texts & evaluated)) or (unit.split == "train" and bool(texts & pretrained))
-    dropped[name] += offends
-    return offends
-
-
 def _wanted_datasets(manifest: Manifest, corpus: CorpusConfig) -> list[Dataset]:
-    known = {*PAIRS, CLASSIFICATION, STS}
-    unknown = [dataset.id for dataset in manifest.datasets if dataset.id not in known]
+    unknown = [dataset.id for dataset in manifest.datasets if dataset.id not in DATASETS]
     if unknown:
         raise ManifestError(
             f"python_docs has no rule for {', '.join(unknown)}",
             where=f"manifest '{manifest.name}'",
-            expected=f"datasets among {', '.join(sorted(known))}",
+            expected=f"datasets among {', '.join(sorted(DATASETS))}",
         )
     chosen = [manifest.dataset(name) for name in corpus.datasets]
     return chosen + [dataset for dataset in manifest.datasets if dataset.role == "new_data" and dataset not in chosen]
@@ -175,12 +106,14 @@ def _train_examples(
     dataset: Dataset, built: Corpus, limit: int | None, generator: np.random.Generator
 ) -> list[TrainingExample]:
     """All rows are made before they are drawn: some candidates give none (no positive partner)."""
-    if dataset.id == CLASSIFICATION:
-        labelled = _part(built.labelled, "train")
+    if dataset.id in LABELLED:
+        labelled = _part(built.labelled[dataset.id], "train")
         rows = list(labelled_examples(labelled, labelled, dataset, generator))
     elif dataset.id == STS:
         described = _part(built.described, "train")
         rows = list(overlap_examples(described, described, dataset, generator))
+    elif dataset.id == RERANKING:
+        rows = list(same_name_examples(_part(built.named, "train"), dataset, generator))
     else:
         pairs = _part(built.pairs[dataset.id], "train")
         rows = list(pair_examples(pairs, pairs, dataset, generator))
@@ -197,18 +130,34 @@ def _write_pretraining(built: Corpus, corpus: CorpusConfig, report: WrittenSets)
 def _write_task(task: EvaluationTask, built: Corpus, corpus: CorpusConfig, report: WrittenSets) -> None:
     generator = np.random.default_rng(derive_seed(corpus.seed, "evaluation", task.id))
     split: Split = "held_out" if task.held_out else "evaluation"
-    limit = corpus.evaluation_queries
-    if task.dataset == CLASSIFICATION:
-        fit, test, labels = classification_rows(_part(built.labelled, split), limit, generator)
-        files = {"train": fit, "test": test}
+    files, labels = _task_rows(task, built, corpus, split, generator)
+    if labels:
         write_json(report.folder / "evaluation" / task.id / "labels.json", labels)
-    elif task.dataset == STS:
-        files = {"test": graded_rows(_part(built.described, split), limit, generator)}
-    else:
-        pool = _part(built.pairs[task.dataset], split)
-        queries, documents, judgements = retrieval_rows(pool, limit, corpus.evaluation_documents, generator)
-        files = {"queries": queries, "corpus": documents, "qrels": judgements}
     report.write_task(task.id, files)
+
+
+def _task_rows(
+    task: EvaluationTask, built: Corpus, corpus: CorpusConfig, split: Split, generator: np.random.Generator
+) -> tuple[dict[str, list[Row]], list[str]]:
+    """Rows of every file of a task, and the names of the labels where it has any."""
+    limit = corpus.evaluation_queries
+    if task.dataset in LABELLED and task.family == "clustering":
+        test, labels = clustering_rows(_part(built.labelled[task.dataset], split), limit, generator)
+        return {"test": test}, labels
+    if task.dataset in LABELLED:
+        fit, test, labels = classification_rows(_part(built.labelled[task.dataset], split), limit, generator)
+        return {"train": fit, "test": test}, labels
+    if task.dataset == STS:
+        return {"test": graded_rows(_part(built.described, split), limit, generator)}, []
+    if task.dataset == RERANKING:
+        asked = _part(built.named, split)
+        # The held-out packages alone have few names in common: their functions are looked for in the others too.
+        pool = [*asked, *_part(built.named, "evaluation")] if task.held_out else asked
+        return same_name_rows(asked, pool, limit, generator), []
+    queries, documents, judgements = retrieval_rows(
+        _part(built.pairs[task.dataset], split), limit, corpus.evaluation_documents, generator
+    )
+    return {"queries": queries, "corpus": documents, "qrels": judgements}, []
 
 
 def _part(units: Sequence[AnyUnit], split: Split) -> list[AnyUnit]:

@@ -23,9 +23,13 @@ from mteb.types import PromptType
 
 from boom_utils.artifacts import write_json
 from boom_utils.errors import EvaluationError
-from boom_utils.evaluation.tasks import LocalTask, build_task
+from boom_utils.evaluation.statistics import TaskSamples
+from boom_utils.evaluation.tasks import LocalTask, Samples, build_task
 from boom_utils.model_folder import content_hash
 from boom_utils.models import Encoder
+
+SYMMETRIC = ("classification", "clustering", "sts", "pair_classification")
+"""Kinds of tasks all of whose texts are queries: every text gets the prompt."""
 
 
 class MtebEncoder:
@@ -35,7 +39,7 @@ class MtebEncoder:
         encoder: The model.
         meta: Its mteb metadata (name and content-hash revision).
         prompt: Put before queries; before every text where ``prompt_documents``.
-        prompt_documents: True for symmetric tasks (classification, STS).
+        prompt_documents: True for the kinds of `SYMMETRIC`.
         tokens_per_batch: Padded tokens of one forward pass.
     """
 
@@ -103,7 +107,7 @@ def evaluate_task(model: str, folder: Path, task: LocalTask, out: Path) -> dict[
     """
     encoder, revision = _loaded(folder)
     meta = ModelMeta.create_empty({"name": f"boom/{model}", "revision": revision})
-    symmetric = task.family in ("classification", "sts")
+    symmetric = task.kind in SYMMETRIC
     wrapped = MtebEncoder(encoder, meta, task.prompt, prompt_documents=symmetric)
     options: dict[str, Any] = {"cache": None, "co2_tracker": False, "show_progress_bar": False}
     with random_state_kept():
@@ -113,7 +117,7 @@ def evaluate_task(model: str, folder: Path, task: LocalTask, out: Path) -> dict[
         ).task_results[0]
     result.to_disk(out / f"{task.name}.json")
     score = float(result.get_score())
-    _check_samples(task, score, made.samples.columns)
+    _check_samples(task, score, made.samples)
     write_json(out / "samples.json", asdict(made.samples))
     return {
         "main_score": score,
@@ -125,13 +129,16 @@ def evaluate_task(model: str, folder: Path, task: LocalTask, out: Path) -> dict[
     }
 
 
-def _check_samples(task: LocalTask, score: float, columns: dict[str, list[float]]) -> None:
-    """The mean of the kept values must be the score (mteb rounds nDCG and mean accuracy to 5 digits)."""
-    if "value" in columns and abs(float(np.mean(columns["value"])) - score) > 1e-4:
+def _check_samples(task: LocalTask, score: float, samples: Samples) -> None:
+    """The score made of the kept values must be mteb's (which rounds nDCG, MAP and mean accuracy to 5 digits)."""
+    columns = {name: np.asarray(values) for name, values in samples.columns.items()}
+    made = TaskSamples(samples.metric, tuple(samples.ids), columns).score()
+    # A rank correlation of a constant is NaN for mteb and 0 here.
+    if abs(made - score) > 1e-4:
         raise EvaluationError(
-            "the per-query values do not add up to mteb's score",
+            "the values behind the score do not make up mteb's score",
             where=task.name,
             expected=score,
-            found=float(np.mean(columns["value"])),
+            found=made,
             fix="this mteb version scores differently: use the locked one",
         )

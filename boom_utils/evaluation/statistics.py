@@ -1,20 +1,29 @@
 """Intervals: bootstrap over queries within tasks, for one model and for the paired difference of two.
 
 What is resampled is said everywhere: here the queries, pairs or test rows of each task, never seeds or tasks. An
-interval therefore says how far the score would move with other queries, not with another training run.
+interval therefore says how far the score would move with other queries, not with another training run. For clustering
+mteb's experiments are resampled, see `boom_utils.evaluation.metrics.mean_of_experiments`.
 
 Shapes: T tasks, S samples of a task, B bootstrap draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from boom_utils.artifacts import derive_seed
 from boom_utils.errors import ResultsError
+from boom_utils.evaluation.metrics import max_average_precision, mean_of_experiments, mean_value, spearman
+
+SCORES: Mapping[str, Callable[[Mapping[str, np.ndarray], np.ndarray], np.ndarray]] = {
+    "cosine_spearman": spearman,
+    "max_ap": max_average_precision,
+    "v_measure": mean_of_experiments,
+}
+"""Metrics that are no plain mean of one value a sample: columns and draws of positions (B, S) -> scores (B,)."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class TaskSamples:
     """The values behind one score of one model.
 
     Args:
-        metric: ``cosine_spearman`` (columns ``gold`` and ``predicted``) or a metric that is the mean of ``value``.
+        metric: One of `SCORES` (each names its columns), or any metric that is the mean of the column ``value``.
         ids: Query ids or row numbers, the same for every model of a task.
         columns: float (S,) each.
     """
@@ -37,9 +46,7 @@ class TaskSamples:
 
     def scores(self, draws_BS: np.ndarray) -> np.ndarray:
         """The score of every draw of sample positions, float (B,)."""
-        if self.metric == "cosine_spearman":
-            return _spearman(self.columns["gold"][draws_BS], self.columns["predicted"][draws_BS])
-        return np.asarray(self.columns["value"][draws_BS].mean(axis=1))
+        return SCORES.get(self.metric, mean_value)(self.columns, draws_BS)
 
 
 @dataclass(frozen=True)
@@ -119,13 +126,3 @@ def _require(tasks: Mapping[str, TaskSamples], names: Sequence[str]) -> None:
     missing = [name for name in names if name not in tasks]
     if missing:
         raise ResultsError(f"n/a (missing: {', '.join(missing)})", fix="evaluate the missing tasks")
-
-
-def _spearman(gold_BS: np.ndarray, predicted_BS: np.ndarray) -> np.ndarray:
-    """Rank correlation of each row, ties given their mean rank, float (B,); 0 where a row is constant."""
-    from scipy.stats import rankdata
-
-    x_BS, y_BS = rankdata(gold_BS, axis=1), rankdata(predicted_BS, axis=1)
-    x_BS, y_BS = x_BS - x_BS.mean(axis=1, keepdims=True), y_BS - y_BS.mean(axis=1, keepdims=True)
-    spread_B = np.sqrt((x_BS**2).sum(axis=1) * (y_BS**2).sum(axis=1))
-    return np.asarray(np.divide((x_BS * y_BS).sum(axis=1), spread_B, out=np.zeros(len(x_BS)), where=spread_B > 0))

@@ -1,15 +1,14 @@
 """The corpus' held-out sets as mteb tasks, each of which also keeps the values behind its score.
 
 mteb does the scoring; these classes only override ``load_data`` and listen where mteb has per-query values in hand, so
-that intervals can be made by resampling queries, pairs or test rows. The global seeds mteb's own loaders set are not
-touched: nothing is downloaded.
+that intervals can be made by resampling queries, pairs, test rows or clustering experiments. The global seeds mteb's
+own loaders set are not touched: nothing is downloaded.
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,23 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 from mteb import TaskMetadata
-from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskRetrieval, AbsTaskSTS
+from mteb.abstasks import (
+    AbsTask,
+    AbsTaskClassification,
+    AbsTaskClustering,
+    AbsTaskPairClassification,
+    AbsTaskRetrieval,
+    AbsTaskSTS,
+)
 
 from boom_utils.artifacts import digest_of, sha256_file
-from boom_utils.errors import EvaluationError
+from boom_utils.data.examples import read_jsonl
+from boom_utils.errors import DataError, EvaluationError
+from boom_utils.evaluation.metrics import GOLD
 
 SPLIT = "test"
+CLUSTERED_TEXTS = 2048
+"""Most texts of one clustering experiment (mteb's default, 16384, suits larger sets)."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +41,14 @@ class LocalTask:
 
     Args:
         name: Name in tables and results.
-        family: ``retrieval``, ``code``, ``classification`` or ``sts``.
+        kind: How it is scored: one of the kinds of `build_task`.
         folder: Its files, as `boom_utils.data` writes them.
-        prompt: Text put before queries (retrieval), before every text (classification, STS).
+        prompt: Text put before queries (retrieval, reranking), before every text (the other kinds).
         description: For mteb's metadata.
     """
 
     name: str
-    family: str
+    kind: str
     folder: Path
     prompt: str = ""
     description: str = "Held-out examples of a corpus of the BOOM kit"
@@ -46,13 +56,13 @@ class LocalTask:
 
 @dataclass
 class Samples:
-    """What a score is a mean or a correlation of; filled while mteb scores.
+    """The values behind a score, of which `boom_utils.evaluation.statistics` makes it again; filled while mteb scores.
 
     Args:
-        metric: ``ndcg_at_10`` or ``accuracy`` (score = mean of ``value``), or ``cosine_spearman`` (rank correlation of
-            ``predicted`` with ``gold``).
-        ids: Query id, or row number.
-        columns: One value an id each.
+        metric: mteb's name of the main score.
+        ids: Query id, or number of the row or experiment.
+        columns: One value an id each. ``value``: the score is its mean (nDCG@10, MAP, accuracy, V-measure); ``gold``
+            and ``predicted``: rank correlation; ``gold`` and several similarities: average precision of pairs.
     """
 
     metric: str = ""
@@ -61,16 +71,27 @@ class Samples:
 
 
 def build_task(task: LocalTask) -> AbsTask:
-    """The mteb task of a local one; its ``samples`` hold the per-query values after evaluation.
+    """The mteb task of a local one; its ``samples`` hold the values behind the score after evaluation.
+
+    Kinds: ``retrieval``, ``code`` and ``code_retrieval`` (the same thing), ``reranking``, ``classification``,
+    ``clustering``, ``sts``, ``pair_classification``.
 
     Raises:
-        EvaluationError: A family without a task class, or files that are missing.
+        EvaluationError: A kind without a task class, files that are missing, or rows that contradict each other.
     """
-    if task.family not in _KINDS:
-        raise EvaluationError(f"no task class for family '{task.family}'", where=task.name, expected=sorted(_KINDS))
+    if task.kind not in _KINDS:
+        raise EvaluationError(f"no task class for '{task.kind}'", where=task.name, expected=sorted(_KINDS))
     if not task.folder.is_dir():
         raise EvaluationError("the evaluation set is missing", where=task.folder, fix="make the examples again")
-    kind, mteb_type, metric = _KINDS[task.family]
+    kind, mteb_type, metric = _KINDS[task.kind]
+    missing = [f"{name}.jsonl" for name in kind.files if not (task.folder / f"{name}.jsonl").is_file()]
+    if missing:
+        raise EvaluationError(
+            f"an evaluation set of {task.kind} lacks files",
+            where=task.folder,
+            found=f"no {', '.join(missing)}",
+            fix="make the examples again",
+        )
     # mteb drops the metadata an instance carries once it is scored, so each task is a class of its own.
     bound = {"metadata": _metadata(task, mteb_type, metric), "folder": task.folder, "samples": Samples(metric)}
     return type(kind.__name__, (kind,), bound)()
@@ -90,48 +111,99 @@ def _metadata(task: LocalTask, kind: str, main_score: str) -> TaskMetadata:
     )
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _rows(folder: Path, name: str, *keys: str) -> list[dict[str, Any]]:
+    """Rows of ``name``.jsonl, each with all of ``keys`` and no number that is not finite."""
+    path = folder / f"{name}.jsonl"
+    try:
+        rows = read_jsonl(path)
+    except DataError as error:
+        raise EvaluationError("an evaluation set cannot be read", where=path, found=error) from error
+    _refuse(
+        path,
+        (f"line {line}: no '{key}'" for line, row in enumerate(rows, 1) for key in keys if row.get(key) is None),
+    )
+    if not rows:
+        raise EvaluationError("an evaluation set is empty", where=path, fix="make the examples again")
+    return rows
+
+
+def _refuse(where: Path, problems: Iterable[str]) -> None:
+    found = list(problems)
+    if found:
+        more = "" if len(found) <= 5 else f"; and {len(found) - 5} more"
+        raise EvaluationError("an evaluation set is not usable", where=where, found="; ".join(found[:5]) + more)
 
 
 class LocalRetrieval(AbsTaskRetrieval):  # type: ignore[misc]
     """Retrieval over corpus.jsonl, queries.jsonl and qrels.jsonl; keeps nDCG@10 of every query."""
 
+    files: tuple[str, ...] = ("corpus", "queries", "qrels")
+    kept_score = "ndcg_cut_10"
     folder: Path
     samples: Samples
 
     def load_data(self, num_proc: int | None = None, **_: Any) -> None:
-        """Read the three files."""
+        """Read the files; a judgement without ``score`` counts 1."""
+        corpus, queries = (_rows(self.folder, name, "id", "text") for name in ("corpus", "queries"))
         relevant: dict[str, dict[str, int]] = defaultdict(dict)
-        for row in _rows(self.folder / "qrels.jsonl"):
-            relevant[row["query"]][row["document"]] = 1
-        corpus = [{"title": "", **row} for row in _rows(self.folder / "corpus.jsonl")]
+        for row in _rows(self.folder, "qrels", "query", "document"):
+            relevant[row["query"]][row["document"]] = int(row.get("score", 1))
+        known = {row["id"] for row in corpus}, {row["id"] for row in queries}
+        _refuse(self.folder, _unknown(relevant, *known))
         split = {
-            "corpus": Dataset.from_list(corpus),
-            "queries": Dataset.from_list(_rows(self.folder / "queries.jsonl")),
+            "corpus": Dataset.from_list([{"title": "", **row} for row in corpus]),
+            "queries": Dataset.from_list(queries),
             "relevant_docs": dict(relevant),
-            "top_ranked": None,
+            "top_ranked": self.candidates(relevant, *known),
         }
         self.dataset = {"default": {SPLIT: split}}
         self.data_loaded = True
 
+    def candidates(
+        self, relevant: Mapping[str, Any], documents: set[str], queries: set[str]
+    ) -> dict[str, list[str]] | None:
+        """The documents to rank for every query; None ranks them all."""
+        return None
+
     def task_specific_scores(self, scores: Mapping[str, Mapping[str, float]], *args: Any, **_: Any) -> dict[str, float]:
         """Keep the per-query scores mteb passes by; adds none."""
         self.samples.ids = sorted(scores)
-        self.samples.columns = {"value": [float(scores[query]["ndcg_cut_10"]) for query in self.samples.ids]}
+        self.samples.columns = {"value": [float(scores[query][self.kept_score]) for query in self.samples.ids]}
         return {}
+
+
+class LocalReranking(LocalRetrieval):
+    """Retrieval among the documents that top_ranked.jsonl gives for a query; keeps MAP@1000 of every query."""
+
+    files = (*LocalRetrieval.files, "top_ranked")
+    kept_score = "map_cut_1000"
+
+    def candidates(self, relevant: Mapping[str, Any], documents: set[str], queries: set[str]) -> dict[str, list[str]]:
+        """The documents to rank; a judged query without any would silently be left out of the mean."""
+        rows = _rows(self.folder, "top_ranked", "query", "documents")
+        ranked = {row["query"]: list(row["documents"]) for row in rows}
+        problems = [f"query '{query}' has no documents to rank" for query in relevant if not ranked.get(query)]
+        _refuse(self.folder / "top_ranked.jsonl", [*problems, *_unknown(ranked, documents, queries)])
+        return ranked
+
+
+def _unknown(named: Mapping[str, Iterable[str]], documents: set[str], queries: set[str]) -> list[str]:
+    """One sentence for every query and document that is named without being there."""
+    problems = [f"there is no query '{query}'" for query in named if query not in queries]
+    return problems + [f"there is no document '{d}'" for found in named.values() for d in found if d not in documents]
 
 
 class LocalClassification(AbsTaskClassification):  # type: ignore[misc]
     """Classification over train.jsonl and test.jsonl; keeps, for every test row, its share of correct experiments."""
 
+    files = ("train", SPLIT)
     folder: Path
     samples: Samples
     experiments: Sequence[np.ndarray] = ()
 
     def load_data(self, num_proc: int | None = None, **_: Any) -> None:
         """Read the two files."""
-        splits = {name: Dataset.from_list(_rows(self.folder / f"{name}.jsonl")) for name in ("train", SPLIT)}
+        splits = {name: Dataset.from_list(_rows(self.folder, name, "text", "label")) for name in self.files}
         self.dataset = DatasetDict(splits)
         self.data_loaded = True
 
@@ -144,9 +216,39 @@ class LocalClassification(AbsTaskClassification):  # type: ignore[misc]
         return scores, predictions
 
 
+class LocalClustering(AbsTaskClustering):  # type: ignore[misc]
+    """Clustering of test.jsonl: mteb draws texts with replacement, clusters them with k-means, and does so ten times.
+
+    Kept is the V-measure of every experiment. All models of a task get the same draws of texts, so differences of two
+    models are paired by experiment.
+    """
+
+    files = (SPLIT,)
+    input_column_name = "text"
+    label_column_name = "label"
+    max_fraction_of_documents_to_embed = None
+    folder: Path
+    samples: Samples
+
+    def load_data(self, num_proc: int | None = None, **_: Any) -> None:
+        """Read the file; no more texts are drawn for an experiment than there are."""
+        rows = [{"text": row["text"], "label": int(row["label"])} for row in _rows(self.folder, SPLIT, "text", "label")]
+        _refuse(self.folder, ["all texts have the same label"] if len({row["label"] for row in rows}) < 2 else [])
+        self.max_documents_per_cluster = min(len(rows), CLUSTERED_TEXTS)
+        self.dataset = {"default": {SPLIT: Dataset.from_list(rows)}}
+        self.data_loaded = True
+
+    def _evaluate_subset(self, *args: Any, **options: Any) -> Any:
+        scores = super()._evaluate_subset(*args, **options)
+        values = [float(value) for level in scores["v_measures"].values() for value in level]
+        self.samples.ids, self.samples.columns = [str(number) for number in range(len(values))], {"value": values}
+        return scores
+
+
 class LocalSTS(AbsTaskSTS):  # type: ignore[misc]
     """STS over test.jsonl with scores from 0 to 5; keeps gold and predicted similarity of every pair."""
 
+    files = (SPLIT,)
     folder: Path
     samples: Samples
     min_score = 0
@@ -154,19 +256,51 @@ class LocalSTS(AbsTaskSTS):  # type: ignore[misc]
 
     def load_data(self, num_proc: int | None = None, **_: Any) -> None:
         """Read the file."""
-        self.dataset = {"default": {SPLIT: Dataset.from_list(_rows(self.folder / f"{SPLIT}.jsonl"))}}
+        rows = _rows(self.folder, SPLIT, "sentence1", "sentence2", "score")
+        self.dataset = {"default": {SPLIT: Dataset.from_list(rows)}}
         self.data_loaded = True
 
     def _calculate_scores(self, scores: Any, normalized_scores: list[float]) -> Any:
         predicted = [float(score) for score in scores["cosine_scores"]]
         self.samples.ids = [str(row) for row in range(len(predicted))]
-        self.samples.columns = {"gold": [float(score) for score in normalized_scores], "predicted": predicted}
+        self.samples.columns = {GOLD: [float(score) for score in normalized_scores], "predicted": predicted}
         return super()._calculate_scores(scores, normalized_scores)
 
 
-_KINDS: dict[str, tuple[type[AbsTask], str, str]] = {
+class LocalPairClassification(AbsTaskPairClassification):  # type: ignore[misc]
+    """Pairs of test.jsonl with label 0 or 1; keeps the label and every similarity mteb tries (the best one counts)."""
+
+    files = (SPLIT,)
+    label_column_name = "label"
+    folder: Path
+    samples: Samples
+
+    def load_data(self, num_proc: int | None = None, **_: Any) -> None:
+        """Read the file."""
+        rows = _rows(self.folder, SPLIT, "sentence1", "sentence2", "label")
+        labels = {row["label"] for row in rows}
+        _refuse(self.folder, [] if labels == {0, 1} else [f"labels are {sorted(labels)}, expected 0 and 1"])
+        self.dataset = {"default": {SPLIT: Dataset.from_list(rows)}}
+        self.data_loaded = True
+
+    def _compute_metrics(self, similarity_scores: Any, labels: Any) -> Any:
+        columns = {name: [float(value) for value in similarity_scores[name]] for name in _SIMILARITIES}
+        columns |= {name: [-float(value) for value in similarity_scores[name]] for name in _DISTANCES}
+        self.samples.ids = [str(row) for row in range(len(labels))]
+        self.samples.columns = {GOLD: [float(label) for label in labels], **columns}
+        return super()._compute_metrics(similarity_scores, labels)
+
+
+_SIMILARITIES = ("similarity_scores", "cosine_scores", "dot_scores")
+_DISTANCES = ("manhattan_distances", "euclidean_distances")
+
+_KINDS: dict[str, tuple[Any, str, str]] = {
     "retrieval": (LocalRetrieval, "Retrieval", "ndcg_at_10"),
     "code": (LocalRetrieval, "Retrieval", "ndcg_at_10"),
+    "code_retrieval": (LocalRetrieval, "Retrieval", "ndcg_at_10"),
+    "reranking": (LocalReranking, "Reranking", "map_at_1000"),
     "classification": (LocalClassification, "Classification", "accuracy"),
+    "clustering": (LocalClustering, "Clustering", "v_measure"),
     "sts": (LocalSTS, "STS", "cosine_spearman"),
+    "pair_classification": (LocalPairClassification, "PairClassification", "max_ap"),
 }

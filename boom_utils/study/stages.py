@@ -19,7 +19,7 @@ from boom_utils.errors import EvaluationError
 from boom_utils.reporting.results import shuffled_members
 
 VERSION: Mapping[str, int] = {
-    "examples": 1,
+    "examples": 2,
     "subset": 1,
     "random": 1,
     "base": 2,
@@ -49,8 +49,10 @@ def examples(profile: Profile, manifest: Manifest) -> Node:
     """Training examples and evaluation sets from the manifest's source; keyed by what is really installed."""
     from boom_utils.data import python_docs
 
+    tasks = _tasks(profile)
+
     def make(out: Path, _: Inputs) -> Mapping[str, Any]:
-        return python_docs.make_examples(manifest, profile.corpus, out)
+        return python_docs.make_examples(manifest, profile.corpus, tasks, out)
 
     # What is installed is in "found".
     prose = {"description", "homepage", "licence", "licence_note", "oddities", "version"}
@@ -58,9 +60,14 @@ def examples(profile: Profile, manifest: Manifest) -> Node:
         "manifest": _without(manifest.model_dump(mode="json", exclude_none=True), prose),
         # New datasets are mined with the rest: which of them a study uses changes nothing of what is written.
         "corpus": profile.corpus.model_dump(mode="json", exclude={"new_datasets"}),
+        "tasks": sorted(tasks),
         "found": python_docs.corpus_fingerprint(manifest),
     }
     return Node("examples", VERSION["examples"], f"examples of {manifest.name}", config, make)
+
+
+def _tasks(profile: Profile) -> tuple[str, ...]:
+    return (*profile.evaluation.in_domain, *profile.evaluation.out_of_domain)
 
 
 def _without(value: Any, keys: set[str]) -> Any:
@@ -93,7 +100,10 @@ def subset(profile: Profile, config: SubsetConfig, nodes: Nodes) -> Node:
 def prompts_of(profile: Profile, manifest: Manifest) -> dict[str, str]:
     """Dataset -> text before its queries, as every encoder folder keeps it."""
     style = profile.base_model.prompts if isinstance(profile.base_model, PretrainedBase) else "instruct"
-    return {dataset.id: query_prompt(dataset.prompt, style) for dataset in manifest.datasets}
+    asked = {manifest.task(name).dataset for name in _tasks(profile)}
+    used = {*profile.corpus.datasets, *profile.corpus.new_datasets, *asked}
+    # What a study does not use is left out: a manifest that grows changes no tokenizer and no model.
+    return {one.id: query_prompt(one.prompt, style) for one in manifest.datasets if one.id in used}
 
 
 def tokens(profile: Profile, manifest: Manifest, nodes: Nodes, *, new: bool = False) -> Node:
@@ -287,6 +297,8 @@ def scores(
 ) -> Node:
     """Scores of one model on one task."""
     declared = manifest.task(task_name)
+    origin = manifest.dataset(declared.dataset).origin
+    kind = declared.family if origin is None else origin.task
     prompt = prompts[declared.dataset]
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
@@ -294,7 +306,7 @@ def scores(
         from boom_utils.evaluation.tasks import LocalTask
 
         folder = found["examples"].path / "evaluation" / task_name
-        task = LocalTask(task_name, declared.family, folder, prompt)
+        task = LocalTask(task_name, kind, folder, prompt)
         return evaluate_task(model, found["model"].path, task, out)
 
     described = {"model": model, "task": declared.model_dump(mode="json"), "prompt": prompt}
