@@ -219,8 +219,9 @@ class LocalClassification(AbsTaskClassification):  # type: ignore[misc]
 class LocalClustering(AbsTaskClustering):  # type: ignore[misc]
     """Clustering of test.jsonl: mteb draws texts with replacement, clusters them with k-means, and does so ten times.
 
-    Kept is the V-measure of every experiment. All models of a task get the same draws of texts, so differences of two
-    models are paired by experiment.
+    Kept is the V-measure of every experiment. It is not adjusted for chance, and a text drawn twice lands in the same
+    cluster: with few texts a label, even random embeddings score well above 0. All models of a task get the same draws
+    of texts, so differences of two models are paired by experiment.
     """
 
     files = (SPLIT,)
