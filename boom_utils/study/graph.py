@@ -15,6 +15,7 @@ from pathlib import Path
 
 from boom_utils.artifacts import Artifact, Node, Workspace
 from boom_utils.config import Profile, load_profile
+from boom_utils.data.corpus_files import downloads_folder
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.errors import ConfigError, bullet_list, nearest
 from boom_utils.progress import quiet_libraries
@@ -74,7 +75,8 @@ class Study:
         self.manifest = load_manifest(profile.corpus.manifest)
         self.workspace = workspace or Workspace()
         _check_against_manifest(profile, self.manifest)
-        self.nodes = _nodes(profile, self.manifest, execution or stages.Execution())
+        downloads = downloads_folder(self.workspace.root)
+        self.nodes = _nodes(profile, self.manifest, downloads, execution or stages.Execution())
 
     def node(self, name: str) -> Node:
         """The node of that name.
@@ -187,9 +189,9 @@ def _check_against_manifest(profile: Profile, manifest: Manifest) -> None:
         schedule_stages(member, families, dict.fromkeys(families, 0))
 
 
-def _nodes(profile: Profile, manifest: Manifest, execution: stages.Execution) -> dict[str, Node]:
+def _nodes(profile: Profile, manifest: Manifest, downloads: Path, execution: stages.Execution) -> dict[str, Node]:
     """All nodes of a study, inputs before what is made from them."""
-    nodes: dict[str, Node] = {"examples": stages.examples(profile, manifest)}
+    nodes: dict[str, Node] = {"examples": stages.examples(profile, manifest, downloads)}
     for subset in profile.subsets:
         nodes[f"subset/{subset.name}"] = stages.subset(profile, subset, nodes)
     nodes |= bases.base_nodes(profile, manifest, nodes)

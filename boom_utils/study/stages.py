@@ -45,23 +45,24 @@ def model_nodes(profile: Profile) -> dict[str, str]:
     return {**first, "base": "base", **members, **merges}
 
 
-def examples(profile: Profile, manifest: Manifest) -> Node:
-    """Training examples and evaluation sets from the manifest's source; keyed by what is really installed."""
-    from boom_utils.data import python_docs
+def examples(profile: Profile, manifest: Manifest, downloads: Path) -> Node:
+    """Training examples and evaluation sets from the manifest's source; keyed by what the study uses of it."""
+    from boom_utils.data import corpora
 
-    tasks = _tasks(profile)
+    tasks, corpus = _tasks(profile), profile.corpus
 
     def make(out: Path, _: Inputs) -> Mapping[str, Any]:
-        return python_docs.make_examples(manifest, profile.corpus, tasks, out)
+        return corpora.make_examples(manifest, corpus, tasks, downloads, out)
 
-    # What is installed is in "found".
-    prose = {"description", "homepage", "licence", "licence_note", "oddities", "version"}
+    # Text for readers is no reason to make a corpus anew; what is installed is in "found".
+    prose = {"description", "homepage", "licence", "licence_note", "notes", "oddities", "version", "known"}
+    datasets = corpora.used_datasets(manifest, corpus, tasks)
     config = {
-        "manifest": _without(manifest.model_dump(mode="json", exclude_none=True), prose),
-        # New datasets are mined with the rest: which of them a study uses changes nothing of what is written.
-        "corpus": profile.corpus.model_dump(mode="json", exclude={"new_datasets"}),
-        "tasks": sorted(tasks),
-        "found": python_docs.corpus_fingerprint(manifest),
+        "source": _without(manifest.source.model_dump(mode="json"), prose),
+        "datasets": _without({one.id: one.model_dump(mode="json", exclude_none=True) for one in datasets}, prose),
+        "tasks": {name: manifest.task(name).model_dump(mode="json") for name in sorted(tasks)},
+        "corpus": corpus.model_dump(mode="json", exclude=corpora.unread_fields(manifest)),
+        "found": corpora.found_now(manifest, corpus),
     }
     return Node("examples", VERSION["examples"], f"examples of {manifest.name}", config, make)
 
