@@ -7,34 +7,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from boom_utils.data.docs_pairs import Described, Labelled, Pair, hash_share, normalise
+from boom_utils.data.example_sets import NEGATIVES, POSITIVES, Row, draw, draw_retrieval, example
 from boom_utils.data.examples import TrainingExample
 from boom_utils.data.manifest import Dataset
 
-NEGATIVES = 7
-"""Negatives a row, for the paper's group of 8 passages."""
-POSITIVES = 3
-"""Most positives of rows that have several."""
 HIGH_OVERLAP, LOW_OVERLAP = 0.5, 0.2
 """Jaccard overlap from which two functions count as similar, and up to which as different."""
 LABEL_TRAIN_SHARE = 0.4
 """Share of the evaluated messages that the classifier on top of the embeddings is fitted on."""
 GRADES = 5
-
-Item = TypeVar("Item")
-Row = dict[str, Any]
-
-
-def draw(items: Sequence[Item], limit: int | None, generator: np.random.Generator) -> list[Item]:
-    """At most ``limit`` items without replacement, in their own order; all when ``limit`` is None."""
-    if limit is None or limit >= len(items):
-        return list(items)
-    return [items[place] for place in np.sort(generator.permutation(len(items))[:limit])]
 
 
 def pair_examples(
@@ -52,23 +38,7 @@ def pair_examples(
             # A sample of a large group is enough: most of it is not the document itself.
             places = generator.permutation(len(others))[: 2 * NEGATIVES + 1]
             negatives += [others[p] for p in places if others[p] != pair.document and others[p] not in negatives]
-        yield _example(pair.query, [pair.document], negatives, dataset)
-
-
-def labelled_examples(
-    chosen: Sequence[Labelled], pool: Sequence[Labelled], dataset: Dataset, generator: np.random.Generator
-) -> Iterator[TrainingExample]:
-    """Rows of a text, texts of its class and texts of other classes; a class of one text gives no row."""
-    texts: dict[str, list[str]] = defaultdict(list)
-    for unit in pool:
-        texts[unit.label].append(unit.text)
-    for unit in chosen:
-        same = [text for text in texts[unit.label] if text != unit.text]
-        others = sorted(set(texts) - {unit.label})
-        if same and others:
-            labels = [others[place] for place in generator.integers(len(others), size=2 * NEGATIVES)]
-            negatives = [texts[label][int(generator.integers(len(texts[label])))] for label in labels]
-            yield _example(unit.text, draw(same, POSITIVES, generator), list(dict.fromkeys(negatives)), dataset)
+        yield example(pair.query, [pair.document], negatives[:NEGATIVES], dataset)
 
 
 def overlap_examples(
@@ -87,11 +57,7 @@ def overlap_examples(
         half = generator.permutation(hard)[: NEGATIVES // 2]
         places = [int(place) for place in (*half, *generator.permutation(easy)[: NEGATIVES - len(half)])]
         positives = [other.text for other in draw(close, POSITIVES, generator)]
-        yield _example(unit.text, positives, [pool[place].text for place in places], dataset)
-
-
-def _example(query: str, pos: Sequence[str], neg: Sequence[str], dataset: Dataset) -> TrainingExample:
-    return TrainingExample(query, tuple(pos), tuple(neg[:NEGATIVES]), dataset.prompt, dataset.example_type)
+        yield example(unit.text, positives, [pool[place].text for place in places], dataset)
 
 
 def jaccard(units: Sequence[Described], others: Sequence[Described]) -> NDArray[np.float64]:
@@ -125,13 +91,11 @@ def retrieval_rows(
     Returns:
         Rows of ``queries.jsonl``, ``corpus.jsonl`` and ``qrels.jsonl``.
     """
-    asked = set(draw(range(len(pool)), queries, generator))
-    rest = [place for place in range(len(pool)) if place not in asked]
-    spare = None if documents is None else max(0, documents - len(asked))
-    kept = asked | set(draw(rest, spare, generator))
-    corpus: list[Row] = [{"id": f"d{place}", "text": pool[place].document} for place in sorted(kept)]
-    questions: list[Row] = [{"id": f"q{place}", "text": pool[place].query} for place in sorted(asked)]
-    return questions, corpus, [{"query": f"q{place}", "document": f"d{place}"} for place in sorted(asked)]
+    relevant = [[place] for place in range(len(pool))]
+    asked, kept = draw_retrieval(relevant, len(pool), (queries, documents), generator)
+    corpus: list[Row] = [{"id": f"d{place}", "text": pool[place].document} for place in kept]
+    questions: list[Row] = [{"id": f"q{place}", "text": pool[place].query} for place in asked]
+    return questions, corpus, [{"query": f"q{place}", "document": f"d{place}"} for place in asked]
 
 
 def classification_rows(

@@ -10,16 +10,19 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from boom_utils.artifacts import atomic_path
 from boom_utils.errors import DataError, bullet_list
 
 log = logging.getLogger(__name__)
+Item = TypeVar("Item")
 
 LONGEST_LINE = 16 * 2**20
 """Bytes; a longer line is a file that is not JSONL (a JSON array on one line, binary data)."""
+_SHOWN = 10
 _BOM = b"\xef\xbb\xbf"
 _SENTENCE_TRANSFORMERS_NEGATIVE = re.compile(r"negative(_\d+)?")
 
@@ -89,32 +92,59 @@ def read_examples(path: Path, on_bad_line: Literal["error", "skip"] = "error") -
     Raises:
         DataError: A line is malformed (``file:line:column`` and the rule, for the first ten), or no example is left.
     """
-    found = check_examples(path)
-    if found.bad_lines and on_bad_line == "error":
-        shown = bullet_list(str(bad) for bad in found.bad_lines[:10])
+    return list(iter_examples(path, on_bad_line))
+
+
+def iter_examples(path: Path, on_bad_line: Literal["error", "skip"] = "error") -> Iterator[TrainingExample]:
+    """Read a training file in a stream, one line in memory at a time; arguments and order as `read_examples`.
+
+    After a bad line nothing more is yielded: the rest of the file is only checked, so that the error lists them all.
+
+    Yields:
+        The good examples.
+
+    Raises:
+        DataError: As `read_examples`; when the stream ends, so nothing made from a stream is good before its end.
+    """
+    good = count = 0
+    bad_lines: list[BadLine] = []
+    for found in _examples_and_bad_lines(path):
+        if isinstance(found, TrainingExample):
+            good += 1
+            if not bad_lines:
+                yield found
+        elif on_bad_line == "skip":
+            log.warning("skipped %s", found)
+        else:
+            count += 1
+            bad_lines = [*bad_lines, found][:_SHOWN]
+    if bad_lines:
         raise DataError(
-            f"{len(found.bad_lines)} malformed line(s) in {path.name}",
-            found=shown,
+            f"{count} malformed line(s) in {path.name}",
+            found=bullet_list(str(bad) for bad in bad_lines),
             fix='correct the lines, or read with on_bad_line="skip" to leave them out and have them listed',
         )
-    for bad in found.bad_lines:
-        log.warning("skipped %s", bad)
-    if not found.examples:
+    if not good:
         raise DataError(f"{path.name} has no training examples", where=path.name, expected="at least one line")
-    return found.examples
 
 
 def check_examples(path: Path) -> ExampleFile:
     """Read a training file completely and return good examples and bad lines side by side."""
-    examples: list[TrainingExample] = []
-    bad_lines: list[BadLine] = []
+    found = list(_examples_and_bad_lines(path))
+    good = [one for one in found if isinstance(one, TrainingExample)]
+    return ExampleFile(good, [one for one in found if isinstance(one, BadLine)])
+
+
+def _examples_and_bad_lines(path: Path) -> Iterator[TrainingExample | BadLine]:
     for number, line in _lines(path):
-        found = example_of_line(line, path.name, number)
-        if isinstance(found, BadLine):
-            bad_lines.append(found)
-        else:
-            examples.append(found)
-    return ExampleFile(examples, bad_lines)
+        yield example_of_line(line, path.name, number)
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of ``size`` items in their order; the last one may be shorter."""
+    left = iter(items)
+    while batch := list(islice(left, size)):
+        yield batch
 
 
 Reshape = Callable[[Mapping[str, Any]], Mapping[str, Any]]

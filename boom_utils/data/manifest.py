@@ -15,7 +15,8 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import Frozen, Name
-from boom_utils.data.manifest_files import HttpsFiles, Line, Origin, refuse, twice
+from boom_utils.data.file_formats import refuse
+from boom_utils.data.manifest_files import HttpsFiles, Line, Origin, twice
 from boom_utils.data.manifest_hub import (
     Excluded,
     HubFiles,

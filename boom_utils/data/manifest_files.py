@@ -1,19 +1,21 @@
 """What a manifest says about files to download: where each is, its sha256, and what it is for.
 
 What could fetch another file than was meant, or put one file in the place of another, is refused here, before anything
-is downloaded. The facts under ``format`` are for converters; this module does not read them.
+is downloaded. The facts under ``format`` are for people; what ``read`` says is in `boom_utils.data.read_rules`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from boom_utils.config import Frozen
+from boom_utils.data.file_formats import Lines, refuse
+from boom_utils.data.read_rules import Reading
 from boom_utils.data.remote_files import RemoteFile, Sha256, check_files
 from boom_utils.errors import ManifestError, nearest
 
@@ -70,6 +72,7 @@ class Origin(Frozen):
     rows: dict[str, Any] = Field(description="counts that a converter can check itself against")
     format: dict[str, Any] = Field(description="encoding, delimiter, columns and the like")
     oddities: tuple[Line, ...] = ()
+    read: Reading | None = Field(default=None, description="how files become records")
     files: tuple[DataFile, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -82,6 +85,12 @@ class Origin(Frozen):
             if self.commit not in file.url.split("/")
         ]
         refuse(problems)
+        return self
+
+    @model_validator(mode="after")
+    def _files_can_be_read(self) -> Origin:
+        if self.read is not None:
+            refuse([*reading_problems(self.read, self.files), *_number_problems(self.read, self.rows)])
         return self
 
     @property
@@ -125,16 +134,36 @@ def file_problems(source: HttpsFiles, origins: Mapping[str, Origin]) -> list[str
     return problems
 
 
+def reading_problems(reading: Reading, files: Iterable[DataFile]) -> Iterator[str]:
+    """What does not fit between the ``read`` section of a dataset and its files.
+
+    Args:
+        reading: The section.
+        files: All files of the dataset.
+
+    Yields:
+        One sentence for every role that belongs to no part, and every set of parallel files that is not whole.
+    """
+    columns: dict[str, list[str | None]] = {}
+    for file in files:
+        columns.setdefault(file.role, []).append(file.part)
+    for role, names in columns.items():
+        for one in role.split("+") if reading.shape == "judged" else [role]:
+            part = reading.part_of(one)
+            if part is not None and part not in reading.parts:
+                yield f"read: files of role '{role}' belong to no part; read.split.parts may say which"
+        if isinstance(reading.files, Lines):
+            wanted = reading.columns(role)
+            if sorted(map(str, names)) != sorted(wanted):
+                yield f"read: the parallel files of role '{role}' need the parts {', '.join(wanted)}, each once"
+
+
+def _number_problems(reading: Reading, stated: Mapping[str, Any]) -> Iterator[str]:
+    for part, rows in reading.rows.items():
+        if stated.get(part, rows) != rows and reading.differs is None:
+            yield f"read.rows.{part} is {rows}, but rows.{part} is {stated[part]}; read.differs has to say why"
+
+
 def twice(kind: str, names: Iterable[str]) -> list[str]:
     """One sentence for every name that comes more than once."""
     return [f"{kind} '{name}' is named twice" for name, count in Counter(names).items() if count > 1]
-
-
-def refuse(problems: Iterable[str]) -> None:
-    """Raise one error with all problems, if there are any.
-
-    Raises:
-        ValueError: As pydantic wants it from a validator.
-    """
-    if found := list(problems):
-        raise ValueError("; ".join(found))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,14 +33,13 @@ from boom_utils.data.docs_pairs import (
 )
 from boom_utils.data.docs_rows import (
     classification_rows,
-    draw,
     graded_rows,
-    labelled_examples,
     overlap_examples,
     pair_examples,
     retrieval_rows,
 )
-from boom_utils.data.examples import TrainingExample, write_examples, write_jsonl
+from boom_utils.data.example_sets import WrittenSets, draw, labelled_examples
+from boom_utils.data.examples import TrainingExample
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
 from boom_utils.data.mining import Mined, corpus_deviations, corpus_fingerprint, mine
 from boom_utils.data.overlap import overlap_ledger, shared_texts
@@ -75,15 +74,6 @@ class Corpus:
     dropped: Mapping[str, int]
 
 
-@dataclass
-class _Report:
-    """What is written, collected for the ledger and the summary."""
-
-    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
-    trained_on: dict[str, list[str]] = field(default_factory=dict)
-    evaluated: dict[str, list[str]] = field(default_factory=dict)
-
-
 def make_examples(manifest: Manifest, corpus: CorpusConfig, out: Path) -> dict[str, Any]:
     """Mine the corpus and write training rows, pre-training pairs and evaluation sets.
 
@@ -104,16 +94,16 @@ def make_examples(manifest: Manifest, corpus: CorpusConfig, out: Path) -> dict[s
         log.warning("python_docs: %s", deviation)
     mined = mine(manifest)
     built = build_corpus(mined, corpus.seed)
-    report = _Report()
+    report = WrittenSets(out)
     for dataset in datasets:
-        _write_train(dataset, built, corpus, out, report)
-    _write_pretraining(built, corpus, out, report)
+        _write_train(dataset, built, corpus, report)
+    _write_pretraining(built, corpus, report)
     for task in manifest.tasks:
-        _write_task(task, built, corpus, out / "evaluation" / task.id, report)
+        _write_task(task, built, corpus, report)
     ledger = overlap_ledger(report.trained_on, report.evaluated)
     _check(report, ledger)
     facts = {
-        "rows": {name: facts["rows"] for name, facts in report.sets.items()},
+        "rows": report.rows,
         "fingerprint": corpus_fingerprint(manifest),
         "deviations": deviations,
         "dropped": dict(built.dropped),
@@ -173,11 +163,10 @@ def _wanted_datasets(manifest: Manifest, corpus: CorpusConfig) -> list[Dataset]:
     return chosen + [dataset for dataset in manifest.datasets if dataset.role == "new_data" and dataset not in chosen]
 
 
-def _write_train(dataset: Dataset, built: Corpus, corpus: CorpusConfig, out: Path, report: _Report) -> None:
+def _write_train(dataset: Dataset, built: Corpus, corpus: CorpusConfig, report: WrittenSets) -> None:
     generator = np.random.default_rng(derive_seed(corpus.seed, "train", dataset.id))
     examples = _train_examples(dataset, built, corpus.train_rows, generator)
-    write_examples(out / "train" / f"{dataset.id}.jsonl", examples)
-    _note_examples(f"train/{dataset.id}", examples, report)
+    report.write_examples(f"train/{dataset.id}", examples)
 
 
 def _train_examples(
@@ -196,72 +185,37 @@ def _train_examples(
     return draw(rows, limit, generator)
 
 
-def _write_pretraining(built: Corpus, corpus: CorpusConfig, out: Path, report: _Report) -> None:
+def _write_pretraining(built: Corpus, corpus: CorpusConfig, report: WrittenSets) -> None:
     generator = np.random.default_rng(derive_seed(corpus.seed, "pretraining"))
     chosen = draw(_part(built.pairs[PRETRAINING], "pretraining"), corpus.pretraining_pairs, generator)
     examples = [TrainingExample(pair.query, (pair.document,)) for pair in chosen]
-    write_examples(out / "pretraining.jsonl", examples)
-    _note_examples("pretraining", examples, report)
+    report.write_examples("pretraining", examples)
 
 
-def _write_task(task: EvaluationTask, built: Corpus, corpus: CorpusConfig, out: Path, report: _Report) -> None:
+def _write_task(task: EvaluationTask, built: Corpus, corpus: CorpusConfig, report: WrittenSets) -> None:
     generator = np.random.default_rng(derive_seed(corpus.seed, "evaluation", task.id))
     split: Split = "held_out" if task.held_out else "evaluation"
     limit = corpus.evaluation_queries
     if task.dataset == CLASSIFICATION:
         fit, test, labels = classification_rows(_part(built.labelled, split), limit, generator)
         files = {"train": fit, "test": test}
-        write_json(out / "labels.json", labels)
+        write_json(report.folder / "evaluation" / task.id / "labels.json", labels)
     elif task.dataset == STS:
         files = {"test": graded_rows(_part(built.described, split), limit, generator)}
     else:
         pool = _part(built.pairs[task.dataset], split)
         queries, documents, judgements = retrieval_rows(pool, limit, corpus.evaluation_documents, generator)
         files = {"queries": queries, "corpus": documents, "qrels": judgements}
-    for name, rows in files.items():
-        write_jsonl(out / f"{name}.jsonl", rows)
-    _note_task(task.id, files, report)
+    report.write_task(task.id, files)
 
 
 def _part(units: Sequence[AnyUnit], split: Split) -> list[AnyUnit]:
     return [unit for unit in units if unit.split == split]
 
 
-def _note_examples(name: str, examples: Sequence[TrainingExample], report: _Report) -> None:
-    passages = [text for example in examples for text in (*example.pos, *example.neg)]
-    report.trained_on[name] = [*(example.query for example in examples), *passages]
-    words = {"query_words": _lengths(e.query for e in examples), "passage_words": _lengths(passages)}
-    report.sets[name] = {"rows": len(examples), **words}
-
-
-def _note_task(name: str, files: Mapping[str, Sequence[Mapping[str, Any]]], report: _Report) -> None:
-    texts = {
-        file: [str(value) for row in rows for key, value in row.items() if key in ("text", "sentence1", "sentence2")]
-        for file, rows in files.items()
-        if file != "qrels"
-    }
-    report.evaluated[name] = [text for part in texts.values() for text in part]
-    main = next(iter(set(files) & {"queries", "test"}))
-    facts: dict[str, Any] = {"rows": len(files[main]), **{f"{file}_rows": len(rows) for file, rows in files.items()}}
-    report.sets[f"evaluation/{name}"] = facts | {f"{file}_words": _lengths(part) for file, part in texts.items()}
-
-
-def _lengths(texts: Iterable[str]) -> dict[str, float]:
-    """Minimum, median, 95th percentile and maximum of the number of words."""
-    counts = np.array([len(text.split()) for text in texts] or [0])
-    values = {"min": counts.min(), "median": np.median(counts), "p95": np.percentile(counts, 95), "max": counts.max()}
-    return {name: round(float(value), 1) for name, value in values.items()}
-
-
-def _check(report: _Report, ledger: Sequence[Mapping[str, Any]]) -> None:
+def _check(report: WrittenSets, ledger: Sequence[Mapping[str, Any]]) -> None:
     """Refuse empty sets and any evaluated text among those that models learn from."""
-    empty = [name for name, facts in report.sets.items() if not facts["rows"]]
-    if empty:
-        raise DataError(
-            "the corpus is too small for some sets",
-            found=f"no rows in {', '.join(empty)}",
-            fix="install the distributions that the manifest names",
-        )
+    report.refuse_empty("install the distributions that the manifest names")
     if shared_texts(ledger):
         raise DataError(
             "evaluated texts are also trained on",

@@ -1,0 +1,163 @@
+"""Hard negatives: passages that share words with a query but are not its answer, found by BM25 and drawn by seed.
+
+BM25 is that of `bm25s` (Lucene's formula, k1 = 1.5, b = 0.75). Its own top-k leaves the order of equal scores open, so
+ranks are made here: by score, then by place in the pool.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import bm25s
+import numpy as np
+from numpy.typing import NDArray
+
+from boom_utils.data.docs_pairs import normalise
+from boom_utils.data.example_sets import draw
+from boom_utils.progress import progress
+
+How = Literal["nearest", "random"]
+
+RANKS = 30
+"""Negatives are drawn among the first so many ranks: the very first alone would be the same for many queries."""
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Hiragana, Katakana and Han: written without spaces."""
+_RUNS = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
+_IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
+
+
+def words(text: str) -> list[str]:
+    """The terms BM25 counts: case-folded runs of letters and digits; character bigrams where words are not spaced.
+
+    Chinese and Japanese runs give their overlapping pairs of characters (a lone character gives itself). An underscore
+    ends a word, so that names in code give their parts. No stop words, no stemming: the texts have many languages.
+
+    >>> words("Get_value of 機械学習")
+    ['get', 'value', 'of', '機械', '械学', '学習']
+    """
+    found: list[str] = []
+    for run in _RUNS.findall(text.casefold()):
+        if len(run) > 1 and _IS_UNSPACED.match(run):
+            found += [run[place : place + 2] for place in range(len(run) - 1)]
+        else:
+            found.append(run)
+    return found
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Negatives one row asks for.
+
+    Args:
+        query: The text they are to be near to.
+        apart: Normalised texts that are no negatives of it: its positives, itself, those it has already.
+        number: How many.
+    """
+
+    query: str
+    apart: Collection[str]
+    number: int
+
+
+class NegativePool:
+    """Passages to find negatives in, each text once (after `normalise`), in the order they were given.
+
+    Args:
+        passages: Candidates of all queries.
+    """
+
+    def __init__(self, passages: Iterable[str]) -> None:
+        self.texts: dict[str, str] = {}
+        for passage in passages:
+            self.texts.setdefault(normalise(passage), passage)
+        self._keys = list(self.texts)
+        self._place = {key: place for place, key in enumerate(self._keys)}
+        self._vocabulary: dict[str, int] = {}
+        self._index: bm25s.BM25 | None = None
+
+    def _indexed(self) -> bm25s.BM25:
+        """The index, made when it is first asked: rows that want random passages need none."""
+        if self._index is None:
+            number = self._vocabulary.setdefault
+            ids = [[number(word, len(self._vocabulary)) for word in words(text)] for text in self.texts.values()]
+            # Compiled scoring would cost more to compile than it saves here.
+            self._index = bm25s.BM25(auto_compile=False)
+            if self._vocabulary:
+                self._index.index((ids, self._vocabulary), create_empty_token=False, show_progress=False)
+        return self._index
+
+    def scores(self, query: str) -> NDArray[np.float32]:
+        """BM25 score of every passage for a query, (passages,); words that no passage has count nothing."""
+        index = self._indexed()
+        known = [self._vocabulary[word] for word in words(query) if word in self._vocabulary]
+        if not known:
+            return np.zeros(len(self._keys), dtype=np.float32)
+        scores: NDArray[np.float32] = index.get_scores_from_ids(known)
+        return scores
+
+    def ranked(self, query: str, apart: Collection[str], most: int = RANKS) -> list[int]:
+        """Places of the passages nearest to a query, best first; equal scores in the pool's order.
+
+        Args:
+            query: The text searched with.
+            apart: Normalised texts to leave out; ranks are counted without them.
+            most: Last rank.
+
+        Returns:
+            At most ``most`` places; passages that share no word with the query have no rank.
+        """
+        scores = self.scores(query)
+        scores[[self._place[key] for key in apart if key in self._place]] = 0
+        places = np.flatnonzero(scores)
+        if len(places) > most:
+            least = np.partition(scores[places], -most)[-most]
+            places = places[scores[places] >= least]
+        return [int(place) for place in places[np.argsort(-scores[places], kind="stable")][:most]]
+
+    def nearest(self, wanted: Wanted, generator: np.random.Generator) -> list[str]:
+        """Negatives drawn among a row's first ranks; where these are too few, all of them and random passages.
+
+        Args:
+            wanted: The row's query, and how many.
+            generator: Draws them.
+
+        Returns:
+            As many as wanted, or fewer where the pool has no more; none twice.
+        """
+        chosen = [
+            self._keys[place] for place in draw(self.ranked(wanted.query, wanted.apart), wanted.number, generator)
+        ]
+        texts = [self.texts[key] for key in chosen]
+        if len(texts) < wanted.number:
+            rest = Wanted(wanted.query, {*wanted.apart, *chosen}, wanted.number - len(texts))
+            texts += self.random(rest, generator)
+        return texts
+
+    def random(self, wanted: Wanted, generator: np.random.Generator) -> list[str]:
+        """Negatives drawn among all passages, each as likely as another; fewer where the pool has no more."""
+        enough = wanted.number + len(wanted.apart)
+        keys = (self._keys[place] for place in generator.permutation(len(self._keys))[:enough].tolist())
+        return [self.texts[key] for key in keys if key not in wanted.apart][: wanted.number]
+
+
+def mine_negatives(
+    pool: NegativePool, rows: Sequence[Wanted], generator: np.random.Generator, label: str, how: How = "nearest"
+) -> Iterator[list[str]]:
+    """Negatives of many rows, one after the other, with progress.
+
+    Args:
+        pool: Where to find them.
+        rows: What each row asks for.
+        generator: Draws them, in the order of the rows.
+        label: Name of the work for the progress bar.
+        how: ``nearest`` by BM25, or ``random``.
+
+    Yields:
+        The negatives of each row.
+    """
+    find = pool.nearest if how == "nearest" else pool.random
+    for wanted in progress(rows, len(rows), label):
+        yield find(wanted, generator) if wanted.number else []

@@ -1,0 +1,132 @@
+"""Hard negatives: the BM25 of a plain reference, ranks without the answer, the same draw every time."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from boom_utils.data.docs_pairs import normalise
+from boom_utils.data.negatives import RANKS, NegativePool, Wanted, mine_negatives, words
+
+PASSAGES = [
+    "the cat sat on the mat",
+    "a dog sat on a log",
+    "cats and dogs",
+    "the mat is red, the mat is old",
+    "機械学習の本",
+    "深層学習と機械",
+]
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def reference_scores(passages: list[str], query: str) -> list[float]:
+    """BM25 as Lucene computes it, word by word: k1 = 1.5, b = 0.75."""
+    texts = [words(passage) for passage in passages]
+    mean = sum(map(len, texts)) / len(texts)
+    holding = Counter(word for text in texts for word in set(text))
+    scores = []
+    for text in texts:
+        score = 0.0
+        for word in words(query):
+            count = text.count(word)
+            idf = math.log(1 + (len(texts) - holding[word] + 0.5) / (holding[word] + 0.5))
+            score += idf * count / (count + 1.5 * (1 - 0.75 + 0.75 * len(text) / mean))
+        scores.append(score)
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("The cat's Mat!", ["the", "cat", "s", "mat"]),
+        ("read_csv(path, sep=';')", ["read", "csv", "path", "sep"]),
+        ("機械学習", ["機械", "械学", "学習"]),
+        ("本", ["本"]),
+        ("GPUで学習する", ["gpu", "で学", "学習", "習す", "する"]),
+        ("한국어 문장", ["한국어", "문장"]),
+        ("Straße, ÉTÉ", ["strasse", "été"]),
+        ("... !?", []),
+    ],
+)
+def test_words_are_runs_of_letters_and_pairs_of_characters_where_nothing_is_spaced(text: str, terms: list[str]) -> None:
+    assert words(text) == terms
+
+
+@pytest.mark.parametrize("query", ["the mat", "dog dog log", "学習の機械", "red cat"])
+def test_scores_are_those_of_a_plain_reference(query: str) -> None:
+    np.testing.assert_allclose(NegativePool(PASSAGES).scores(query), reference_scores(PASSAGES, query), rtol=1e-5)
+
+
+@given(
+    st.lists(st.lists(st.sampled_from("abcde"), min_size=1, max_size=6).map(" ".join), min_size=1, max_size=12),
+    st.lists(st.sampled_from("abcdef"), max_size=5).map(" ".join),
+    st.integers(1, 5),
+)
+def test_ranks_are_those_of_a_plain_reference(passages: list[str], query: str, most: int) -> None:
+    pool = NegativePool(passages)
+    distinct = list(dict.fromkeys(passages))
+    scores = [round(score, 4) for score in reference_scores(distinct, query)]
+    ranked = pool.ranked(query, (), most)
+    assert [scores[place] for place in ranked] == sorted((s for s in scores if s > 0), reverse=True)[:most]
+
+
+def test_equal_scores_keep_the_order_of_the_pool() -> None:
+    pool = NegativePool([f"same {number}" for number in range(50)])
+    assert pool.ranked("same", ()) == list(range(RANKS))
+    assert pool.ranked("same", ("same 0", "same 3")) == [1, 2, *range(4, RANKS + 2)]
+
+
+def test_a_pool_without_any_word_ranks_nothing_and_still_draws() -> None:
+    pool = NegativePool(["...", "!!!", "???"])
+    assert pool.ranked("word", ()) == []
+    assert sorted(pool.nearest(Wanted("word", ("???",), 7), generator())) == ["!!!", "..."]
+    assert NegativePool([]).nearest(Wanted("word", (), 7), generator()) == []
+
+
+def test_passages_equal_after_normalisation_are_one() -> None:
+    assert list(NegativePool(["The Mat", "the  mat", "a mat"]).texts.values()) == ["The Mat", "a mat"]
+
+
+@given(st.integers(0, 1000), st.integers(0, 9), st.sets(st.sampled_from(PASSAGES)))
+def test_negatives_are_wanted_ones_only_and_never_twice(seed: int, number: int, apart: set[str]) -> None:
+    pool = NegativePool(PASSAGES * 2)
+    for find in (pool.nearest, pool.random):
+        found = find(Wanted("the cat and 学習", {normalise(text) for text in apart}, number), generator(seed))
+        assert len(found) == len(set(found)) == min(number, len(PASSAGES) - len(apart))
+        assert not set(found) & apart
+
+
+def test_negatives_come_from_the_first_ranks_before_any_random_one() -> None:
+    passages = [f"shared word {number}" for number in range(RANKS + 5)] + ["nothing alike"] * 1
+    pool = NegativePool(passages)
+    drawn = {text for seed in range(40) for text in pool.nearest(Wanted("shared", (), 7), generator(seed))}
+    assert drawn == set(passages[:RANKS])
+    few = NegativePool(["shared", "other", "else", "shared too"])
+    for seed in range(5):
+        assert {"shared", "shared too"} <= set(few.nearest(Wanted("shared", (), 3), generator(seed)))
+
+
+def test_the_same_seed_gives_the_same_negatives_and_another_gives_others() -> None:
+    pool = NegativePool(f"shared word {number}" for number in range(200))
+    rows = [Wanted(f"word {number}", (f"shared word {number}",), 5) for number in range(20)]
+
+    def mined(seed: int, made_by: NegativePool = pool) -> list[list[str]]:
+        return list(mine_negatives(made_by, rows, generator(seed), "toy"))
+
+    assert mined(1) == mined(1) == mined(1, NegativePool(pool.texts.values()))
+    assert mined(1) != mined(2)
+    assert all(f"shared word {number}" not in found for number, found in enumerate(mined(1)))
+
+
+def test_rows_that_want_none_draw_nothing() -> None:
+    used = generator()
+    assert list(mine_negatives(NegativePool(PASSAGES), [Wanted("cat", (), 0)] * 3, used, "toy")) == [[], [], []]
+    assert used.integers(1000) == generator().integers(1000)
