@@ -149,8 +149,13 @@ class WrittenSets:
             )
 
 
-def _lengths(texts: Iterable[str]) -> dict[str, float]:
-    """Minimum, median, 95th percentile and maximum of the number of words."""
-    counts = np.array([len(text.split()) for text in texts] or [0])
-    values = {"min": counts.min(), "median": np.median(counts), "p95": np.percentile(counts, 95), "max": counts.max()}
+def word_numbers(counts: Iterable[int]) -> dict[str, float]:
+    """Minimum, median, 95th percentile and maximum of some numbers of words; zeros where there are none."""
+    found = np.fromiter(counts, dtype=np.int64)
+    found = found if len(found) else np.zeros(1, dtype=np.int64)
+    values = {"min": found.min(), "median": np.median(found), "p95": np.percentile(found, 95), "max": found.max()}
     return {name: round(float(value), 1) for name, value in values.items()}
+
+
+def _lengths(texts: Iterable[str]) -> dict[str, float]:
+    return word_numbers(len(text.split()) for text in texts)
