@@ -69,16 +69,27 @@ def labelled_examples(
 ) -> Iterator[TrainingExample]:
     """Rows of a text, texts of its class and texts of other classes; a class of one text gives no row."""
     texts: dict[str, list[str]] = defaultdict(list)
+    places: dict[tuple[str, str], list[int]] = defaultdict(list)
     for unit in pool:
+        places[unit.label, unit.text].append(len(texts[unit.label]))
         texts[unit.label].append(unit.text)
     for unit in chosen:
-        same = [text for text in texts[unit.label] if text != unit.text]
+        # Classes can be large: a text's own places are counted out, the rest of its class is not copied.
+        same, own = texts[unit.label], places[unit.label, unit.text]
         others = sorted(set(texts) - {unit.label})
-        if same and others:
+        if len(same) > len(own) and others:
             labels = [others[place] for place in generator.integers(len(others), size=2 * most_negatives)]
             negatives = [texts[label][int(generator.integers(len(texts[label])))] for label in labels]
             distinct = list(dict.fromkeys(negatives))[:most_negatives]
-            yield example(unit.text, draw(same, POSITIVES, generator), distinct, dataset)
+            drawn = draw(range(len(same) - len(own)), POSITIVES, generator)
+            yield example(unit.text, [same[_without(own, place)] for place in drawn], distinct, dataset)
+
+
+def _without(taken: Sequence[int], place: int) -> int:
+    """The place in a list of the ``place``-th item that is not at one of the taken places (ascending)."""
+    for one in taken:
+        place += place >= one
+    return place
 
 
 def example(query: str, pos: Sequence[str], neg: Sequence[str], dataset: Dataset) -> TrainingExample:
