@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from boom_utils.data.data_cards import CARDS, data_cards
 from boom_utils.data.manifest import load_manifest, manifest_names
-from boom_utils.data.manifest_page import PAGE, manifests_page
+from boom_utils.data.manifest_page import EXAMPLE, PAGE, manifests_page
 
 
 def test_the_committed_page_is_what_the_manifests_give(pytestconfig: pytest.Config) -> None:
@@ -42,3 +44,11 @@ def test_the_page_and_the_card_of_the_paper_s_corpus_say_what_is_known_left_out_
     assert "not chosen yet" in cards["general_text"]
     assert "without cornstack_go" in cards["general_text"]
     assert "| instruction | 8 |  | 1 | 22 |  |" in cards["eng_text"]
+
+
+def test_the_manifest_that_the_page_shows_for_own_data_is_a_right_one(tmp_path: Path) -> None:
+    path = tmp_path / "my_data.yaml"
+    path.write_text(EXAMPLE, encoding="utf-8")
+    manifest = load_manifest(path)
+    assert manifest.locals["help_desk"].held_out == 0.1
+    assert [task.dataset for task in manifest.tasks] == ["help_desk"]

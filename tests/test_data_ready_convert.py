@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,18 @@ from boom_utils.errors import DataError, ManifestError
 COUNT = 400
 
 
+def words(*of: object) -> str:
+    """Two words that no other text of the corpus is like."""
+    digest = hashlib.sha256(repr(of).encode()).hexdigest()
+    return f"{digest[:12]} {digest[12:24]}"
+
+
 def row(number: int) -> dict[str, Any]:
-    return {"query": f"Question {number}?", "pos": [f"answer {number}"], "neg": [f"wrong {number}", "always wrong"]}
+    return {
+        "query": f"{words('query', number)}?",
+        "pos": [words("answer", number)],
+        "neg": [words("wrong", number), "always wrong"],
+    }
 
 
 class Own:
@@ -68,7 +79,7 @@ def held_out(own: Own) -> list[dict[str, Any]]:
 
 
 def test_held_out_queries_are_a_task_and_nobody_trains_on_them(own: Own, tmp_path: Path) -> None:
-    own.rows[7]["pos"] = ["answer 7", "answer 7 again"]
+    own.rows[7]["pos"] = [words("answer", 7), words("another answer", 7)]
     facts = own.convert(tmp_path / "out")
     asked = held_out(own)
     assert 40 < len(asked) < 120
@@ -84,7 +95,7 @@ def test_held_out_queries_are_a_task_and_nobody_trains_on_them(own: Own, tmp_pat
     trained = read_examples(tmp_path / "out/train/faq.jsonl")
     assert [one.query for one in trained] == [one["query"] for one in own.rows if one not in asked]
     assert facts["rows"] == {"evaluation/faq_held_out": len(asked), "train/faq": COUNT - len(asked)}
-    assert (facts["dropped"], facts["shared_texts"], facts["deviations"]) == ({"faq": 0}, 0, [])
+    assert (facts["dropped"], facts["shared_texts"], facts["deviations"]) == ({}, 0, [])
     summary = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
     assert summary["sets"]["train/faq"]["query_words"] == {"min": 2.0, "median": 2.0, "p95": 2.0, "max": 2.0}
     assert summary["fingerprint"] == facts["fingerprint"]
@@ -92,7 +103,7 @@ def test_held_out_queries_are_a_task_and_nobody_trains_on_them(own: Own, tmp_pat
 
 def test_the_same_query_in_other_letters_is_held_out_with_it(own: Own, tmp_path: Path) -> None:
     chosen = held_out(own)[0]
-    own.rows.append({"query": chosen["query"].upper() + " ", "pos": ["another answer"], "neg": []})
+    own.rows.append({"query": chosen["query"].upper() + " ", "pos": [words("another answer")], "neg": []})
     own.convert(tmp_path / "out")
     folder = tmp_path / "out/evaluation/faq_held_out"
     (query,) = [
@@ -111,10 +122,22 @@ def test_rows_that_hold_an_evaluated_text_are_dropped_or_reported(own: Own, tmp_
     facts = own.convert(tmp_path / "out", overlap=overlap)
     queries = {one.query for one in read_examples(tmp_path / "out/train/faq.jsonl")}
     assert (other["query"] in queries) is (overlap == "report")
-    assert facts["dropped"] == {"faq": int(overlap == "drop")}
+    dropped = {"train/faq": {"a text is evaluated, or nearly so": 1}}
+    assert facts["dropped"] == (dropped if overlap == "drop" else {})
     assert facts["shared_texts"] == int(overlap == "report")
     (entry,) = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))["overlap"]
-    assert (entry["exact"], entry["rows"], entry["examples"]) == (1, 1, [normalise(chosen["pos"][0])])
+    assert (entry["exact"], entry["near"], entry["rows"]) == (1, 0, 1)
+    assert normalise(chosen["pos"][0]) in str(entry["examples"])
+
+
+def test_rows_that_nearly_repeat_an_evaluated_text_are_dropped_too(own: Own, tmp_path: Path) -> None:
+    chosen = held_out(own)[0]
+    other = next(one for one in own.rows if one not in held_out(own))
+    long = " ".join(words(number) for number in range(30))
+    chosen["pos"], other["pos"] = [long], [long.replace(words(7), "changed")]
+    facts = own.convert(tmp_path / "out")
+    assert facts["dropped"] == {"train/faq": {"a text is evaluated, or nearly so": 1}}
+    assert other["query"] not in {one.query for one in read_examples(tmp_path / "out/train/faq.jsonl")}
 
 
 def test_limits_draw_by_seed_and_keep_every_relevant_document(own: Own, tmp_path: Path) -> None:

@@ -76,6 +76,13 @@ def test_columns_of_cornstack_are_mapped_as_the_manifest_says(tmp_path: Path, na
     assert list(iter_ready(made, [save(tmp_path / name, rows)])) == EXAMPLES
 
 
+def test_columns_of_sentence_transformers_are_read_from_lines(tmp_path: Path) -> None:
+    rows = [
+        {"anchor": r["query"], "positive": r["pos"][0], "negative_1": r["neg"][0], "negative_2": "more"} for r in ROWS
+    ]
+    assert list(iter_ready(dataset(), [save(tmp_path / "rows.jsonl", rows)])) == EXAMPLES
+
+
 def test_what_a_row_says_about_itself_is_kept_and_scores_are_not_needed(tmp_path: Path) -> None:
     rows = [
         {**ROWS[0], "prompt": "Find it.", "type": "normal", "pos_scores": [1.0], "neg_scores": None, "category": "x"}

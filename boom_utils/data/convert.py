@@ -161,8 +161,10 @@ def _write_train(dataset: Dataset, records: pa.Table, work: _Work) -> None:
 
 def _shared_texts(work: _Work) -> int:
     """Different texts that are both evaluated and trained on, in what was written."""
-    evaluated = {normalise(text) for texts in work.written.evaluated.values() for text in texts}
-    trained = {normalise(text) for texts in work.written.trained_on.values() for text in texts}
+    evaluated, trained = (
+        {normalise(text) for text in set().union(*sets.values())}
+        for sets in (work.written.evaluated, work.written.trained_on)
+    )
     return len(evaluated & trained)
 
 

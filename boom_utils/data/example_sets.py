@@ -69,16 +69,27 @@ def labelled_examples(
 ) -> Iterator[TrainingExample]:
     """Rows of a text, texts of its class and texts of other classes; a class of one text gives no row."""
     texts: dict[str, list[str]] = defaultdict(list)
+    places: dict[tuple[str, str], list[int]] = defaultdict(list)
     for unit in pool:
+        places[unit.label, unit.text].append(len(texts[unit.label]))
         texts[unit.label].append(unit.text)
     for unit in chosen:
-        same = [text for text in texts[unit.label] if text != unit.text]
+        # Classes can be large: a text's own places are counted out, the rest of its class is not copied.
+        same, own = texts[unit.label], places[unit.label, unit.text]
         others = sorted(set(texts) - {unit.label})
-        if same and others:
+        if len(same) > len(own) and others:
             labels = [others[place] for place in generator.integers(len(others), size=2 * most_negatives)]
             negatives = [texts[label][int(generator.integers(len(texts[label])))] for label in labels]
             distinct = list(dict.fromkeys(negatives))[:most_negatives]
-            yield example(unit.text, draw(same, POSITIVES, generator), distinct, dataset)
+            drawn = draw(range(len(same) - len(own)), POSITIVES, generator)
+            yield example(unit.text, [same[_without(own, place)] for place in drawn], distinct, dataset)
+
+
+def _without(taken: Sequence[int], place: int) -> int:
+    """The place in a list of the ``place``-th item that is not at one of the taken places (ascending)."""
+    for one in taken:
+        place += place >= one
+    return place
 
 
 def example(query: str, pos: Sequence[str], neg: Sequence[str], dataset: Dataset) -> TrainingExample:
@@ -149,8 +160,13 @@ class WrittenSets:
             )
 
 
-def _lengths(texts: Iterable[str]) -> dict[str, float]:
-    """Minimum, median, 95th percentile and maximum of the number of words."""
-    counts = np.array([len(text.split()) for text in texts] or [0])
-    values = {"min": counts.min(), "median": np.median(counts), "p95": np.percentile(counts, 95), "max": counts.max()}
+def word_numbers(counts: Iterable[int]) -> dict[str, float]:
+    """Minimum, median, 95th percentile and maximum of some numbers of words; zeros where there are none."""
+    found = np.fromiter(counts, dtype=np.int64)
+    found = found if len(found) else np.zeros(1, dtype=np.int64)
+    values = {"min": found.min(), "median": np.median(found), "p95": np.percentile(found, 95), "max": found.max()}
     return {name: round(float(value), 1) for name, value in values.items()}
+
+
+def _lengths(texts: Iterable[str]) -> dict[str, float]:
+    return word_numbers(len(text.split()) for text in texts)

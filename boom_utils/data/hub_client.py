@@ -95,7 +95,7 @@ class HubClient:
 
     def __init__(self, options: FetchOptions, stopped: Event) -> None:
         self._options, self._stopped = options, stopped
-        self._endpoint = os.environ.get("HF_ENDPOINT") or None
+        self._endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
     def newest(self, repo: str) -> str:
         """The commit that a repository is at now (40 hex digits).

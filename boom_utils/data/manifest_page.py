@@ -5,6 +5,7 @@ The committed page is compared with `manifests_page()` by a test; the page itsel
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from boom_utils.data.corpus_files import MEGABYTE, files_of
@@ -22,13 +23,48 @@ these files; to write it anew after a change of one of them:
 `boom data fetch --manifest NAME` downloads the files of a corpus, each checked against its sha256. No data are part
 of this repository. Licences are as stated where the data are; "unknown" and "undeclared" mean that nothing is stated
 there, not that there are no terms. `cards/` has a data card of every corpus.
+
+Files of the Hugging Face hub are asked for through huggingface_hub, so that `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and
+`HF_HUB_OFFLINE` mean what they always mean. What a manifest leaves open there (which files, their sha256, bytes and
+rows, the revision where none is chosen) is noted in a lock file beside the files at the first download, and holds from
+then on.
+
+## Your own data
+
+Ready-made rows, one JSON object a line, with FlagEmbedding's keys (`query`, `pos`, `neg`) or the columns of
+sentence-transformers (`anchor`, `positive`, `negative`), need a manifest like this one; paths are relative to it:
+
+{example}
+Queries of the share that is held out are chosen by a hash of their text. They become a retrieval task, its documents
+are the passages of their rows, and training rows that hold one of these queries, or what is relevant to it, are
+dropped (`overlap: report` in a profile keeps and counts them).
 """
+EXAMPLE = """name: my_data
+description: Questions to our help desk and the answers that solved them.
+source: {kind: local_files}
+datasets:
+  - id: help_desk
+    family: retrieval
+    role: train
+    prompt: Given a question to the help desk, retrieve the answer that solves it.
+    in_batch_negatives: true
+    halve_batch: false
+    instruction_on_passages: false
+    group_size: train_group_size
+    example_type: normal
+    description: Question -> the answer that solved it, with answers to similar questions.
+    local: {files: [help_desk.jsonl], licence: internal, held_out: 0.1}
+tasks:
+  - {id: help_desk_held_out, dataset: help_desk, family: retrieval, held_out: false}
+"""
+"""A manifest of a user's own rows, as the page shows it."""
 USES = {"train": "train", "new_data": "new data", "in_domain": "in-domain", "out_of_domain": "out-of-domain"}
 
 
 def manifests_page() -> str:
     """The page about all manifests that come with the kit, as Markdown."""
-    return "\n".join([HEAD, *(_corpus(load_manifest(name)) for name in manifest_names())])
+    head = HEAD.format(example=textwrap.indent(EXAMPLE, "    "))
+    return "\n".join([head, *(_corpus(load_manifest(name)) for name in manifest_names())])
 
 
 def _corpus(manifest: Manifest) -> str:

@@ -10,7 +10,7 @@ import logging
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 from boom_utils.artifacts import derive_seed, sha256_file, write_json
 from boom_utils.config import CorpusConfig
 from boom_utils.data.docs_pairs import hash_share, normalise
-from boom_utils.data.examples import BadLine, TrainingExample, write_examples, write_jsonl
+from boom_utils.data.example_sets import WrittenSets, draw_retrieval, word_numbers
+from boom_utils.data.examples import BadLine, TrainingExample, iter_examples, write_examples
 from boom_utils.data.hub_files import known_files, known_rows
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
+from boom_utils.data.overlap import find_overlap
 from boom_utils.data.ready_rows import BadLines, chosen_rows, columns_of, count_ready, numbered_rows
 from boom_utils.errors import DataError, bullet_list
+from boom_utils.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -47,28 +50,42 @@ class HeldOut:
     others: NDArray[np.int64]
 
 
-@dataclass
-class _Set:
-    """What is known of one written set once its last row went by."""
+class _Seen:
+    """What is known of the rows of a set once the last one went by.
 
-    rows: int = 0
-    dropped: int = 0
-    words: dict[str, array[int]] = field(default_factory=lambda: defaultdict(lambda: array("I")))
-    stated: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in STATES})
-    offending: Counter[str] = field(default_factory=Counter)
-    shared: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    Args:
+        dataset: Whose rows they are.
+    """
 
-    def note(self, example: TrainingExample, dataset: Dataset) -> None:
-        self.rows += 1
-        self.words["query_words"].append(len(example.query.split()))
-        self.words["passage_words"].extend(len(text.split()) for text in (*example.pos, *example.neg))
-        for name, used in (("prompt", dataset.prompt), ("type", dataset.example_type)):
-            value = getattr(example, name)
-            if value not in (None, used) and (value in self.stated[name] or len(self.stated[name]) < SHOWN):
-                self.stated[name][value] += 1
+    def __init__(self, dataset: Dataset) -> None:
+        self.rows = 0
+        self.words = {"query_words": array("I"), "passage_words": array("I")}
+        self.stated: dict[str, Counter[str]] = {name: Counter() for name in STATES}
+        self._used = {"prompt": dataset.prompt, "type": dataset.example_type}
+
+    def pass_on(self, examples: Iterable[TrainingExample]) -> Iterator[TrainingExample]:
+        """The same examples, looked at on their way."""
+        for example in examples:
+            self.rows += 1
+            self.words["query_words"].append(len(example.query.split()))
+            self.words["passage_words"].extend(len(text.split()) for text in (*example.pos, *example.neg))
+            for name, used in self._used.items():
+                value, counts = getattr(example, name), self.stated[name]
+                if value not in (None, used) and (value in counts or len(counts) < SHOWN):
+                    counts[value] += 1
+            yield example
 
     def facts(self) -> dict[str, Any]:
-        return {"rows": self.rows, **{name: _lengths(counts) for name, counts in self.words.items()}}
+        """Rows, and numbers of words."""
+        return {"rows": self.rows, **{name: word_numbers(counts) for name, counts in self.words.items()}}
+
+    def deviations(self) -> list[str]:
+        """Where rows say something else than the manifest."""
+        return [
+            f"{number} rows state the {name} '{value}', the manifest uses '{self._used[name]}'"
+            for name, values in self.stated.items()
+            for value, number in sorted(values.items())
+        ]
 
 
 def ready_files(manifest: Manifest, dataset: Dataset, folder: Path) -> list[Path]:
@@ -133,8 +150,8 @@ def convert_ready(manifest: Manifest, corpus: CorpusConfig, folder: Path, out: P
         out: Empty folder; gets ``train/``, ``evaluation/`` and ``summary.json``.
 
     Returns:
-        Rows of every set, what they were made from, deviations, rows dropped because they hold an evaluated text, and
-        the number of evaluated texts that are still trained on.
+        Rows of every set, what they were made from, deviations, rows dropped because they hold an evaluated text (or
+        nearly repeat it), and the number of evaluated texts that are still trained on.
 
     Raises:
         DataError: Files are not there or malformed, or a set has no rows.
@@ -143,32 +160,29 @@ def convert_ready(manifest: Manifest, corpus: CorpusConfig, folder: Path, out: P
     files = {dataset.id: ready_files(manifest, dataset, folder) for dataset in wanted}
     bad = {dataset.id: BadLines(corpus.on_bad_line) for dataset in wanted}
     held = {one.id: held_out_rows(one, files[one.id]) for one in wanted if one.local and one.local.held_out}
-    sets: dict[str, dict[str, Any]] = {}
-    evaluated: dict[str, list[str]] = defaultdict(list)
+    written, deviations = WrittenSets(out), list[str]()
     for task in manifest.tasks:
-        sets[f"evaluation/{task.id}"] = _write_task(task, held[task.dataset], corpus, out, evaluated)
-    ledger, deviations, dropped = [], [], {}
-    for name in (*corpus.datasets, *corpus.new_datasets):
-        dataset = manifest.dataset(name)
-        numbers, more = _numbers(dataset, files[name], held.get(name), corpus)
-        rows = numbered_rows(files[name], columns_of(dataset), numbers)
-        made = _Set()
-        write_examples(out / "train" / f"{name}.jsonl", _kept(rows, made, dataset, evaluated, (corpus, bad[name])))
-        sets[f"train/{name}"], dropped[name] = made.facts(), made.dropped
-        ledger += _ledger(made, name, [task.id for task in manifest.tasks])
-        deviations += [*more, *_deviations(made, dataset, folder)]
-    _refuse_empty(sets)
+        _write_task(task, held[task.dataset], corpus, written)
+    trained = [manifest.dataset(name) for name in (*corpus.datasets, *corpus.new_datasets)]
+    for dataset in progress(trained, len(trained), "training rows"):
+        numbers, more = _numbers(dataset, files[dataset.id], held.get(dataset.id), corpus)
+        rows = numbered_rows(files[dataset.id], columns_of(dataset), numbers)
+        seen = _write_train(dataset, _good(rows, bad[dataset.id]), written)
+        notes = [*more, *seen.deviations(), *_miscounted(dataset, folder)]
+        deviations += [f"{dataset.id}: {note}" for note in notes]
+    written.refuse_empty("give more rows, or hold out another share")
+    ledger, dropped = _without_evaluated(trained, corpus, written) if manifest.tasks else ([], {})
     for deviation in deviations:
         log.warning("%s: %s", manifest.name, deviation)
     facts = {
-        "rows": {name: found["rows"] for name, found in sets.items()},
+        "rows": written.rows,
         "fingerprint": ready_fingerprint(manifest, corpus, folder),
         "deviations": deviations,
         "dropped": dropped,
         "shared_texts": sum(entry["exact"] for entry in ledger) if corpus.overlap == "report" else 0,
     }
     malformed = {name: {"number": b.number, "first": [str(one) for one in b.first]} for name, b in bad.items()}
-    write_json(out / "summary.json", {**facts, "sets": sets, "overlap": ledger, "bad_lines": malformed})
+    write_json(out / "summary.json", {**facts, "sets": written.sets, "overlap": ledger, "bad_lines": malformed})
     return facts
 
 
@@ -206,122 +220,81 @@ def _numbers(
     seeds = derive_seed(corpus.seed, "select", dataset.id), derive_seed(corpus.seed, "train", dataset.id)
     chosen = chosen_rows(total, select, corpus.train_rows, *seeds)
     short = select is not None and total < select.rows
-    deviations = [f"{dataset.id}: {select.rows} rows are wanted, its files have {total}"] if select and short else []
+    deviations = [f"{select.rows} rows are wanted, its files have {total}"] if select and short else []
     if held is None:
         return chosen, deviations
     return held.others if chosen is None else held.others[chosen], deviations
 
 
-def _kept(
-    rows: Iterable[tuple[int, TrainingExample | BadLine]],
-    made: _Set,
-    dataset: Dataset,
-    evaluated: Mapping[str, Sequence[str]],
-    rules: tuple[CorpusConfig, BadLines],
-) -> Iterator[TrainingExample]:
-    """The rows to write; bad ones and those that hold an evaluated text are noted on the way."""
-    corpus, bad = rules
-    for _, example in rows:
-        if isinstance(example, BadLine):
-            bad.add(example)
-            continue
-        texts = (example.query, *example.pos, *example.neg) if evaluated else ()
-        shared = {text for text in map(normalise, texts) if text in evaluated}
-        for task in {task for text in shared for task in evaluated[text]}:
-            made.offending[task] += 1
-            made.shared[task] |= {text for text in shared if task in evaluated[text]}
-        if shared and corpus.overlap == "drop":
-            made.dropped += 1
+def _good(rows: Iterable[tuple[int, TrainingExample | BadLine]], bad: BadLines) -> Iterator[TrainingExample]:
+    for _, found in rows:
+        if isinstance(found, BadLine):
+            bad.add(found)
         else:
-            made.note(example, dataset)
-            yield example
+            yield found
     bad.close()
 
 
-def _write_task(
-    task: EvaluationTask, held: HeldOut, corpus: CorpusConfig, out: Path, evaluated: dict[str, list[str]]
-) -> dict[str, Any]:
+def _train_file(dataset: Dataset, written: WrittenSets) -> Path:
+    return written.folder / "train" / f"{dataset.id}.jsonl"
+
+
+def _write_train(dataset: Dataset, rows: Iterable[TrainingExample], written: WrittenSets) -> _Seen:
+    """Write the rows of a dataset, or write them anew without some."""
+    seen = _Seen(dataset)
+    write_examples(_train_file(dataset, written), seen.pass_on(rows))
+    written.sets[f"train/{dataset.id}"] = seen.facts()
+    return seen
+
+
+def _without_evaluated(
+    datasets: Sequence[Dataset], corpus: CorpusConfig, written: WrittenSets
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
+    """Look for evaluated texts among the training rows, and write those sets anew that hold some.
+
+    Returns:
+        The ledger of what was found, and the numbers of rows dropped, by set and reason.
+    """
+    overlap = find_overlap({one.id: _train_file(one, written) for one in datasets}, written.evaluated)
+    dropped: dict[str, dict[str, int]] = {}
+    for dataset in datasets:
+        offending = frozenset(overlap.offending[dataset.id].tolist())
+        if offending and corpus.overlap == "drop":
+            rows = enumerate(iter_examples(_train_file(dataset, written)))
+            _write_train(dataset, (example for number, example in rows if number not in offending), written)
+            dropped[f"train/{dataset.id}"] = {"a text is evaluated, or nearly so": len(offending)}
+    written.refuse_empty("hold out another share, or set overlap: report", dropped)
+    return overlap.ledger, dropped
+
+
+def _write_task(task: EvaluationTask, held: HeldOut, corpus: CorpusConfig, written: WrittenSets) -> None:
     """Write a retrieval task: held-out queries, and every passage of the held-out rows as a document.
 
-    ``evaluated`` gets the queries and relevant documents, normalised.
+    Only queries and what is relevant to them count as evaluated: a negative may well be a negative of others too.
     """
     generator = np.random.default_rng(derive_seed(corpus.seed, "evaluation", task.id))
-    asked = _drawn(sorted(held.rows), corpus.evaluation_queries, generator)
-    relevant = {query: list(dict.fromkeys(text for row in held.rows[query] for text in row.pos)) for query in asked}
-    needed = dict.fromkeys(text for texts in relevant.values() for text in texts)
-    passages = (text for query in sorted(held.rows) for row in held.rows[query] for text in (*row.pos, *row.neg))
-    others = [text for text in dict.fromkeys(passages) if text not in needed]
-    room = None if corpus.evaluation_documents is None else max(0, corpus.evaluation_documents - len(needed))
-    documents = [*needed, *_drawn(others, room, generator)]
-    # Shuffled, so that no order of theirs breaks ties in favour of the relevant ones.
-    order = generator.permutation(len(documents)).tolist()
-    ids = {documents[place]: f"d{number}" for number, place in enumerate(order)}
+    queries = sorted(held.rows)
+    passages = (text for query in queries for row in held.rows[query] for text in (*row.pos, *row.neg))
+    # Sorted, so that no order of theirs breaks ties in favour of the relevant ones.
+    place = {text: number for number, text in enumerate(sorted(set(passages)))}
+    texts = list(place)
+    relevant = [sorted({place[text] for row in held.rows[query] for text in row.pos}) for query in queries]
+    limits = corpus.evaluation_queries, corpus.evaluation_documents
+    asked, documents = draw_retrieval(relevant, len(texts), limits, generator)
+    judged = [(query, document) for query in asked for document in relevant[query]]
     files: dict[str, list[dict[str, Any]]] = {
-        "queries": [{"id": f"q{number}", "text": held.rows[query][0].query} for number, query in enumerate(asked)],
-        "corpus": [{"id": name, "text": text} for text, name in ids.items()],
-        "qrels": [
-            {"query": f"q{number}", "document": ids[text]}
-            for number, query in enumerate(asked)
-            for text in relevant[query]
-        ],
+        "queries": [{"id": f"q{query}", "text": held.rows[queries[query]][0].query} for query in asked],
+        "corpus": [{"id": f"d{document}", "text": texts[document]} for document in documents],
+        "qrels": [{"query": f"q{query}", "document": f"d{document}"} for query, document in judged],
     }
-    for name, rows in files.items():
-        write_jsonl(out / "evaluation" / task.id / f"{name}.jsonl", rows)
-    for text in {*asked, *map(normalise, needed)}:
-        evaluated[text].append(task.id)
-    words = {name: array("I", (len(row["text"].split()) for row in files[name])) for name in ("queries", "corpus")}
-    counts = {f"{name}_rows": len(rows) for name, rows in files.items()}
-    return {"rows": len(asked), **counts, **{f"{name}_words": _lengths(some) for name, some in words.items()}}
+    written.write_task(task.id, files)
+    needed = dict.fromkeys(document for _, document in judged)
+    written.evaluated[task.id] = [*(row["text"] for row in files["queries"]), *(texts[number] for number in needed)]
 
 
-def _drawn(texts: Sequence[str], limit: int | None, generator: np.random.Generator) -> list[str]:
-    """At most ``limit`` of the texts, in their order."""
-    if limit is None or limit >= len(texts):
-        return list(texts)
-    return [texts[number] for number in np.sort(generator.choice(len(texts), limit, replace=False))]
-
-
-def _ledger(made: _Set, name: str, tasks: Iterable[str]) -> list[dict[str, Any]]:
-    """Which evaluated texts the rows of a dataset hold, before any was dropped; near duplicates are not looked for."""
-    return [
-        {
-            "evaluation": task,
-            "trained_on": name,
-            "exact": len(made.shared[task]),
-            "near": None,
-            "rows": made.offending[task],
-            "examples": sorted(made.shared[task])[:SHOWN],
-        }
-        for task in tasks
-    ]
-
-
-def _deviations(made: _Set, dataset: Dataset, folder: Path) -> list[str]:
-    """Where rows say something else than the manifest."""
-    used = {"prompt": dataset.prompt, "type": dataset.example_type}
-    found = [
-        f"{dataset.id}: {number} rows state the {name} '{value}', the manifest uses '{used[name]}'"
-        for name, values in made.stated.items()
-        for value, number in sorted(values.items())
-    ]
-    if dataset.hub is not None and dataset.hub.rows.source == "stated":
-        counted = known_rows(dataset.id, dataset.hub, folder)
-        if counted not in (None, dataset.hub.rows.value):
-            found.append(f"{dataset.id}: {dataset.hub.rows.value} rows are stated, its files have {counted}")
-    return found
-
-
-def _refuse_empty(sets: Mapping[str, Mapping[str, Any]]) -> None:
-    if empty := [name for name, facts in sets.items() if not facts["rows"]]:
-        raise DataError(
-            "some sets have no rows",
-            found=", ".join(empty),
-            fix="give more rows, hold out another share, or set overlap: report if all rows hold an evaluated text",
-        )
-
-
-def _lengths(counts: array[int]) -> dict[str, float]:
-    """Minimum, median, 95th percentile and maximum of some numbers of words."""
-    values = np.array(counts or [0])
-    named = {"min": values.min(), "median": np.median(values), "p95": np.percentile(values, 95), "max": values.max()}
-    return {name: round(float(value), 1) for name, value in named.items()}
+def _miscounted(dataset: Dataset, folder: Path) -> list[str]:
+    """Whether a stated number of rows is not that of the files."""
+    if dataset.hub is None or dataset.hub.rows.source != "stated":
+        return []
+    stated, counted = dataset.hub.rows.value, known_rows(dataset.id, dataset.hub, folder)
+    return [] if counted in (None, stated) else [f"{stated} rows are stated, its files have {counted}"]
