@@ -190,7 +190,7 @@ def test_a_dataset_that_is_evaluated_only_cannot_be_trained_on(make: Callable[..
 
 def test_a_set_that_ends_up_empty_is_an_error_that_says_why(make: Callable[..., Made], tmp_path: Path) -> None:
     alone = Raw("pairs", {"train": table("query passage", [("who", "the cat")])}, ())
-    with pytest.raises(DataError, match=r"no rows in train/medquad[\s\S]*no negative"):
+    with pytest.raises(DataError, match=r"no rows in train/medquad[\s\S]*without a negative"):
         make(tasks=(), raws={"medquad": alone}, datasets=("medquad",), new_datasets=())
     assert not (tmp_path / "made" / "summary.json").exists()
 
