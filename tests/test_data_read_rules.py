@@ -62,6 +62,7 @@ def test_all_contradictions_are_listed_at_once() -> None:
         ({"clean": {"text": ["stripp"]}}, "stripp"),
         ({"split": {"rule": "md5", "column": "text", "modulo": 1, "test_below": 1}}, "greater than 1"),
         ({"split": {"rule": "md5", "column": "title", "modulo": 5, "test_below": 1}}, "no column 'title'"),
+        ({"files": {**TABLE, "fields": {"text": {"jion": ["a"]}, "label": "b"}}}, "with join, first or constant"),
         ({"shape": "judged"}, "shape judged needs by_role with corpus, queries, qrels"),
         ({"unknown": 1}, "Extra inputs are not permitted"),
     ],
@@ -69,6 +70,13 @@ def test_all_contradictions_are_listed_at_once() -> None:
 def test_what_cannot_be_read_is_refused(change: dict[str, Any], expected: str) -> None:
     Reading.model_validate(LABELLED)
     assert expected in problems({**LABELLED, **change})
+
+
+def test_a_section_is_the_same_after_it_was_written_and_read() -> None:
+    fields = {"text": {"join": ["a", "b"], "by": ". "}, "label": {"first": ["c", "d"]}, "more": {"constant": "1"}}
+    raw = {**LABELLED, "files": {**TABLE, "fields": fields}, "clean": {"text": [{"cut": 9}, "strip"]}}
+    reading = Reading.model_validate(raw)
+    assert Reading.model_validate(reading.model_dump(mode="json")) == reading
 
 
 def test_a_score_range_has_to_be_one() -> None:

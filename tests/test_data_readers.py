@@ -193,8 +193,8 @@ def test_fields_are_joined_chosen_and_constant(tmp_path: Path) -> None:
     ("line", "rule"),
     [
         ('{"querry": "x", "passage": "y"}', "missing key 'query'; did you mean 'querry'?"),
-        ('{"query": null, "passage": "y"}', "'query' is neither a text nor a whole number"),
-        ('{"query": ["x"], "passage": "y"}', "'query' is neither a text nor a whole number"),
+        ('{"query": null, "passage": "y"}', "'query' is neither a text nor a number"),
+        ('{"query": ["x"], "passage": "y"}', "'query' is neither a text nor a number"),
         ('{"query": "x", "passage": " \\n"}', "passage is empty"),
         ('{"query": "x\\ud800", "passage": "y"}', "half a character"),
         ('{"query": "x"', "not JSON"),
@@ -233,6 +233,16 @@ def test_candidates_of_one_query_have_to_be_adjacent(tmp_path: Path) -> None:
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_in_json_are_read_as_scores(tmp_path: Path) -> None:
+    form = {"kind": "json", "layout": "lines", "fields": {"sentence1": "a", "sentence2": "b", "score": "s"}}
+    rules = {**GRADED, "files": form}
+    raw = read(tmp_path, rules, a__train='{"a": "x", "b": "y", "s": 4.5}\n{"a": "x", "b": "y", "s": 1}\n')
+    assert [row["score"] for row in rows(raw)] == [4.375, 0.0]
+    assert "'s' is neither a text nor a number" in refused(
+        tmp_path, rules, a__train='{"a": "x", "b": "y", "s": true}\n'
+    )
 
 
 def test_the_md5_rule_splits_by_the_text_folded(tmp_path: Path) -> None:
