@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
+from conftest import SHARED
 
 from boom_utils.config import CorpusConfig
 from boom_utils.data import convert
@@ -23,6 +25,11 @@ from boom_utils.errors import DataError, ManifestError
 TRAINED = ("medquad", "banking77", "stsbenchmark")
 NEW = ("ocnli",)
 TASKS = ("medquad", "banking77", "stsbenchmark", "wikiqa", "nq_open_oracle")
+
+
+@pytest.fixture(scope="module")
+def manifest() -> Manifest:
+    return load_manifest("open_text")
 
 
 def table(columns: str, rows: list[tuple[Any, ...]]) -> pa.Table:
@@ -69,9 +76,9 @@ Made = tuple[dict[str, Any], Path]
 
 
 @pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Made]:
+def make(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Made]:
     """Makes the examples of the records above; keyword arguments change the corpus."""
-    raws, manifest = records(), load_manifest("open_text")
+    raws = records()
 
     def read(dataset: Dataset, folder: Path, on_bad_line: str) -> Raw:
         assert folder == tmp_path / "downloads"
@@ -190,15 +197,52 @@ def test_a_dataset_that_is_evaluated_only_cannot_be_trained_on(make: Callable[..
 
 def test_a_set_that_ends_up_empty_is_an_error_that_says_why(make: Callable[..., Made], tmp_path: Path) -> None:
     alone = Raw("pairs", {"train": table("query passage", [("who", "the cat")])}, ())
-    with pytest.raises(DataError, match=r"no rows in train/medquad[\s\S]*no negative"):
+    with pytest.raises(DataError, match=r"no rows in train/medquad[\s\S]*without a negative"):
         make(tasks=(), raws={"medquad": alone}, datasets=("medquad",), new_datasets=())
     assert not (tmp_path / "made" / "summary.json").exists()
 
 
-def test_the_fingerprint_depends_on_the_files_of_the_datasets(make: Callable[..., Made]) -> None:
-    manifest: Manifest = load_manifest("open_text")
+def test_the_fingerprint_depends_on_the_files_of_the_datasets(manifest: Manifest, make: Callable[..., Made]) -> None:
     datasets = [manifest.dataset(name) for name in ("medquad", "ocnli")]
     assert files_fingerprint(datasets) == files_fingerprint(datasets)
     assert files_fingerprint(datasets) != files_fingerprint(datasets[:1])
     facts, _ = make(tasks=("medquad",), datasets=("medquad",), new_datasets=("ocnli",))
     assert facts["fingerprint"] == files_fingerprint(datasets)
+
+
+# --- real files -------------------------------------------------------------------------------------------------------
+
+MIRROR = SHARED / "mirror"
+
+
+@pytest.mark.skipif(not MIRROR.is_dir(), reason="no mirror of the files of open_text beside the project")
+def test_real_files_give_the_sets_that_an_earlier_conversion_found_in_them(manifest: Manifest, tmp_path: Path) -> None:
+    """Where that one took all rows of the same part; it knew nothing of ours."""
+    tasks = ("cisi", "cosqa", "arxiv_s2s", "amazon_counterfactual_en", "mrpc")
+    corpus = CorpusConfig(manifest="open_text", datasets=("arxiv_s2s",), new_datasets=("conala",))
+    facts = make_examples(manifest, corpus, tasks, MIRROR, tmp_path / "made")
+    sources = yaml.load((MIRROR / "sources.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)["datasets"]
+    converted = {one["name"]: one["converted"] for one in sources}
+    for task in tasks:
+        rows = next(one["rows"] for one in converted[task] if one["set"].startswith("eval"))
+        found = {path.stem: path for path in (tmp_path / "made" / "evaluation" / task).glob("*.jsonl")}
+        assert {name: len(read_jsonl(path)) for name, path in found.items()} == rows, task
+    assert facts["shared_texts"] == 0
+    rows = read_examples(tmp_path / "made" / "train" / "conala.jsonl")
+    assert {len(row.neg) for row in rows} == {7}
+    assert all(not {normalise(text) for text in row.neg} & {normalise(text) for text in row.pos} for row in rows)
+
+
+@pytest.mark.skipif(not MIRROR.is_dir(), reason="no mirror of the files of open_text beside the project")
+def test_a_damaged_file_stops_the_conversion_before_anything_is_written(manifest: Manifest, tmp_path: Path) -> None:
+    dataset = manifest.dataset("conala")
+    assert dataset.origin is not None
+    for file in dataset.origin.files:
+        content = (MIRROR / file.path).read_bytes()
+        place = tmp_path / "downloads" / file.path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content[: len(content) // 2])
+    corpus = CorpusConfig(manifest="open_text", datasets=("conala",))
+    with pytest.raises(DataError, match="conala"):
+        make_examples(manifest, corpus, ("conala",), tmp_path / "downloads", tmp_path / "made")
+    assert not (tmp_path / "made").exists()

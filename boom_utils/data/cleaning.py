@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from boom_utils.config import Frozen
 
@@ -18,7 +18,11 @@ class Cut(Frozen):
     cut: int = Field(gt=0)
 
 
-Step = Literal["strip", "collapse", "lower", "undo_ptb", "unescape_html"] | Cut
+StepName = Literal["strip", "collapse", "lower", "undo_ptb", "unescape_html"]
+Step = Annotated[
+    Annotated[StepName, Tag("name")] | Annotated[Cut, Tag("cut")],
+    Discriminator(lambda step: "name" if isinstance(step, str) else "cut"),
+]
 
 _PTB_BRACKETS = {"lrb": "(", "rrb": ")", "lsb": "[", "rsb": "]", "lcb": "{", "rcb": "}"}
 _PTB_BRACKET = re.compile(r"-([lr][rsc]b)-", re.IGNORECASE)
@@ -42,7 +46,7 @@ def undo_ptb(text: str) -> str:
     return _BLANK_AFTER.sub("", _BLANK_BEFORE.sub("", text))
 
 
-_STEPS: dict[str, Callable[[str], str]] = {
+_STEPS: dict[StepName, Callable[[str], str]] = {
     "strip": str.strip,
     "collapse": collapse,
     "lower": str.lower,

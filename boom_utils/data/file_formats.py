@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from boom_utils.config import Frozen
 
@@ -47,7 +47,24 @@ class Constant(Frozen):
     constant: str
 
 
-FieldRule = str | Joined | FirstOf | Constant
+def _kind_of_field(rule: object) -> str | None:
+    if isinstance(rule, str):
+        return "key"
+    kinds = ("join", "first", "constant")
+    return next((kind for kind in kinds if (kind in rule if isinstance(rule, dict) else hasattr(rule, kind))), None)
+
+
+FieldRule = Annotated[
+    Annotated[str, Tag("key")]
+    | Annotated[Joined, Tag("join")]
+    | Annotated[FirstOf, Tag("first")]
+    | Annotated[Constant, Tag("constant")],
+    Discriminator(
+        _kind_of_field,
+        custom_error_type="field_rule",
+        custom_error_message="expected a key of the file, or a mapping with join, first or constant",
+    ),
+]
 
 
 # --- formats ----------------------------------------------------------------------------------------------------------

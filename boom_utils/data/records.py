@@ -54,9 +54,9 @@ def _value(values: Mapping[str, Any], key: str) -> Any:
 def _string(value: Any, key: str) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise BrokenRuleError(f"'{key}' is neither a text nor a whole number")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return repr(value)
+    raise BrokenRuleError(f"'{key}' is neither a text nor a number")
 
 
 def text_of(value: str, name: str, steps: Sequence[Step]) -> str:

@@ -11,9 +11,10 @@ query or to one of its positives; a row that finds none is dropped.
 * ``judged_pairs``: first sentence -> the second sentences it means the same as; one direction, so that a pair is
   learnt once. Negatives are sentences judged different from the query, in either order; filled by BM25 among all
   sentences.
-* ``graded``: first sentence -> the second ones of score 4 or more; one direction. Negatives are sentences of score 2 or
-  less with the query, in either order; filled with random sentences of such pairs, never one that has a score above 2
-  with the query. BM25 is not used: what shares words with such a sentence is often a paraphrase that nobody graded.
+* ``graded``: sentence -> those of score 4 or more with it; both directions, as a score has none and there are few such
+  pairs. Negatives are sentences of score 2 or less with the query; filled with random sentences of such pairs, never
+  one that has a score above 2 with the query. BM25 is not used: what shares words with such a sentence is often a
+  paraphrase that nobody graded.
 * ``nli``: premise -> the hypotheses it entails, with exactly one of those it contradicts as negative, drawn.
 * ``labelled``: text -> up to 3 other texts of its label, negatives are texts of other labels; both drawn
   (`boom_utils.data.example_sets.labelled_examples`). A text of two labels is left out.
@@ -140,7 +141,8 @@ def _graded(
 ) -> list[TrainingExample]:
     first, second, scores = columns
     records = [(one, other, float(score)) for one, other, score in zip(first, second, scores, strict=True)]
-    questions = _ask(((one, other) for one, other, score in records if score >= ALIKE), first, dropped)
+    high = _both_ways((one, other) for one, other, score in records if score >= ALIKE)
+    questions = _ask(high, [*first, *second], dropped)
     low = [(one, other) for one, other, score in records if score <= DIFFERENT]
     _add_negatives(questions, _both_ways(low))
     _set_apart(questions, _both_ways((one, other) for one, other, score in records if score > DIFFERENT))
@@ -155,7 +157,7 @@ def _nli(
     questions = _ask(((p, h) for p, h, label in records if label == "entailment"), premises, dropped)
     _add_negatives(questions, ((p, h) for p, h, label in records if label == "contradiction"))
     whole = [question for question in questions.values() if question.neg]
-    dropped["no negative"] += len(questions) - len(whole)
+    dropped["query without a negative"] += len(questions) - len(whole)
     return [
         example(one.query, list(one.pos.values()), draw(list(one.neg.values()), 1, generator), options.dataset)
         for one in draw(whole, options.limit, generator)
@@ -191,7 +193,7 @@ def _ask(positives: Iterable[_Pair], queries: Iterable[str], dropped: Counter[st
         question = questions.setdefault(key, _Question(query))
         dropped["repeated pair"] += answer in question.pos
         question.pos.setdefault(answer, passage)
-    dropped["no positive"] += len({normalise(query) for query in queries} - questions.keys())
+    dropped["query without a positive"] += len({normalise(query) for query in queries} - questions.keys())
     return questions
 
 
@@ -213,7 +215,7 @@ def _set_apart(questions: _Questions, pairs: Iterable[_Pair]) -> None:
 
 
 def _both_ways(pairs: Iterable[_Pair]) -> list[_Pair]:
-    return [pair for one, other in pairs for pair in ((one, other), (other, one))]
+    return [pair for one, other in pairs for pair in dict.fromkeys(((one, other), (other, one)))]
 
 
 def _rows(
@@ -235,7 +237,7 @@ def _rows(
     rows = []
     for one, known, more in zip(chosen, own, found, strict=True):
         if options.negatives and not (known or more):
-            dropped["no negative"] += 1
+            dropped["query without a negative"] += 1
         else:
             rows.append(example(one.query, list(one.pos.values()), [*known, *more], options.dataset))
     return rows
