@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import data_scale
 import make_merge_family
 import merge_reference
 import merge_throughput
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import train_gpu
 import train_throughput
 from conftest import SHARED
+from data_scale import Scale
 from make_merge_family import FamilyOptions, write_family
 from make_workload import WorkloadOptions, workload_digest, write_workload
 from process_meter import measure
@@ -376,3 +380,55 @@ def test_the_merge_benchmark_runs_on_a_tiny_family(dtype: str, tmp_path: Path) -
     assert len(record["pairs"]) == 1
     assert str(tmp_path) not in (tmp_path / "record.json").read_text()
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [f"tiny-{dtype}"], "only the family is left"
+
+
+# --- the data side at scale -------------------------------------------------------------------------------------------
+
+SMALL_SCALE = Scale(rows=300, evaluated=240, planned_rows=9000, datasets=4)
+
+
+def test_the_data_benchmark_finds_what_it_planted_and_measures_every_stage_by_itself(tmp_path: Path) -> None:
+    command = [sys.executable, str(PROJECT_ROOT / "benchmarks" / "data_scale.py"), "--output", str(tmp_path / "r.json")]
+    command += ["--rows", "300", "--evaluated", "240", "--planned-rows", "9000", "--datasets", "4"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    record = json.loads((tmp_path / "r.json").read_text())
+    last = json.loads(said.splitlines()[-1])
+    assert last == {key: record[key] for key in last}
+    assert list(last) == ["convert_rows_s", "tokenise_rows_s", "sampling_s", "planning_s", "peak_gib"]
+    stages = record["stages"]
+    assert list(stages) == ["convert", "read", "tokenise", "overlap", "sampling", "planning"]
+    assert [stages[name]["rows"] for name in stages] == [300] * 4 + [9000] * 2
+    assert (stages["overlap"]["exact"], stages["overlap"]["near"]) == (50, 50)
+    assert stages["read"]["counted"] == 300
+    assert (stages["sampling"]["drawn"], stages["sampling"]["datasets"]) == (27_000, 4)
+    assert 9000 - 4 * 256 < stages["planning"]["planned"] <= 9000
+    assert last["peak_gib"] == max(stage["resident_gib"] for stage in stages.values()) > 0.05
+    if Path("/proc/self/status").exists():
+        # Tokenising opens torch; if one process did all of it, planning would have as much.
+        assert stages["planning"]["resident_gib"] < stages["tokenise"]["resident_gib"] / 2
+        assert all(0 < stage["anonymous_gib"] <= stage["resident_gib"] for stage in stages.values())
+
+
+def test_the_corpus_of_the_data_benchmark_is_the_same_each_time_with_lengths_of_real_texts(tmp_path: Path) -> None:
+    for name, scale in {"one": SMALL_SCALE, "two": SMALL_SCALE, "other": replace(SMALL_SCALE, seed=1)}.items():
+        (tmp_path / name).mkdir()
+        data_scale.make_corpus(tmp_path / name, scale)
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+    assert content(tmp_path / "one") != content(tmp_path / "other")
+    rows = pq.read_table(tmp_path / "one" / "raw.parquet").to_pylist()
+    assert {len(row["pos"]) + len(row["neg"]) for row in rows} == {7}
+    assert 7 <= np.median([len(row["query"].split()) for row in rows]) <= 11
+    assert 60 <= np.median([len(row["pos"][0].split()) for row in rows]) <= 80
+
+
+def test_the_rows_to_plan_are_shared_out_among_all_datasets() -> None:
+    rows = data_scale.dataset_rows(Scale())
+    assert (len(rows), sum(rows.values()), min(rows.values()) >= 1) == (31, 2_800_000, True)
+
+
+def test_sizes_of_nothing_are_refused() -> None:
+    command = [sys.executable, str(PROJECT_ROOT / "benchmarks" / "data_scale.py"), "--rows", "0"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 2
+    assert "sizes are 1 or more" in said.stderr

@@ -162,20 +162,19 @@ class _Index:
             self._sizes[part] = [len(kind.shingles(text, kind.size)) for text in self._texts[part]]
         together = np.concatenate(bands)
         order = np.argsort(together, axis=None, kind="stable")
-        self._band_keys, self._band_owners = together.ravel()[order], order // together.shape[1]
+        self._band_keys, self._band_owners = together.ravel()[order], (order // together.shape[1]).astype(np.int32)
 
     def find(self, texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
         """Place of the text, and number and similarity of a known text, for every pair found."""
         left = self.possible(texts)
         if not left:
             return
-        hashes, rows = self._hashes(
-            [texts[place] for place in left], [self._kind.count(texts[place]) for place in left]
-        )
-        asked, previous, shingles = self._candidates(self._bands(hashes, rows, len(left))), -1, frozenset[str]()
-        for row, known in asked.tolist():
+        asked = [texts[place] for place in left]
+        hashes, rows = self._hashes(asked, [self._kind.count(text) for text in asked])
+        previous, shingles = -1, frozenset[str]()
+        for row, known in self._candidates(self._bands(hashes, rows, len(asked))).tolist():
             if row != previous:
-                previous, shingles = row, self._kind.shingles(texts[left[row]], self._kind.size)
+                previous, shingles = row, self._kind.shingles(asked[row], self._kind.size)
             sizes = len(shingles), int(self._sizes[known])
             if min(sizes) < self._options.threshold * max(sizes) - 1e-9:
                 continue
