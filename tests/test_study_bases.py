@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mteb  # noqa: F401  (while it is imported it draws from torch's global generator)
 import pytest
 import yaml
 from conftest import bert_folder
