@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from boom_utils.artifacts import Artifact, Node, Workspace
+from boom_utils.artifacts import Artifact
 from boom_utils.config import MemberConfig, PretrainedBase, TinyBase, TrainingConfig
 from boom_utils.data.manifest import Dataset, Manifest
 from boom_utils.data.sampling import subset_size
@@ -64,20 +64,6 @@ class _Texts:
     group: int | None = None
 
 
-class _Remembering(Workspace):
-    """A workspace that looks for every node once: the graph of a large study has many ways to the same base."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self._seen: dict[Node, Artifact | None] = {}
-
-    def find(self, node: Node) -> Artifact | None:
-        """As of any workspace; nothing may be made meanwhile."""
-        if node not in self._seen:
-            self._seen[node] = super().find(node)
-        return self._seen[node]
-
-
 @dataclass(frozen=True)
 class _Planner:
     study: Study
@@ -86,9 +72,7 @@ class _Planner:
     @cached_property
     def found(self) -> dict[str, Artifact]:
         """What is up to date, by name of its node."""
-        workspace = _Remembering(self.study.workspace.root)
-        nodes = {name: workspace.find(node) for name, node in self.study.nodes.items()}
-        return {name: artifact for name, artifact in nodes.items() if artifact is not None}
+        return self.study.workspace.find_all(self.study.nodes)
 
     @property
     def training(self) -> TrainingConfig:
