@@ -206,10 +206,20 @@ class Workspace:
 
     def find(self, node: Node) -> Artifact | None:
         """The finished artifact of ``node``, or None when it or one of its inputs is still to be made."""
-        inputs = {name: self.find(child) for name, child in node.inputs.items()}
-        if any(artifact is None for artifact in inputs.values()):
-            return None
-        return self._read(self._folder(node, self._key(node, {k: v for k, v in inputs.items() if v})))
+        return self._find(node, {})
+
+    def find_all(self, nodes: Mapping[str, Node]) -> dict[str, Artifact]:
+        """Those of some nodes that are finished, by name; many ways to one node are gone once."""
+        seen: dict[Node, Artifact | None] = {}
+        return {name: found for name, node in nodes.items() if (found := self._find(node, seen)) is not None}
+
+    def _find(self, node: Node, seen: dict[Node, Artifact | None]) -> Artifact | None:
+        if node not in seen:
+            inputs = {name: self._find(child, seen) for name, child in node.inputs.items()}
+            ready = {name: artifact for name, artifact in inputs.items() if artifact is not None}
+            complete = len(ready) == len(inputs)
+            seen[node] = self._read(self._folder(node, self._key(node, ready))) if complete else None
+        return seen[node]
 
     def build(self, node: Node) -> Artifact:
         """The artifact of ``node``, made now if it does not exist yet (inputs first).

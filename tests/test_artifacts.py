@@ -230,3 +230,17 @@ def test_what_only_says_how_it_went_is_recorded_but_nothing_depends_on_it(tmp_pa
     assert built[0].digest == built[1].digest != other.digest
     assert built[0].record["outputs"]["log"] != built[1].record["outputs"]["log"]
     assert built[0].damaged_files() == []
+
+
+def test_many_ways_to_one_artifact_are_gone_once(tmp_path: Path) -> None:
+    counter, workspace = Counter(), Workspace(tmp_path)
+    nodes = {"0": counter.node("0")}
+    for number in range(1, 40):  # two ways from each to the one before: 2 ** 39 in all
+        below = nodes[str(number - 1)]
+        nodes[str(number)] = counter.node(str(number), left=below, right=below)
+    began = time.perf_counter()
+    assert workspace.find(nodes["39"]) is None
+    workspace.build(nodes["0"])
+    workspace.build(nodes["1"])
+    assert list(workspace.find_all(nodes)) == ["0", "1"]
+    assert time.perf_counter() - began < 10

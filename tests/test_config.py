@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from boom_utils.config import PROFILES, Profile, load_profile, profile_names, trained_members
+from boom_utils.config import PROFILES, PretrainedBase, Profile, load_profile, profile_names, trained_members
+from boom_utils.config_checks import entries_of
+from boom_utils.data.manifest import load_manifest, manifest_names
 from boom_utils.errors import ConfigError
 
 
@@ -138,3 +140,122 @@ def test_a_complement_holds_what_the_other_left() -> None:
 def test_a_profile_cannot_be_changed_after_loading() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_profile("smoke").training.learning_rate = 1.0  # type: ignore[misc]
+
+
+# --- bases, benchmarks, sources ---------------------------------------------------------------------------------------
+
+
+def problem_with(tmp_path: Path, **changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_profile(edited(tmp_path, **changes))
+    return str(caught.value)
+
+
+def test_a_base_is_made_or_pretrained_and_wrong_keys_of_either_are_named(tmp_path: Path) -> None:
+    pretrained = {"kind": "pretrained", "name": "someone/model", "max_seq_length": 128}
+    profile = load_profile(edited(tmp_path, base_model=pretrained))
+    assert isinstance(profile.base_model, PretrainedBase)
+    assert profile.model_names[:2] == ["base", "s20"]
+    assert load_profile("smoke").model_names[:2] == ["random", "base"]
+    said = problem_with(tmp_path, base_model={**pretrained, "poling": "mean"})
+    assert "poling: unknown key; did you mean 'pooling'?" in said
+    assert "did you mean 'pretrained'?" in problem_with(tmp_path, base_model={**pretrained, "kind": "pretrain"})
+    assert "both of `parameters` and" in problem_with(tmp_path, base_model={**pretrained, "parameters": 1e9})
+
+
+def test_every_domain_needs_a_task_or_a_benchmark(tmp_path: Path) -> None:
+    evaluation = smoke_content()["evaluation"]
+    said = problem_with(tmp_path, evaluation={**evaluation, "in_domain": []})
+    assert "evaluation.in_domain: name at least one task, or a benchmark in in_domain_benchmarks" in said
+    benchmarks = {**evaluation, "in_domain": [], "in_domain_benchmarks": ["MTEB(eng, v2)"]}
+    assert load_profile(edited(tmp_path, evaluation=benchmarks)).evaluation.in_domain == ()
+    twice = {**benchmarks, "out_of_domain_benchmarks": ["MTEB(eng, v2)"]}
+    assert "benchmark 'MTEB(eng, v2)' is named twice" in problem_with(tmp_path, evaluation=twice)
+
+
+def test_sources_speak_of_values_the_profile_has_and_come_from_a_known_place(tmp_path: Path) -> None:
+    fine = {"training.learning_rate": "paper", "members.s20.seed": "ours: any", "merges.boom": "model card: weights"}
+    assert load_profile(edited(tmp_path, sources=fine)).sources == fine
+    said = problem_with(
+        tmp_path,
+        sources={"training.learning_rat": "paper", "members.s21": "ours", "merges.boom": "papers: page 3"},
+    )
+    assert "sources.training.learning_rat: the profile has no 'learning_rat'; did you mean 'learning_rate'?" in said
+    assert "sources.members.s21: the profile has no 's21'" in said
+    assert "sources.merges.boom: no source 'papers'; did you mean 'paper'?" in said
+
+
+def stated(value: Any, key: str = "") -> list[str]:
+    """Dotted keys of everything a profile states."""
+    parts = entries_of(value)
+    if not parts:
+        return [key]
+    return [name for part, below in parts.items() for name in stated(below, f"{key}.{part}".lstrip("."))]
+
+
+@pytest.mark.parametrize("name", ["paper-0.6b", "paper-4b"])
+def test_every_value_of_the_papers_profiles_carries_its_source(name: str) -> None:
+    content = yaml.safe_load((PROFILES / f"{name}.yaml").read_text(encoding="utf-8"))
+    profile = load_profile(name)
+    own = {"name", "description", "sources"}
+    keys = [key for part, value in content.items() if part not in own for key in stated(value, part)]
+    covered = tuple(profile.sources)
+    missing = [key for key in keys if not any(key == c or key.startswith(f"{c}.") for c in covered)]
+    assert not missing
+    assert profile.evaluation.in_domain_benchmarks == ("MTEB(eng, v2)",)
+
+
+def test_the_papers_profiles_have_the_values_of_its_scripts() -> None:
+    small, large = load_profile("paper-0.6b").training, load_profile("paper-4b").training
+    for training in (small, large):
+        assert (training.learning_rate, training.temperature, training.warmup_ratio) == (5e-5, 0.02, 0.1)
+        assert (training.query_max_len, training.passage_max_len, training.train_group_size) == (512, 512, 8)
+        assert (training.processes, training.negatives_cross_device) == (8, True)
+    assert (small.per_device_train_batch_size, small.precision, small.lora) == (32, "fp16", None)
+    assert large.lora is not None
+    assert (large.lora.r, large.lora.lora_alpha, large.lora.lora_dropout) == (32, 32, 0.1)
+    assert len(load_profile("paper-0.6b").corpus.datasets) == 31
+    assert len(load_profile("paper-4b").corpus.new_datasets) == 2 + 16 + 11 + 6
+
+
+@pytest.mark.parametrize("name", ["mini", "open", "paper-0.6b", "paper-4b"])
+def test_profiles_name_only_what_their_manifest_has_in_the_role_they_give_it(name: str) -> None:
+    profile = load_profile(name)
+    if profile.corpus.manifest not in manifest_names():
+        pytest.skip(f"manifest {profile.corpus.manifest} is not in this version")
+    manifest = load_manifest(profile.corpus.manifest)
+    assert {manifest.dataset(dataset).role for dataset in profile.corpus.datasets} == {"train"}
+    assert {manifest.dataset(dataset).role for dataset in profile.corpus.new_datasets} <= {"new_data"}
+    trained = {*profile.corpus.datasets, *profile.corpus.new_datasets}
+    for task in profile.evaluation.in_domain:
+        assert not manifest.task(task).held_out, task
+    for task in profile.evaluation.out_of_domain:
+        declared = manifest.task(task)
+        assert declared.held_out or declared.dataset in {*profile.corpus.new_datasets}, task
+    if name == "mini":
+        assert len(trained) * (profile.corpus.train_rows or 0) <= 4_500
+        assert len(profile.corpus.datasets) * (profile.corpus.train_rows or 0) <= 4_000
+    if name == "open":
+        assert {d.id for d in manifest.datasets if d.role != "evaluation"} == trained
+        named = {*profile.evaluation.in_domain, *profile.evaluation.out_of_domain}
+        assert {task.id for task in manifest.tasks} == named
+
+
+@pytest.mark.parametrize("name", ["mini", "open", "paper-0.6b", "paper-4b"])
+def test_the_sampling_ratios_of_the_paper_are_all_there(name: str) -> None:
+    profile = load_profile(name)
+    ratios = {
+        m.name: sorted(round(profile.member_ratio(n), 6) for n in m.members)
+        for m in profile.merges[:6]
+        if m.name.startswith("boom") and m.name != "boom-updated"
+    }
+    assert ratios["boom"] == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert ratios["boom-40-100"] == [0.4, 0.6, 0.8, 1.0]
+    assert ratios["boom-80-100"] == [0.8, 1.0]
+    assert ratios["boom-halves"] == [0.5, 0.5]
+    assert ratios["boom-sixties"] == [0.6, 0.6, 0.6]
+    schedules = {member.schedule for member in profile.members}
+    assert schedules == {"batch_shuffled", "sequential_datasets", "sequential_families", "two_stage"}
+    if profile.corpus.new_datasets:
+        assert (profile.member_ratio("update"), profile.member_subset("update").new_data) == (0.4, 1.0)
+        assert (profile.member_ratio("retrained"), profile.member_subset("retrained").new_data) == (1.0, 1.0)

@@ -99,7 +99,7 @@ class Study:
             raise ConfigError(f"this study has no '{prefix}…'{nearest(prefix, self.nodes)}")
         if only is not None:
             names = [f"{prefix}{name}" for name in only]
-        ready = {name: found for name in names if (found := self.workspace.find(self.node(name)))}
+        ready = self.workspace.find_all({name: self.node(name) for name in names})
         if ready:
             log.info("%s: %d of %d up to date", prefix.rstrip("/"), len(ready), len(names))
         return {name.removeprefix(prefix): ready.get(name) or self.build(name) for name in names}

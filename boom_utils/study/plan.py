@@ -72,8 +72,7 @@ class _Planner:
     @cached_property
     def found(self) -> dict[str, Artifact]:
         """What is up to date, by name of its node."""
-        nodes = {name: self.study.workspace.find(node) for name, node in self.study.nodes.items()}
-        return {name: artifact for name, artifact in nodes.items() if artifact is not None}
+        return self.study.workspace.find_all(self.study.nodes)
 
     @property
     def training(self) -> TrainingConfig:

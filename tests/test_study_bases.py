@@ -1,0 +1,105 @@
+"""The nodes of a base in the graph: a pretrained one has no random model, no pre-training and its own prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mteb  # noqa: F401  (while it is imported it draws from torch's global generator)
+import pytest
+import yaml
+from conftest import bert_folder
+
+from boom_utils.artifacts import Artifact, Workspace, write_json
+from boom_utils.config import PROFILES, Profile
+from boom_utils.data.examples import TrainingExample, write_examples, write_jsonl
+from boom_utils.errors import ConfigError, EvaluationError
+from boom_utils.model_folder import read_spec
+from boom_utils.study.graph import NOTEBOOKS, Study
+
+DATASETS = ("summary_to_description", "parameter_question", "exception_class", "parameter_overlap_sts")
+
+
+def study_of(folder: Path, base: dict[str, Any], evaluation: dict[str, Any] | None = None) -> Study:
+    """Smoke on another base."""
+    content = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
+    content["base_model"] = {"kind": "pretrained", "max_seq_length": 48, **base}
+    content["training"]["per_device_train_batch_size"] = 4
+    content["evaluation"] |= evaluation or {}
+    return Study(Profile.model_validate(content), Workspace(folder / "workspace"))
+
+
+def test_a_study_of_a_pretrained_base_has_no_random_model(tmp_path: Path) -> None:
+    study = study_of(tmp_path, {"name": "someone/model", "pooling": "mean"})
+    assert "random" not in study.nodes
+    assert not [name for name in study.nodes if name.startswith("scores/random/")]
+    assert study.profile.model_names[0] == "base"
+    assert dict(study.nodes["base"].inputs) == {}
+    assert set(study.nodes["tokens"].inputs) == {"examples", "base"}
+    for notebook in NOTEBOOKS:
+        made = study.nodes_of(notebook)
+        assert made
+        assert "random" not in made
+
+
+def test_a_tiny_base_begins_at_a_random_model() -> None:
+    content = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
+    study = Study(Profile.model_validate(content))
+    assert study.nodes["base"].inputs["random"] is study.nodes["random"]
+    assert set(study.nodes["tokens"].inputs) == {"examples", "random"}
+
+
+def test_everything_is_made_anew_when_the_base_or_its_prompts_change(tmp_path: Path) -> None:
+    model = {"name": str(bert_folder(tmp_path / "model"))}
+    first = study_of(tmp_path, model).nodes["base"].config
+    assert study_of(tmp_path, model).nodes["base"].config == first
+    assert study_of(tmp_path, {**model, "prompts": "none"}).nodes["base"].config != first
+    assert study_of(tmp_path, {**model, "max_seq_length": 40}).nodes["base"].config != first
+    counts = {"parameters": 1e6, "embedding_parameters": 1e5}
+    assert study_of(tmp_path, {**model, **counts}).nodes["base"].config == first
+
+
+def test_a_base_without_instructions_gets_none_in_training_and_evaluation(tmp_path: Path) -> None:
+    study = study_of(tmp_path, {"name": "someone/model", "pooling": "mean", "prompts": "none"})
+    assert set(study.nodes["base"].config["prompts"].values()) == {""}
+    assert {prompt for prompt, _ in study.nodes["tokens"].config["prompts"].values()} == {""}
+    assert study.nodes["scores/base/parameter_question"].config["prompt"] == ""
+    instructed = study_of(tmp_path, {"name": "someone/model", "pooling": "mean"})
+    assert instructed.nodes["scores/base/parameter_question"].config["prompt"].startswith("Instruct: ")
+
+
+def test_a_member_and_its_scores_are_made_from_a_pretrained_base(tmp_path: Path) -> None:
+    study = study_of(tmp_path, {"name": str(bert_folder(tmp_path / "model")), "prompts": "none"})
+
+    def examples(out: Path, _: Any) -> dict[str, Any]:
+        for dataset in DATASETS:
+            rows = [TrainingExample(f"words {n}", (f"return words {n}",), (f"a file {n}",)) for n in range(20)]
+            write_examples(out / "train" / f"{dataset}.jsonl", rows)
+        task = out / "evaluation" / "parameter_question"
+        write_jsonl(task / "corpus.jsonl", [{"id": str(n), "text": f"return words {n}"} for n in range(5)])
+        write_jsonl(task / "queries.jsonl", [{"id": "q", "text": "words 3"}])
+        write_jsonl(task / "qrels.jsonl", [{"query": "q", "document": "3"}])
+        write_json(out / "summary.json", {})
+        return {"rows": {}}
+
+    object.__setattr__(study.nodes["examples"], "make", examples)
+    base = study.build("base")
+    assert base.facts["kind"] == "folder"
+    assert read_spec(base.path).prompts["parameter_question"] == ""
+    scores: Artifact = study.build("scores/s60/parameter_question")
+    assert 0 < scores.facts["main_score"] <= 1
+    assert study.build("member/s60").facts["steps"] > 0
+
+
+def test_a_base_that_is_not_there_is_an_error_only_when_it_is_wanted(tmp_path: Path) -> None:
+    study = study_of(tmp_path, {"name": str(tmp_path / "nowhere")})
+    with pytest.raises(ConfigError, match="no folder of that base"):
+        study.build("base")
+
+
+def test_benchmarks_are_in_the_graph_and_say_that_they_are_not_run(tmp_path: Path) -> None:
+    benchmarks = {"out_of_domain": [], "out_of_domain_benchmarks": ["MTEB(Code, v1)"]}
+    study = study_of(tmp_path, {"name": str(bert_folder(tmp_path / "model"))}, benchmarks)
+    assert "scores/full/MTEB(Code, v1)" in study.nodes_of("02_finetune_subsets")
+    with pytest.raises(EvaluationError, match=r"does not run benchmarks of mteb \(MTEB\(Code, v1\)\)"):
+        study.build("scores/base/MTEB(Code, v1)")

@@ -1,0 +1,256 @@
+"""What a study would cost: by hand on small numbers, facts before assumptions, unknown stays unknown."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from boom_utils.artifacts import PROJECT_ROOT, Artifact, Workspace
+from boom_utils.cli import main
+from boom_utils.config import PROFILES, Profile, load_profile
+from boom_utils.data.examples import TrainingExample
+from boom_utils.data.manifest import load_manifest
+from boom_utils.data.tokens import TextRules, write_tokens
+from boom_utils.errors import ConfigError, DataError, ManifestError
+from boom_utils.study import plan as module
+from boom_utils.study.costs import Assumptions, Cost, StudyPlan, Sum, plan_text
+from boom_utils.study.graph import Study
+from boom_utils.study.plan import known_rows, plan_study
+
+ROWS = {
+    "summary_to_description": 100,  # 16 rows a batch
+    "parameter_question": 40,
+    "exception_class": 40,  # 8 rows a batch
+    "parameter_overlap_sts": 40,  # 8 rows a batch
+    "docstring_to_code": 50,
+}
+
+
+def study_of(workspace: Path, rows: Mapping[str, int | None] | None = None, **training: Any) -> Study:
+    """Smoke, with other training options."""
+    content = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
+    content["training"] |= {"query_max_len": 10, "passage_max_len": 20, **training}
+    content["subsets"].append({"name": "rest", "complement_of": "p40"})
+    content["members"].append({"name": "rest", "subset": "rest"})
+    return Study(Profile.model_validate(content), Workspace(workspace))
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> dict[str, int | None]:
+    stated: dict[str, int | None] = dict(ROWS)
+    monkeypatch.setattr(module, "known_rows", lambda manifest: stated)
+    return stated
+
+
+def cost_of(plan: StudyPlan, name: str) -> Cost:
+    return next(cost for cost in plan.costs if cost.name == name)
+
+
+def test_examples_steps_and_tokens_are_those_of_whole_batches(tmp_path: Path, rows: dict[str, int | None]) -> None:
+    plan = plan_study(study_of(tmp_path))
+    full = cost_of(plan, "full").amounts
+    assert full["steps"] == Sum(100 // 16 + 40 // 16 + 40 // 8 + 40 // 8)
+    assert full["examples"] == Sum(96 + 32 + 40 + 40)
+    assert full["tokens"] == Sum((96 + 32 + 40 + 40) * (10 + 2 * 20))
+    s40, rest = (cost_of(plan, name).amounts["examples"] for name in ("s40", "rest"))
+    assert s40 == Sum(32 + 16 + 16 + 16)
+    assert rest == Sum(48 + 16 + 24 + 24)  # 60, 24, 24 and 24 rows are left
+    update = cost_of(plan, "update").amounts["examples"]
+    assert update == Sum(s40.value + 48)  # and all of the new dataset
+
+
+@pytest.mark.parametrize(
+    ("options", "per_weight"),
+    [
+        ({}, 6),
+        ({"gradient_checkpointing": True}, 8),
+        ({"lora": {}}, 4),
+        ({"lora": {}, "gradient_checkpointing": True}, 6),
+    ],
+)
+def test_flops_are_6_or_4_a_weight_and_token_and_2_more_with_recomputation(
+    tmp_path: Path, rows: dict[str, int | None], options: dict[str, Any], per_weight: int
+) -> None:
+    plan = plan_study(study_of(tmp_path, **options), Assumptions(device_tflops=1e-3, utilisation=0.5))
+    # attention: q and o 128 x 128, k and v 128 x 64; MLP: three of 128 x 384; four layers
+    weights = 4 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 384)
+    full = cost_of(plan, "full").amounts
+    assert full["flops"].value == pytest.approx(per_weight * weights * full["tokens"].value)
+    assert full["device_hours"].value == pytest.approx(full["flops"].value / (1e9 * 0.5) / 3600)
+    assert full["model_bytes"] == Sum((weights + 8000 * 128) * 4)
+    kept = full["checkpoint_bytes"]
+    assert kept.complete is ("lora" not in options)
+
+
+def test_tokens_that_are_not_kept_in_memory_are_computed_twice(tmp_path: Path, rows: dict[str, int | None]) -> None:
+    once = cost_of(plan_study(study_of(tmp_path)), "full").amounts["flops"].value
+    twice = cost_of(plan_study(study_of(tmp_path, tokens_in_memory=1)), "full").amounts["flops"].value
+    assert once < twice < once * 8 / 6
+    roomy = cost_of(plan_study(study_of(tmp_path, tokens_in_memory=10**6)), "full").amounts["flops"].value
+    assert roomy == once
+
+
+def test_stated_lengths_and_speed_replace_the_limits_and_are_said(tmp_path: Path, rows: dict[str, int | None]) -> None:
+    plan = plan_study(study_of(tmp_path), Assumptions(4.0, 999.0, tokens_per_second=1000.0))
+    full = cost_of(plan, "full").amounts
+    assert full["tokens"] == Sum(208 * (4 + 2 * 20))  # no longer than the limit
+    assert full["device_hours"].value == pytest.approx(full["tokens"].value / 1000 / 3600)
+    assert "lengths: 4 tokens a query, as given" in plan.assumptions
+    assert "speed: 1000 tokens a second and device, measured or given" in plan.assumptions
+    assert any("its limit, an upper bound" in text for text in plan_study(study_of(tmp_path)).assumptions)
+
+
+def test_unknown_rows_stay_unknown_and_make_sums_lower_bounds(tmp_path: Path, rows: dict[str, int | None]) -> None:
+    rows["exception_class"] = None
+    plan = plan_study(study_of(tmp_path))
+    full = cost_of(plan, "full").amounts
+    assert full["examples"] == Sum(168, complete=False)
+    assert full["examples"].as_json() == {"value": 168, "at_least": True}
+    assert plan.unknown_rows == ("exception_class",)
+    assert "rows unknown for 1 datasets" in plan_text(plan)
+    assert ">= 168" in plan_text(plan)
+    for name in rows:
+        rows[name] = None
+    nothing = plan_study(study_of(tmp_path))
+    assert cost_of(nothing, "full").amounts["flops"].as_json() == {"value": None, "at_least": False}
+    assert "unknown" in plan_text(nothing)
+    json.dumps(nothing.as_json(), allow_nan=False)
+
+
+def test_rows_are_capped_as_the_profile_says(tmp_path: Path, rows: dict[str, int | None]) -> None:
+    rows["summary_to_description"] = 10**6
+    assert cost_of(plan_study(study_of(tmp_path)), "full").amounts["steps"] == Sum(560 // 16 + 2 + 5 + 5)
+
+
+def test_known_rows_are_those_the_manifest_states() -> None:
+    rows = known_rows(load_manifest("open_text"))
+    assert rows["squad_nqg"] == 11877
+    assert rows["medquad"] is None
+    assert set(known_rows(load_manifest("python_docs")).values()) == {None}
+
+
+# --- facts of what is made --------------------------------------------------------------------------------------------
+
+
+def fake(study: Study, name: str, facts: dict[str, Any], tokens: bool = False) -> None:
+    """Make one node of the study, without doing its work."""
+
+    def make(out: Path, _: Mapping[str, Artifact]) -> dict[str, Any]:
+        if tokens:
+            rows = [TrainingExample("a b", ("c d e",), ("f", "g h i"))] * 3
+            for dataset in ROWS:
+                write_tokens(
+                    out / f"{dataset}.arrow",
+                    rows,
+                    TextRules("", "", 9, 9),
+                    lambda t, n: [[1] * len(x.split()) for x in t],
+                )
+        return facts
+
+    object.__setattr__(study.nodes[name], "make", make)
+    study.build(name)
+
+
+def test_facts_of_finished_artifacts_come_before_assumptions(tmp_path: Path, rows: dict[str, int | None]) -> None:
+    study = study_of(tmp_path)
+    fake(study, "examples", {"rows": {f"train/{name}": 16 for name in ROWS}})
+    assert cost_of(plan_study(study), "full").amounts["examples"] == Sum(4 * 16)
+    for name in ("subset/p100", "random"):
+        fake(study, name, {})
+    fake(study, "tokens", {}, tokens=True)
+    plan = plan_study(study)
+    assert cost_of(plan, "full").amounts["tokens"] == Sum(4 * 16 * (2 + 3 + 2))  # query, positive, mean negative
+    assert plan.tokens_bytes == Sum(5 * 16 * (2 + 3 + 4) * 4)
+    assert any(text.startswith("lengths: measured") for text in plan.assumptions)
+    fake(study, "base", {"examples": 7, "steps": 3, "tokens": 70, "tokens_per_second": 9})
+    fake(study, "plan/full", {"batches": 5, "examples": 77})
+    fake(study, "member/full", {"tokens": 1234, "tokens_per_second": 50, "steps": 5, "examples": 77})
+    plan = plan_study(study)
+    full, base = cost_of(plan, "full"), cost_of(plan, "base")
+    assert (full.up_to_date, base.up_to_date, cost_of(plan, "s20").up_to_date) == (True, True, False)
+    assert {name: full.amounts[name].value for name in ("examples", "steps", "tokens")} == {
+        "examples": 77,
+        "steps": 5,
+        "tokens": 1234,
+    }
+    assert base.amounts["steps"] == Sum(3)
+    assert full.amounts["device_hours"].value == pytest.approx(1234 / 50 / 3600)  # the speed it had
+    assert plan.total("steps").value - plan.total("steps", to_do=True).value == 5 + 3
+
+
+def test_json_has_the_graph_with_inputs_before_what_is_made_from_them(
+    tmp_path: Path, rows: dict[str, int | None]
+) -> None:
+    study = study_of(tmp_path)
+    fake(study, "examples", {"rows": {}})
+    nodes = plan_study(study).as_json()["nodes"]
+    seen: set[str] = set()
+    for node in nodes:
+        assert set(node["inputs"]) <= seen, node["name"]
+        seen.add(node["name"])
+    assert seen == set(study.nodes)
+    by_name = {node["name"]: node for node in nodes}
+    assert by_name["member/s40"]["inputs"] == ["base", "plan/s40", "tokens"]
+    assert by_name["examples"]["up_to_date"] is True
+    assert (tmp_path / by_name["examples"]["folder"] / "record.json").is_file()
+    assert by_name["report"] | {"up_to_date": False, "folder": None} == by_name["report"]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_starts_nothing_and_imports_no_torch(tmp_path: Path) -> None:
+    code = """
+import sys
+from boom_utils.cli import main
+assert main(["plan", "--profile", "smoke"]) == 0
+print(sorted({"torch", "transformers", "mteb"} & set(sys.modules)))
+"""
+    environment = {"PATH": "", "PYTHONPATH": str(PROJECT_ROOT), "BOOM_HOME": str(tmp_path / "workspace")}
+    said = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment, cwd=tmp_path)
+    assert said.splitlines()[-1] == "[]"
+    assert "boom-updated" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_prints_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BOOM_HOME", str(tmp_path))
+    assert main(["plan", "--json", "--passage-tokens", "12.5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["profile"] == "smoke"
+    assert [model["name"] for model in found["models"]][:2] == ["base", "s20"]
+
+
+@pytest.mark.parametrize(
+    "options", [["--mfu", "0"], ["--mfu", "1.5"], ["--query-tokens", "-1"], ["--device-tflops", "nan"]]
+)
+def test_numbers_that_mean_nothing_are_refused(options: list[str]) -> None:
+    assert main(["plan", *options]) == 2
+
+
+@pytest.mark.parametrize("name", ["mini", "open", "paper-0.6b", "paper-4b"])
+def test_every_profile_of_the_kit_can_be_planned(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = load_profile(name)
+    try:
+        study = Study(profile, Workspace(tmp_path))
+    except (DataError, ManifestError) as error:
+        pytest.skip(f"the corpus of {name} cannot be opened by this version: {error}")
+    plan = plan_study(study)
+    assert [cost.name for cost in plan.costs] == [n for n in profile.model_names if n != "random"]
+    assert not any(cost.up_to_date for cost in plan.costs)
+    if profile.base_model.kind == "pretrained" and profile.base_model.parameters is not None:
+        assert cost_of(plan, "full").amounts["model_bytes"].value > 1e9
+
+
+def test_a_profile_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        load_profile(tmp_path / "nothing.yaml")
