@@ -262,7 +262,7 @@ def test_without_ours_each_number_has_its_own_version_beside_it(committed: Publi
     table = published_table(None, committed, ENGLISH, labels).set_index("task")
     assert list(table)[1::2] == labels
     assert table["BOOM_4B_v1 @33fb3454 note"]["SCIDOCS"] == "mteb 1.39.7"
-    assert "mteb version not stated; handed in from outside" in set(table["NV-Embed-v2 note"])
+    assert "mteb version not stated; revision not stated" in set(table["NV-Embed-v2 note"])
     assert "revisions 7604d305, external" in table["NV-Embed-v2 note"]["mean (task)"]
     assert table["BOOM_4B_v1 @33fb3454 note"]["mean (task)"] == ""
 

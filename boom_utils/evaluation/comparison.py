@@ -10,7 +10,7 @@ All runs of a draw see the same queries. A percentile interval over few seeds or
 them it knows the spread of only n numbers. So their deviations are widened by ``sqrt(n / (n - 1))`` times the ratio of
 Student's quantile with n - 1 degrees of freedom (Welch's number for seeds that are not paired) to the normal one,
 which makes the interval of a plain mean of n numbers about Student's. Hesterberg's expanded percentiles ("What teachers
-should know about the bootstrap", 2015, section 4.1) have the same aim.
+should know about the bootstrap", 2015) have the same aim.
 
 Shapes: R runs (seeds), T tasks, B bootstrap draws.
 """

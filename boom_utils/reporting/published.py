@@ -234,7 +234,7 @@ def _types(published: Published, benchmark: str) -> Mapping[str, str]:
 def _note(shown: Shown, ours: Shown | None, is_ours: bool) -> str:
     """What keeps one score from being compared with ours; its mteb version where there is no score of ours."""
     version = f"mteb {shown.mteb_version or 'version not stated'}"
-    parts = [] if shown.revision != "external" else ["handed in from outside"]
+    parts = [] if shown.revision != "external" else ["revision not stated"]
     if is_ours or ours is None:
         return "; ".join([version, *parts])
     if shown.mteb_version is None or shown.mteb_version != ours.mteb_version:
