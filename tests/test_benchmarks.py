@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import data_scale
+import encode_throughput
 import make_merge_family
 import merge_reference
 import merge_throughput
@@ -432,3 +433,33 @@ def test_sizes_of_nothing_are_refused() -> None:
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     assert said.returncode == 2
     assert "sizes are 1 or more" in said.stderr
+
+
+# --- encoding ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_encoding_benchmark_compares_both_models_on_the_same_texts_and_finds_the_same_embeddings(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, str(PEERS.parent / "encode_throughput.py"), "--pairs", "1", "--texts", "24"]
+    command += ["--steps", "4", "--max-length", "48", "--vocabulary", "512", "--output", str(tmp_path / "record.json")]
+    printed = [json.loads(line) for line in subprocess.check_output(command, text=True).splitlines()]
+    result, record = printed[-1], json.loads((tmp_path / "record.json").read_text())
+    assert list(result) == ["ratio", "max_difference"]
+    assert [line["model"] for line in printed[:-1]] == ["smoke", "minilm"]
+    assert all(line["texts"] == 24 and line["longest"] == 48 for line in printed[:-1])
+    assert result["ratio"] == min(line["ratio"] for line in printed[:-1]) > 0
+    assert 0 < result["max_difference"] <= 1e-5
+    assert record["models"] == printed[:-1]
+    assert str(tmp_path) not in (tmp_path / "record.json").read_text()
+
+
+def test_the_encoding_comparison_takes_medians_of_all_pairs_and_the_worst_of_models() -> None:
+    def side(seconds: float, value: float) -> encode_throughput.Side:
+        return encode_throughput.Side(seconds, 2 * seconds, np.full((2, 3), value))
+
+    found = encode_throughput.summary([(side(1, 0), side(9, 0)), (side(1, 0), side(1, 0.5)), (side(2, 0), side(6, 0))])
+    assert (found["ratio"], found["pairs"], found["cpu_ratio"]) == (3.0, [9.0, 1.0, 3.0], 3.0)
+    assert found["max_difference"] == 0.5
+    other = {"ratio": 1.5, "max_difference": 0.1}
+    assert encode_throughput.result_of([found, other]) == {"ratio": 1.5, "max_difference": 0.5}

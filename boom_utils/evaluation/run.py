@@ -40,11 +40,17 @@ class MtebEncoder:
         meta: Its mteb metadata (name and content-hash revision).
         prompt: Put before queries; before every text where ``prompt_documents``.
         prompt_documents: True for the kinds of `SYMMETRIC`.
-        tokens_per_batch: Padded tokens of one forward pass.
+        tokens_per_batch: Tokens of one forward pass; None: as `Encoder.encode` chooses.
     """
 
     def __init__(
-        self, encoder: Encoder, meta: ModelMeta, prompt: str, *, prompt_documents: bool, tokens_per_batch: int = 8192
+        self,
+        encoder: Encoder,
+        meta: ModelMeta,
+        prompt: str,
+        *,
+        prompt_documents: bool,
+        tokens_per_batch: int | None = None,
     ) -> None:
         self.encoder, self.mteb_model_meta = encoder, meta
         self.prompt, self.prompt_documents, self.tokens_per_batch = prompt, prompt_documents, tokens_per_batch
