@@ -280,6 +280,8 @@ WHY = "the test wants them left out"
     ("rule", "number", "left"),
     [
         ({"rule": "value", "column": "query", "values": ["-"]}, 1, ["one two", "c", "d"]),
+        ({"rule": "value", "part": "train", "column": "query", "values": ["c"]}, 1, ["one two", "-", "d"]),
+        ({"rule": "value", "column": "query", "values": ["c"]}, 2, ["one two", "-", "d"]),
         ({"rule": "shorter", "column": "query", "unit": "words", "fewest": 2}, 4, ["one two"]),
         ({"rule": "shorter", "column": "query", "unit": "characters", "fewest": 2}, 4, ["one two"]),
         ({"rule": "shared", "part": "train", "other": "test", "columns": ["query"]}, 1, ["one two", "-", "d"]),
