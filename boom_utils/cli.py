@@ -260,7 +260,7 @@ def _fetch(options: argparse.Namespace) -> None:
     from boom_utils.data.manifest import load_manifest
 
     profile = None if options.profile is None else load_profile(options.profile)
-    manifest = load_manifest(options.manifest if profile is None else profile.corpus.manifest)
+    manifest = load_manifest(options.manifest if profile is None else profile.manifest)
     datasets = chosen_datasets(manifest, profile, options.only)
     if not manifest.origins and not manifest.hubs:
         why = "its files are your own" if manifest.locals else "it is mined from installed distributions"

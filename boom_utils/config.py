@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from boom_utils.config_checks import repeated, unresolved
 from boom_utils.errors import ConfigError, nearest
@@ -38,7 +38,9 @@ class Frozen(BaseModel):
 class CorpusConfig(Frozen):
     """Which corpus, and how much of it (rows and documents are drawn by seed; None takes all)."""
 
-    manifest: Name
+    manifest: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9_.-]*|.+\.ya?ml)$", max_length=1000)] = Field(
+        description="name of a data manifest, or path of a .yaml file, relative to the profile's"
+    )
     datasets: tuple[Name, ...] = Field(description="training datasets, in the order sequential schedules use")
     new_datasets: tuple[Name, ...] = Field(default=(), description="those that arrive later; role `new_data`")
     train_rows: int | None = Field(default=None, gt=0, description="most training rows a dataset")
@@ -225,6 +227,7 @@ class Profile(Frozen):
     sources: Mapping[str, str] = Field(
         default={}, description="dotted key -> where its value comes from (`config_checks.SOURCES`), colon, note"
     )
+    _folder: Path = PrivateAttr(default=PROFILES)
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Profile:
@@ -232,6 +235,12 @@ class Profile(Frozen):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def manifest(self) -> str | Path:
+        """The data manifest as `boom_utils.data.manifest.load_manifest` takes it."""
+        named = self.corpus.manifest
+        return self._folder / named if named.endswith((".yaml", ".yml")) else named
 
     def subset(self, name: str) -> SubsetConfig:
         """The subset of that name."""
@@ -310,4 +319,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
             f"there is no profile '{name_or_path}'{nearest(str(name_or_path), profile_names())}",
             expected=f"one of {', '.join(profile_names())}, or the path of a .yaml file",
         )
-    return parse(Profile, read_yaml(path, ConfigError), path.name, ConfigError)
+    profile = parse(Profile, read_yaml(path, ConfigError), path.name, ConfigError)
+    # Where the file is makes no other study: it is no field, so that no record names a place on one machine.
+    profile._folder = path.resolve().parent
+    return profile

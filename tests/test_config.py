@@ -223,7 +223,7 @@ def test_profiles_name_only_what_their_manifest_has_in_the_role_they_give_it(nam
     profile = load_profile(name)
     if profile.corpus.manifest not in manifest_names():
         pytest.skip(f"manifest {profile.corpus.manifest} is not in this version")
-    manifest = load_manifest(profile.corpus.manifest)
+    manifest = load_manifest(profile.manifest)
     assert {manifest.dataset(dataset).role for dataset in profile.corpus.datasets} == {"train"}
     assert {manifest.dataset(dataset).role for dataset in profile.corpus.new_datasets} <= {"new_data"}
     trained = {*profile.corpus.datasets, *profile.corpus.new_datasets}

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from boom_utils.data.manifest import load_manifest
-from boom_utils.reporting.corpus import corpus_frame, corpus_treemap, overlap_frame, stated_rows, text_lengths
+from boom_utils.reporting.corpus import corpus_frame, corpus_treemap, overlap_frame, text_lengths
 from boom_utils.reporting.figures import STYLE
 
 WORDS = {"min": 0.0, "median": 7.0, "p95": 20.0, "max": 90.0}
@@ -48,7 +48,7 @@ def test_without_examples_rows_are_those_the_manifest_states_and_unknown_ones_ar
     frame = corpus_frame(manifest)
     assert frame.loc["banking77", "rows"] == 10003
     assert np.isnan(frame.loc["sick_r", "rows"]), "nobody trains on it"
-    assert np.isnan(stated_rows(load_manifest("python_docs").datasets[0])), "it is mined: no file states its rows"
+    assert corpus_frame(load_manifest("python_docs"))["rows"].isna().all(), "it is mined: no file states its rows"
     assert frame["dropped"].isna().all()
 
 

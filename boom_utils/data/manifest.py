@@ -108,6 +108,22 @@ class Dataset(Frozen):
         """Language of the texts, then that of the code if there is any."""
         return (self.language,) if self.programming_language is None else (self.language, self.programming_language)
 
+    @property
+    def stated_rows(self) -> int | None:
+        """Training rows as the manifest states them, before any rule makes examples of them; None where it does not."""
+        if self.role == "evaluation":
+            return None
+        if self.hub is not None:
+            return self.hub.select.rows if self.hub.select is not None else self.hub.rows.value
+        reading = None if self.origin is None else self.origin.read
+        return None if reading is None else reading.rows.get("train")
+
+    @property
+    def licence(self) -> str | None:
+        """As stated where its files are; None where it is mined: then every distribution has its own."""
+        place = self.origin or self.hub or self.local
+        return None if place is None else place.licence
+
 
 class EvaluationTask(Frozen):
     """One evaluation task; its prompt is that of its dataset."""

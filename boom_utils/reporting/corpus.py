@@ -48,11 +48,11 @@ def corpus_frame(manifest: Manifest, summary: Mapping[str, Any] | None = None) -
                 "family": dataset.family,
                 "for": ", ".join(use.replace("_", " ") for use in manifest.uses(dataset)),
                 "languages": " ".join(dataset.languages),
-                "rows": _rows(dataset, made) if summary else stated_rows(dataset),
+                "rows": _rows(dataset, made) if summary else _number(dataset.stated_rows),
                 "query words": _median(made, dataset, "query_words"),
                 "passage words": _median(made, dataset, "passage_words"),
                 "dropped": _total(dropped.get(dataset.id, 0)) if summary else np.nan,
-                "licence": _licence(dataset),
+                "licence": dataset.licence or "that of the package",
             }
             for dataset in manifest.datasets
         ]
@@ -131,15 +131,8 @@ def overlap_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=columns).sort_values("rows", ascending=False, ignore_index=True)
 
 
-def stated_rows(dataset: Dataset) -> float:
-    """Training rows that the manifest states for a dataset's files; NaN where it states none."""
-    if dataset.origin is None or dataset.role == "evaluation":
-        return float("nan")
-    files = [file.rows for file in dataset.origin.files if "train" in file.roles]
-    stated = dataset.origin.rows.get("train")
-    if isinstance(stated, int):
-        return float(stated)
-    return float("nan") if not files or None in files else float(max(count or 0 for count in files))
+def _number(count: int | None) -> float:
+    return float("nan") if count is None else float(count)
 
 
 def _rows(dataset: Dataset, made: Mapping[str, Any]) -> float:
@@ -152,10 +145,6 @@ def _median(made: Mapping[str, Any], dataset: Dataset, key: str) -> float:
 
 def _total(dropped: Any) -> int:
     return sum(_total(part) for part in dropped.values()) if isinstance(dropped, Mapping) else int(dropped)
-
-
-def _licence(dataset: Dataset) -> str:
-    return "that of the package" if dataset.origin is None else dataset.origin.licence
 
 
 def _example(entry: Mapping[str, Any]) -> str:

@@ -58,7 +58,7 @@ def _version(name: str) -> str | None:
 
 def _corpus(profile: str) -> Iterator[Finding]:
     loaded = load_profile(profile)
-    manifest = load_manifest(loaded.corpus.manifest)
+    manifest = load_manifest(loaded.manifest)
     if manifest.origins:
         yield _files(manifest, chosen_datasets(manifest, loaded))
         return

@@ -72,7 +72,7 @@ class Study:
         self, profile: Profile, workspace: Workspace | None = None, execution: stages.Execution | None = None
     ) -> None:
         self.profile = profile
-        self.manifest = load_manifest(profile.corpus.manifest)
+        self.manifest = load_manifest(profile.manifest)
         self.workspace = workspace or Workspace()
         _check_against_manifest(profile, self.manifest)
         downloads = downloads_folder(self.workspace.root)

@@ -33,11 +33,7 @@ ADAM_COPIES = 3  # a checkpoint holds weights and two moments
 
 def known_rows(manifest: Manifest) -> dict[str, int | None]:
     """Training rows of every dataset as its manifest states them; None where it does not."""
-    rows: dict[str, int | None] = {}
-    for dataset in manifest.datasets:
-        stated = dataset.origin.rows.get("train") if dataset.origin is not None else None
-        rows[dataset.id] = stated if isinstance(stated, int) else None
-    return rows
+    return {dataset.id: dataset.stated_rows for dataset in manifest.datasets}
 
 
 def plan_study(study: Study, assumptions: Assumptions | None = None) -> StudyPlan:
