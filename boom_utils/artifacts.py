@@ -182,6 +182,7 @@ class Node:
         resumable: The folder of an attempt that failed is given to ``make`` again, with what is in it.
         observations: Outputs that say how it went, not what came out (a log with times): nothing that is made from the
             artifact depends on them, so they are not part of its digest.
+        one_of_many: Its beginning and end are not worth a log line of their own.
     """
 
     stage: str
@@ -192,6 +193,12 @@ class Node:
     inputs: Mapping[str, Node] = field(default_factory=dict)
     resumable: bool = False
     observations: tuple[str, ...] = ()
+    one_of_many: bool = False
+
+    @property
+    def log_level(self) -> int:
+        """Of the lines that say that it is begun, finished or up to date."""
+        return logging.DEBUG if self.one_of_many else logging.INFO
 
 
 class Workspace:
@@ -228,7 +235,7 @@ class Workspace:
             WorkspaceError: The disk is full, or another process has held the same artifact for an hour.
         """
         if found := self.find(node):
-            log.info("%s: up to date", node.label)
+            log.log(node.log_level, "%s: up to date", node.label)
             return found
         inputs = {name: self.find(child) or self.build(child) for name, child in node.inputs.items()}
         folder = self._folder(node, key := self._key(node, inputs))
@@ -289,7 +296,7 @@ class Workspace:
             shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process: the lock says nobody else is at it
         shutil.rmtree(folder, ignore_errors=True)  # a folder without a record, or whose files are gone
         temporary.mkdir(parents=True, exist_ok=True)
-        log.info("%s: started", node.label)
+        log.log(node.log_level, "%s: started", node.label)
         began = time.perf_counter()
         try:
             facts = node.make(temporary, inputs) or {}
@@ -305,7 +312,7 @@ class Workspace:
         finally:
             if not node.resumable:
                 shutil.rmtree(temporary, ignore_errors=True)
-        log.info("%s: done in %.1f s", node.label, seconds)
+        log.log(node.log_level, "%s: done in %.1f s", node.label, seconds)
         return Artifact(folder, record)
 
     def _record(

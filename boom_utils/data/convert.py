@@ -24,7 +24,7 @@ from boom_utils.data.docs_pairs import normalise
 from boom_utils.data.evaluation_sets import Limits, evaluation_set
 from boom_utils.data.example_sets import WrittenSets
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
-from boom_utils.data.overlap import Overlap, find_overlap
+from boom_utils.data.overlap import Overlap, find_overlap, task_domains
 from boom_utils.data.readers import Raw, read_dataset
 from boom_utils.data.record_tables import as_examples, part_of, without_texts
 from boom_utils.data.rules import RowOptions, training_rows
@@ -91,7 +91,13 @@ def make_examples(
     _check(work, facts)
     write_json(
         out / "summary.json",
-        {**facts, "bad_lines": bad_lines, "sets": work.written.sets, "overlap": overlap.ledger},
+        {
+            **facts,
+            "bad_lines": bad_lines,
+            "sets": work.written.sets,
+            "overlap": overlap.ledger,
+            "domains": task_domains(chosen, corpus.datasets, overlap),
+        },
     )
     return facts
 

@@ -7,7 +7,7 @@ are described by `boom_utils.data.manifest_files`, ready-made rows by `boom_util
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -132,6 +132,13 @@ class EvaluationTask(Frozen):
     dataset: Name
     family: Family
     held_out: bool = Field(description="True: out of domain, made of distributions or datasets nobody trains on")
+    domain_of: Name | None = Field(
+        default=None, description="dataset whose training rows are of the same kind; None: its own dataset"
+    )
+
+    def domain(self, trained: Collection[str]) -> Literal["in-domain", "out-of-domain"]:
+        """In domain of models that are trained on some datasets, or not."""
+        return "in-domain" if (self.domain_of or self.dataset) in trained and not self.held_out else "out-of-domain"
 
 
 Entry = TypeVar("Entry", Dataset, EvaluationTask)
@@ -164,6 +171,8 @@ class Manifest(Frozen):
                 problems.append(f"task '{task.id}': no dataset '{task.dataset}'{nearest(task.dataset, families)}")
             elif task.family != families[task.dataset]:
                 problems.append(f"task '{task.id}' is {task.family}, its dataset is {families[task.dataset]}")
+            if task.domain_of is not None and task.domain_of not in families:
+                problems.append(f"task '{task.id}': no dataset '{task.domain_of}'{nearest(task.domain_of, families)}")
         problems += source_problems(self)
         if not self.tasks and not self.benchmarks:
             problems.append("there is nothing to evaluate with: name tasks, or benchmarks of mteb")

@@ -213,7 +213,7 @@ class _Found:
 def task_domains(tasks: Iterable[EvaluationTask], trained: Collection[str], overlap: Overlap) -> list[dict[str, Any]]:
     """Say of every evaluation task whether it is in domain, and how much of it was seen in training all the same.
 
-    A task is in domain if the training part of its dataset is trained on and the task is not held out.
+    In domain is what `EvaluationTask.domain` says: its dataset, or another one of the same kind, is trained on.
 
     Args:
         tasks: Evaluation tasks; their ids are the names of the evaluation sets of ``overlap``.
@@ -241,7 +241,7 @@ def _domain(task: EvaluationTask, trained: Sequence[str], overlap: Overlap) -> d
     return {
         "task": task.id,
         "dataset": task.dataset,
-        "domain": "in-domain" if task.dataset in trained and not task.held_out else "out-of-domain",
+        "domain": task.domain(trained),
         "texts": texts,
         "exact": exact,
         "near": near,

@@ -31,7 +31,7 @@ from boom_utils.data.example_sets import Row, WrittenSets, draw, labelled_exampl
 from boom_utils.data.examples import TrainingExample
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
 from boom_utils.data.mining import corpus_deviations, corpus_fingerprint, mine
-from boom_utils.data.overlap import Overlap, OverlapOptions, find_overlap
+from boom_utils.data.overlap import Overlap, OverlapOptions, find_overlap, task_domains
 from boom_utils.errors import DataError, ManifestError
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,9 @@ def make_examples(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]
     for task in evaluated:
         _write_task(task, built, corpus, report)
     overlap = find_overlap(
-        {name: out / f"{name}.jsonl" for name in report.trained_on}, report.evaluated, OverlapOptions(near=False)
+        {name.removeprefix("train/"): out / f"{name}.jsonl" for name in report.trained_on},
+        report.evaluated,
+        OverlapOptions(near=False),
     )
     _check(report, overlap)
     facts = {
@@ -80,7 +82,9 @@ def make_examples(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]
         "shared_texts": overlap.exact,
     }
     mining = {"files": mined.files, "unreadable": mined.unreadable, "definitions": len(mined.definitions)}
-    write_json(out / "summary.json", {**facts, "mining": mining, "sets": report.sets, "overlap": overlap.ledger})
+    domains = task_domains(evaluated, corpus.datasets, overlap)
+    found = {"mining": mining, "sets": report.sets, "overlap": overlap.ledger, "domains": domains}
+    write_json(out / "summary.json", {**facts, **found})
     return facts
 
 

@@ -24,7 +24,7 @@ from boom_utils.data.example_sets import WrittenSets, draw_retrieval, word_numbe
 from boom_utils.data.examples import BadLine, TrainingExample, iter_examples, write_examples
 from boom_utils.data.hub_files import known_files, known_rows
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
-from boom_utils.data.overlap import find_overlap
+from boom_utils.data.overlap import Overlap, find_overlap, task_domains
 from boom_utils.data.ready_rows import BadLines, chosen_rows, columns_of, count_ready, numbered_rows
 from boom_utils.errors import DataError, bullet_list
 from boom_utils.progress import progress
@@ -171,7 +171,7 @@ def convert_ready(manifest: Manifest, corpus: CorpusConfig, folder: Path, out: P
         notes = [*more, *seen.deviations(), *_miscounted(dataset, folder)]
         deviations += [f"{dataset.id}: {note}" for note in notes]
     written.refuse_empty("give more rows, or hold out another share")
-    ledger, dropped = _without_evaluated(trained, corpus, written) if manifest.tasks else ([], {})
+    overlap, dropped = _without_evaluated(trained, corpus, written) if manifest.tasks else (Overlap({}, {}, {}), {})
     for deviation in deviations:
         log.warning("%s: %s", manifest.name, deviation)
     facts = {
@@ -179,10 +179,12 @@ def convert_ready(manifest: Manifest, corpus: CorpusConfig, folder: Path, out: P
         "fingerprint": ready_fingerprint(manifest, corpus, folder),
         "deviations": deviations,
         "dropped": dropped,
-        "shared_texts": sum(entry["exact"] for entry in ledger) if corpus.overlap == "report" else 0,
+        "shared_texts": overlap.exact if corpus.overlap == "report" else 0,
     }
     malformed = {name: {"number": b.number, "first": [str(one) for one in b.first]} for name, b in bad.items()}
-    write_json(out / "summary.json", {**facts, "sets": written.sets, "overlap": ledger, "bad_lines": malformed})
+    domains = task_domains(manifest.tasks, corpus.datasets, overlap)
+    found = {"sets": written.sets, "overlap": overlap.ledger, "domains": domains, "bad_lines": malformed}
+    write_json(out / "summary.json", {**facts, **found})
     return facts
 
 
@@ -249,11 +251,11 @@ def _write_train(dataset: Dataset, rows: Iterable[TrainingExample], written: Wri
 
 def _without_evaluated(
     datasets: Sequence[Dataset], corpus: CorpusConfig, written: WrittenSets
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
+) -> tuple[Overlap, dict[str, dict[str, int]]]:
     """Look for evaluated texts among the training rows, and write those sets anew that hold some.
 
     Returns:
-        The ledger of what was found, and the numbers of rows dropped, by set and reason.
+        What was found, and the numbers of rows dropped, by set and reason.
     """
     overlap = find_overlap({one.id: _train_file(one, written) for one in datasets}, written.evaluated)
     dropped: dict[str, dict[str, int]] = {}
@@ -264,7 +266,7 @@ def _without_evaluated(
             _write_train(dataset, (example for number, example in rows if number not in offending), written)
             dropped[f"train/{dataset.id}"] = {"a text is evaluated, or nearly so": len(offending)}
     written.refuse_empty("hold out another share, or set overlap: report", dropped)
-    return overlap.ledger, dropped
+    return overlap, dropped
 
 
 def _write_task(task: EvaluationTask, held: HeldOut, corpus: CorpusConfig, written: WrittenSets) -> None:

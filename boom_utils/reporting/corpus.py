@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from boom_utils.data.manifest import Dataset, Manifest
+from boom_utils.data.sampling import Subset
 from boom_utils.reporting.figures import COLOURS, GREY
 
 Place = tuple[float, float, float, float]
@@ -129,6 +130,46 @@ def overlap_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
         if entry["exact"] or entry["near"]
     ]
     return pd.DataFrame(lines, columns=columns).sort_values("rows", ascending=False, ignore_index=True)
+
+
+def domain_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Domain of every evaluation task, and how much of it was seen in the old training data all the same.
+
+    Args:
+        summary: The summary.json of the examples.
+    """
+    lines = [
+        [entry["task"], entry["domain"], entry["texts"], entry["exact"], entry["near"], 100 * entry["seen"]]
+        for entry in summary["domains"]
+    ]
+    return pd.DataFrame(lines, columns=["task", "domain", "texts", "exact", "near", "seen, %"])
+
+
+def subset_frame(subsets: Mapping[str, Subset]) -> pd.DataFrame:
+    """Rows that every subset holds of every dataset, and in all."""
+    sizes = pd.DataFrame({name: subset.sizes for name, subset in subsets.items()}).astype("Int64")
+    sizes.loc["all"] = sizes.sum()
+    return sizes
+
+
+def corpus_text(manifest: Manifest, summary: Mapping[str, Any]) -> str:
+    """What was made of a corpus, for a terminal: rows of every set, rows left out and why, bad lines."""
+    frame = corpus_frame(manifest, summary)
+    made = frame[frame["rows"] > 0].drop(columns=["licence", "for"])
+    tasks = {name: facts["rows"] for name, facts in summary["sets"].items() if name.startswith("evaluation/")}
+    parts = [made.to_string(float_format="{:,.0f}".format), "", *(f"{name}: {rows}" for name, rows in tasks.items())]
+    parts += ["", "left out:", *(f"  {name}: {reasons}" for name, reasons in summary["dropped"].items() if reasons)]
+    parts += [f"  bad lines of {name}: {found}" for name, found in summary.get("bad_lines", {}).items() if found]
+    parts += [f"deviation: {text}" for text in summary["deviations"]]
+    return "\n".join(parts)
+
+
+def overlap_text(summary: Mapping[str, Any]) -> str:
+    """The overlap ledger and the domains of the tasks, for a terminal."""
+    shared = overlap_frame(summary)
+    shown = shared.assign(example=shared["example"].str.slice(0, 60)).to_string() if len(shared) else "nothing shared"
+    left = f"evaluated texts in the training rows that were written: {summary['shared_texts']}"
+    return "\n\n".join([shown, domain_frame(summary).to_string(float_format="{:.1f}".format), left])
 
 
 def _number(count: int | None) -> float:

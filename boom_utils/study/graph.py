@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from boom_utils.config import Profile, load_profile
 from boom_utils.data.corpus_files import downloads_folder
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.errors import ConfigError, bullet_list, nearest
-from boom_utils.progress import quiet_libraries
+from boom_utils.progress import progress, quiet_libraries
 from boom_utils.reporting.results import (
     Results,
     compared_schedules,
@@ -100,9 +101,14 @@ class Study:
         if only is not None:
             names = [f"{prefix}{name}" for name in only]
         ready = self.workspace.find_all({name: self.node(name) for name in names})
+        label, began = prefix.rstrip("/"), time.monotonic()
         if ready:
-            log.info("%s: %d of %d up to date", prefix.rstrip("/"), len(ready), len(names))
-        return {name.removeprefix(prefix): ready.get(name) or self.build(name) for name in names}
+            log.info("%s: %d of %d up to date", label, len(ready), len(names))
+        missing = [name for name in names if name not in ready]
+        made = {name: self.build(name) for name in progress(missing, len(missing), label)}
+        if many := sum(self.node(name).one_of_many for name in missing):
+            log.info("%s: %d made, done in %.1f s", label, many, time.monotonic() - began)
+        return {name.removeprefix(prefix): made.get(name) or ready[name] for name in names}
 
     def scores_of(self, models: Iterable[str]) -> dict[str, dict[str, Artifact]]:
         """Scores of the given models on every task: model -> task -> artifact."""
@@ -179,9 +185,16 @@ def _check_against_manifest(profile: Profile, manifest: Manifest) -> None:
         for dataset in manifest.datasets
         if dataset.id in profile.corpus.datasets and dataset.role == "evaluation"
     ]
+    for place, domain in (("in_domain", "in-domain"), ("out_of_domain", "out-of-domain")):
+        declared = [manifest.task(name) for name in getattr(profile.evaluation, place) if name in tasks]
+        problems += [
+            f"evaluation.{place}: '{task.id}' is {task.domain(profile.corpus.datasets)} of what is trained on"
+            for task in declared
+            if task.domain(profile.corpus.datasets) != domain
+        ]
     if problems:
         raise ConfigError(
-            f"profile '{profile.name}' names what manifest '{manifest.name}' does not have", found=bullet_list(problems)
+            f"profile '{profile.name}' does not fit manifest '{manifest.name}'", found=bullet_list(problems)
         )
     for member in profile.members:
         names = (*profile.corpus.datasets, *profile.new_datasets(profile.subset(member.subset)))

@@ -312,7 +312,8 @@ def scores(
 
     described = {"model": model, "task": declared.model_dump(mode="json"), "prompt": prompt}
     inputs = {"model": source, "examples": nodes["examples"]}
-    return Node("scores", VERSION["scores"], f"scores of {model} on {task_name}", described, make, inputs)
+    label = f"scores of {model} on {task_name}"
+    return Node("scores", VERSION["scores"], label, described, make, inputs, one_of_many=True)
 
 
 def benchmark_scores(model: str, source: Node, benchmark: str) -> Node:
