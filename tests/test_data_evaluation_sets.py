@@ -129,6 +129,7 @@ def test_reranking_needs_right_and_wrong_candidates(datasets: dict[str, Dataset]
         ("who", "x", "0"),
         ("who", "the cat", "1"),
         ("who", "X", "0"),
+        ("who", "The Cat", "0"),
         ("why", "because", "1"),
         ("when", "x", "0"),
         ("where", "x", "1"),
@@ -146,7 +147,7 @@ def test_reranking_needs_right_and_wrong_candidates(datasets: dict[str, Dataset]
         "qrels": [{"query": "q0", "document": "d1"}, {"query": "q3", "document": "d0"}],
         "top_ranked": [{"query": "q0", "documents": ["d0", "d1"]}, {"query": "q3", "documents": ["d0", "d3"]}],
     }
-    assert found.dropped == {"repeated candidate": 1, "query without both labels": 2}
+    assert found.dropped == {"repeated candidate": 2, "query without both labels": 2}
     one = made(raw, datasets["reranking"], Limits(1, 1))
     shown = {name for row in one.files["top_ranked"] for name in row["documents"]}
     assert len(one.files["queries"]) == 1

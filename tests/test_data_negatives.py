@@ -82,6 +82,10 @@ def test_equal_scores_keep_the_order_of_the_pool() -> None:
     pool = NegativePool([f"same {number}" for number in range(50)])
     assert pool.ranked("same", ()) == list(range(RANKS))
     assert pool.ranked("same", ("same 0", "same 3")) == [1, 2, *range(4, RANKS + 2)]
+    groups = NegativePool(f"{'same ' * (1 + number % 3)}{number}" for number in range(900))
+    scores = groups.scores("same")
+    assert len(set(scores.tolist())) == 3
+    assert groups.ranked("same", (), 700) == sorted(range(900), key=lambda place: (-scores[place], place))[:700]
 
 
 def test_a_pool_without_any_word_ranks_nothing_and_still_draws() -> None:

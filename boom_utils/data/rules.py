@@ -79,7 +79,7 @@ def training_rows(
 
     Args:
         shape: What the columns mean.
-        records: Its training records, as `boom_utils.data.readers.Raw` holds them; fewer of them gives them.
+        records: Its training records: the part `train`, or what is left of it.
         options: How many rows and negatives.
         generator: Draws rows, then what each needs.
 
