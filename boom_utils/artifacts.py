@@ -2,7 +2,6 @@
 
 A folder is built under a temporary name, completed by ``record.json`` and then renamed, so an artifact is either
 whole or absent. Asking again for the same key returns the folder at once, in a notebook and headless alike.
-It does not schedule anything: `boom_utils.study` decides what is needed.
 """
 
 from __future__ import annotations
@@ -197,7 +196,7 @@ class Node:
 
     @property
     def log_level(self) -> int:
-        """Of the lines that say that it is begun, finished or up to date."""
+        """Of the lines that say how far it is."""
         return logging.DEBUG if self.one_of_many else logging.INFO
 
 

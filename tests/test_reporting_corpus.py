@@ -12,10 +12,21 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from boom_utils.data.manifest import load_manifest
-from boom_utils.reporting.corpus import corpus_frame, corpus_treemap, overlap_frame, text_lengths
+from boom_utils.data.sampling import Subset
+from boom_utils.reporting.corpus import (
+    corpus_frame,
+    corpus_text,
+    corpus_treemap,
+    domain_frame,
+    overlap_frame,
+    overlap_text,
+    subset_frame,
+    text_lengths,
+)
 from boom_utils.reporting.figures import STYLE
 
 WORDS = {"min": 0.0, "median": 7.0, "p95": 20.0, "max": 90.0}
+SEEN = [{"evaluated": "seen it", "trained": "seen it.", "similarity": 0.9}]
 SUMMARY: dict[str, Any] = {
     "sets": {
         "train/summary_to_description": {"rows": 300, "query_words": WORDS, "passage_words": WORDS},
@@ -25,8 +36,15 @@ SUMMARY: dict[str, Any] = {
     "dropped": {"summary_to_description": 3, "exception_class": {"no negative": 2, "overlap": {"exact": 4}}},
     "overlap": [
         {"evaluation": "a", "trained_on": "b", "exact": 0, "near": 0, "rows": 0},
-        {"evaluation": "a", "trained_on": "c", "exact": 1, "near": 2, "rows": 5, "examples": [["seen", "Seen."]]},
+        {"evaluation": "a", "trained_on": "c", "exact": 1, "near": 2, "rows": 5, "examples": SEEN},
     ],
+    "domains": [
+        {"task": "a", "domain": "in-domain", "texts": 8, "exact": 1, "near": 1, "seen": 0.25},
+        {"task": "z", "domain": "out-of-domain", "texts": 4, "exact": 0, "near": 0, "seen": 0.0},
+    ],
+    "deviations": ["b 1 is named, b 2 was found"],
+    "bad_lines": {"exception_class": ["rows.tsv:3: the score is no number"]},
+    "shared_texts": 0,
 }
 
 
@@ -87,6 +105,27 @@ def test_figures_of_a_corpus_are_byte_for_byte_the_same() -> None:
 
 def test_the_overlap_table_shows_only_pairs_that_share_something() -> None:
     frame = overlap_frame(SUMMARY)
-    assert frame.iloc[0].tolist() == ["a", "c", 1, 2, 5, "seen ≈ Seen."]
+    assert frame.iloc[0].tolist() == ["a", "c", 1, 2, 5, "seen it ≈ seen it."]
     assert len(frame) == 1
     assert overlap_frame({"overlap": []}).empty
+
+
+def test_the_reports_for_a_terminal_say_rows_drops_bad_lines_deviations_and_domains() -> None:
+    text = corpus_text(load_manifest("python_docs"), SUMMARY)
+    for part in ("summary_to_description", "300", "no negative", "rows.tsv:3", "deviation: b 1", "exception_class: 50"):
+        assert part in text
+    assert "parameter_question" not in text, "nothing was made of it"
+    shown = overlap_text(SUMMARY)
+    for part in ("seen it ≈ seen it.", "out-of-domain", "25.0", "that were written: 0"):
+        assert part in shown
+    assert "nothing shared" in overlap_text({**SUMMARY, "overlap": []})
+    assert domain_frame(SUMMARY)["seen, %"].tolist() == [25.0, 0.0]
+
+
+def test_rows_of_subsets_are_summed_and_a_dataset_that_is_not_drawn_from_is_none() -> None:
+    ids = {"x": np.arange(3, dtype=np.uint32), "y": np.arange(2, dtype=np.uint32)}
+    drawn = {"all": Subset({"name": "all"}, {"x": 3, "y": 2}, ids), "half": Subset({}, {"x": 3}, {"x": ids["x"][:1]})}
+    frame = subset_frame(drawn)
+    assert frame["all"].tolist() == [3, 2, 5]
+    assert frame.loc["x", "half"] == frame.loc["all", "half"] == 1
+    assert frame["half"].isna().tolist() == [False, True, False]

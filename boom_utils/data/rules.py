@@ -9,12 +9,11 @@ query or to one of its positives; a row that finds none is dropped.
 * ``candidates``: query -> its passages of label 1. Negatives are its passages of label 0; too few are filled by BM25
   among the passages of all queries.
 * ``judged_pairs``: first sentence -> the second sentences it means the same as; one direction, so that a pair is
-  learnt once. Negatives are sentences judged different from the query, in either order; filled by BM25 among all
-  sentences.
+  learnt once. Negatives are sentences judged different from the query, in either order; filled with random sentences.
 * ``graded``: sentence -> those of score 4 or more with it; both directions, as a score has none and there are few such
   pairs. Negatives are sentences of score 2 or less with the query; filled with random sentences of such pairs, never
-  one that has a score above 2 with the query. BM25 is not used: what shares words with such a sentence is often a
-  paraphrase that nobody graded.
+  one that has a score above 2 with the query. Neither takes BM25: what shares words with such a sentence is often a
+  paraphrase that nobody judged.
 * ``nli``: premise -> the hypotheses it entails, with exactly one of those it contradicts as negative, drawn.
 * ``labelled``: text -> up to 3 other texts of its label, negatives are texts of other labels; both drawn
   (`boom_utils.data.example_sets.labelled_examples`). A text of two labels is left out.
@@ -133,7 +132,7 @@ def _judged_pairs(
     questions = _ask(same, first, dropped)
     _add_negatives(questions, _both_ways((one, other) for one, other, label in records if label == "0"))
     _set_apart(questions, _both_ways(same))
-    return _rows(questions, [*first, *second], options, generator, dropped)
+    return _rows(questions, [*first, *second], options, generator, dropped, "random")
 
 
 def _graded(

@@ -189,8 +189,11 @@ def _total(dropped: Any) -> int:
 
 
 def _example(entry: Mapping[str, Any]) -> str:
-    shown = entry.get("examples") or [""]
-    return " ≈ ".join(map(str, shown[0])) if isinstance(shown[0], list | tuple) else str(shown[0])
+    if not entry.get("examples"):
+        return ""
+    first = entry["examples"][0]
+    same = first["evaluated"] == first["trained"]
+    return str(first["trained"] if same else f"{first['evaluated']} ≈ {first['trained']}")
 
 
 def _tiles(sizes: pd.Series[float], place: Place) -> list[Place]:
