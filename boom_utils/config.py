@@ -114,7 +114,8 @@ class PretrainedBase(Frozen):
 
     kind: Literal["pretrained"]
     name: str = Field(
-        min_length=1, description="hub repository (owner/name), path of a folder, or name of a distribution"
+        min_length=1,
+        description="hub repository (owner/name), path of a folder (./ starts at the profile's file), or distribution",
     )
     revision: str | None = Field(default=None, description="commit of the hub, version of the distribution")
     weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="of model.safetensors")
@@ -126,6 +127,12 @@ class PretrainedBase(Frozen):
     )
     parameters: float | None = Field(default=None, gt=0, description="for `boom plan` where the model is not here")
     embedding_parameters: float | None = Field(default=None, ge=0, description="of them in the token embedding")
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def place(self) -> Path:
+        """Where its name leads if it is a folder: relative ones start at the profile's file."""
+        return self._folder / Path(self.name).expanduser()
 
     @model_validator(mode="after")
     def _counts_fit(self) -> PretrainedBase:
@@ -322,4 +329,6 @@ def load_profile(name_or_path: str | Path) -> Profile:
     profile = parse(Profile, read_yaml(path, ConfigError), path.name, ConfigError)
     # Where the file is makes no other study: it is no field, so that no record names a place on one machine.
     profile._folder = path.resolve().parent
+    if isinstance(profile.base_model, PretrainedBase):
+        profile.base_model._folder = profile._folder
     return profile

@@ -66,16 +66,9 @@ def _misplaced_new_data(profile: Profile) -> list[str]:
 
 
 def _domains(profile: Profile) -> list[str]:
-    evaluation = profile.evaluation
-    domains = {
-        "in_domain": (*evaluation.in_domain, *evaluation.in_domain_benchmarks),
-        "out_of_domain": (*evaluation.out_of_domain, *evaluation.out_of_domain_benchmarks),
-    }
-    return [
-        f"evaluation.{domain}: name at least one task, or a benchmark in {domain}_benchmarks"
-        for domain, names in domains.items()
-        if not names
-    ]
+    found = profile.evaluation
+    named = (*found.in_domain, *found.in_domain_benchmarks, *found.out_of_domain, *found.out_of_domain_benchmarks)
+    return [] if named else ["evaluation: name at least one task, in or out of domain, or a benchmark of mteb"]
 
 
 def _sources(profile: Profile) -> list[str]:

@@ -163,10 +163,11 @@ def test_a_base_is_made_or_pretrained_and_wrong_keys_of_either_are_named(tmp_pat
     assert "both of `parameters` and" in problem_with(tmp_path, base_model={**pretrained, "parameters": 1e9})
 
 
-def test_every_domain_needs_a_task_or_a_benchmark(tmp_path: Path) -> None:
+def test_a_study_needs_a_task_or_a_benchmark_in_either_domain(tmp_path: Path) -> None:
     evaluation = smoke_content()["evaluation"]
-    said = problem_with(tmp_path, evaluation={**evaluation, "in_domain": []})
-    assert "evaluation.in_domain: name at least one task, or a benchmark in in_domain_benchmarks" in said
+    said = problem_with(tmp_path, evaluation={**evaluation, "in_domain": [], "out_of_domain": []})
+    assert "evaluation: name at least one task, in or out of domain, or a benchmark of mteb" in said
+    assert load_profile(edited(tmp_path, evaluation={**evaluation, "in_domain": []})).evaluation.in_domain == ()
     benchmarks = {**evaluation, "in_domain": [], "in_domain_benchmarks": ["MTEB(eng, v2)"]}
     assert load_profile(edited(tmp_path, evaluation=benchmarks)).evaluation.in_domain == ()
     twice = {**benchmarks, "out_of_domain_benchmarks": ["MTEB(eng, v2)"]}

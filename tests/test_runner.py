@@ -250,6 +250,7 @@ def test_notebooks_are_chosen_by_number_or_name() -> None:
         "04_incremental_updates",
         "05_scheduling_ablations",
         "07_tables_and_figures",
+        "08_your_own_data",
     ]
 
 
@@ -386,7 +387,8 @@ def test_a_workspace_that_cannot_be_written_is_said_without_a_traceback(
 
 def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.CaptureFixture[str]) -> None:
     options = {}
-    for command in ("run", "plan", "train", "merge", "data fetch", "check"):
+    data = ("data fetch", "data convert", "data sample", "data overlap")
+    for command in ("run", "plan", "train", "merge", *data, "check"):
         with pytest.raises(SystemExit):
             main([*command.split(), "--help"])
         options[command] = sorted(set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"})
@@ -404,6 +406,7 @@ def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.C
         "train": ["--allow-change", "--nproc", "--profile"],
         "merge": ["--plan", "--shard-gb", "--threads"],
         "data fetch": ["--manifest", "--offline", "--only", "--profile", "--verify"],
+        **dict.fromkeys(data[1:], ["--on-bad-line", "--profile"]),
         "check": ["--profile"],
     }
 

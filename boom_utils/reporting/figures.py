@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from boom_utils.artifacts import atomic_path
 from boom_utils.evaluation.statistics import Estimate
 from boom_utils.reporting.geometry import angles_and_sizes, layer_heat_map
-from boom_utils.reporting.results import DOMAINS, Results, read_json_object
+from boom_utils.reporting.results import Results, read_json_object
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
@@ -41,8 +41,8 @@ STYLE: dict[Any, Any] = {
 def model_means(results: Results) -> Figure:
     """Mean score of every model in and out of domain, with intervals; a line marks the reference."""
     figure = Figure(figsize=(8, 0.34 * len(results.models) + 1.3), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, domain in zip(axes, DOMAINS, strict=True):
+    axes = figure.subplots(1, len(results.domains), sharey=True, squeeze=False)[0]
+    for axis, domain in zip(axes, results.domains, strict=True):
         found = [results.domain_mean(model, domain) for model in results.models]
         _dots(axis, found, [_colour(results, model) for model in results.models])
         axis.axvline(100 * found[results.models.index(results.reference)].value, color=GREY, lw=0.8, ls="--", zorder=0)
@@ -161,8 +161,8 @@ def schedule_comparison(results: Results) -> Figure:
     """Paired difference of every schedule to batch-level shuffling in and out of domain, with intervals."""
     pairs = [(member, baseline) for member, baseline in results.schedules.items() if member != baseline]
     figure = Figure(figsize=(8, 0.4 * len(pairs) + 1.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, domain, colour in zip(axes, DOMAINS, (BLUE, ORANGE), strict=True):
+    axes = figure.subplots(1, len(results.domains), sharey=True, squeeze=False)[0]
+    for axis, domain, colour in zip(axes, results.domains, (BLUE, ORANGE), strict=False):
         tasks = results.tasks(domain)
         _dots(axis, [results.difference(*pair, tasks) for pair in pairs], [colour] * len(pairs))
         axis.axvline(0, color=GREY, lw=0.8, ls="--", zorder=0)

@@ -127,6 +127,11 @@ class Results:
         found = self._samples(model, [task])
         return mean_estimate(found, self._draws(model, [task]), [task], self.bootstrap)
 
+    @property
+    def domains(self) -> list[str]:
+        """The domains that have tasks."""
+        return [domain for domain in DOMAINS if self.tasks(domain)]
+
     def domain_mean(self, model: str, domain: str) -> Estimate:
         """Mean score of a model over the tasks of a domain."""
         return self.mean(model, self.tasks(domain))

@@ -15,7 +15,7 @@ import pandas as pd
 from boom_utils.artifacts import write_text
 from boom_utils.config import EvaluationConfig
 from boom_utils.evaluation.statistics import Bootstrap, Estimate, mean_estimate, score_draws
-from boom_utils.reporting.results import DOMAINS, SHUFFLED, Results, read_json_object, read_samples
+from boom_utils.reporting.results import SHUFFLED, Results, read_json_object, read_samples
 
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 ROLES = {"random": "random initialisation", "base": "base, before fine-tuning"}
@@ -33,7 +33,7 @@ def model_table(results: Results) -> pd.DataFrame:
     rows = []
     for model in results.models:
         row: dict[str, Any] = {"model": model, "what": _what(results, model), "corpus passes": results.cost(model)}
-        for domain in DOMAINS:
+        for domain in results.domains:
             row |= _columns(domain, results.domain_mean(model, domain))
             if model != results.reference:
                 tasks = results.tasks(domain)
@@ -83,7 +83,7 @@ def schedule_table(results: Results) -> pd.DataFrame:
             "order of the stages": _stage_order(facts),
         }
         row |= {"steps": facts["steps"]}
-        for domain in DOMAINS:
+        for domain in results.domains:
             row |= _columns(domain, results.domain_mean(member, domain))
             gap, verdict = _compared(results, member, baseline, results.tasks(domain))
             row |= _columns(f"{domain} minus shuffling", gap) | {f"{domain} verdict": verdict}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ NOTEBOOKS: Mapping[str, tuple[str, ...]] = {
     ),
     "05_scheduling_ablations": ("plan/{schedules}", "member/{schedules}", "scores/{schedules}/"),
     "07_tables_and_figures": ("results", "report"),
+    "08_your_own_data": ("examples", "base"),  # its own study has nodes of its own
 }
 """Which nodes each notebook makes or loads: a name, all names under a folder (``scores/base/``), or one for every name
 of a group of `Study.group` (``plan/{shuffled}``)."""
@@ -163,7 +165,7 @@ def open_study(profile: str, workspace: Path | None = None) -> Study:
     logging.getLogger("boom_utils").setLevel(logging.INFO)
     quiet_libraries()
     loaded = load_profile(profile)
-    log.info("profile %s: %s", loaded.name, loaded.description.strip())
+    log.info("%s", textwrap.fill(f"profile {loaded.name}: {loaded.description.strip()}", 100))
     return Study(loaded, Workspace(workspace))
 
 

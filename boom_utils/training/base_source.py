@@ -56,7 +56,7 @@ def describe_base(config: PretrainedBase) -> dict[str, Any]:
     if kind == "hub":
         found: Any = config.name
     elif kind == "folder":
-        found = _folder_digest(Path(config.name).expanduser())
+        found = _folder_digest(config.place)
     else:
         found = _distribution_digest(config.name)
     kept = config.model_dump(mode="json", exclude={"name", "parameters", "embedding_parameters"})
@@ -107,7 +107,7 @@ def _check_weights(config: PretrainedBase, folder: Path) -> None:
 
 
 def _from_folder(config: PretrainedBase) -> BaseFiles:
-    folder = Path(config.name).expanduser()
+    folder = config.place
     if not folder.is_dir():
         raise ConfigError("there is no folder of that base", where=f"base_model.name: {config.name}")
     if config.revision is not None:

@@ -1,0 +1,102 @@
+"""A reader's own rows and model: two ordinary files are written, and the study of them runs like any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TEXTS, bert_folder
+
+from boom_utils.artifacts import Workspace
+from boom_utils.config import load_profile
+from boom_utils.data.manifest import load_manifest
+from boom_utils.errors import ConfigError, DataError
+from boom_utils.reporting.tables import model_table
+from boom_utils.study.graph import Study
+from boom_utils.study.own_data import OwnData, own_files, write_own_study
+
+PROMPT = "Given a question, retrieve what answers it."
+
+
+def rows(path: Path, count: int = 60) -> Path:
+    lines = [
+        {"query": f"question {n} {TEXTS[n % 8]}", "pos": [f"answer {n} {TEXTS[n % 8]}"], "neg": [f"other {n}"]}
+        for n in range(count)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_files_of_a_folder_are_found_and_missing_ones_named(tmp_path: Path) -> None:
+    rows(tmp_path / "data" / "help_desk.jsonl")
+    rows(tmp_path / "data" / "wiki.jsonl")
+    assert [file.name for file in own_files(tmp_path / "data")] == ["help_desk.jsonl", "wiki.jsonl"]
+    assert [file.name for file in own_files(tmp_path / "data", ["wiki"])] == ["wiki.jsonl"]
+    assert own_files(str(tmp_path / "data" / "wiki.jsonl")) == [tmp_path / "data" / "wiki.jsonl"]
+    with pytest.raises(ConfigError, match=r"(?s)files are missing.*no wikki\.jsonl; did you mean 'wiki'"):
+        own_files(tmp_path / "data", ["wikki"])
+    for place in ("nowhere", "."):
+        with pytest.raises(ConfigError, match="there are no training files"):
+            own_files(tmp_path / place)
+
+
+def test_names_that_collide_and_ratios_without_a_reference_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    files = [rows(tmp_path / "a" / "My Data.jsonl"), rows(tmp_path / "b" / "my_data.jsonl")]
+    smoke = load_profile("smoke")
+    with pytest.raises(ConfigError, match=r"(?s)one dataset name.*my_data: My Data\.jsonl, my_data\.jsonl"):
+        write_own_study(OwnData(files, "owner/model", PROMPT), smoke, tmp_path / "own")
+    for ratios in ((0.4, 0.8), (0.4, 0.4, 1.0)):
+        with pytest.raises(ConfigError, match=r"need a 1\.0"):
+            write_own_study(OwnData(files[:1], "owner/model", PROMPT, ratios=ratios), smoke, tmp_path / "own")
+    assert not (tmp_path / "own").exists()
+
+
+def test_the_files_written_name_no_place_of_this_machine_and_work_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, model = rows(tmp_path / "data" / "help_desk.jsonl"), bert_folder(tmp_path / "model")
+    written = write_own_study(OwnData([file], str(model), PROMPT), load_profile("smoke"), tmp_path / "own")
+    for name in ("profile.yaml", "manifest.yaml"):
+        assert str(tmp_path) not in (written.parent / name).read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "data")
+    profile = load_profile(written)
+    assert profile.base_model.place.resolve() == model.resolve()  # type: ignore[union-attr]
+    manifest = load_manifest(profile.manifest)
+    assert (manifest.folder / manifest.locals["help_desk"].files[0]).resolve() == file.resolve()
+    assert yaml.safe_load(written.read_text(encoding="utf-8"))["training"]["learning_rate"] == 7e-4
+
+
+def test_a_model_of_the_hub_keeps_its_name(tmp_path: Path) -> None:
+    own = OwnData([rows(tmp_path / "x.jsonl")], "owner/model", PROMPT)
+    assert load_profile(write_own_study(own, load_profile("smoke"), tmp_path / "own")).base_model.name == "owner/model"  # type: ignore[union-attr]
+
+
+def test_the_study_of_own_rows_trains_merges_and_compares_on_queries_that_nobody_trained_on(tmp_path: Path) -> None:
+    file, model = rows(tmp_path / "data" / "help_desk.jsonl", 120), bert_folder(tmp_path / "model")
+    own = OwnData([file], str(model), "Find answers.", 0.3, (0.5, 1.0))
+    written = write_own_study(own, load_profile("smoke"), tmp_path / "own")
+    study = Study(load_profile(written), Workspace(tmp_path / "workspace"))
+    made = study.build("examples")
+    held_out, trained = made.facts["rows"]["evaluation/help_desk"], made.facts["rows"]["train/help_desk"]
+    assert 120 * 0.15 < held_out < 120 * 0.45
+    assert held_out + trained <= 120
+    assert made.facts["shared_texts"] == 0
+    results = study.results_of(study.profile.model_names)
+    table = model_table(results)
+    assert list(table["model"]) == ["base", "s50", "full", "plain-mean", "boom"]
+    assert table["in-domain low"].notna().all()
+    assert not [column for column in table if column.startswith("out-of-domain")]
+
+
+def test_changed_rows_make_another_corpus_and_missing_ones_say_where_they_should_be(tmp_path: Path) -> None:
+    file = rows(tmp_path / "data" / "help_desk.jsonl")
+    written = write_own_study(OwnData([file], "owner/model", PROMPT), load_profile("smoke"), tmp_path / "own")
+    before = Study(load_profile(written), Workspace(tmp_path / "w")).nodes["examples"].config
+    rows(file, 61)
+    assert Study(load_profile(written), Workspace(tmp_path / "w")).nodes["examples"].config != before
+    file.unlink()
+    with pytest.raises(DataError, match=r"help_desk\.jsonl"):
+        Study(load_profile(written), Workspace(tmp_path / "w"))
