@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import mteb  # noqa: F401  (while it is imported it draws from torch's global generator)
 import pytest
 import yaml
 from conftest import TEXTS, bert_folder
 
 from boom_utils.artifacts import Workspace
-from boom_utils.config import load_profile
+from boom_utils.config import PretrainedBase, load_profile
 from boom_utils.data.manifest import load_manifest
 from boom_utils.errors import ConfigError, DataError
 from boom_utils.reporting.tables import model_table
@@ -71,7 +72,9 @@ def test_the_files_written_name_no_place_of_this_machine_and_work_from_another_f
 
 def test_a_model_of_the_hub_keeps_its_name(tmp_path: Path) -> None:
     own = OwnData([rows(tmp_path / "x.jsonl")], "owner/model", PROMPT)
-    assert load_profile(write_own_study(own, load_profile("smoke"), tmp_path / "own")).base_model.name == "owner/model"  # type: ignore[union-attr]
+    base = load_profile(write_own_study(own, load_profile("smoke"), tmp_path / "own")).base_model
+    assert isinstance(base, PretrainedBase)
+    assert base.name == "owner/model"
 
 
 def test_the_study_of_own_rows_trains_merges_and_compares_on_queries_that_nobody_trained_on(tmp_path: Path) -> None:
