@@ -406,7 +406,7 @@ def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.C
         "train": ["--allow-change", "--nproc", "--profile"],
         "merge": ["--plan", "--shard-gb", "--threads"],
         "data fetch": ["--manifest", "--offline", "--only", "--profile", "--verify"],
-        **dict.fromkeys(data[1:], ["--on-bad-line", "--profile"]),
+        **{name: ["--on-bad-line", "--profile"] for name in data[1:]},
         "check": ["--profile"],
     }
 
