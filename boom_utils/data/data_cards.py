@@ -39,7 +39,7 @@ def data_card(manifest: Manifest) -> str:
     languages = Counter(language for dataset in manifest.datasets for language in dataset.languages)
     lines = [f"# {manifest.name}", "", manifest.description, "", *_source(manifest), "", "## Families", ""]
     rows = ([name, str(len(some)), *_row_numbers(some)] for name, some in in_family.items())
-    lines += [*table(("family", "datasets", "rows", "datasets without a known count"), rows), ""]
+    lines += [*table(("family", "datasets", "trained on", "their rows", "of unknown size"), rows), ""]
     lines += ["## Languages", "", ", ".join(f"{name} ({count})" for name, count in sorted(languages.items())), ""]
     lines += ["(number of datasets; ISO 639, and names of programming languages)", "", "## Licences", ""]
     lines += [*_licences(manifest), "", "## Evaluation", "", *_evaluation(manifest), ""]
@@ -66,17 +66,10 @@ def _source(manifest: Manifest) -> list[str]:
 
 
 def _row_numbers(datasets: Iterable[Dataset]) -> list[str]:
-    """Rows that are used for training, as far as a manifest knows them, and of how many datasets it does not."""
-    known = [_rows(dataset) for dataset in datasets]
-    total = sum(count for count in known if count is not None)
-    return [f"{total:,}" if total else "", str(known.count(None))]
-
-
-def _rows(dataset: Dataset) -> int | None:
-    if dataset.hub is not None:
-        return dataset.hub.rows.value if dataset.hub.select is None else dataset.hub.select.rows
-    counts = dataset.origin.rows.get("train") if dataset.origin is not None else None
-    return counts if isinstance(counts, int) else None
+    """How many are trained on, with how many rows as far as a manifest states them, and of how many it does not."""
+    trained = [dataset.stated_rows for dataset in datasets if dataset.role != "evaluation"]
+    total = sum(count for count in trained if count is not None)
+    return [str(len(trained)), f"{total:,}" if total else "", str(trained.count(None))]
 
 
 def _licences(manifest: Manifest) -> list[str]:

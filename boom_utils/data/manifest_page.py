@@ -177,7 +177,7 @@ def languages(dataset: Dataset) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table; numbers stand right."""
-    numbers = ("files", "MB", "rows", "datasets")
+    numbers = ("files", "MB", "rows", "datasets", "trained on", "their rows", "of unknown size")
     rule = ["---:" if name in numbers else "---" for name in head]
     return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
 
