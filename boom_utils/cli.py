@@ -154,7 +154,7 @@ def _add_data(commands: Any) -> None:
 def _train(options: argparse.Namespace) -> None:
     from boom_utils.config import load_profile
     from boom_utils.study.graph import Study
-    from boom_utils.study.stages import Execution
+    from boom_utils.study.members import Execution
 
     if options.nproc is not None and options.nproc < 1:
         raise ConfigError("--nproc is the number of processes", expected="1 or more", found=options.nproc)

@@ -34,14 +34,16 @@ def unresolved(profile: Profile) -> list[str]:
     subsets = [subset.name for subset in profile.subsets]
     members = [member.name for member in profile.members]
     merges = [merge.name for merge in profile.merges]
-    uses = [(f"member '{m.name}'", "subset", m.subset, subsets) for m in profile.members]
+    uses: list[tuple[str, str, str, Sequence[str]]] = []
+    uses += [(f"member '{m.name}'", "subset", m.subset, subsets) for m in profile.members]
     for number, merge in enumerate(profile.merges):
         known = [*members, *merges[:number]]
         uses += [(f"merge '{merge.name}'", "member or earlier merge", name, known) for name in merge.members]
     for number, subset in enumerate(profile.subsets):
         if subset.complement_of is not None:
             uses.append((f"subset '{subset.name}'", "earlier subset", subset.complement_of, subsets[:number]))
-    uses.append(("evaluation.reference", "model", profile.evaluation.reference, profile.model_names))
+    uses.append(("evaluation.reference", "scored model", profile.evaluation.reference, profile.scored_models))
+    uses += _more_uses(profile, [*members, *merges])
     problems = [
         f"{who}: no {kind} '{name}'{nearest(name, known)}" for who, kind, name, known in uses if name not in known
     ]
@@ -50,7 +52,60 @@ def unresolved(profile: Profile) -> list[str]:
             problems.append(f"merge '{merge.name}': {len(merge.weights)} weights for {len(merge.members)} members")
         if merge.weights == "ratio" and (found := sorted({*merge.members} & {*merges})):
             problems.append(f"merge '{merge.name}': '{found[0]}' is a merge and has no ratio; give equal, or numbers")
-    return [*problems, *_misplaced_new_data(profile), *_domains(profile), *_sources(profile)]
+    return [
+        *problems,
+        *_circles(profile),
+        *_misplaced_new_data(profile),
+        *_misplaced_clusters(profile),
+        *_domains(profile),
+        *_sources(profile),
+    ]
+
+
+def _more_uses(profile: Profile, models: Sequence[str]) -> list[tuple[str, str, str, Sequence[str]]]:
+    """Names that datasets, starting models and the interaction analysis refer to: who, what kind, name, known names."""
+    subsets = [subset.name for subset in profile.subsets]
+    uses: list[tuple[str, str, str, Sequence[str]]] = []
+    for member in profile.members:
+        if member.subset in subsets:
+            held = [*profile.corpus.datasets, *profile.new_datasets(profile.subset(member.subset))]
+            uses += [(f"member '{member.name}'", "dataset", name, held) for name in member.datasets or ()]
+        if member.start is not None:
+            uses.append((f"member '{member.name}'", "model to start from", member.start, models))
+    if (found := profile.interaction) is not None:
+        uses += [("interaction", "subset", name, subsets) for name in (found.subset, found.held_out)]
+    return uses
+
+
+def _circles(profile: Profile) -> list[str]:
+    """Members that would go on from a model that is made of them."""
+    made_of = {merge.name: set(merge.members) for merge in profile.merges}
+    made_of |= {member.name: {member.start} if member.start else set() for member in profile.members}
+
+    def behind(name: str, seen: frozenset[str]) -> bool:
+        return any(part in seen or behind(part, seen | {part}) for part in made_of.get(name, ()))
+
+    return [
+        f"member '{member.name}' goes on from '{member.start}', which is made of it"
+        for member in profile.members
+        if member.start and behind(member.name, frozenset({member.name}))
+    ]
+
+
+def _misplaced_clusters(profile: Profile) -> list[str]:
+    """Clusters without an analysis, or more than it makes; held-out rows that are trained on."""
+    found, problems = profile.interaction, []
+    for member in profile.members:
+        if member.cluster is not None and (found is None or member.cluster > found.clusters):
+            known = "there is no `interaction`" if found is None else f"`interaction` makes {found.clusters}"
+            problems.append(f"member '{member.name}': cluster {member.cluster}, but {known}")
+    if found is not None and found.clusters > len(profile.corpus.datasets):
+        problems.append(f"interaction: {found.clusters} clusters of {len(profile.corpus.datasets)} datasets")
+    if found is not None and found.held_out in (names := {subset.name: subset for subset in profile.subsets}):
+        held_out = names[found.held_out]
+        if held_out.complement_of != found.subset:
+            problems.append(f"interaction: '{held_out.name}' is not `complement_of: {found.subset}`, it may share rows")
+    return problems
 
 
 def _misplaced_new_data(profile: Profile) -> list[str]:

@@ -20,7 +20,7 @@ from boom_utils.study.graph import NOTEBOOKS
 
 PACKAGE = PROJECT_ROOT / "boom_utils"
 ROOMS = [
-    {"errors", "yaml_files", "config", "config_checks", "artifacts", "progress"},
+    {"errors", "yaml_files", "config", "config_checks", "config_parts", "artifacts", "progress"},
     {"data"},
     {"model_folder"},
     {"packing"},

@@ -159,12 +159,22 @@ class Results:
 
 
 def shuffled_members(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Members trained on old data only, with batch-level shuffling: the ones to merge in the static setting.
+    """Members trained from the base on all old datasets, with batch-level shuffling: the ones to merge in BOOM.
 
     Args:
         members: Name -> at least ``schedule`` and ``new_data`` (the share of the new data; None: of none).
     """
-    return [name for name, facts in members.items() if facts["schedule"] == SHUFFLED and facts["new_data"] is None]
+    return [
+        name
+        for name, facts in members.items()
+        if facts["schedule"] == SHUFFLED and facts["new_data"] is None
+        if not is_restricted(facts) and facts.get("start") is None
+    ]
+
+
+def is_restricted(facts: Mapping[str, Any]) -> bool:
+    """Whether a member is trained on some of the datasets of its subset only: chosen ones, or those of a cluster."""
+    return facts.get("datasets") is not None or facts.get("cluster") is not None
 
 
 def updated_merges(members: Mapping[str, Mapping[str, Any]], merges: Mapping[str, Sequence[str]]) -> list[str]:
@@ -216,6 +226,7 @@ def compared_schedules(members: Mapping[str, Mapping[str, Any]]) -> dict[str, st
             for name, facts in members.items()
             if name not in (*shuffled, *found)
             and facts["new_data"] is None
+            and not is_restricted(facts)
             and all(facts[key] == members[baseline][key] for key in ("subset", "seed"))
         ]
         if alike:

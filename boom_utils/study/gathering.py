@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,24 @@ from boom_utils.config import Profile, SubsetConfig
 from boom_utils.data.manifest import Manifest
 from boom_utils.study.stages import VERSION, Inputs, Nodes
 
-_MEMBER_CONFIG = {"subset", "seed", "schedule", "order", "stages", "learning_rate_stages"}
+_MEMBER_CONFIG = {
+    "subset",
+    "seed",
+    "schedule",
+    "order",
+    "stages",
+    "learning_rate_stages",
+    "datasets",
+    "cluster",
+    "start",
+}
 _MEMBER_FACTS = ("steps", "examples", "tokens", "mean_loss_last_tenth")
 
 
 def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
     """Everything tables and figures are drawn from, gathered into plain files."""
     wanted = {name: node for name, node in nodes.items() if name.startswith(("scores/", "member/", "plan/"))}
-    wanted |= {name: nodes[name] for name in ("examples", "geometry", "base")}
+    wanted |= {name: nodes[name] for name in ("examples", "geometry", "base", "interaction") if name in nodes}
     described = {
         "profile": profile.model_dump(mode="json"),
         "families": {task.id: task.family for task in manifest.tasks},
@@ -30,7 +40,9 @@ def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
         for name, folder in result_places(found).items():
             _copy(folder, out / name, "*.json" if name.startswith("scores/") else "training_log.jsonl")
         _copy(found["examples"].path, out / "corpus", "summary.json")
-        _copy(found["geometry"].path, out, "geometry.json")
+        for name in ("geometry", "interaction"):
+            if name in found:
+                _copy(found[name].path, out, f"{name}.json")
 
     return Node("results", VERSION["results"], "results", described, make, wanted)
 
@@ -63,6 +75,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
     domains = {"in-domain": evaluation.in_domain, "out-of-domain": evaluation.out_of_domain}
     scored = {name.split("/")[1] for name in found if name.startswith("scores/")}
     members = [member for member in profile.members if f"member/{member.name}" in found]
+    trained_on = {member.name: found[f"plan/{member.name}"].facts["datasets"] for member in members}
     rows = found["examples"].facts["rows"]
     return {
         "profile": profile.name,
@@ -71,7 +84,8 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
             member.name: {
                 "ratio": profile.member_ratio(member.name),
                 "new_data": profile.member_subset(member.name).new_data,
-                "passes": _passes(profile, profile.member_subset(member.name), rows),
+                "passes": _passes(profile, profile.member_subset(member.name), rows, trained_on[member.name]),
+                "trained_on": trained_on[member.name],
                 **member.model_dump(mode="json", include=_MEMBER_CONFIG),
                 **{key: found[f"member/{member.name}"].facts[key] for key in _MEMBER_FACTS},
             }
@@ -80,7 +94,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
         "merges": {
             merge.name: {**merge.model_dump(mode="json"), "weights": profile.merge_weights(merge)}
             for merge in profile.merges
-            if merge.name in scored
+            if {*profile.trained_members(merge.name)} <= {*trained_on}
         },
         "tasks": [
             {"name": name, "family": manifest.task(name).family, "domain": domain, "new_data": _is_new(name)}
@@ -93,11 +107,15 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
     }
 
 
-def _passes(profile: Profile, subset: SubsetConfig, rows: Mapping[str, int]) -> float:
-    """Rows of a subset in units of the old corpus: what a member costs."""
+def _passes(profile: Profile, subset: SubsetConfig, rows: Mapping[str, int], datasets: Collection[str]) -> float:
+    """Rows of a subset, of some datasets, in units of the old corpus: what a member costs."""
     corpus = profile.corpus
-    old, new = (sum(rows[f"train/{name}"] for name in names) for names in (corpus.datasets, corpus.new_datasets))
-    return profile.ratio(subset) + (subset.new_data or 0.0) * new / old
+    whole = sum(rows[f"train/{name}"] for name in corpus.datasets)
+    old, new = (
+        sum(rows[f"train/{name}"] for name in names if name in datasets)
+        for names in (corpus.datasets, corpus.new_datasets)
+    )
+    return (profile.ratio(subset) * old + (subset.new_data or 0.0) * new) / whole
 
 
 def _copy(source: Path, folder: Path, pattern: str) -> None:

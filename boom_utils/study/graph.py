@@ -13,22 +13,25 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 from boom_utils.artifacts import Artifact, Node, Workspace
 from boom_utils.config import Profile, load_profile
 from boom_utils.data.corpus_files import downloads_folder
 from boom_utils.data.manifest import Manifest, load_manifest
-from boom_utils.errors import ConfigError, bullet_list, nearest
+from boom_utils.errors import ConfigError, MergeError, bullet_list, nearest
+from boom_utils.merging.recipe import make_recipe
 from boom_utils.progress import progress, quiet_libraries
 from boom_utils.reporting.results import (
     Results,
     compared_schedules,
     incremental_models,
+    is_restricted,
     shuffled_members,
     updated_merges,
 )
-from boom_utils.study import bases, gathering, stages
+from boom_utils.study import bases, gathering, interactions, members, merges, stages
 from boom_utils.training.schedules import schedule_stages
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,15 @@ NOTEBOOKS: Mapping[str, tuple[str, ...]] = {
         "scores/{incremental}/",
     ),
     "05_scheduling_ablations": ("plan/{schedules}", "member/{schedules}", "scores/{schedules}/"),
+    "06_merging_ablations": (
+        "interaction/",
+        "interaction",
+        "plan/{restricted}",
+        "member/{restricted}",
+        "scores/{restricted}/",
+        "merge/{comparisons}",
+        "scores/{comparisons}/",
+    ),
     "07_tables_and_figures": ("results", "report"),
     "08_your_own_data": ("examples", "base"),  # its own study has nodes of its own
 }
@@ -72,14 +84,15 @@ class Study:
     """
 
     def __init__(
-        self, profile: Profile, workspace: Workspace | None = None, execution: stages.Execution | None = None
+        self, profile: Profile, workspace: Workspace | None = None, execution: members.Execution | None = None
     ) -> None:
         self.profile = profile
         self.manifest = load_manifest(profile.manifest)
         self.workspace = workspace or Workspace()
         _check_against_manifest(profile, self.manifest)
+        _check_merges(profile)
         downloads = downloads_folder(self.workspace.root)
-        self.nodes = _nodes(profile, self.manifest, downloads, execution or stages.Execution())
+        self.nodes = _nodes(profile, self.manifest, downloads, execution or members.Execution())
 
     def node(self, name: str) -> Node:
         """The node of that name.
@@ -113,15 +126,16 @@ class Study:
         return {name.removeprefix(prefix): made.get(name) or ready[name] for name in names}
 
     def scores_of(self, models: Iterable[str]) -> dict[str, dict[str, Artifact]]:
-        """Scores of the given models on every task: model -> task -> artifact."""
-        return {model: self.build_all(f"scores/{model}/") for model in models}
+        """Scores of those of some models that are scored, on every task: model -> task -> artifact."""
+        return {model: self.build_all(f"scores/{model}/") for model in models if model in self.profile.scored_models}
 
     def results_of(self, models: Sequence[str]) -> Results:
         """Results of the base and some models before all are gathered: read where they are, made now if need be."""
         behind = {name for model in models for name in self.profile.trained_members(model)}
         members = [member.name for member in self.profile.members if member.name in behind]
         found = {"base": self.build("base"), "examples": self.build("examples")}
-        found |= {f"member/{name}": made for name, made in self.build_all("member/", members).items()}
+        for kind in ("plan/", "member/"):
+            found |= {f"{kind}{name}": made for name, made in self.build_all(kind, members).items()} if members else {}
         for model, scores in self.scores_of(models).items():
             found |= {f"scores/{model}/{task}": artifact for task, artifact in scores.items()}
         facts = gathering.study_facts(self.profile, self.manifest, found)
@@ -130,21 +144,34 @@ class Study:
     def group(self, name: str) -> list[str]:
         """Names of the models or subsets of a group, in the profile's order.
 
-        The static setting knows old data only. ``shuffled``: its members trained with batch-level shuffling.
-        ``schedules``: those trained with another schedule, and those of the first group that they are compared with.
-        ``merges``: its merged models. ``incremental``: all models that know new data, and those that they update.
-        ``subsets`` and ``new_subsets``: subsets without and with new data.
+        The static setting knows old data only. ``shuffled``: its members trained with batch-level shuffling on all
+        datasets. ``schedules``: those trained with another schedule, and those of the first group that they are
+        compared with. ``restricted``: those trained on some of the datasets. ``merges``: what is merged from the first
+        group by Multi-SLERP or the plain mean of weights; ``comparisons``: all other merges of the static setting.
+        ``incremental``: all models that know new data, and those that they update. ``subsets`` and ``new_subsets``:
+        subsets without and with new data.
         """
-        members, profile = self.profile.member_facts(), self.profile
-        merges = {merge.name: merge.members for merge in profile.merges}
-        shuffled, baselines = shuffled_members(members), compared_schedules(members).values()
-        others = [name for name, facts in members.items() if facts["new_data"] is None and name not in shuffled]
-        updated = updated_merges(members, merges)
+        facts, profile = self.profile.member_facts(), self.profile
+        parts = {merge.name: merge.members for merge in profile.merges}
+        shuffled, baselines = shuffled_members(facts), compared_schedules(facts).values()
+        restricted = [name for name, one in facts.items() if is_restricted(one) and one["new_data"] is None]
+        updated = updated_merges(facts, parts)
+        others = [name for name, one in facts.items() if one["new_data"] is None]
+        others = [name for name in others if name not in (*shuffled, *restricted)]
+        static = [merge for merge in profile.merges if merge.name not in updated]
+        plain = [
+            merge.name
+            for merge in static
+            if merge.method in ("linear", "multislerp") and not merge.task_vectors
+            if {*profile.trained_members(merge.name)} <= {*shuffled}
+        ]
         return {
             "shuffled": shuffled,
-            "schedules": [name for name in members if name in others or name in baselines],
-            "merges": [name for name in merges if name not in updated],
-            "incremental": incremental_models(members, merges),
+            "schedules": [name for name in facts if name in others or name in baselines],
+            "restricted": restricted,
+            "merges": plain,
+            "comparisons": [merge.name for merge in static if merge.name not in plain],
+            "incremental": incremental_models(facts, parts),
             "subsets": [subset.name for subset in profile.subsets if subset.new_data is None],
             "new_subsets": [subset.name for subset in profile.subsets if subset.new_data is not None],
         }[name]
@@ -204,7 +231,22 @@ def _check_against_manifest(profile: Profile, manifest: Manifest) -> None:
         schedule_stages(member, families, dict.fromkeys(families, 0))
 
 
-def _nodes(profile: Profile, manifest: Manifest, downloads: Path, execution: stages.Execution) -> dict[str, Node]:
+def _check_merges(profile: Profile) -> None:
+    """Refuse merges that no recipe can say, all of them together."""
+    problems = []
+    for merge in profile.merges:
+        places = {name: f"/{name}" for name in (*merge.members, "base")}
+        try:
+            make_recipe(merges.recipe_of(merge, profile.merge_weights(merge), places))
+        except MergeError as error:
+            problems += [
+                f"merge '{merge.name}': {line.strip(' -')}" for line in str(error).splitlines() if "- " in line
+            ]
+    if problems:
+        raise ConfigError(f"profile '{profile.name}' asks for merges that cannot be made", found=bullet_list(problems))
+
+
+def _nodes(profile: Profile, manifest: Manifest, downloads: Path, execution: members.Execution) -> dict[str, Node]:
     """All nodes of a study, inputs before what is made from them."""
     nodes: dict[str, Node] = {"examples": stages.examples(profile, manifest, downloads)}
     for subset in profile.subsets:
@@ -213,18 +255,35 @@ def _nodes(profile: Profile, manifest: Manifest, downloads: Path, execution: sta
     nodes["tokens"] = stages.tokens(profile, manifest, nodes)
     if profile.corpus.new_datasets:
         nodes["tokens/new"] = stages.tokens(profile, manifest, nodes, new=True)
-    for member in profile.members:
-        nodes[f"plan/{member.name}"] = stages.plan(profile, manifest, member, nodes)
-        nodes[f"member/{member.name}"] = stages.member(profile, manifest, member, nodes, execution)
-    for merge in profile.merges:
-        nodes[f"merge/{merge.name}"] = stages.merge(profile, merge, nodes)
-    nodes["geometry"] = stages.geometry(profile, nodes)
+    nodes |= interactions.interaction_nodes(profile, manifest, nodes, execution)
+    nodes |= _model_nodes(profile, manifest, nodes, execution)
+    nodes["geometry"] = merges.geometry(profile, nodes)
     prompts, evaluation = stages.prompts_of(profile, manifest), profile.evaluation
-    for model, name in stages.model_nodes(profile).items():
+    places = stages.model_nodes(profile)
+    for model in profile.scored_models:
+        name = places[model]
         for task in (*evaluation.in_domain, *evaluation.out_of_domain):
             nodes[f"scores/{model}/{task}"] = stages.scores(manifest, model, nodes[name], task, nodes, prompts)
         for benchmark in (*evaluation.in_domain_benchmarks, *evaluation.out_of_domain_benchmarks):
             nodes[f"scores/{model}/{benchmark}"] = stages.benchmark_scores(model, nodes[name], benchmark)
     nodes["results"] = gathering.results(profile, manifest, nodes)
     nodes["report"] = gathering.report(nodes)
+    return nodes
+
+
+def _model_nodes(
+    profile: Profile, manifest: Manifest, known: Mapping[str, Node], execution: members.Execution
+) -> dict[str, Node]:
+    """Plans, members and merges, in an order in which each comes after what it is made from."""
+    nodes, places = dict(known), stages.model_nodes(profile)
+    trained = {member.name: member for member in profile.members}
+    merged = {merge.name: merge for merge in profile.merges}
+    parts: dict[str, tuple[str, ...]] = {name: merge.members for name, merge in merged.items()}
+    parts |= {name: (member.start,) if member.start else () for name, member in trained.items()}
+    for name in TopologicalSorter(parts).static_order():
+        if name in merged:
+            nodes[places[name]] = merges.merge(profile, merged[name], nodes)
+        else:
+            nodes[f"plan/{name}"] = members.plan(profile, manifest, trained[name], nodes)
+            nodes[places[name]] = members.member(profile, manifest, trained[name], nodes, execution)
     return nodes

@@ -8,15 +8,13 @@ The last two stages, which gather the results and draw from them, are in `boom_u
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boom_utils.artifacts import Artifact, Node, write_json
-from boom_utils.config import MemberConfig, MergeConfig, PretrainedBase, Profile, SubsetConfig, TinyBase, query_prompt
-from boom_utils.data.manifest import Dataset, Manifest
+from boom_utils.artifacts import Artifact, Node
+from boom_utils.config import PretrainedBase, Profile, SubsetConfig, TinyBase, query_prompt
+from boom_utils.data.manifest import Manifest
 from boom_utils.errors import EvaluationError
-from boom_utils.reporting.results import shuffled_members
 
 VERSION: Mapping[str, int] = {
     "examples": 2,
@@ -28,6 +26,8 @@ VERSION: Mapping[str, int] = {
     "member": 2,
     "merge": 2,
     "geometry": 2,
+    "losses": 1,
+    "interaction": 1,
     "scores": 1,
     "results": 3,
     "report": 3,
@@ -38,7 +38,7 @@ Inputs = Mapping[str, Artifact]
 
 
 def model_nodes(profile: Profile) -> dict[str, str]:
-    """Every scored model -> name of the node that makes it."""
+    """Every model of the study -> name of the node that makes it."""
     members = {member.name: f"member/{member.name}" for member in profile.members}
     merges = {merge.name: f"merge/{merge.name}" for merge in profile.merges}
     first = {"random": "random"} if isinstance(profile.base_model, TinyBase) else {}
@@ -134,163 +134,6 @@ def tokens(profile: Profile, manifest: Manifest, nodes: Nodes, *, new: bool = Fa
     inputs = {"examples": nodes["examples"], tokenizer: nodes[tokenizer]}
     label = "tokens of the new examples" if new else "tokens of the training examples"
     return Node("tokens", VERSION["tokens"], label, described, make, inputs)
-
-
-def _datasets(profile: Profile, manifest: Manifest, member: MemberConfig) -> dict[str, Dataset]:
-    """What a member is trained on, by name, in the profile's order: new datasets only if its subset holds some."""
-    names = (*profile.corpus.datasets, *profile.new_datasets(profile.subset(member.subset)))
-    return {name: manifest.dataset(name) for name in names}
-
-
-def _tokens(profile: Profile, member: MemberConfig, nodes: Nodes) -> dict[str, Node]:
-    """The inputs that hold the tokens of a member's datasets."""
-    new = profile.new_datasets(profile.subset(member.subset))
-    return {"tokens": nodes["tokens"]} | ({"new_tokens": nodes["tokens/new"]} if new else {})
-
-
-def _token_folders(found: Inputs) -> tuple[Path, ...]:
-    return tuple(found[name].path for name in ("tokens", "new_tokens") if name in found)
-
-
-def _rules(datasets: Mapping[str, Dataset]) -> dict[str, dict[str, Any]]:
-    """Dataset -> keyword arguments of its `DatasetRules`."""
-    return {
-        name: {"in_batch_negatives": d.in_batch_negatives, "halve_batch": d.halve_batch, "group": d.group_size}
-        for name, d in datasets.items()
-    }
-
-
-def plan(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Nodes) -> Node:
-    """The batches of one member, in order."""
-    datasets = _datasets(profile, manifest, config)
-    rules, families = _rules(datasets), {name: dataset.family for name, dataset in datasets.items()}
-    training = profile.training
-    options = {
-        "per_device_train_batch_size": training.per_device_train_batch_size,
-        "train_group_size": training.train_group_size,
-        "num_train_epochs": training.num_train_epochs,
-        "processes": training.processes,
-        "seed": config.seed,
-    }
-
-    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
-        from boom_utils.data.sampling import load_subset
-        from boom_utils.data.tokens import open_tokens
-        from boom_utils.training.plan import DatasetRules, PlanInput, PlanOptions, plan_batches
-        from boom_utils.training.schedules import schedule_stages
-
-        rows, tables = load_subset(found["subset"].path).rows, open_tokens(*_token_folders(found))
-        data = {
-            name: PlanInput(DatasetRules(**rules[name]), rows[name], table.positive_counts, table.negative_counts)
-            for name, table in tables.items()
-        }
-        stages = schedule_stages(config, families, {name: len(ids) for name, ids in rows.items()})
-        made = plan_batches(data, PlanOptions(**options), stages)
-        made.save(out / "plan.npz")
-        return {"batches": len(made), "examples": made.examples, "rows_in_no_batch": dict(made.left_out)}
-
-    schedule = config.model_dump(mode="json", include={"schedule", "order", "stages"})
-    described = {"options": options, "rules": rules, "schedule": schedule, "families": families}
-    inputs = {"subset": nodes[f"subset/{config.subset}"], **_tokens(profile, config, nodes)}
-    return Node("plan", VERSION["plan"], f"batch plan of {config.name}", described, make, inputs)
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How members are trained, not what comes out; no artifact is keyed by it.
-
-    Args:
-        processes: Devices to use; None uses every CUDA device, if the batches divide among them.
-        allow_changes: Fields in which a checkpoint of an interrupted run may differ.
-    """
-
-    processes: int | None = None
-    allow_changes: tuple[str, ...] = ()
-
-
-def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Nodes, execution: Execution) -> Node:
-    """One member, fine-tuned from the base."""
-    rules, prompts = _rules(_datasets(profile, manifest, config)), prompts_of(profile, manifest)
-    restart = config.learning_rate_stages == "restarted"
-    schedule = config.schedule.replace("_", " ")
-    share = f"{100 * profile.member_ratio(config.name):g} % of every dataset"
-    if (new := profile.member_subset(config.name).new_data) is not None:
-        share = f"{share.replace('every', 'every old')} and {100 * new:g} % of every new one"
-
-    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
-        from boom_utils.training.member import MemberJob, train_member, usable_processes
-        from boom_utils.training.plan import DatasetRules
-
-        made = {name: DatasetRules(**rule) for name, rule in rules.items()}
-        files = found["base"].path, _token_folders(found), found["plan"].path / "plan.npz"
-        summary = f"Fine-tuned with InfoNCE, {schedule}: {share}."
-        job = MemberJob(*files, made, profile.training, prompts, config.name, summary, restart, execution.allow_changes)
-        return train_member(job, out, execution.processes or usable_processes(job))
-
-    training = profile.training.model_dump(mode="json")
-    described = {"training": training, "rules": rules, "name": config.name, "restart_rate": restart}
-    inputs = {"base": nodes["base"], **_tokens(profile, config, nodes), "plan": nodes[f"plan/{config.name}"]}
-    label = f"member {config.name}"
-    return Node(
-        "member",
-        VERSION["member"],
-        label,
-        described,
-        make,
-        inputs,
-        resumable=True,
-        observations=("training_log.jsonl",),
-    )
-
-
-def merge(profile: Profile, config: MergeConfig, nodes: Nodes) -> Node:
-    """One merged model, of members or of earlier merges."""
-    weights, places = profile.merge_weights(config), model_nodes(profile)
-
-    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
-        from boom_utils.merging.recipe import make_recipe
-        from boom_utils.merging.writer import MergeOptions
-        from boom_utils.merging.writer import merge as write_merged
-
-        recipe: dict[str, Any] = {
-            "merge_method": config.method,
-            "models": [
-                {"model": found[name].path, "parameters": {"weight": weight}}
-                for name, weight in zip(config.members, weights, strict=True)
-            ],
-            "dtype": "float32",
-        }
-        if config.task_vectors:
-            recipe["base_model"] = found["base"].path
-        options = MergeOptions({artifact.path: name for name, artifact in found.items()})
-        return write_merged(make_recipe(recipe), out, options)
-
-    described = {**config.model_dump(mode="json"), "weights": weights, "dtype": "float32"}
-    inputs = {name: nodes[places[name]] for name in config.members}
-    if config.task_vectors:
-        inputs["base"] = nodes["base"]
-    return Node("merge", VERSION["merge"], f"merge {config.name}", described, make, inputs)
-
-
-def geometry(profile: Profile, nodes: Nodes) -> Node:
-    """Inner products of the batch-level shuffled members (the ones to merge) and their base; angles and sizes."""
-    names = shuffled_members(profile.member_facts())
-
-    def make(out: Path, found: Inputs) -> None:
-        from boom_utils.merging.checkpoints import require_compatible
-        from boom_utils.merging.family import open_checkpoints
-        from boom_utils.merging.gram import family_grams, save_grams
-        from boom_utils.merging.planner import geometry_of
-
-        folders = {found[name].path: name for name in ("base", *names)}
-        models = open_checkpoints(list(folders), folders)
-        require_compatible(models[1:], models[:1])
-        table = family_grams(models, has_base=True)
-        save_grams(out / "grams.npz", table)
-        write_json(out / "geometry.json", geometry_of(table).as_json())
-
-    inputs = {"base": nodes["base"], **{name: nodes[f"member/{name}"] for name in names}}
-    return Node("geometry", VERSION["geometry"], "geometry of the task vectors", {"members": names}, make, inputs)
 
 
 def scores(

@@ -1,0 +1,150 @@
+"""The nodes of a member: which rows meet in which step, and the training."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from boom_utils.artifacts import Node
+from boom_utils.config import MemberConfig, Profile
+from boom_utils.data.manifest import Dataset, Manifest
+from boom_utils.study.stages import VERSION, Inputs, Nodes, model_nodes, prompts_of
+
+
+def _datasets(profile: Profile, manifest: Manifest, member: MemberConfig) -> dict[str, Dataset]:
+    """What a member may be trained on, by name, in the profile's order; of a cluster, what any cluster may hold."""
+    subset = profile.subset(member.subset)
+    old = profile.corpus.datasets if subset.ratio is not None or subset.complement_of is not None else ()
+    names = (*old, *profile.new_datasets(subset))
+    return {name: manifest.dataset(name) for name in names if member.datasets is None or name in member.datasets}
+
+
+def _tokens(profile: Profile, member: MemberConfig, nodes: Nodes) -> dict[str, Node]:
+    """The inputs that hold the tokens of a member's datasets."""
+    subset = profile.subset(member.subset)
+    old = subset.ratio is not None or subset.complement_of is not None
+    new = {"new_tokens": nodes["tokens/new"]} if profile.new_datasets(subset) else {}
+    return ({"tokens": nodes["tokens"]} if old else {}) | new
+
+
+def _token_folders(found: Inputs) -> tuple[Path, ...]:
+    return tuple(found[name].path for name in ("tokens", "new_tokens") if name in found)
+
+
+def rules_of(profile: Profile, manifest: Manifest, config: MemberConfig) -> dict[str, dict[str, Any]]:
+    """Dataset -> keyword arguments of its `DatasetRules`, for all that a member may be trained on."""
+    return {
+        name: {"in_batch_negatives": d.in_batch_negatives, "halve_batch": d.halve_batch, "group": d.group_size}
+        for name, d in _datasets(profile, manifest, config).items()
+    }
+
+
+def plan(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Nodes) -> Node:
+    """The batches of one member, in order."""
+    datasets = _datasets(profile, manifest, config)
+    rules, families = rules_of(profile, manifest, config), {name: dataset.family for name, dataset in datasets.items()}
+    training = profile.training
+    options = {
+        "per_device_train_batch_size": training.per_device_train_batch_size,
+        "train_group_size": training.train_group_size,
+        "num_train_epochs": training.num_train_epochs,
+        "processes": training.processes,
+        "seed": config.seed,
+    }
+
+    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
+        from boom_utils.data.sampling import load_subset
+        from boom_utils.data.tokens import open_tokens
+        from boom_utils.training.plan import DatasetRules, PlanInput, PlanOptions, plan_batches
+        from boom_utils.training.schedules import schedule_stages
+
+        rows, tables = load_subset(found["subset"].path).rows, open_tokens(*_token_folders(found))
+        chosen = datasets if config.cluster is None else _cluster(found["interaction"].path, config.cluster)
+        data = {
+            name: PlanInput(DatasetRules(**rules[name]), rows[name], table.positive_counts, table.negative_counts)
+            for name, table in tables.items()
+            if name in chosen
+        }
+        stages = schedule_stages(config, {n: families[n] for n in data}, {name: len(rows[name]) for name in data})
+        made = plan_batches(data, PlanOptions(**options), stages)
+        made.save(out / "plan.npz")
+        facts = {"batches": len(made), "examples": made.examples, "rows_in_no_batch": dict(made.left_out)}
+        return {**facts, "datasets": sorted(data)}
+
+    schedule = config.model_dump(mode="json", include={"schedule", "order", "stages"})
+    described = {"options": options, "rules": rules, "schedule": schedule, "families": families}
+    inputs = {"subset": nodes[f"subset/{config.subset}"], **_tokens(profile, config, nodes)}
+    if config.cluster is not None:
+        described["cluster"] = config.cluster
+        inputs["interaction"] = nodes["interaction"]
+    return Node("plan", VERSION["plan"], f"batch plan of {config.name}", described, make, inputs)
+
+
+def _cluster(folder: Path, number: int) -> Collection[str]:
+    """The datasets of a cluster that the interaction analysis found."""
+    from boom_utils.evaluation.interaction import Clusters
+    from boom_utils.reporting.results import read_json_object
+
+    return Clusters.from_json(read_json_object(folder / "interaction.json")["clusters"]).groups[number - 1]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How members are trained, not what comes out; no artifact is keyed by it.
+
+    Args:
+        processes: Devices to use; None uses every CUDA device, if the batches divide among them.
+        allow_changes: Fields in which a checkpoint of an interrupted run may differ.
+    """
+
+    processes: int | None = None
+    allow_changes: tuple[str, ...] = ()
+
+
+def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Nodes, execution: Execution) -> Node:
+    """One member, fine-tuned from the base, or from the model it goes on from."""
+    rules, prompts = rules_of(profile, manifest, config), prompts_of(profile, manifest)
+    restart = config.learning_rate_stages == "restarted"
+    schedule = config.schedule.replace("_", " ")
+    share = _share(profile, config)
+
+    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
+        from boom_utils.training.member import MemberJob, train_member, usable_processes
+        from boom_utils.training.plan import DatasetRules
+
+        made = {name: DatasetRules(**rule) for name, rule in rules.items()}
+        files = found["base"].path, _token_folders(found), found["plan"].path / "plan.npz"
+        summary = f"Fine-tuned with InfoNCE, {schedule}: {share}."
+        job = MemberJob(*files, made, profile.training, prompts, config.name, summary, restart, execution.allow_changes)
+        return train_member(job, out, execution.processes or usable_processes(job))
+
+    training = profile.training.model_dump(mode="json")
+    described = {"training": training, "rules": rules, "name": config.name, "restart_rate": restart}
+    start = "base" if config.start is None else model_nodes(profile)[config.start]
+    inputs = {"base": nodes[start], **_tokens(profile, config, nodes), "plan": nodes[f"plan/{config.name}"]}
+    label = f"member {config.name}"
+    return Node(
+        "member",
+        VERSION["member"],
+        label,
+        described,
+        make,
+        inputs,
+        resumable=True,
+        observations=("training_log.jsonl",),
+    )
+
+
+def _share(profile: Profile, config: MemberConfig) -> str:
+    """What of the corpus a member is trained on, in words."""
+    subset = profile.subset(config.subset)
+    ratio, new = profile.ratio(subset), subset.new_data
+    datasets = "every dataset" if config.datasets is None else ", ".join(config.datasets)
+    if config.cluster is not None:
+        datasets = f"every dataset of cluster {config.cluster}"
+    if new is None:
+        return f"{100 * ratio:g} % of {datasets}"
+    parts = [f"{100 * ratio:g} % of {datasets.replace('every', 'every old')}"] if ratio else []
+    return " and ".join([*parts, f"{100 * new:g} % of every new {'one' if parts else 'dataset'}"])

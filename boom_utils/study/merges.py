@@ -1,0 +1,86 @@
+"""The nodes of merged models, and of how their members lie to one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from boom_utils.artifacts import Node, write_json
+from boom_utils.config import MergeConfig, Profile
+from boom_utils.merging.parameters import METHOD_RULES
+from boom_utils.reporting.results import shuffled_members
+from boom_utils.study.stages import VERSION, Inputs, Nodes, model_nodes
+
+
+def recipe_of(config: MergeConfig, weights: Sequence[float], places: Mapping[str, Any]) -> dict[str, Any]:
+    """The mergekit recipe of a merge.
+
+    Args:
+        config: Which.
+        weights: One a member; left out where the method knows none.
+        places: Folder of every member, and of the base.
+    """
+    rules = METHOD_RULES[config.method]
+    weighted = "weight" in rules.of_models
+    recipe: dict[str, Any] = {
+        "merge_method": config.method,
+        "models": [
+            {"model": places[name]} | ({"parameters": {"weight": weight}} if weighted else {})
+            for name, weight in zip(config.members, weights, strict=True)
+        ],
+        "dtype": "float32",
+    }
+    if config.parameters:
+        recipe["parameters"] = dict(config.parameters)
+    if needs_base(config):
+        recipe["base_model"] = places["base"]
+    elif rules.base == "member":
+        recipe["base_model"] = places[config.members[0]]
+    return recipe
+
+
+def needs_base(config: MergeConfig) -> bool:
+    """Whether a merge reads the base: on task vectors, or by a method that knows nothing else."""
+    return config.task_vectors or METHOD_RULES[config.method].base == "required"
+
+
+def merge(profile: Profile, config: MergeConfig, nodes: Nodes) -> Node:
+    """One merged model, of members or of earlier merges."""
+    weights, places = profile.merge_weights(config), model_nodes(profile)
+
+    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
+        from boom_utils.merging.recipe import make_recipe
+        from boom_utils.merging.writer import MergeOptions
+        from boom_utils.merging.writer import merge as write_merged
+
+        recipe = recipe_of(config, weights, {name: artifact.path for name, artifact in found.items()})
+        options = MergeOptions({artifact.path: name for name, artifact in found.items()})
+        return write_merged(make_recipe(recipe), out, options)
+
+    described = {**config.model_dump(mode="json", exclude={"scored"}), "weights": weights, "dtype": "float32"}
+    inputs = {name: nodes[places[name]] for name in config.members}
+    if needs_base(config):
+        inputs["base"] = nodes["base"]
+    return Node("merge", VERSION["merge"], f"merge {config.name}", described, make, inputs)
+
+
+def geometry(profile: Profile, nodes: Nodes) -> Node:
+    """Inner products of the batch-level shuffled members (the ones to merge) and their base; angles and sizes."""
+    names = shuffled_members(profile.member_facts())
+
+    def make(out: Path, found: Inputs) -> None:
+        from boom_utils.merging.checkpoints import require_compatible
+        from boom_utils.merging.family import open_checkpoints
+        from boom_utils.merging.gram import family_grams, save_grams
+        from boom_utils.merging.planner import geometry_of
+
+        folders = {found[name].path: name for name in ("base", *names)}
+        models = open_checkpoints(list(folders), folders)
+        require_compatible(models[1:], models[:1])
+        table = family_grams(models, has_base=True)
+        save_grams(out / "grams.npz", table)
+        write_json(out / "geometry.json", geometry_of(table).as_json())
+
+    inputs = {"base": nodes["base"], **{name: nodes[f"member/{name}"] for name in names}}
+    return Node("geometry", VERSION["geometry"], "geometry of the task vectors", {"members": names}, make, inputs)
