@@ -54,8 +54,8 @@ def model_means(results: Results) -> Figure:
 
 
 def task_deltas(results: Results) -> Figure:
-    """Difference of every merged model of the static setting to the reference on every task, paired, with intervals."""
-    merges, tasks = results.static_merges, [task["name"] for task in results.study["tasks"]]
+    """Difference of the merges of most members to the reference on every task, paired, with intervals."""
+    merges, tasks = results.main_merges, [task["name"] for task in results.study["tasks"]]
     figure = Figure(figsize=(8, 0.42 * len(tasks) + 1.4), layout="constrained")
     axes = figure.subplots(1, len(merges), sharey=True, sharex=True, squeeze=False)[0]
     for axis, merge in zip(axes, merges, strict=True):

@@ -58,14 +58,29 @@ class Results:
 
     @property
     def shuffled(self) -> list[str]:
-        """Members trained on old data with batch-level shuffling: the ones to merge; see `shuffled_members`."""
-        return shuffled_members(self.study["members"])
+        """Scored members of the static setting trained with batch-level shuffling on all datasets, in table order."""
+        return [name for name in shuffled_members(self.study["members"]) if name in self.models]
 
     @property
     def static_merges(self) -> list[str]:
-        """Merged models that know old data only."""
+        """Scored merged models that know old data only."""
         updated = updated_merges(self.study["members"], self._parts)
-        return [name for name in self.study["merges"] if name not in updated]
+        return [name for name in self.study["merges"] if name not in updated and name in self.models]
+
+    @property
+    def main_merges(self) -> list[str]:
+        """Those of `static_merges` with the most members behind them, by Multi-SLERP or the plain mean of weights."""
+        shuffled, facts = {*shuffled_members(self.study["members"])}, self.study["merges"]
+        behind = {name: {*trained_members(name, self._parts)} for name in self.static_merges}
+        plain = [
+            name
+            for name, members in behind.items()
+            if members <= shuffled
+            and facts[name]["method"] in ("linear", "multislerp")
+            and not facts[name].get("task_vectors")
+        ]
+        most = max((len(behind[name]) for name in plain), default=0)
+        return [name for name in plain if len(behind[name]) == most]
 
     @property
     def incremental(self) -> list[str]:

@@ -128,7 +128,7 @@ def checks_table(results: Results) -> pd.DataFrame:
     that is a finding.
     """
     in_domain = results.tasks("in-domain")
-    fine_tuned = [*results.shuffled, *results.static_merges]
+    fine_tuned = [*results.shuffled, *results.main_merges]
     fine_tuned += [name for name in results.incremental if name not in fine_tuned]
     made_here = [("base", "random")] if "random" in results.models else []  # a pretrained base has no random model
     pairs = [*made_here, *((name, "base") for name in fine_tuned)]

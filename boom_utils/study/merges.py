@@ -66,8 +66,8 @@ def merge(profile: Profile, config: MergeConfig, nodes: Nodes) -> Node:
 
 
 def geometry(profile: Profile, nodes: Nodes) -> Node:
-    """Inner products of the batch-level shuffled members (the ones to merge) and their base; angles and sizes."""
-    names = shuffled_members(profile.member_facts())
+    """Inner products of the scored batch-level shuffled members and their base; angles and sizes."""
+    names = [name for name in shuffled_members(profile.member_facts()) if name in profile.scored_models]
 
     def make(out: Path, found: Inputs) -> None:
         from boom_utils.merging.checkpoints import require_compatible
