@@ -249,6 +249,7 @@ def test_notebooks_are_chosen_by_number_or_name() -> None:
         "03_merge",
         "04_incremental_updates",
         "05_scheduling_ablations",
+        "06_merging_ablations",
         "07_tables_and_figures",
         "08_your_own_data",
     ]
@@ -259,9 +260,22 @@ def smoke_content() -> dict[str, Any]:
     return content
 
 
-def smoke_study(folder: Path, *without: str, **member: object) -> Study:
-    """The smoke study without some of its members, and with one more that is like `full`."""
+STATIC = ("s20", "s40", "s60", "s80", "full", "seq-datasets", "seq-families", "two-stage")
+
+
+def plain_content() -> dict[str, Any]:
+    """Smoke without its ablations: members, BOOM, schedules, and one update."""
     content = smoke_content()
+    content["members"] = [one for one in content["members"] if one["name"] in (*STATIC, "update", "retrained")]
+    content["merges"] = [one for one in content["merges"] if one["name"] in ("plain-mean", "boom", "boom-updated")]
+    content["subsets"] = [one for one in content["subsets"] if one["name"] != "new-only"]
+    del content["interaction"]
+    return content
+
+
+def smoke_study(folder: Path, *without: str, **member: object) -> Study:
+    """The plain smoke study without some of its members, and with one more that is like `full`."""
+    content = plain_content()
     content["members"] = [one for one in content["members"] if one["name"] not in without]
     content["members"] += [{"subset": "p100", "seed": 100, **member}] if member else []
     return Study(Profile.model_validate(content), Workspace(folder))
@@ -277,15 +291,17 @@ def trained_by(study: Study, notebook: str) -> list[str]:
 
 
 def test_every_artifact_of_the_study_is_made_by_a_notebook(tmp_path: Path) -> None:
-    study = smoke_study(tmp_path)
-    made = [set(study.nodes_of(name)) for name in NOTEBOOKS]
-    assert set.union(*made) == set(study.nodes)
+    for study in (smoke_study(tmp_path), Study(Profile.model_validate(smoke_content()), Workspace(tmp_path))):
+        made = [set(study.nodes_of(name)) for name in NOTEBOOKS]
+        assert set.union(*made) == set(study.nodes)
 
 
 def test_members_to_merge_are_made_in_one_notebook_and_other_schedules_in_another(tmp_path: Path) -> None:
     study = smoke_study(tmp_path)
-    silent = ["half", "half-rest", "s60-a", "s60-b", "s60-c"]
-    assert trained_by(study, "02_finetune_subsets") == ["s20", "s40", "s60", "s80", "full", *silent]
+    assert trained_by(study, "02_finetune_subsets") == ["s20", "s40", "s60", "s80", "full"]
+    whole = Study(Profile.model_validate(smoke_content()), Workspace(tmp_path))
+    assert {"half", "s60-a"} < {*trained_by(whole, "02_finetune_subsets")}
+    assert set(trained_by(whole, "06_merging_ablations")) == {*whole.group("restricted")}
     assert trained_by(study, "05_scheduling_ablations") == ["full", "seq-datasets", "seq-families", "two-stage"]
     assert list(study.node("geometry").inputs) == ["base", "s20", "s40", "s60", "s80", "full"]
 
@@ -306,8 +322,8 @@ def test_a_study_with_one_schedule_asks_nothing_of_the_notebook_on_schedules(tmp
 
 
 def static_study(folder: Path, **corpus: object) -> Study:
-    """The smoke study before the new data arrived."""
-    content = smoke_content()
+    """The plain smoke study before the new data arrived."""
+    content = plain_content()
     content["subsets"] = [subset for subset in content["subsets"] if "new_data" not in subset]
     content["members"] = [one for one in content["members"] if one["name"] not in ("update", "retrained")]
     content["merges"] = [one for one in content["merges"] if one["name"] != "boom-updated"]

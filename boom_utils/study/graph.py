@@ -64,6 +64,7 @@ NOTEBOOKS: Mapping[str, tuple[str, ...]] = {
         "plan/{restricted}",
         "member/{restricted}",
         "scores/{restricted}/",
+        "geometry/compared",
         "merge/{comparisons}",
         "scores/{comparisons}/",
     ),
@@ -257,7 +258,7 @@ def _nodes(profile: Profile, manifest: Manifest, downloads: Path, execution: mem
         nodes["tokens/new"] = stages.tokens(profile, manifest, nodes, new=True)
     nodes |= interactions.interaction_nodes(profile, manifest, nodes, execution)
     nodes |= _model_nodes(profile, manifest, nodes, execution)
-    nodes["geometry"] = merges.geometry(profile, nodes)
+    nodes |= merges.geometry_nodes(profile, nodes)
     prompts, evaluation = stages.prompts_of(profile, manifest), profile.evaluation
     places = stages.model_nodes(profile)
     for model in profile.scored_models:

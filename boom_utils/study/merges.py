@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from boom_utils.artifacts import Node, write_json
 from boom_utils.config import MergeConfig, Profile
 from boom_utils.merging.parameters import METHOD_RULES
-from boom_utils.reporting.results import shuffled_members
+from boom_utils.reporting.results import is_restricted, shuffled_members
 from boom_utils.study.stages import VERSION, Inputs, Nodes, model_nodes
 
 
@@ -65,9 +66,28 @@ def merge(profile: Profile, config: MergeConfig, nodes: Nodes) -> Node:
     return Node("merge", VERSION["merge"], f"merge {config.name}", described, make, inputs)
 
 
-def geometry(profile: Profile, nodes: Nodes) -> Node:
-    """Inner products of the scored batch-level shuffled members and their base; angles and sizes."""
-    names = [name for name in shuffled_members(profile.member_facts()) if name in profile.scored_models]
+def geometry_nodes(profile: Profile, nodes: Nodes) -> dict[str, Node]:
+    """Inner products with their base: of the scored batch-level shuffled members, and of those that methods compare."""
+    shuffled = [name for name in shuffled_members(profile.member_facts()) if name in profile.scored_models]
+    made = {"geometry": _geometry(shuffled, nodes)}
+    if compared := compared_members(profile):
+        made["geometry/compared"] = _geometry(compared, nodes)
+    return made
+
+
+def compared_members(profile: Profile) -> list[str]:
+    """The members that most merges share, where methods are compared on them; none where every merge has its own."""
+    sets = [frozenset(profile.trained_members(merge.name)) for merge in profile.merges]
+    restricted = {name for name, facts in profile.member_facts().items() if is_restricted(facts)}
+    counts = Counter(found for found in sets if found <= restricted)
+    if not counts or max(counts.values()) < 2:
+        return []
+    most = max(counts, key=lambda found: counts[found])
+    return [member.name for member in profile.members if member.name in most]
+
+
+def _geometry(names: list[str], nodes: Nodes) -> Node:
+    """Inner products of some members and their base; angles and sizes."""
 
     def make(out: Path, found: Inputs) -> None:
         from boom_utils.merging.checkpoints import require_compatible
