@@ -80,7 +80,7 @@ def test_curves_are_what_the_figure_draws() -> None:
         (share, pytest.approx(EASE.mean() + loss)) for share, loss in ((0.0, 3.0), (0.5, 1.0), (1.0, 2.0))
     ]
     assert all(low < loss < high for _, loss, low, high in curves["a"])
-    figure = forgetting_curves({"shuffled": curves})  # type: ignore[dict-item]
+    figure = forgetting_curves({"shuffled": curves})
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["a", "b"]
 
 

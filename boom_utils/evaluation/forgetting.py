@@ -20,6 +20,8 @@ from boom_utils.training.batch_losses import BatchLosses
 
 Watched = Mapping[str, Sequence[tuple[float, BatchLosses]]]
 """Dataset -> share of the steps done (0 to 1) and losses there, as `training.watched_losses.read_watched` gives it."""
+CurvePoint = tuple[float, float, float, float]
+"""Share of the steps done, loss, lower and upper end of its interval (nats)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Forgotten:
         return asdict(self)
 
 
-def loss_curves(watched: Watched, bootstrap: Bootstrap | None = None) -> dict[str, list[tuple[float, ...]]]:
+def loss_curves(watched: Watched, bootstrap: Bootstrap | None = None) -> dict[str, list[CurvePoint]]:
     """Points (share of steps, loss, low, high) of every dataset of one model.
 
     `boom_utils.reporting.interaction.forgetting_curves` draws them; ``low`` and ``high`` are the interval over batches.
@@ -53,7 +55,7 @@ def loss_curves(watched: Watched, bootstrap: Bootstrap | None = None) -> dict[st
         ResultsError: A dataset has no point, points out of order, or points on different batches; all problems.
     """
     _check(watched)
-    curves: dict[str, list[tuple[float, ...]]] = {}
+    curves = {}
     for dataset, points in watched.items():
         found = [(share, loss_estimate(losses, dataset, bootstrap)) for share, losses in points]
         curves[dataset] = [(share, estimate.value, estimate.low, estimate.high) for share, estimate in found]
