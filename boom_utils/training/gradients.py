@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from boom_utils.models import Encoder
 from boom_utils.training.losses import false_negatives, info_nce
 from boom_utils.training.plan import Batch, BatchPlan, DatasetRules
 from boom_utils.training.processes import Processes
+
+if TYPE_CHECKING:
+    from boom_utils.training.watch import WatchedJobs
 
 _PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,6 +46,7 @@ class TrainingJob:
         config: Hyper-parameters.
         label: Shown with the progress.
         restart_rate: Every stage of the plan warms up and decays by itself.
+        watched: Held-out losses to look at along the training; they change nothing of it.
     """
 
     tokens: Mapping[str, TokenTable]
@@ -51,6 +55,7 @@ class TrainingJob:
     config: TrainingConfig
     label: str = "training"
     restart_rate: bool = False
+    watched: WatchedJobs | None = None
 
 
 @dataclass(frozen=True)

@@ -140,10 +140,17 @@ def require_same_kind(model: Path, base: Path) -> None:
         )
 
 
-def encoder_losses(encoder: Encoder, jobs: Mapping[str, TrainingJob]) -> dict[str, BatchLosses]:
+def encoder_losses(
+    encoder: Encoder, jobs: Mapping[str, TrainingJob], log_level: int = logging.INFO
+) -> dict[str, BatchLosses]:
     """InfoNCE of an encoder on the batches of `held_out_jobs`; it may be in the middle of its training.
 
     Its weights, gradients and mode are left as they were, and nothing is drawn from a random generator.
+
+    Args:
+        encoder: The model.
+        jobs: What to evaluate.
+        log_level: Of the line a dataset.
 
     Raises:
         TrainingError: A loss is not finite.
@@ -151,10 +158,20 @@ def encoder_losses(encoder: Encoder, jobs: Mapping[str, TrainingJob]) -> dict[st
     modes = {module: module.training for module in encoder.transformer.modules()}
     encoder.transformer.eval()
     try:
-        return {name: _losses(name, encoder, job) for name, job in sorted(jobs.items())}
+        found = {}
+        for name, job in sorted(jobs.items()):
+            found[name] = _losses(name, encoder, job)
+            log.log(log_level, "held out: %s, %d rows in %d batches", name, found[name].rows, len(found[name].values))
+        return found
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def batches_digest(name: str, job: TrainingJob) -> str:
+    """What the losses of two models on a dataset must have in common to be compared batch by batch (hex)."""
+    config = job.config.model_dump(mode="json", include=set(_LOSS))
+    return digest_of([job.plan.fingerprint, job.tokens[name].fingerprint, asdict(job.rules[name]), config])
 
 
 def _losses(name: str, encoder: Encoder, job: TrainingJob) -> BatchLosses:
@@ -171,11 +188,7 @@ def _losses(name: str, encoder: Encoder, job: TrainingJob) -> BatchLosses:
                 fix="look at the model's weights and at these rows",
             )
         values.append(loss)
-    config = job.config.model_dump(mode="json", include=set(_LOSS))
-    digest = digest_of([job.plan.fingerprint, job.tokens[name].fingerprint, asdict(job.rules[name]), config])
-    used = job.plan.examples
-    log.info("held out: %s, %d rows in %d batches", name, used, len(values))
-    return BatchLosses(tuple(values), used, job.plan.left_out[name], digest)
+    return BatchLosses(tuple(values), job.plan.examples, job.plan.left_out[name], batches_digest(name, job))
 
 
 def _problems(

@@ -34,6 +34,7 @@ from boom_utils.training.plan import Batch, BatchPlan
 from boom_utils.training.processes import Processes, this_process
 from boom_utils.training.state import Checkpoints, RunIdentity, TrainingState
 from boom_utils.training.stopping import StopSignals, check_finite, out_of_memory
+from boom_utils.training.watch import Watcher
 
 log = logging.getLogger(__name__)
 LOG = "training_log.jsonl"
@@ -55,7 +56,7 @@ def train(
     Writes one JSON line a step to ``out/training_log.jsonl`` and, every ``save_steps`` and at the end, a checkpoint
     under ``out/checkpoints``; remove that folder (`remove_checkpoints`) once the encoder is saved. Called again with
     the same job after it was stopped or killed, it goes on from the last checkpoint to the same weights, bit by bit on
-    the same build and machine.
+    the same build and machine. What ``job.watched`` asks for goes to ``out/held_out_losses.jsonl``.
 
     Args:
         encoder: The base; its own weights are changed. LoRA adapters are merged at the end.
@@ -71,7 +72,7 @@ def train(
     Raises:
         TrainingError: The loss or gradient is not finite (raised before the optimizer step), or memory is too small.
         ConfigError: The batches do not divide among the processes.
-        CheckpointError: There is a checkpoint, but of another job.
+        CheckpointError: There is a checkpoint, but of another job, or of a run that was watched in another way.
         KeyboardInterrupt: Stopped by Ctrl-C, SIGTERM or ``stop``; the checkpoint is saved.
     """
     processes = processes or this_process()
@@ -115,6 +116,7 @@ class _Trainer:
         )
         self.scaler = torch.amp.GradScaler(processes.device.type, init_scale=1024.0, enabled=config.precision == "fp16")
         self.gradients = Gradients(encoder, job, processes, self.scaler)
+        self.watcher = Watcher(job.watched, len(job.plan), out, processes)
         self.lines: list[dict[str, Any]] = []
 
     def identity(self) -> RunIdentity:
@@ -138,9 +140,12 @@ class _Trainer:
         if self.processes.first:
             write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in self.lines))
         start = len(self.lines)
+        self.watcher.resume(start)
         with StopSignals() as signals:
+            self.watcher.look(self.encoder, start)
             for step in self._steps(start, total):
                 self._step(step)
+                self.watcher.look(self.encoder, step + 1)  # before the checkpoint, which vouches for the point
                 stopped = self.processes.total(float(signals.seen or stop())) > 0
                 if stopped or (step + 1) % self.job.config.save_steps == 0 or step + 1 == total:
                     self._save(checkpoints, state)

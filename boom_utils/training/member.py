@@ -28,9 +28,11 @@ from boom_utils.data.tokens import open_tokens
 from boom_utils.errors import BoomError, ConfigError, TrainingError
 from boom_utils.models import Encoder
 from boom_utils.training.gradients import TrainingJob
+from boom_utils.training.held_out import HeldOutOptions
 from boom_utils.training.loop import check_shares, remove_checkpoints, train
 from boom_utils.training.plan import BatchPlan, DatasetRules
 from boom_utils.training.processes import Processes, joined
+from boom_utils.training.watch import Watch
 
 log = logging.getLogger(__name__)
 _MARK = "boom| "
@@ -52,6 +54,7 @@ class MemberJob:
         summary: One sentence for the card.
         restart_rate: Every stage of the plan warms up and decays by itself.
         allow_changes: Fields in which a checkpoint may differ.
+        watch: Held-out losses to look at along the training.
     """
 
     base: Path
@@ -64,12 +67,14 @@ class MemberJob:
     summary: str
     restart_rate: bool = False
     allow_changes: tuple[str, ...] = ()
+    watch: Watch | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form for another process."""
         paths: dict[str, Any] = {"base": str(self.base), "plan": str(self.plan), "tokens": [*map(str, self.tokens)]}
         rules = {name: asdict(rule) for name, rule in self.rules.items()}
-        return {**self.__dict__, **paths, "rules": rules, "config": self.config.model_dump(mode="json")}
+        parts = {"rules": rules, "config": self.config.model_dump(mode="json")}
+        return {**self.__dict__, **paths, **parts, "watch": self.watch and self.watch.to_json()}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> MemberJob:
@@ -77,14 +82,16 @@ class MemberJob:
         paths = {"base": Path(stored["base"]), "plan": Path(stored["plan"]), "tokens": (*map(Path, stored["tokens"]),)}
         rules = {name: DatasetRules(**rule) for name, rule in stored["rules"].items()}
         config = TrainingConfig.model_validate(stored["config"])
-        given = {**stored, **paths, "rules": rules, "config": config, "allow_changes": tuple(stored["allow_changes"])}
-        return cls(**given)
+        watch = Watch.from_json(stored["watch"]) if stored["watch"] else None
+        parts = {"rules": rules, "config": config, "allow_changes": tuple(stored["allow_changes"]), "watch": watch}
+        return cls(**{**stored, **paths, **parts})
 
 
 def train_member(job: MemberJob, out: Path, processes: int = 1) -> dict[str, Any]:
     """Fine-tune the base by the plan; write an encoder folder to ``out``.
 
-    Besides the model it writes ``training_log.jsonl`` (one line a step) and the card. If ``out`` holds checkpoints of
+    Besides the model it writes ``training_log.jsonl`` (one line a step), the card and, if the job is watched,
+    ``held_out_losses.jsonl`` (see `boom_utils.training.watched_losses.read_watched`). If ``out`` holds checkpoints of
     this job, training goes on from them; they are removed when the model is written.
 
     Args:
@@ -111,7 +118,10 @@ def _train_here(
     encoder = Encoder.load(job.base)
     encoder.spec = replace(encoder.spec, prompts={**encoder.spec.prompts, **job.prompts})
     plan = BatchPlan.load(job.plan)
-    training = TrainingJob(open_tokens(*job.tokens), job.rules, plan, job.config, job.label, job.restart_rate)
+    tables, watched = open_tokens(*job.tokens), None
+    if job.watch is not None:
+        watched = job.watch.jobs(tables, job.rules, plan, HeldOutOptions(job.config, job.base, job.watch.seed))
+    training = TrainingJob(tables, job.rules, plan, job.config, job.label, job.restart_rate, watched)
 
     def stop() -> bool:
         return parent is not None and ((out / _STOP).exists() or not process_alive(parent))

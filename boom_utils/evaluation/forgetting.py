@@ -1,0 +1,111 @@
+"""Forgetting along a training: held-out loss of every dataset at some points, and how much of it was lost again.
+
+The paper explains the scheduling strategies by catastrophic forgetting and gives no measure of it. The kit's: mean
+held-out InfoNCE at the end minus the lowest at any earlier point. Intervals resample held-out batches, paired: every
+point meets the same ones. They say how far a number would move with other held-out batches, not with other seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from boom_utils.errors import ResultsError, bullet_list
+from boom_utils.evaluation.interaction import loss_estimate
+from boom_utils.evaluation.statistics import Bootstrap, Estimate
+from boom_utils.training.batch_losses import BatchLosses
+
+Watched = Mapping[str, Sequence[tuple[float, BatchLosses]]]
+"""Dataset -> share of the steps done (0 to 1) and losses there, as `training.watched_losses.read_watched` gives it."""
+CurvePoint = tuple[float, float, float, float]
+"""Share of the steps done, loss, lower and upper end of its interval (nats)."""
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What a training lost again of one dataset.
+
+    Args:
+        difference: Loss at the end minus the lowest loss at an earlier point, nats, paired over batches. Positive:
+            forgotten; negative: the end is the best of all points.
+        lowest: The lowest mean loss at an earlier point, nats.
+        lowest_at: Share of the steps done there; the first such point.
+        end: Mean loss at the end, nats.
+    """
+
+    difference: Estimate
+    lowest: float
+    lowest_at: float
+    end: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def loss_curves(watched: Watched, bootstrap: Bootstrap | None = None) -> dict[str, list[CurvePoint]]:
+    """Points (share of steps, loss, low, high) of every dataset of one model.
+
+    `boom_utils.reporting.interaction.forgetting_curves` draws them; ``low`` and ``high`` are the interval over batches.
+
+    Raises:
+        ResultsError: A dataset has no point, points out of order, or points on different batches; all problems.
+    """
+    _check(watched)
+    curves = {}
+    for dataset, points in watched.items():
+        found = [(share, loss_estimate(losses, dataset, bootstrap)) for share, losses in points]
+        curves[dataset] = [(share, estimate.value, estimate.low, estimate.high) for share, estimate in found]
+    return curves
+
+
+def forgotten(watched: Watched, bootstrap: Bootstrap | None = None) -> dict[str, Forgotten]:
+    """How much of every dataset one training lost again, by dataset.
+
+    The point of the lowest loss is chosen once, on all batches, and is the same in every draw. The lowest of several
+    points is a little too low by chance, and so the difference a little too high.
+
+    Raises:
+        ResultsError: As `loss_curves`, or the end of the training or a point before it is missing.
+    """
+    bootstrap = bootstrap or Bootstrap()
+    _check(watched, to_the_end=True)
+    found = {}
+    for dataset, points in watched.items():
+        *earlier, (_, end) = points
+        share, lowest = min(earlier, key=lambda point: point[1].mean)
+        change = np.subtract(end.values, lowest.values)
+        drawn = change[bootstrap.positions(dataset, len(change))].mean(axis=1)
+        difference = bootstrap.estimate(end.mean - lowest.mean, drawn)
+        found[dataset] = Forgotten(difference, lowest.mean, share, end.mean)
+    return found
+
+
+def _check(watched: Watched, *, to_the_end: bool = False) -> None:
+    problems = [
+        f"{dataset}: {problem}" for dataset, points in watched.items() for problem in _problems(points, to_the_end)
+    ]
+    if problems or not watched:
+        raise ResultsError(
+            "these losses along a training cannot be compared",
+            found=bullet_list(problems) or "no dataset",
+            fix="train it again with a watch",
+        )
+
+
+def _problems(points: Sequence[tuple[float, BatchLosses]], to_the_end: bool) -> list[str]:
+    """Why the points of one dataset make no curve."""
+    if not points:
+        return ["no point"]
+    shares = np.array([share for share, _ in points])
+    found = []
+    if not (shares[0] >= 0 and shares[-1] <= 1 and (np.diff(shares) > 0).all()):
+        found.append(f"shares of steps not ascending from 0 to 1: {shares.tolist()}")
+    if len({(losses.batches, len(losses.values)) for _, losses in points}) > 1:
+        found.append("points on different batches")
+    if to_the_end and (len(points) < 2 or shares[-1] != 1):
+        found.append(f"{len(points)} point(s) up to {100 * shares[-1]:g} % of the steps, not up to the end")
+    return found
