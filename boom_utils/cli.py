@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shlex
 import signal
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 import yaml
 
 from boom_utils.errors import BoomError, ConfigError
-from boom_utils.progress import quiet_libraries
+from boom_utils.progress import quick_processes, quiet_libraries
 
 log = logging.getLogger("boom_utils.cli")
 
@@ -158,7 +157,7 @@ def _train(options: argparse.Namespace) -> None:
 
     if options.nproc is not None and options.nproc < 1:
         raise ConfigError("--nproc is the number of processes", expected="1 or more", found=options.nproc)
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as for a run: be quick beside another busy process
+    quick_processes()
     execution = Execution(options.nproc, tuple(options.allow_change))
     artifact = Study(load_profile(options.profile), execution=execution).build(f"member/{options.member}")
     for name in ("steps", "examples", "tokens_per_second", "peak_memory_mb", "mean_loss_last_tenth"):

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mteb.abstasks import AbsTaskClassification
 
 from boom_utils.data.examples import write_jsonl
 from boom_utils.errors import EvaluationError, ResultsError
 from boom_utils.evaluation import run
 from boom_utils.evaluation.run import evaluate_task
 from boom_utils.evaluation.statistics import Bootstrap, TaskSamples, difference_estimate, mean_estimate, score_draws
-from boom_utils.evaluation.tasks import LocalTask
+from boom_utils.evaluation.tasks import LocalTask, build_task
 
 
 class Words:
@@ -61,6 +62,18 @@ def test_a_separable_classification_is_fully_right(words: None, tmp_path: Path) 
     facts = evaluate_task("mock", tmp_path, LocalTask("mock_classes", "classification", tmp_path / "set"), tmp_path)
     assert facts["main_score"] == 1.0
     assert samples(tmp_path)["columns"]["value"] == [1.0] * 40
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2], ["a", "b", "c"]])
+def test_scores_of_a_classification_are_those_that_mteb_makes_of_the_column(labels: list[Any], tmp_path: Path) -> None:
+    rows = [{"text": "1 0", "label": label} for label in labels * 5]
+    for split in ("train", "test"):
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    made = build_task(LocalTask("mock_classes", "classification", tmp_path))
+    made.load_data()
+    truth, predicted = made.dataset["test"]["label"], np.array([*labels[:1] * 4, *(labels * 5)[4:]])
+    plain = AbsTaskClassification._calculate_scores(made, truth, predicted)
+    assert 0 < plain["accuracy"] < 1 and made._calculate_scores(truth, predicted) == plain
 
 
 @pytest.mark.promise(28)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import socket
 import subprocess
@@ -73,6 +74,17 @@ class Setup:
 @pytest.fixture
 def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     return Setup(tmp_path, monkeypatch)
+
+
+def test_processes_started_by_a_run_are_quick_unless_the_user_has_said_otherwise(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000")
+    monkeypatch.setattr(runner, "run_notebook", lambda *_: True)
+    setup.notebook("1")
+    setup.run()
+    assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "67108864" and os.environ["MALLOC_MMAP_THRESHOLD_"] == "1000"
 
 
 @pytest.mark.promise(34)

@@ -215,6 +215,10 @@ class LocalClassification(AbsTaskClassification):  # type: ignore[misc]
         self.samples.columns = {"value": np.mean(self.experiments, axis=0).tolist()}
         return scores, predictions
 
+    def _calculate_scores(self, y_test: Any, y_pred: Any) -> Any:
+        # A column is read row by row from its table each time it is used, and every metric uses it several times.
+        return super()._calculate_scores(np.asarray(y_test), y_pred)
+
 
 class LocalClustering(AbsTaskClustering):  # type: ignore[misc]
     """Clustering of test.jsonl: mteb draws texts with replacement, clusters them with k-means, and does so ten times.

@@ -28,6 +28,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from boom_utils.artifacts import PROJECT_ROOT, Artifact, Node, atomic_path, digest_of, process_alive, write_text
 from boom_utils.errors import ConfigError, NotebookError, WorkspaceError, bullet_list, nearest
+from boom_utils.progress import quick_processes
 from boom_utils.study.graph import NOTEBOOKS, Study
 
 log = logging.getLogger(__name__)
@@ -76,9 +77,7 @@ def run(study: Study, profile_argument: str, options: RunOptions) -> dict[str, P
         WorkspaceError: Another run holds the workspace.
     """
     chosen = choose(options.only, options.start)
-    # GNU OpenMP threads wait by spinning. Beside another busy process that made a step a hundred times slower (two
-    # cores, measured); a short spin costs nothing alone and lets two studies share the machine. Kernels inherit it.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    quick_processes()  # kernels inherit it
     profile_argument = _absolute_profile(profile_argument)
     values = {"profile": profile_argument, **options.parameters}
     check_parameters(chosen, values)
