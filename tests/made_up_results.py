@@ -48,6 +48,8 @@ GAIN |= {
 }
 GAIN |= {"s60": -0.018, "s80": -0.008, "half": -0.024, "half-rest": -0.025, "s50": -0.02, "stock": -0.12, "ta": -0.03}
 GAIN |= {"datasets": -0.07, "clusters": -0.025, "families": -0.04, "ties": -0.041, "slerp-all": -0.045, "sce": -0.05}
+GAIN |= {"updated-0": -0.05, "updated-20": -0.01, "updated-40": 0.002, "updated-100": 0.01, "updated-w25": 0.012}
+GAIN |= {"updated-w75": -0.02, "on-0": -0.09, "on-40": -0.012, "retrained": 0.003}
 """Skill of a model less that of `full`; 0 where a model is not named."""
 
 
@@ -113,7 +115,7 @@ def skill(model: str, task: str, gain: Mapping[str, float]) -> float:
     facts = {**members(), **merges()}.get(model, {})
     new = model.startswith(("updated", "on-")) or facts.get("new_data") is not None
     if task == "code":
-        return 0.4 + (0.2 if new else 0.0) + gain.get(model, 0.0) / 4
+        return 0.4 + (0.2 if new else 0.0) - (0.0 if model == "random" else gain.get(model, 0.0) / 2)
     return 0.6 + gain.get(model, 0.0) * (1.0 if task.startswith("known") else 0.6)
 
 

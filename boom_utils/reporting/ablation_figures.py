@@ -6,14 +6,17 @@ alone. Figures of experiments that a study does not have are not in `ablation_fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 from boom_utils.errors import ResultsError
@@ -82,12 +85,12 @@ def method_comparison(results: Results) -> Figure:
     )
     for number, group in enumerate(groups):
         plain = plain_multislerp(results, group)
-        for axis, domain in zip(axes[number], results.domains, strict=True):
+        for axis, domain, colour in zip(axes[number], results.domains, (BLUE, ORANGE), strict=False):
             tasks = results.tasks(domain)
             found = {merge: results.difference(merge, results.reference, tasks) for merge in group}
-            _marked(axis, list(found.values()), GREY if axis is not axes[number][0] else BLUE)
+            _marked(axis, list(found.values()), colour)
             if plain:
-                axis.axvline(100 * found[plain].value, color=ORANGE, lw=1.0, ls="--", zorder=0)
+                axis.axvline(100 * found[plain].value, color=GREY, lw=1.0, ls="--", zorder=0)
             axis.set_title(f"{domain}; {members_text(results, group[0])}", fontsize=9, loc="left")
         labels = [_method_row(results, merge, group) for merge in group]
         _rows(axes[number], labels)
@@ -171,7 +174,7 @@ def pareto(results: Results) -> Figure:
         _draw_front(axis, results, domain, unit)
         axis.set_title(f"{domain} ({len(results.tasks(domain))} tasks)")
         axis.set_xlabel("training cost, 1 = the reference's")
-        axis.set_xlim(0, 1.3 * max([1.0, *(results.cost(model) / unit for model in models)]))
+        axis.set_xlim(0, 1.22 * max([1.0, *(results.cost(model) / unit for model in models)]))
         axis.grid(lw=0.4, alpha=0.5)
     axes[0].set_ylabel(f"mean score x 100, {interval_text(results)}")
     figure.legend(handles=_pareto_legend(), frameon=False, fontsize=8, loc="outside lower center", ncols=3)
@@ -210,32 +213,52 @@ def _draw_front(axis: Axes, results: Results, domain: str, unit: float) -> None:
 def place_labels(axis: Axes, points: Mapping[str, tuple[float, float]], fontsize: float = 7.5) -> None:
     """Write a name at every point, so that no two names and no name and marker overlap; a thin line leads there.
 
-    The layout of the figure has to be settled, and its canvas has to be able to measure text.
+    Of the places without overlaps it takes those that cross fewest lines of the axis, then the nearest. The layout of
+    the figure has to be settled, and its canvas has to be able to measure text.
     """
     renderer = axis.figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    pixels = axis.figure.dpi / 72
+    pixels, inside = axis.figure.dpi / 72, axis.get_window_extent(renderer)
     places = {name: axis.transData.transform(point) for name, point in points.items()}
-    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in places.values()]
-    inside = axis.get_window_extent(renderer)
+    taken = [Bbox.from_extents(x - 7, y - 7, x + 7, y + 7) for x, y in places.values()]
+    lines = _line_points(axis)
     for name in sorted(points, key=lambda name: (points[name][0], -points[name][1], name)):
         text = axis.annotate(name, points[name], (7, 0), textcoords="offset points", fontsize=fontsize, va="center")
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+        best: tuple[float, float, float] | None = None
         for dx, dy in _offsets():
             text.set_position((dx, dy))
             text.set_horizontalalignment("left" if dx > 0 else "right")
             box = text.get_window_extent(renderer).padded(1)
             corners = [(box.x0, box.y0), (box.x1, box.y1)]
-            if all(inside.contains(*corner) for corner in corners) and not box.count_overlaps(taken):
-                break
-        taken.append(box)
-        if abs(dy) > 6 or abs(dx) > 9:
+            if not all(inside.contains(*corner) for corner in corners) or box.count_overlaps(taken):
+                continue
+            crossed = ((lines > box.min) & (lines < box.max)).all(axis=1).sum()
+            cost = 2.0 * crossed + math.hypot(dx, 1.5 * dy)
+            if best is None or cost < best[0]:
+                best = (cost, dx, dy)
+        dx, dy = best[1:] if best else (7.0, 0.0)
+        text.set_position((dx, dy))
+        text.set_horizontalalignment("left" if dx > 0 else "right")
+        taken.append(text.get_window_extent(renderer).padded(1))
+        if abs(dy) > 8 or abs(dx) > 9:
             x, y = axis.transData.inverted().transform(places[name] + pixels * np.array([dx, dy]))
             axis.plot([points[name][0], x], [points[name][1], y], color=GREY, lw=0.5, zorder=0)
 
 
+def _line_points(axis: Axes) -> np.ndarray:
+    """Points in pixels along the lines of an axis, float (N, 2)."""
+    found = [np.zeros((0, 2))]
+    for line in axis.lines:
+        ends = axis.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()]).astype(float))
+        for start, end in pairwise(ends):
+            count = max(2, int(np.hypot(*(end - start)) / 3))
+            found.append(np.linspace(start, end, count))
+    return np.concatenate(found)
+
+
 def _offsets() -> list[tuple[float, float]]:
-    """Where a label may stand, in points from its own: the nearest first."""
-    found = [(side * dx, dy) for side in (1, -1) for dx in (7, 18, 32, 48) for dy in range(-90, 91, 5)]
-    return sorted(found, key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, -offset[0], offset[1]))
+    """Where a label may stand, in points from its own."""
+    return [(side * dx, dy) for side in (1, -1) for dx in (7, 18, 32, 48) for dy in range(-90, 91, 5)]
 
 
 def core_ratio_sweep(results: Results) -> Figure:
@@ -266,21 +289,19 @@ def _sweep(results: Results, found: Sequence[Update], varied: str, label: str) -
             more.sort(key=lambda update: update.core or 0.0)
             style = (ORANGE, "s", (0, (1, 1)))
             means = [results.mean(update.model, tasks) for update in more]
-            _band(axis, [float(update.core or 0) for update in more], means, style, "existing model trained on")
+            _bars(axis, [float(update.core or 0) for update in more], means, style, "existing model trained on")
         for name, (model, colour, dashes) in lines.items():
             axis.axhline(100 * results.mean(model, tasks).value, color=colour, ls=dashes, lw=1.2, label=name)
         axis.set_title(f"{group} ({len(tasks)} task{'s' if len(tasks) > 1 else ''})")
         axis.grid(lw=0.4, alpha=0.5)
     axes[0].set_ylabel("mean score x 100")
-    figure.supxlabel(f"{label}; bands: {interval_text(results)}", fontsize=8)
+    figure.supxlabel(f"{label}; bands and bars: {interval_text(results)}", fontsize=8)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, frameon=False, fontsize=8, loc="outside upper center", ncols=4)
     return figure
 
 
-def _band(
-    axis: Axes, x_N: Sequence[float], found: Sequence[Estimate], style: tuple[str, str, object], label: str
-) -> None:
+def _band(axis: Axes, x_N: Sequence[float], found: Sequence[Estimate], style: tuple[str, str, Any], label: str) -> None:
     if not x_N:
         return
     colour, marker, dashes = style
@@ -289,8 +310,18 @@ def _band(
     axis.plot(x_N, values, color=colour, marker=marker, ls=dashes, ms=5, lw=1.4, label=label)
 
 
-def _sweep_lines(results: Results, found: Sequence[Update], varied: str) -> dict[str, tuple[str, str, object]]:
-    lines: dict[str, tuple[str, str, object]] = {}
+def _bars(axis: Axes, x_N: Sequence[float], found: Sequence[Estimate], style: tuple[str, str, Any], label: str) -> None:
+    """As `_band`, with bars instead of a band: two bands would hide each other."""
+    if not x_N:
+        return
+    colour, marker, dashes = style
+    values = np.array([100 * estimate.value for estimate in found])
+    bounds = [values - [100 * e.low for e in found], [100 * e.high for e in found] - values]
+    axis.errorbar(x_N, values, bounds, color=colour, marker=marker, ls=dashes, ms=5, lw=1.2, capsize=3, label=label)
+
+
+def _sweep_lines(results: Results, found: Sequence[Update], varied: str) -> dict[str, tuple[str, str, Any]]:
+    lines: dict[str, tuple[str, str, Any]] = {}
     if results.retrained:
         lines[f"retrained ({results.retrained})"] = (results.retrained, GREEN, (0, (5, 2)))
     existing = found[0].existing if found else None

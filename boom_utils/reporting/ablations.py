@@ -116,8 +116,8 @@ def variant_table(results: Results) -> pd.DataFrame:
 def pareto_table(results: Results) -> pd.DataFrame:
     """Quality against training cost, a domain after the other: which models no other one beats in both.
 
-    ``not dominated``: no model is as good at less cost, or better at the same. ``step up`` compares each such model with
-    the next cheaper one: where the interval of the paired difference includes zero, it is inconclusive.
+    ``not dominated``: no model is as good at less cost, or better at the same. ``step up`` compares each such model
+    with the next cheaper one: where the interval of the paired difference includes zero, it is inconclusive.
     """
     rows = []
     models = pareto_models(results)

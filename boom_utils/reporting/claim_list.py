@@ -65,7 +65,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Share:
-    """A share that is counted, not drawn; its bounds are what is certain. The claim holds where it is below ``limit``."""
+    """A share that is counted, not drawn; its bounds are what is certain. The claim is that it is below ``limit``."""
 
     comparison: str
     unit: str
@@ -137,10 +137,8 @@ def _granularity() -> list[Claim]:
         return find
 
     return [
-        Claim(
-            f"Merging one model a {kind} does not reach batch-level shuffling", GRANULARITY, known, BELOW, _tests(kind)
-        )
-        for kind, known in (("dataset", _ABSTRACT), ("family", _ABSTRACT), ("cluster", _ABSTRACT))
+        Claim(f"Merging one model a {kind} does not reach batch-level shuffling", GRANULARITY, _VARIANTS, BELOW, find)
+        for kind, find in ((kind, _tests(kind)) for kind in ("dataset", "family", "cluster"))
     ]
 
 

@@ -165,10 +165,11 @@ def claims_text(frame: pd.DataFrame, results: Results) -> str:
         + ", ".join(f"{counts[name]} {name}" for name in (SUPPORTED, REFUTED, INCONCLUSIVE, UNTESTED))
         + ".",
         "",
-        "Claims are in our words; where each is known from stands beside it. Differences are ours, in points of a score",
-        f"of 0 to 100, paired, with their {confidence:g} % interval over queries. A verdict needs the p value, corrected",
-        f"over all rows (Holm), below {1 - results.bootstrap.confidence:.2g}. Equally good means: the whole interval lies",
-        f"within {100 * MARGIN:g} point, a margin of ours. Detectable: the true difference found with a power of 80 %.",
+        "Claims are in our words; where each is known from stands beside it. Differences are ours: paired, in points",
+        f"of a score of 0 to 100, with their {confidence:g} % interval over queries. A verdict needs a p value below",
+        f"{1 - results.bootstrap.confidence:.2g} when corrected over all rows (Holm). Equally good means that the whole",
+        f"interval lies within {100 * MARGIN:g} point, a margin of ours. Detectable: the true difference found with a",
+        "power of 80 %.",
         "Not supported means that our models show the opposite; it says nothing of other models and data.",
     ]
     for part in dict.fromkeys(frame["part"]):

@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 
 from boom_utils.artifacts import atomic_path
 from boom_utils.evaluation.statistics import Estimate
-from boom_utils.reporting.experiments import average_merges
+from boom_utils.reporting.experiments import average_merges, updates
 from boom_utils.reporting.geometry import angles_and_sizes, layer_heat_map
 from boom_utils.reporting.results import Results, read_json_object
 
@@ -219,10 +219,25 @@ def incremental_comparison(results: Results) -> Figure:
         cost.text(count, row, f" {count:,}" if count else " nothing", va="center", fontsize=8)
     cost.set_title("examples to train")
     cost.set_xlim(0, 1.35 * max([1, *examples]))
-    cost.set_yticks(range(len(models)), models)
+    cost.set_yticks(range(len(models)), _update_labels(results, models))
     cost.set_ylim(max(1, len(models)) - 0.5, -0.5)
     figure.supxlabel(f"mean score x 100, {interval_text(results)}; on the right: when the new data arrive", fontsize=9)
     return figure
+
+
+def _update_labels(results: Results, models: Sequence[str]) -> list[str]:
+    """Names of the models, and what the updates among them are: colours alone would not say it."""
+    found = {update.model: update for update in updates(results)}
+    labels = []
+    for model in models:
+        update = found.get(model)
+        parts = [] if update is None else {"merged": [], "alone": ["unmerged"]}.get(update.kind, [update.kind])
+        if update and update.core is not None and update.kind != "retrained":
+            parts.append(f"{100 * update.core:g} % old")
+        if update and update.weight is not None:
+            parts.append(f"weight {update.weight:.2g}")
+        labels.append("\n".join(text for text in (model, ", ".join(parts)) if text))
+    return labels
 
 
 Draw = Callable[[Results], Figure]
