@@ -259,6 +259,7 @@ def test_models_that_know_new_data_are_in_the_overall_tables_and_not_in_those_of
 def test_a_schedule_of_new_data_is_not_compared_with_those_of_old_data(updated: Path) -> None:
     study = json.loads((updated / "study.json").read_text())
     study["members"]["other"] = {**study["members"]["retrained"], "schedule": "sequential_datasets"}
+    study["models"].append("other")
     results = Results(updated, study)
     assert "other" not in results.schedules
     assert "retrained" not in results.schedules

@@ -5,6 +5,7 @@ Colours are those of Okabe and Ito, safe for colour-blind readers; markers repea
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from matplotlib.patches import Patch
 
 from boom_utils.artifacts import atomic_path
 from boom_utils.evaluation.statistics import Estimate
+from boom_utils.reporting.experiments import average_merges, updates
 from boom_utils.reporting.geometry import angles_and_sizes, layer_heat_map
 from boom_utils.reporting.results import Results, read_json_object
 
@@ -47,23 +49,27 @@ def model_means(results: Results) -> Figure:
         _dots(axis, found, [_colour(results, model) for model in results.models])
         axis.axvline(100 * found[results.models.index(results.reference)].value, color=GREY, lw=0.8, ls="--", zorder=0)
         axis.set_title(f"{domain} ({len(results.tasks(domain))} tasks)")
-        axis.set_xlabel(f"mean score x 100, {_interval(results)}")
+        axis.set_xlabel(f"mean score x 100, {interval_text(results)}")
     axes[0].set_yticks(range(len(results.models)), results.models)
     axes[0].invert_yaxis()
     return figure
 
 
 def task_deltas(results: Results) -> Figure:
-    """Difference of the merges of most members to the reference on every task, paired, with intervals."""
-    merges, tasks = results.main_merges, [task["name"] for task in results.study["tasks"]]
-    figure = Figure(figsize=(8, 0.42 * len(tasks) + 1.4), layout="constrained")
-    axes = figure.subplots(1, len(merges), sharey=True, sharex=True, squeeze=False)[0]
-    for axis, merge in zip(axes, merges, strict=True):
+    """Difference of every average of members to the reference on every task, paired, with intervals."""
+    merges, tasks = average_merges(results), [task["name"] for task in results.study["tasks"]]
+    columns = max(1, min(3, len(merges)))
+    rows = max(1, math.ceil(len(merges) / columns))
+    figure = Figure(figsize=(max(8, 2.2 + 2.6 * columns), rows * (0.26 * len(tasks) + 1.4)), layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=True, sharex=True, squeeze=False).ravel()
+    for axis in axes[len(merges) :]:
+        axis.remove()
+    for axis, merge in zip(axes, merges, strict=False):
         found = [results.difference(merge, results.reference, [task]) for task in tasks]
         _dots(axis, found, [BLUE if task in results.tasks("in-domain") else ORANGE for task in tasks])
         axis.axvline(0, color=GREY, lw=0.8, zorder=0)
         axis.set_title(f"{merge} minus {results.reference}")
-        axis.set_xlabel(f"points, {_interval(results)}")
+        axis.set_xlabel(f"points, {interval_text(results)}")
     labels = [f"{task['name']} ({'in' if task['domain'] == 'in-domain' else 'out'})" for task in results.study["tasks"]]
     axes[0].set_yticks(range(len(tasks)), labels)
     axes[0].invert_yaxis()
@@ -167,7 +173,7 @@ def schedule_comparison(results: Results) -> Figure:
         _dots(axis, [results.difference(*pair, tasks) for pair in pairs], [colour] * len(pairs))
         axis.axvline(0, color=GREY, lw=0.8, ls="--", zorder=0)
         axis.set_title(f"{domain} ({len(tasks)} tasks)")
-        axis.set_xlabel(f"points minus batch-level shuffling,\n{_interval(results)}")
+        axis.set_xlabel(f"points minus batch-level shuffling,\n{interval_text(results)}")
     axes[0].set_yticks(range(len(pairs)), [member for member, _ in pairs])
     axes[0].set_ylim(max(1, len(pairs)) - 0.5, -0.5)
     return figure
@@ -213,13 +219,29 @@ def incremental_comparison(results: Results) -> Figure:
         cost.text(count, row, f" {count:,}" if count else " nothing", va="center", fontsize=8)
     cost.set_title("examples to train")
     cost.set_xlim(0, 1.35 * max([1, *examples]))
-    cost.set_yticks(range(len(models)), models)
+    cost.set_yticks(range(len(models)), _update_labels(results, models))
     cost.set_ylim(max(1, len(models)) - 0.5, -0.5)
-    figure.supxlabel(f"mean score x 100, {_interval(results)}; on the right: when the new data arrive", fontsize=9)
+    figure.supxlabel(f"mean score x 100, {interval_text(results)}; on the right: when the new data arrive", fontsize=9)
     return figure
 
 
-FIGURES: dict[str, Callable[[Results], Figure]] = {
+def _update_labels(results: Results, models: Sequence[str]) -> list[str]:
+    """Names of the models, and what the updates among them are: colours alone would not say it."""
+    found = {update.model: update for update in updates(results)}
+    labels = []
+    for model in models:
+        update = found.get(model)
+        parts = [] if update is None else {"merged": [], "alone": ["unmerged"]}.get(update.kind, [update.kind])
+        if update and update.core is not None and update.kind != "retrained":
+            parts.append(f"{100 * update.core:g} % old")
+        if update and update.weight is not None:
+            parts.append(f"weight {update.weight:.2g}")
+        labels.append("\n".join(text for text in (model, ", ".join(parts)) if text))
+    return labels
+
+
+Draw = Callable[[Results], Figure]
+FIGURES: dict[str, Draw] = {
     "model_means": model_means,
     "task_deltas": task_deltas,
     "training_losses": training_losses,
@@ -227,21 +249,22 @@ FIGURES: dict[str, Callable[[Results], Figure]] = {
     "layer_updates": layer_updates,
     "corpus_rows": corpus_rows,
 }
-SCHEDULE_FIGURES: dict[str, Callable[[Results], Figure]] = {
+SCHEDULE_FIGURES: dict[str, Draw] = {
     "schedule_strips": schedule_strips,
     "schedule_comparison": schedule_comparison,
     "schedule_losses": schedule_losses,
 }
 """Of studies that compare schedules."""
-INCREMENTAL_FIGURES: dict[str, Callable[[Results], Figure]] = {"incremental_comparison": incremental_comparison}
+INCREMENTAL_FIGURES: dict[str, Draw] = {"incremental_comparison": incremental_comparison}
 """Of studies in which new data arrive."""
 
 
-def write_figures(results: Results, out: Path) -> list[Path]:
-    """Write every figure as ``<name>.svg`` and ``<name>.png`` into ``out``, without dates."""
+def write_figures(results: Results, out: Path, more: Mapping[str, Draw] | None = None) -> list[Path]:
+    """Write every figure, then ``more``, as ``<name>.svg`` and ``<name>.png`` into ``out``, without dates."""
     written = []
     wanted = FIGURES | (SCHEDULE_FIGURES if results.schedules else {})
     wanted |= INCREMENTAL_FIGURES if results.incremental else {}
+    wanted |= more or {}
     with mpl.rc_context(STYLE):
         for name, draw in wanted.items():
             figure = draw(results)
@@ -287,5 +310,6 @@ def _incremental_colour(results: Results, model: str) -> str:
     return _colour(results, model) if results.update_cost(model)["examples"] else GREY
 
 
-def _interval(results: Results) -> str:
+def interval_text(results: Results) -> str:
+    """What intervals are, for an axis."""
     return f"{100 * results.bootstrap.confidence:g} % interval over queries"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +14,8 @@ import numpy as np
 
 from boom_utils.config import trained_members
 from boom_utils.errors import ResultsError
-from boom_utils.evaluation.statistics import (
-    Bootstrap,
-    Estimate,
-    TaskSamples,
-    difference_estimate,
-    mean_estimate,
-    score_draws,
-)
+from boom_utils.evaluation.comparison import Comparison, two_sided_p
+from boom_utils.evaluation.statistics import Bootstrap, Estimate, TaskSamples, mean_estimate, score_draws
 
 DOMAINS = ("in-domain", "out-of-domain")
 SHUFFLED = "batch_shuffled"
@@ -64,40 +59,36 @@ class Results:
     @property
     def static_merges(self) -> list[str]:
         """Scored merged models that know old data only."""
-        updated = updated_merges(self.study["members"], self._parts)
+        updated = updated_merges(self.study["members"], self.parts)
         return [name for name in self.study["merges"] if name not in updated and name in self.models]
 
     @property
-    def main_merges(self) -> list[str]:
-        """Those of `static_merges` with the most members behind them, by Multi-SLERP or the plain mean of weights."""
-        shuffled, facts = {*shuffled_members(self.study["members"])}, self.study["merges"]
-        behind = {name: {*trained_members(name, self._parts)} for name in self.static_merges}
-        plain = [
-            name
-            for name, members in behind.items()
-            if members <= shuffled
-            and facts[name]["method"] in ("linear", "multislerp")
-            and not facts[name].get("task_vectors")
-        ]
-        most = max((len(behind[name]) for name in plain), default=0)
-        return [name for name in plain if len(behind[name]) == most]
+    def incremental(self) -> list[str]:
+        """Scored models that know new data, after those they update; see `incremental_models`."""
+        found = incremental_models(self.study["members"], self.parts)
+        return [name for name in found if name in self.models]
 
     @property
-    def incremental(self) -> list[str]:
-        """Models that know new data, after those they update; see `incremental_models`."""
-        return incremental_models(self.study["members"], self._parts)
+    def full(self) -> str | None:
+        """The member trained on all old data with batch-level shuffling: the reference, or the first there is."""
+        members = self.study["members"]
+        found = [name for name in self.shuffled if members[name]["ratio"] == 1.0 and name in self.models]
+        return self.reference if self.reference in found else next(iter(found), None)
 
     @property
     def retrained(self) -> str | None:
         """The member trained on all old and all new data with batch-level shuffling: what updates are compared with."""
         wanted = {"schedule": SHUFFLED, "ratio": 1.0, "new_data": 1.0}
-        members = self.study["members"].items()
-        return next((name for name, facts in members if all(facts[key] == wanted[key] for key in wanted)), None)
+        for name, facts in self.study["members"].items():
+            if name in self.models and from_base(facts) and all(facts[key] == wanted[key] for key in wanted):
+                return str(name)
+        return None
 
     @property
     def schedules(self) -> dict[str, str]:
-        """Members that differ in nothing but their schedule; see `compared_schedules`."""
-        return compared_schedules(self.study["members"])
+        """Scored members that differ in nothing but their schedule; see `compared_schedules`."""
+        found = compared_schedules(self.study["members"])
+        return {name: baseline for name, baseline in found.items() if {name, baseline} <= {*self.models}}
 
     def tasks(self, domain: str) -> list[str]:
         """Names of the tasks of a domain (``in-domain`` or ``out-of-domain``)."""
@@ -119,15 +110,22 @@ class Results:
     def cost(self, model: str) -> float:
         """Training cost in passes over the old corpus: of all members behind the model; 0 for untrained ones."""
         members = self.study["members"]
-        behind = trained_members(model, self._parts)
-        return float(sum(members[name]["passes"] for name in behind if name in members))
+        return float(sum(members[name]["passes"] for name in self.behind(model) if name in members))
 
     def update_cost(self, model: str) -> dict[str, int]:
         """What has to be trained for the model when the new data arrive: examples and steps."""
         members = self.study["members"]
-        behind = [members[name] for name in trained_members(model, self._parts) if name in members]
+        behind = [members[name] for name in self.behind(model) if name in members]
         trained = [facts for facts in behind if facts["new_data"] is not None]
         return {key: sum(facts[key] for facts in trained) for key in ("examples", "steps")}
+
+    def behind(self, model: str) -> list[str]:
+        """Everything trained for a model: the members in it, and what they started from instead of the base."""
+        found: list[str] = []
+        for name in trained_members(model, self.parts):
+            start = self.study["members"].get(name, {}).get("start")
+            found += [*(self.behind(start) if start else []), name]
+        return list(dict.fromkeys(found))
 
     def training_log(self, model: str) -> list[dict[str, Any]]:
         """One dict a training step of a model, in order."""
@@ -157,24 +155,62 @@ class Results:
 
     def difference(self, model: str, other: str, tasks: list[str]) -> Estimate:
         """Paired difference of two models' means over ``tasks``."""
-        return difference_estimate(self._samples(model, tasks), self._samples(other, tasks), tasks, self.bootstrap)
+        return self.comparison(model, other, tasks).estimate
+
+    def comparison(self, model: str, other: str, tasks: list[str]) -> Comparison:
+        """What `boom_utils.evaluation.comparison.compare` says of one run a side, from draws that are made once."""
+        value, drawn_B = self.difference_draws(model, other, tasks)
+        estimate, variance = self.bootstrap.estimate(value, drawn_B), float(np.var(drawn_B, ddof=1))
+        queries = min(len(samples.ids) for samples in self._samples(model, tasks).values())
+        known = (estimate, two_sided_p(drawn_B), ("queries",), self.bootstrap.confidence, queries)
+        return Comparison(*known, 1, variance, math.nan, math.nan, 0.0)
+
+    def difference_draws(self, model: str, other: str, tasks: list[str]) -> tuple[float, np.ndarray]:
+        """Difference of two models' means over ``tasks``, and that of every bootstrap draw, float (B,).
+
+        Raises:
+            ResultsError: There are no tasks, or the two models were scored on different queries.
+        """
+        if not tasks:
+            raise ResultsError("a comparison over no tasks", found=f"{model} and {other}")
+        ours, theirs = self._samples(model, tasks), self._samples(other, tasks)
+        for task in tasks:
+            if ours[task].ids != theirs[task].ids:
+                raise ResultsError("two models were scored on different queries", where=task, fix="evaluate both again")
+        drawn = [self._draws(name, tasks) for name in (model, other)]
+        value = float(np.mean([_task_score(self._at(model, t)) - _task_score(self._at(other, t)) for t in tasks]))
+        return value, np.mean([drawn[0][task] - drawn[1][task] for task in tasks], axis=0)
 
     @property
-    def _parts(self) -> dict[str, list[str]]:
+    def parts(self) -> dict[str, list[str]]:
+        """Every merge, scored or not, with what is merged."""
         return {name: facts["members"] for name, facts in self.study["merges"].items()}
 
     def _samples(self, model: str, tasks: list[str]) -> dict[str, TaskSamples]:
-        return {task: read_samples(self._place(f"scores/{model}/{task}")) for task in tasks}
+        return {task: read_samples(self._at(model, task)) for task in tasks}
 
     def _draws(self, model: str, tasks: list[str]) -> dict[str, np.ndarray]:
-        return {task: _task_draws(self._place(f"scores/{model}/{task}"), task, self.bootstrap) for task in tasks}
+        return {task: _task_draws(self._at(model, task), task, self.bootstrap) for task in tasks}
+
+    def _at(self, model: str, task: str) -> Path:
+        return self._place(f"scores/{model}/{task}")
 
     def _place(self, name: str) -> Path:
         return self.places.get(name, self.folder / name)
 
 
+def from_base(facts: Mapping[str, Any]) -> bool:
+    """Whether a member was trained from the base, on every dataset of its subset."""
+    return not is_restricted(facts) and facts.get("start") is None
+
+
+def is_restricted(facts: Mapping[str, Any]) -> bool:
+    """Whether a member is trained on some of the datasets of its subset only: chosen ones, or those of a cluster."""
+    return facts.get("datasets") is not None or facts.get("cluster") is not None
+
+
 def shuffled_members(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Members trained from the base on all old datasets, with batch-level shuffling: the ones to merge in BOOM.
+    """Members trained on all datasets of the old data, batch-level shuffled: the ones to merge in the static setting.
 
     Args:
         members: Name -> at least ``schedule`` and ``new_data`` (the share of the new data; None: of none).
@@ -182,14 +218,8 @@ def shuffled_members(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [
         name
         for name, facts in members.items()
-        if facts["schedule"] == SHUFFLED and facts["new_data"] is None
-        if not is_restricted(facts) and facts.get("start") is None
+        if facts["schedule"] == SHUFFLED and facts["new_data"] is None and from_base(facts)
     ]
-
-
-def is_restricted(facts: Mapping[str, Any]) -> bool:
-    """Whether a member is trained on some of the datasets of its subset only: chosen ones, or those of a cluster."""
-    return facts.get("datasets") is not None or facts.get("cluster") is not None
 
 
 def updated_merges(members: Mapping[str, Mapping[str, Any]], merges: Mapping[str, Sequence[str]]) -> list[str]:
@@ -211,13 +241,14 @@ def incremental_models(members: Mapping[str, Mapping[str, Any]], merges: Mapping
         merges: Name -> what is merged: members, or other merges.
 
     Returns:
-        Models with old data that are updated by a merge; members that this merge adds to them; the updated merges; and
-        the other members with new data (retrained from the base).
+        Models with old data that are updated, by a merge or by further training; members that a merge adds to them;
+        the updated merges; and the other members with new data (trained on from those models, or from the base).
     """
     updated = updated_merges(members, merges)
     new = [name for name, facts in members.items() if facts["new_data"] is not None]
     parts = dict.fromkeys(part for merge in updated for part in merges[merge])
-    existing = [part for part in parts if part not in (*new, *updated)]
+    starts = [members[name]["start"] for name in new if members[name].get("start")]
+    existing = dict.fromkeys(part for part in (*parts, *starts) if part not in (*new, *updated))
     return [*existing, *(name for name in new if name in parts), *updated, *(name for name in new if name not in parts)]
 
 
@@ -241,7 +272,7 @@ def compared_schedules(members: Mapping[str, Mapping[str, Any]]) -> dict[str, st
             for name, facts in members.items()
             if name not in (*shuffled, *found)
             and facts["new_data"] is None
-            and not is_restricted(facts)
+            and from_base(facts)
             and all(facts[key] == members[baseline][key] for key in ("subset", "seed"))
         ]
         if alike:
@@ -249,7 +280,7 @@ def compared_schedules(members: Mapping[str, Mapping[str, Any]]) -> dict[str, st
     return found
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=4096)
 def read_samples(folder: Path) -> TaskSamples:
     """The values behind one score, from the folder that holds its ``samples.json``.
 
@@ -268,10 +299,15 @@ def read_samples(folder: Path) -> TaskSamples:
     return samples
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=4096)
 def _task_draws(folder: Path, task: str, bootstrap: Bootstrap) -> np.ndarray:
     """Bootstrap scores of one model on one task: made once for all the tables and figures they are in."""
     return score_draws({task: read_samples(folder)}, bootstrap)[task]
+
+
+@functools.lru_cache(maxsize=4096)
+def _task_score(folder: Path) -> float:
+    return read_samples(folder).score()
 
 
 def read_results(folder: Path) -> Results:

@@ -6,7 +6,7 @@ Scores are shown times 100. ``low`` and ``high`` bound the interval named in the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pandas as pd
 from boom_utils.artifacts import write_text
 from boom_utils.config import EvaluationConfig
 from boom_utils.evaluation.statistics import Bootstrap, Estimate, mean_estimate, score_draws
+from boom_utils.reporting.experiments import average_merges, updates
 from boom_utils.reporting.results import SHUFFLED, Results, read_json_object, read_samples
 
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
@@ -26,18 +27,25 @@ SCHEDULES = {
     "two_stage": "two stages",
 }
 """What the schedules are called."""
+UPDATES = {
+    "merged": "update merged into the existing model",
+    "continued": "existing model trained on",
+    "alone": "update before it is merged",
+    "retrained": "retrained from the base",
+}
+"""What the kinds of updates are called."""
 
 
 def model_table(results: Results) -> pd.DataFrame:
     """The study's main table: every model's mean in and out of domain, and its difference to the reference."""
     rows = []
     for model in results.models:
-        row: dict[str, Any] = {"model": model, "what": _what(results, model), "corpus passes": results.cost(model)}
+        row: dict[str, Any] = {"model": model, "what": describe(results, model), "corpus passes": results.cost(model)}
         for domain in results.domains:
-            row |= _columns(domain, results.domain_mean(model, domain))
+            row |= estimate_columns(domain, results.domain_mean(model, domain))
             if model != results.reference:
                 tasks = results.tasks(domain)
-                row |= _columns(
+                row |= estimate_columns(
                     f"{domain} minus {results.reference}", results.difference(model, results.reference, tasks)
                 )
         rows.append(row)
@@ -52,7 +60,7 @@ def task_table(results: Results) -> pd.DataFrame:
             samples = results.samples(model)[task["name"]]
             row = {"task": task["name"], "family": task["family"], "domain": task["domain"], "metric": samples.metric}
             row |= {"samples": len(samples.ids), "model": model}
-            rows.append(row | _columns("score", results.task_score(model, task["name"])))
+            rows.append(row | estimate_columns("score", results.task_score(model, task["name"])))
     return pd.DataFrame(rows)
 
 
@@ -60,7 +68,7 @@ def member_table(results: Results) -> pd.DataFrame:
     """What each member was trained on and how its training ended."""
     rows = [
         {"member": name, "subset": facts["subset"], "seed": facts["seed"], "schedule": SCHEDULES[facts["schedule"]]}
-        | {"ratio": facts["ratio"], "new data": facts["new_data"] or 0.0}
+        | {"ratio": facts["ratio"] or 0.0, "new data": facts["new_data"] or 0.0}
         | {key: facts[key] for key in ("steps", "examples", "tokens")}
         | {"mean loss, last tenth of steps": facts["mean_loss_last_tenth"]}
         for name, facts in results.study["members"].items()
@@ -84,9 +92,9 @@ def schedule_table(results: Results) -> pd.DataFrame:
         }
         row |= {"steps": facts["steps"]}
         for domain in results.domains:
-            row |= _columns(domain, results.domain_mean(member, domain))
-            gap, verdict = _compared(results, member, baseline, results.tasks(domain))
-            row |= _columns(f"{domain} minus shuffling", gap) | {f"{domain} verdict": verdict}
+            row |= estimate_columns(domain, results.domain_mean(member, domain))
+            gap, verdict = compared(results, member, baseline, results.tasks(domain))
+            row |= estimate_columns(f"{domain} minus shuffling", gap) | {f"{domain} verdict": verdict}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -94,17 +102,22 @@ def schedule_table(results: Results) -> pd.DataFrame:
 def incremental_table(results: Results) -> pd.DataFrame:
     """When new data arrive: means on old, new and other tasks, compared with retraining, and what has to be trained.
 
-    Differences to the retrained model are paired, verdicts as in `schedule_table`. Empty for a study without new data.
+    Any number of updates: with more or less old data beside the new, merged with other weights, or trained on from the
+    existing model. Differences to the retrained model are paired, verdicts as in `schedule_table`. Empty for a study
+    without new data.
     """
     rows = []
-    retrained = results.retrained
+    retrained, found = results.retrained, {update.model: update for update in updates(results)}
     for model in results.incremental:
-        row: dict[str, Any] = {"model": model, "what": _what(results, model)}
+        update = found.get(model)
+        row: dict[str, Any] = {"model": model, "what": describe(results, model)}
+        row |= {"kind": UPDATES[update.kind] if update else "existing"}
+        row |= {"old data in the update": update.core if update else None, "weight": update.weight if update else None}
         for group, tasks in results.task_groups.items():
-            row |= _columns(group, results.mean(model, tasks))
+            row |= estimate_columns(group, results.mean(model, tasks))
             if retrained:
-                gap, verdict = _compared(results, model, retrained, tasks)
-                row |= _columns(f"{group} minus {retrained}", gap) | {f"{group} verdict": verdict}
+                gap, verdict = compared(results, model, retrained, tasks)
+                row |= estimate_columns(f"{group} minus {retrained}", gap) | {f"{group} verdict": verdict}
         cost = results.update_cost(model)
         row |= {f"{key} to train": count for key, count in cost.items()}
         if retrained:
@@ -113,7 +126,7 @@ def incremental_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _compared(results: Results, model: str, baseline: str, tasks: list[str]) -> tuple[Estimate, str]:
+def compared(results: Results, model: str, baseline: str, tasks: list[str]) -> tuple[Estimate, str]:
     """Paired difference to a baseline, and the verdict; the baseline itself has neither."""
     if model == baseline:
         return Estimate(math.nan, math.nan, math.nan), "reference"
@@ -124,18 +137,18 @@ def _compared(results: Results, model: str, baseline: str, tasks: list[str]) -> 
 def checks_table(results: Results) -> pd.DataFrame:
     """What has to hold for the study to mean anything: the base beats random, fine-tuned models beat the base.
 
-    Members trained with other schedules than batch-level shuffling are left out: they may be worse than the base, and
-    that is a finding.
+    Members trained with other schedules than batch-level shuffling or on some datasets only, and merges of those or by
+    other methods than an average, are left out: they may be worse than the base, and that is a finding.
     """
     in_domain = results.tasks("in-domain")
-    fine_tuned = [*results.shuffled, *results.main_merges]
+    fine_tuned = [*results.shuffled, *average_merges(results)]
     fine_tuned += [name for name in results.incremental if name not in fine_tuned]
     made_here = [("base", "random")] if "random" in results.models else []  # a pretrained base has no random model
     pairs = [*made_here, *((name, "base") for name in fine_tuned)]
     rows = []
     for model, other in pairs:
         found = results.difference(model, other, in_domain)
-        columns = _columns("in-domain difference", found)
+        columns = estimate_columns("in-domain difference", found)
         rows.append({"model": model, "beats": other, **columns, "verdict": verdict_of(found, "yes", "no")})
     return pd.DataFrame(rows)
 
@@ -179,7 +192,8 @@ def score_frame(scores: Mapping[str, Mapping[str, Path]], evaluation: Evaluation
     return pd.DataFrame(rows).T
 
 
-TABLES = {
+Table = Callable[[Results], pd.DataFrame]
+TABLES: dict[str, Table] = {
     "models": model_table,
     "tasks": task_table,
     "members": member_table,
@@ -190,22 +204,28 @@ TABLES = {
 }
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """A Markdown table in which a value, its low and its high share one cell: ``41.2 [39.8, 42.5]``."""
+def markdown(frame: pd.DataFrame, missing: str = "reference") -> str:
+    """A Markdown table in which a value, its low and its high share one cell: ``41.2 [39.8, 42.5]``.
+
+    Args:
+        frame: The table.
+        missing: What stands where such a value is not a number.
+    """
     shown = pd.DataFrame(index=frame.index)
     for column in frame.columns:
         if not column.endswith((" low", " high")):
             bounds = [f"{column} low", f"{column} high"]
-            shown[column] = frame.apply(_cell, axis=1, column=column, bounds=bounds if bounds[0] in frame else None)
+            keys = {"bounds": bounds, "missing": missing} if bounds[0] in frame else {}
+            shown[column] = frame.apply(_cell, axis=1, column=column, **keys)
     lines = ["| " + " | ".join(shown.columns) + " |", "|" + "---|" * len(shown.columns)]
     lines += ["| " + " | ".join(row) + " |" for row in shown.itertuples(index=False)]
     return "\n".join(lines) + "\n"
 
 
-def write_tables(results: Results, out: Path) -> list[Path]:
-    """Write every table that is not empty as ``<name>.csv`` and ``<name>.md`` into ``out``."""
+def write_tables(results: Results, out: Path, more: Mapping[str, Table] | None = None) -> list[Path]:
+    """Write every table that is not empty as ``<name>.csv`` and ``<name>.md`` into ``out``: `TABLES`, then ``more``."""
     written = []
-    for name, make in TABLES.items():
+    for name, make in {**TABLES, **(more or {})}.items():
         frame = make(results)
         if frame.empty:
             continue
@@ -215,24 +235,25 @@ def write_tables(results: Results, out: Path) -> list[Path]:
     return written
 
 
-def _columns(name: str, estimate: Estimate) -> dict[str, float]:
+def estimate_columns(name: str, estimate: Estimate) -> dict[str, float]:
     """Three columns of an estimate, times 100."""
     values = {name: estimate.value, f"{name} low": estimate.low, f"{name} high": estimate.high}
     return {key: round(100 * value, 4) for key, value in values.items()}
 
 
-def _cell(row: pd.Series[Any], column: str, bounds: list[str] | None) -> str:
+def _cell(row: pd.Series[Any], column: str, bounds: Sequence[str] = (), missing: str = "") -> str:
     value = row[column]
-    if bounds is None:
-        return f"{value:g}" if isinstance(value, float) else str(value)
     if pd.isna(value):
-        return "reference"
+        return missing
+    if not bounds:
+        return f"{value:g}" if isinstance(value, float) else str(value)
     sign = "+" if " minus " in column or "difference" in column else ""
     shown = f"{value:{sign}.1f} [{row[bounds[0]]:{sign}.1f}, {row[bounds[1]]:{sign}.1f}]"
     return shown.replace(" ", NO_BREAK_SPACE)
 
 
-def _what(results: Results, model: str) -> str:
+def describe(results: Results, model: str) -> str:
+    """What a model is, in a few words."""
     study = results.study
     if model in study["merges"]:
         merge = study["merges"][model]
@@ -241,13 +262,24 @@ def _what(results: Results, model: str) -> str:
         parts = " and ".join(merge["members"]) if nested else f"{len(merge['members'])} members"
         return f"{merge['method']} of {parts}, weights {weights}"
     if model in study["members"]:
-        facts = study["members"][model]
-        schedule = "" if facts["schedule"] == SHUFFLED else f", {SCHEDULES[facts['schedule']]}"
-        share = f"{100 * facts['ratio']:g} % of every dataset"
-        if facts["new_data"] is not None:
-            share = f"{100 * facts['ratio']:g} % of every old dataset and {100 * facts['new_data']:g} % of the new data"
-        return f"fine-tuned on {share}{schedule}"
+        return _describe_member(study["members"][model])
     return ROLES.get(model, "")
+
+
+def _describe_member(facts: Mapping[str, Any]) -> str:
+    schedule = "" if facts["schedule"] == SHUFFLED else f", {SCHEDULES[facts['schedule']]}"
+    start = f" from {facts['start']}" if facts.get("start") else ""
+    which = "every dataset"
+    if facts.get("cluster"):
+        which = f"the datasets of cluster {facts['cluster']}"
+    elif facts.get("datasets"):
+        names = facts["datasets"]
+        which = names[0].replace("_", " ") if len(names) == 1 else f"{len(names)} datasets"
+    share = f"{100 * (facts['ratio'] or 0):g} % of {which}"
+    if facts["new_data"] is not None:
+        old = share.replace("every dataset", "every old dataset") if facts["ratio"] else "nothing of the old"
+        share = f"{old} and {100 * facts['new_data']:g} % of the new data"
+    return f"fine-tuned{start} on {share}{schedule}"
 
 
 def _stage_order(facts: Mapping[str, Any]) -> str:

@@ -1,0 +1,222 @@
+"""Tables of the paper's ablations: granularities, methods, BOOM variants, updates, datasets; see `experiments`.
+
+Scores are times 100. Differences are paired; their verdict is ``better`` or ``worse`` where the interval excludes zero,
+else ``inconclusive``, before any correction for their number: claims are judged in `boom_utils.reporting.claims`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from boom_utils.evaluation.statistics import Estimate
+from boom_utils.merging.parameters import METHOD_RULES
+from boom_utils.reporting.experiments import (
+    GRANULARITIES,
+    boom_merge,
+    granularity_merges,
+    granularity_of,
+    merged_members,
+    method_groups,
+    method_of,
+    ratios,
+    read_interaction,
+    variants,
+    weights_kind,
+)
+from boom_utils.reporting.results import Results
+from boom_utils.reporting.tables import Table, compared, describe, estimate_columns, verdict_of
+
+
+def granularity_table(results: Results) -> pd.DataFrame:
+    """Merges of models of a dataset, a family or a cluster each, beside the reference and BOOM, with what each cost.
+
+    Empty for a study without such merges.
+    """
+    rows = []
+    for model, what in granularity_rows(results).items():
+        trained = len(merged_members(results, model)) if model in results.parts else 1
+        row: dict[str, Any] = {"model": model, "granularity": what, "models trained": trained}
+        rows.append(row | _cost(results, model) | _against(results, model, results.reference))
+    return pd.DataFrame(rows)
+
+
+def granularity_rows(results: Results) -> dict[str, str]:
+    """Model -> what it is, in the order of table and figure; nothing without a merge of some granularity."""
+    merges = granularity_merges(results)
+    if not merges:
+        return {}
+    first = {results.reference: "reference"}
+    boom = boom_merge(results)
+    if boom:
+        first[boom] = "BOOM: one model a sample"
+    return first | {merge: GRANULARITIES[kind] for merge, kind in merges.items()}
+
+
+def method_table(results: Results) -> pd.DataFrame:
+    """Every method on the weights and on the task vectors of the same members, compared with multislerp on the weights.
+
+    Empty for a study without two methods on the same members.
+    """
+    rows = []
+    for number, group in enumerate(method_groups(results), start=1):
+        plain = plain_multislerp(results, group)
+        for merge in group:
+            row: dict[str, Any] = {"group": number, "merged": members_text(results, merge), "model": merge}
+            row |= {"method": method_label(results, merge), "parameters": _parameters(results, merge)}
+            row |= _against(results, merge, results.reference)
+            for domain in results.domains if plain else []:
+                gap, verdict = compared(results, merge, str(plain), results.tasks(domain))
+                row |= estimate_columns(f"{domain} minus multislerp", gap)
+                row |= {f"{domain} verdict against multislerp": verdict}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def plain_multislerp(results: Results, group: Sequence[str]) -> str | None:
+    """The merge by multislerp on the weights in a group of `method_groups`, by ratio if there are several."""
+    found = [merge for merge in group if method_of(results, merge) == ("multislerp", False)]
+    by_ratio = [merge for merge in found if weights_kind(results, merge) == "by ratio"]
+    return next(iter(by_ratio or found), None)
+
+
+def method_label(results: Results, merge: str) -> str:
+    """``ties``, ``multislerp (task vectors)``, ``slerp (chain)``; equal weights are said where others are possible."""
+    method, task_vectors = method_of(results, merge)
+    notes = ["task vectors"] if task_vectors else []
+    notes += ["chain"] if any(part in results.parts for part in results.parts[merge]) else []
+    return f"{method} ({', '.join(notes)})" if notes else method
+
+
+def members_text(results: Results, merge: str) -> str:
+    """What the members of a merge have in common: how many, of which ratios or granularity."""
+    kind, count = granularity_of(results, merge), len(merged_members(results, merge))
+    return f"{count} models, {GRANULARITIES[kind] if kind else ratio_text(results, merge)}"
+
+
+def ratio_text(results: Results, merge: str) -> str:
+    """The ratios of a merge in per cent: ``{20, 40, 60, 80, 100}``."""
+    return "{" + ", ".join(f"{100 * ratio:g}" for ratio in ratios(results, merge)) + "}"
+
+
+def variant_table(results: Results) -> pd.DataFrame:
+    """BOOM variants: ratios, weights, cost, means and differences to the reference. Empty with fewer than two."""
+    found = variants(results)
+    rows = []
+    for merge in found if len(found) > 1 else []:
+        row: dict[str, Any] = {"model": merge, "ratios": ratio_text(results, merge)}
+        row |= {"weights": weights_kind(results, merge)} | _cost(results, merge)
+        rows.append(row | _against(results, merge, results.reference))
+    return pd.DataFrame(rows)
+
+
+def pareto_table(results: Results) -> pd.DataFrame:
+    """Quality against training cost, a domain after the other: which models no other one beats in both.
+
+    ``not dominated``: no model is as good at less cost, or better at the same. ``step up`` compares each such model
+    with the next cheaper one: where the interval of the paired difference includes zero, it is inconclusive.
+    """
+    rows = []
+    models = pareto_models(results)
+    for domain in results.domains if models else []:
+        tasks, front = results.tasks(domain), pareto_front(results, domain)
+        for model in sorted(models, key=lambda name: (results.cost(name), models.index(name))):
+            row: dict[str, Any] = {"domain": domain, "model": model, "what": describe(results, model)}
+            row |= _cost(results, model) | estimate_columns("mean", results.domain_mean(model, domain))
+            row["not dominated"] = "yes" if model in front else "no"
+            place = front.index(model) if model in front else 0
+            gap = results.difference(model, front[place - 1], tasks) if place else Estimate(np.nan, np.nan, np.nan)
+            row |= {"next cheaper": front[place - 1] if place else ""}
+            row |= {"step up": verdict_of(gap, "better", "worse") if place else ""}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def pareto_models(results: Results) -> list[str]:
+    """Batch-level shuffled members and the BOOM variants; none for a study without variants."""
+    found = variants(results)
+    return [*(name for name in results.shuffled if name in results.models), *found] if found else []
+
+
+def pareto_front(results: Results, domain: str) -> list[str]:
+    """The models no other one beats in cost and mean score both, from cheap to dear."""
+    points = [(results.cost(name), -results.domain_mean(name, domain).value, name) for name in pareto_models(results)]
+    front: list[str] = []
+    best = np.inf
+    for _, negative, name in sorted(points):
+        if negative < best:
+            front.append(name)
+            best = negative
+    return front
+
+
+def dataset_table(results: Results) -> pd.DataFrame:
+    """Every dataset with its family, its cluster, and those that help and disturb it most when trained together.
+
+    Differences of its own held-out loss in nats (times 1000), of which the interval is that pair's alone. Empty for a
+    study without the interaction analysis.
+    """
+    found = read_interaction(results)
+    if found is None:
+        return pd.DataFrame()
+    interaction, clusters = found
+    families = dataset_families(results)
+    rows = []
+    for place, name in enumerate(interaction.datasets):
+        others = [other for other in interaction.datasets if other != name]
+        changes = {other: interaction.change(name, trained_with=other) for other in others}
+        row: dict[str, Any] = {"dataset": name, "family": families.get(name, "")}
+        row["cluster"] = clusters.labels[place] if clusters else ""
+        for title, pick in (("strongest synergy", min), ("strongest conflict", max)):
+            other = pick(others, key=lambda key: changes[key].value)
+            exists = changes[other].value < 0 if title.endswith("synergy") else changes[other].value > 0
+            row |= _milli(title, other if exists else "none", changes[other] if exists else None)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def dataset_families(results: Results) -> dict[str, str]:
+    """Dataset -> task family, as study.json says."""
+    return dict(results.study.get("families", {}))
+
+
+def _milli(title: str, other: str, change: Estimate | None) -> dict[str, Any]:
+    shown = f"{1000 * change.value:+.1f} [{1000 * change.low:+.1f}, {1000 * change.high:+.1f}]" if change else ""
+    return {title: other, f"{title}, nats x 1000": shown}
+
+
+def _cost(results: Results, model: str) -> dict[str, Any]:
+    passes, unit = results.cost(model), results.cost(results.reference)
+    return {"corpus passes": round(passes, 4), "cost of the reference": round(passes / unit, 4) if unit else None}
+
+
+def _against(results: Results, model: str, baseline: str) -> dict[str, Any]:
+    """Mean, paired difference to the baseline and verdict in every domain."""
+    row: dict[str, Any] = {}
+    for domain in results.domains:
+        row |= estimate_columns(domain, results.domain_mean(model, domain))
+        gap, verdict = compared(results, model, baseline, results.tasks(domain))
+        row |= estimate_columns(f"{domain} minus {baseline}", gap) | {f"{domain} verdict": verdict}
+    return row
+
+
+def _parameters(results: Results, merge: str) -> str:
+    facts = results.study["merges"][merge]
+    weighted = "weight" in METHOD_RULES[facts["method"]].of_models
+    settings = {"weights": weights_kind(results, merge)} if weighted else {}
+    settings |= facts.get("parameters") or {}
+    return ", ".join(
+        f"{name} {value:g}" if not isinstance(value, str) else f"{name} {value}" for name, value in settings.items()
+    )
+
+
+ABLATION_TABLES: dict[str, Table] = {
+    "granularities": granularity_table,
+    "methods": method_table,
+    "variants": variant_table,
+    "pareto": pareto_table,
+    "datasets": dataset_table,
+}
