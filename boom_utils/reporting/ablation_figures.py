@@ -224,11 +224,10 @@ def place_labels(axis: Axes, points: Mapping[str, tuple[float, float]], fontsize
     for name in sorted(points, key=lambda name: (points[name][0], -points[name][1], name)):
         text = axis.annotate(name, points[name], (7, 0), textcoords="offset points", fontsize=fontsize, va="center")
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+        first = text.get_window_extent(renderer).padded(1)
         best: tuple[float, float, float] | None = None
         for dx, dy in _offsets():
-            text.set_position((dx, dy))
-            text.set_horizontalalignment("left" if dx > 0 else "right")
-            box = text.get_window_extent(renderer).padded(1)
+            box = first.translated((dx - 7) * pixels - (first.width if dx < 0 else 0), dy * pixels)
             corners = [(box.x0, box.y0), (box.x1, box.y1)]
             if not all(inside.contains(*corner) for corner in corners) or box.count_overlaps(taken):
                 continue

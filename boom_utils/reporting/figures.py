@@ -232,7 +232,9 @@ def _update_labels(results: Results, models: Sequence[str]) -> list[str]:
     for model in models:
         update = found.get(model)
         parts = [] if update is None else {"merged": [], "alone": ["unmerged"]}.get(update.kind, [update.kind])
-        if update and update.core is not None and update.kind != "retrained":
+        if update and update.kind == "retrained":
+            parts = [] if model == "retrained" else parts
+        elif update and update.core is not None:
             parts.append(f"{100 * update.core:g} % old")
         if update and update.weight is not None:
             parts.append(f"weight {update.weight:.2g}")
