@@ -135,6 +135,7 @@ def _marked(axis: Axes, found: Sequence[Estimate], colour: str) -> None:
         face = colour if estimate.excludes_zero else "white"
         axis.plot(100 * estimate.value, row, marker="o", ms=5.5, mfc=face, mec=colour, mew=1.4, ls="")
     axis.axvline(0, color="black", lw=0.8, zorder=0)
+    axis.locator_params(axis="x", nbins=6)
     axis.grid(axis="x", lw=0.4, alpha=0.5)
 
 
@@ -232,7 +233,7 @@ def place_labels(axis: Axes, points: Mapping[str, tuple[float, float]], fontsize
             if not all(inside.contains(*corner) for corner in corners) or box.count_overlaps(taken):
                 continue
             crossed = ((lines > box.min) & (lines < box.max)).all(axis=1).sum()
-            cost = 2.0 * crossed + math.hypot(dx, 1.5 * dy)
+            cost = 4.0 * crossed + math.hypot(dx, 1.5 * dy)
             if best is None or cost < best[0]:
                 best = (cost, dx, dy)
         dx, dy = best[1:] if best else (7.0, 0.0)
@@ -295,8 +296,8 @@ def _sweep(results: Results, found: Sequence[Update], varied: str, label: str) -
         axis.grid(lw=0.4, alpha=0.5)
     axes[0].set_ylabel("mean score x 100")
     figure.supxlabel(f"{label}; bands and bars: {interval_text(results)}", fontsize=8)
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, frameon=False, fontsize=8, loc="outside upper center", ncols=4)
+    named = axes[0].get_legend_handles_labels()
+    figure.legend(*named, frameon=False, fontsize=8, loc="outside upper center", ncols=4)
     return figure
 
 
