@@ -28,6 +28,7 @@ from boom_utils.config_parts import (
     SubsetConfig,
     TinyBase,
     TrainingConfig,
+    WatchConfig,
     query_prompt,
 )
 from boom_utils.errors import ConfigError, nearest
@@ -56,6 +57,7 @@ __all__ = [
     "SubsetConfig",
     "TinyBase",
     "TrainingConfig",
+    "WatchConfig",
     "load_profile",
     "profile_names",
     "query_prompt",
@@ -76,6 +78,7 @@ class Profile(Frozen):
     merges: tuple[MergeConfig, ...]
     evaluation: EvaluationConfig
     interaction: InteractionConfig | None = None
+    watch: WatchConfig | None = None
     sources: Mapping[str, str] = Field(
         default={}, description="dotted key -> where its value comes from (`config_checks.SOURCES`), colon, note"
     )

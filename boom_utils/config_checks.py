@@ -72,6 +72,8 @@ def _more_uses(profile: Profile, models: Sequence[str]) -> list[tuple[str, str, 
             uses += [(f"member '{member.name}'", "dataset", name, held) for name in member.datasets or ()]
         if member.start is not None:
             uses.append((f"member '{member.name}'", "model to start from", member.start, models))
+    if profile.watch is not None:
+        uses.append(("watch", "subset", profile.watch.subset, subsets))
     if (found := profile.interaction) is not None:
         uses += [("interaction", "subset", name, subsets) for name in (found.subset, found.held_out)]
     return uses

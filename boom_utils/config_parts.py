@@ -233,6 +233,15 @@ class MergeConfig(Frozen):
     scored: bool = Field(default=True, description="false: only a part of another merge")
 
 
+class WatchConfig(Frozen):
+    """Losses on the same few rows along the training of the members whose schedules are compared: what is forgotten."""
+
+    subset: Name = Field(description="rows that are watched; they may be trained on too")
+    rows: int = Field(gt=0, description="of each dataset, the first ones of the subset")
+    points: int = Field(default=9, ge=2, description="evenly spaced over the steps, start and end among them")
+    seed: int = 0
+
+
 class InteractionConfig(Frozen):
     """Joint-minus-separate loss of every pair of datasets, and clusters of datasets by it (paper, loss difference).
 

@@ -169,7 +169,9 @@ def write_made_up_results(folder: Path, gain: Mapping[str, float] | None = None,
     for model in models:
         write_scores(folder, model, chosen)
     for name in members():
-        lines = [{"step": n, "dataset": data, "queries": 2, "loss": 2.0 - n / 9} for n, data in enumerate(DATASETS)]
+        lines = [
+            {"step": n, "dataset": data, "queries": 2, "loss": 2.0 - n / 20} for n, data in enumerate([*DATASETS] * 6)
+        ]
         write_text(folder / "training" / name / "training_log.jsonl", "\n".join(map(json.dumps, lines)))
     write_json(folder / "interaction.json", made_up_interaction())
     write_json(folder / "corpus" / "summary.json", {"sets": {"train/nq": {"rows": 8, "query_words": {"median": 3.0}}}})

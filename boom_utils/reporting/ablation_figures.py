@@ -135,6 +135,7 @@ def _marked(axis: Axes, found: Sequence[Estimate], colour: str) -> None:
         face = colour if estimate.excludes_zero else "white"
         axis.plot(100 * estimate.value, row, marker="o", ms=5.5, mfc=face, mec=colour, mew=1.4, ls="")
     axis.axvline(0, color="black", lw=0.8, zorder=0)
+    axis.locator_params(axis="x", nbins=6)
     axis.grid(axis="x", lw=0.4, alpha=0.5)
 
 
@@ -224,16 +225,15 @@ def place_labels(axis: Axes, points: Mapping[str, tuple[float, float]], fontsize
     for name in sorted(points, key=lambda name: (points[name][0], -points[name][1], name)):
         text = axis.annotate(name, points[name], (7, 0), textcoords="offset points", fontsize=fontsize, va="center")
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+        first = text.get_window_extent(renderer).padded(1)
         best: tuple[float, float, float] | None = None
         for dx, dy in _offsets():
-            text.set_position((dx, dy))
-            text.set_horizontalalignment("left" if dx > 0 else "right")
-            box = text.get_window_extent(renderer).padded(1)
+            box = first.translated((dx - 7) * pixels - (first.width if dx < 0 else 0), dy * pixels)
             corners = [(box.x0, box.y0), (box.x1, box.y1)]
             if not all(inside.contains(*corner) for corner in corners) or box.count_overlaps(taken):
                 continue
             crossed = ((lines > box.min) & (lines < box.max)).all(axis=1).sum()
-            cost = 2.0 * crossed + math.hypot(dx, 1.5 * dy)
+            cost = 4.0 * crossed + math.hypot(dx, 1.5 * dy)
             if best is None or cost < best[0]:
                 best = (cost, dx, dy)
         dx, dy = best[1:] if best else (7.0, 0.0)
@@ -296,8 +296,8 @@ def _sweep(results: Results, found: Sequence[Update], varied: str, label: str) -
         axis.grid(lw=0.4, alpha=0.5)
     axes[0].set_ylabel("mean score x 100")
     figure.supxlabel(f"{label}; bands and bars: {interval_text(results)}", fontsize=8)
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, frameon=False, fontsize=8, loc="outside upper center", ncols=4)
+    named = axes[0].get_legend_handles_labels()
+    figure.legend(*named, frameon=False, fontsize=8, loc="outside upper center", ncols=4)
     return figure
 
 

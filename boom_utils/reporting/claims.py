@@ -29,7 +29,7 @@ ONE_SEED = "one seed: intervals over queries only; another seed may differ"
 
 
 @dataclass(frozen=True)
-class Tested:
+class Finding:
     """What one comparison says of a claim.
 
     Args:
@@ -41,7 +41,7 @@ class Tested:
     holds: bool
 
 
-def tested(results: Results, pair: Pair, expected: Expected) -> Tested:
+def examine(results: Results, pair: Pair, expected: Expected) -> Finding:
     """Test whether a difference lies where a claim expects it, or outside."""
     tasks = [*pair.tasks]
     found = results.comparison(pair.model, pair.other, tasks)
@@ -53,10 +53,10 @@ def tested(results: Results, pair: Pair, expected: Expected) -> Tested:
 
     inside = max(doubled(drawn_B <= expected.low), doubled(drawn_B >= expected.high))
     outside = min(doubled(drawn_B >= expected.low), doubled(drawn_B <= expected.high))
-    return Tested(replace(found, p_value=min(inside, outside)), inside < outside)
+    return Finding(replace(found, p_value=min(inside, outside)), inside < outside)
 
 
-def verdict(found: Tested, expected: Expected, adjusted: float) -> str:
+def verdict(found: Finding, expected: Expected, adjusted: float) -> str:
     """The verdict on one row, from its p value corrected for all rows."""
     estimate = found.comparison.estimate
     if adjusted >= 1 - found.comparison.confidence:
@@ -77,7 +77,7 @@ def claims_table(results: Results) -> pd.DataFrame:
     for claim in all_claims():
         entries += [(claim, test) for test in claim.tests(results)] or [(claim, None)]
     found = {
-        str(number): tested(results, test, claim.expected)
+        str(number): examine(results, test, claim.expected)
         for number, (claim, test) in enumerate(entries)
         if isinstance(test, Pair)
     }
@@ -101,7 +101,7 @@ _COLUMNS = [
 ]
 
 
-def _pair_row(claim: Claim, pair: Pair, found: Tested, adjusted: float, warning: str) -> dict[str, Any]:
+def _pair_row(claim: Claim, pair: Pair, found: Finding, adjusted: float, warning: str) -> dict[str, Any]:
     comparison = found.comparison
     judged = verdict(found, claim.expected, adjusted)
     limits = [ONE_SEED if comparison.seeds == 1 else f"{comparison.seeds} seeds", pair.note]
@@ -166,8 +166,8 @@ def claims_text(frame: pd.DataFrame, results: Results) -> str:
         + ".",
         "",
         "Claims are in our words; where each is known from stands beside it. Differences are ours: paired, in points",
-        f"of a score of 0 to 100, with their {confidence:g} % interval over queries. A verdict needs a p below",
-        f"{1 - results.bootstrap.confidence:.2g} when corrected over all rows (Holm). Equally good means that the whole",
+        f"of a score of 0 to 100, with their {confidence:g} % interval over queries. A verdict needs a p value below",
+        f"{1 - results.bootstrap.confidence:.2g} when corrected over all rows (Holm). Equally good means: the whole",
         f"interval lies within {100 * MARGIN:g} point, a margin of ours. Detectable: the true difference found with a",
         "power of 80 %.",
         "Not supported means that our models show the opposite; it says nothing of other models and data.",

@@ -27,6 +27,8 @@ from boom_utils.reporting.results import Results, read_json_object
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
+LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1)))
+"""Styles of lines: after the last colour they begin again with the next."""
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "boom",
     "svg.fonttype": "path",
@@ -51,7 +53,7 @@ def model_means(results: Results) -> Figure:
         axis.set_title(f"{domain} ({len(results.tasks(domain))} tasks)")
         axis.set_xlabel(f"mean score x 100, {interval_text(results)}")
     axes[0].set_yticks(range(len(results.models)), results.models)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(results.models) - 0.5, -0.5)
     return figure
 
 
@@ -80,18 +82,25 @@ def training_losses(results: Results) -> Figure:
     """Training loss of every member of `Results.shuffled`, one panel a dataset, over the share of its steps."""
     logs = {member: results.training_log(member) for member in results.shuffled}
     datasets = sorted({line["dataset"] for log in logs.values() for line in log})
-    figure = Figure(figsize=(2.1 * len(datasets), 2.6), layout="constrained")
-    axes = figure.subplots(1, len(datasets), squeeze=False)[0]
-    for axis, dataset in zip(axes, datasets, strict=True):
+    columns = min(5, max(1, len(datasets)))
+    rows = max(1, math.ceil(len(datasets) / columns))
+    figure = Figure(figsize=(max(5.0, 2.1 * columns), 2.1 * rows + 0.7), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for axis in axes[len(datasets) :]:
+        axis.remove()
+    for axis, dataset in zip(axes, datasets, strict=False):
         for number, (member, log) in enumerate(logs.items()):
             points = [(line["step"] / max(1, len(log) - 1), line["loss"]) for line in log if line["dataset"] == dataset]
             x_N, y_N = np.array(points).reshape(-1, 2).T
-            axis.plot(x_N, _running_mean(y_N), color=COLOURS[number % len(COLOURS)], lw=1.2, label=member)
-        axis.set_title(dataset.replace("_", " "))
-        axis.set_xlabel("share of steps done")
+            style = LINES[number // len(COLOURS) % len(LINES)]
+            axis.plot(x_N, _running_mean(y_N), color=COLOURS[number % len(COLOURS)], ls=style, lw=1.2, label=member)
+        axis.set_title(dataset.replace("_", " "), fontsize=8)
         axis.set_ylim(bottom=0)
-    axes[0].set_ylabel("InfoNCE loss (nats), running mean")
-    axes[-1].legend(frameon=False, fontsize=7)
+    axes[0].set_xlim(-0.02, 1.02)
+    figure.supxlabel("share of steps done", fontsize=9)
+    figure.supylabel("InfoNCE loss (nats), running mean", fontsize=9)
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, fontsize=7, loc="outside upper center", ncols=6)
     return figure
 
 
@@ -112,15 +121,15 @@ def corpus_rows(results: Results) -> Figure:
         for line in results.training_log(member):
             rows[line["dataset"]][member] = rows[line["dataset"]].get(member, 0) + line["queries"]
     members = results.shuffled
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    axis, left = figure.subplots(), np.zeros(len(members))
-    for number, (dataset, counts) in enumerate(sorted(rows.items())):
+    figure = Figure(figsize=(7, max(3, 0.3 * len(members) + 1.2)), layout="constrained")
+    axis, left, colours = figure.subplots(), np.zeros(len(members)), _colours(len(rows))
+    for (dataset, counts), colour in zip(sorted(rows.items()), colours, strict=True):
         width = np.array([counts.get(member, 0) for member in members])
-        axis.barh(members, width, left=left, color=COLOURS[number % len(COLOURS)], label=dataset.replace("_", " "))
+        axis.barh(members, width, left=left, color=colour, edgecolor="white", lw=0.4, label=dataset.replace("_", " "))
         left = left + width
     axis.invert_yaxis()
     axis.set_xlabel("examples trained on")
-    figure.legend(frameon=False, fontsize=7, loc="outside upper center", ncols=len(rows))
+    figure.legend(frameon=False, fontsize=7, loc="outside upper center", ncols=min(5, max(1, len(rows))))
     return figure
 
 
@@ -232,7 +241,9 @@ def _update_labels(results: Results, models: Sequence[str]) -> list[str]:
     for model in models:
         update = found.get(model)
         parts = [] if update is None else {"merged": [], "alone": ["unmerged"]}.get(update.kind, [update.kind])
-        if update and update.core is not None and update.kind != "retrained":
+        if update and update.kind == "retrained":
+            parts = [] if model == "retrained" else parts
+        elif update and update.core is not None:
             parts.append(f"{100 * update.core:g} % old")
         if update and update.weight is not None:
             parts.append(f"weight {update.weight:.2g}")
@@ -281,6 +292,7 @@ def _dots(axis: Axes, found: Sequence[Estimate], colours: Sequence[str]) -> None
         low, high = 100 * estimate.low, 100 * estimate.high
         axis.plot([low, high], [row, row], color=colour, lw=1.6, solid_capstyle="butt")
         axis.plot(100 * estimate.value, row, marker="o", ms=5, color=colour)
+    axis.locator_params(axis="x", nbins=6)
     axis.grid(axis="x", lw=0.4, alpha=0.5)
 
 

@@ -215,8 +215,10 @@ def markdown(frame: pd.DataFrame, missing: str = "reference") -> str:
     for column in frame.columns:
         if not column.endswith((" low", " high")):
             bounds = [f"{column} low", f"{column} high"]
-            keys = {"bounds": bounds, "missing": missing} if bounds[0] in frame else {}
-            shown[column] = frame.apply(_cell, axis=1, column=column, **keys)
+            known = bounds[0] in frame
+            shown[column] = frame.apply(
+                _cell, axis=1, column=column, bounds=bounds if known else [], missing=missing if known else ""
+            )
     lines = ["| " + " | ".join(shown.columns) + " |", "|" + "---|" * len(shown.columns)]
     lines += ["| " + " | ".join(row) + " |" for row in shown.itertuples(index=False)]
     return "\n".join(lines) + "\n"
@@ -241,7 +243,7 @@ def estimate_columns(name: str, estimate: Estimate) -> dict[str, float]:
     return {key: round(100 * value, 4) for key, value in values.items()}
 
 
-def _cell(row: pd.Series[Any], column: str, bounds: Sequence[str] = (), missing: str = "") -> str:
+def _cell(row: pd.Series[Any], column: str, bounds: Sequence[str], missing: str) -> str:
     value = row[column]
     if pd.isna(value):
         return missing

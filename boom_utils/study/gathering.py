@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from boom_utils.artifacts import RECORD, Node, write_json
-from boom_utils.config import Profile, SubsetConfig
+from boom_utils.config import Profile, SubsetConfig, load_profile
 from boom_utils.data.manifest import Manifest
+from boom_utils.study.deviations import PAPER_PROFILE, deviations
 from boom_utils.study.stages import VERSION, Inputs, Nodes
+from boom_utils.training.watched_losses import HELD_OUT_LOSSES
 
 _MEMBER_CONFIG = {
     "subset",
@@ -38,7 +40,8 @@ def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
     def make(out: Path, found: Inputs) -> None:
         write_json(out / "study.json", study_facts(profile, manifest, found))
         for name, folder in result_places(found).items():
-            _copy(folder, out / name, "*.json" if name.startswith("scores/") else "training_log.jsonl")
+            for pattern in ("*.json",) if name.startswith("scores/") else ("training_log.jsonl", HELD_OUT_LOSSES):
+                _copy(folder, out / name, pattern)
         _copy(found["examples"].path, out / "corpus", "summary.json")
         for name in ("geometry", "interaction"):
             if name in found:
@@ -102,6 +105,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
             for name in names
         ],
         "evaluation": evaluation.model_dump(mode="json"),
+        "deviations": deviations(profile, load_profile(PAPER_PROFILE)),
         "sources": {name: [artifact.record["stage"], artifact.key] for name, artifact in found.items()},
         "environment": found["base"].record["environment"],
     }

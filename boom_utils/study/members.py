@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from boom_utils.artifacts import Node
-from boom_utils.config import MemberConfig, Profile
+from boom_utils.artifacts import Node, write_json
+from boom_utils.config import MemberConfig, Profile, WatchConfig
 from boom_utils.data.manifest import Dataset, Manifest
+from boom_utils.reporting.results import compared_schedules
 from boom_utils.study.stages import VERSION, Inputs, Nodes, model_nodes, prompts_of
+
+if TYPE_CHECKING:
+    from boom_utils.training.watch import Watch
 
 
 def _datasets(profile: Profile, manifest: Manifest, member: MemberConfig) -> dict[str, Dataset]:
@@ -118,12 +122,18 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
         files = found["base"].path, _token_folders(found), found["plan"].path / "plan.npz"
         summary = f"Fine-tuned with InfoNCE, {schedule}: {share}."
         job = MemberJob(*files, made, profile.training, prompts, config.name, summary, restart, execution.allow_changes)
+        if watch is not None:
+            job = replace(job, watch=_watched_rows(watch, found["watched"].path, rules, out))
         return train_member(job, out, execution.processes or usable_processes(job))
 
     training = profile.training.model_dump(mode="json")
     described = {"training": training, "rules": rules, "name": config.name, "restart_rate": restart}
+    watch = profile.watch if config.name in compared_schedules(profile.member_facts()) else None
     start = "base" if config.start is None else model_nodes(profile)[config.start]
     inputs = {"base": nodes[start], **_tokens(profile, config, nodes), "plan": nodes[f"plan/{config.name}"]}
+    if watch is not None:
+        described["watch"] = watch.model_dump(mode="json")
+        inputs["watched"] = nodes[f"subset/{watch.subset}"]
     label = f"member {config.name}"
     return Node(
         "member",
@@ -135,6 +145,17 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
         resumable=True,
         observations=("training_log.jsonl",),
     )
+
+
+def _watched_rows(watch: WatchConfig, subset: Path, datasets: Collection[str], out: Path) -> Watch:
+    """Write down which rows are watched."""
+    from boom_utils.data.sampling import load_subset
+    from boom_utils.training.watch import Watch
+
+    rows = load_subset(subset).rows
+    chosen = {name: rows[name][: watch.rows].tolist() for name in datasets}
+    write_json(out / "watched_rows.json", chosen)
+    return Watch(out / "watched_rows.json", watch.points, watch.seed, seen=True)
 
 
 def _share(profile: Profile, config: MemberConfig) -> str:

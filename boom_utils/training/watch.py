@@ -40,6 +40,7 @@ class Watch:
         points: Number of evenly spaced points, the start and the end among them. A training with fewer steps is looked
             at after every step.
         seed: Of the held-out batches.
+        seen: The rows may be trained on too: then it is the loss of what was learnt, and how much of it is lost again.
 
     Raises:
         ConfigError: Fewer than two points.
@@ -48,6 +49,7 @@ class Watch:
     rows: Path
     points: int
     seed: int = 0
+    seen: bool = False
 
     def __post_init__(self) -> None:
         if self.points < 2:
@@ -59,12 +61,12 @@ class Watch:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form for another process."""
-        return {"rows": str(self.rows), "points": self.points, "seed": self.seed}
+        return {"rows": str(self.rows), "points": self.points, "seed": self.seed, "seen": self.seen}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Watch:
         """The inverse of `to_json`."""
-        return cls(Path(stored["rows"]), int(stored["points"]), int(stored["seed"]))
+        return cls(Path(stored["rows"]), int(stored["points"]), int(stored["seed"]), bool(stored["seen"]))
 
     def jobs(
         self,
@@ -83,12 +85,12 @@ class Watch:
         trained = {name: [batch.rows for batch in plan.batches if batch.dataset == name] for name in rows}
         shared = {name: np.intersect1d(rows[name], np.concatenate(t)) for name, t in trained.items() if t}
         problems = [f"'{name}': {len(ids)} rows, such as {ids[0]}" for name, ids in sorted(shared.items()) if len(ids)]
-        if problems:
+        if problems and not self.seen:
             raise DataError(
-                "rows that are to be watched are also trained on, so their loss says nothing about forgetting",
+                "rows that are to be watched are also trained on",
                 where=self.rows,
                 found=bullet_list(problems),
-                fix="hold out rows that no subset has",
+                fix="hold out rows that no subset has, or say that they are seen (`seen`)",
             )
         return WatchedJobs(jobs, self.points)
 
