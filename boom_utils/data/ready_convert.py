@@ -182,7 +182,7 @@ def convert_ready(manifest: Manifest, corpus: CorpusConfig, folder: Path, out: P
         "shared_texts": overlap.exact if corpus.overlap == "report" else 0,
     }
     malformed = {name: {"number": b.number, "first": [str(one) for one in b.first]} for name, b in bad.items()}
-    domains = task_domains(manifest.tasks, corpus.datasets, overlap)
+    domains = task_domains(manifest.tasks, corpus.datasets, overlap) if manifest.tasks else []
     found = {"sets": written.sets, "overlap": overlap.ledger, "domains": domains, "bad_lines": malformed}
     write_json(out / "summary.json", {**facts, **found})
     return facts

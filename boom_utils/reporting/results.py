@@ -48,8 +48,7 @@ class Results:
     @property
     def bootstrap(self) -> Bootstrap:
         """How intervals are made."""
-        chosen = self.study["evaluation"]
-        return Bootstrap(chosen["bootstrap_draws"], chosen["confidence"], chosen["seed"])
+        return Bootstrap(*(self.study["evaluation"][key] for key in ("bootstrap_draws", "confidence", "seed")))
 
     @property
     def shuffled(self) -> list[str]:
@@ -205,7 +204,7 @@ def from_base(facts: Mapping[str, Any]) -> bool:
 
 
 def is_restricted(facts: Mapping[str, Any]) -> bool:
-    """Whether a member is trained on some of the datasets of its subset only: chosen ones, or those of a cluster."""
+    """Whether a member is trained on some of its subset's datasets only: chosen ones, or those of a cluster."""
     return facts.get("datasets") is not None or facts.get("cluster") is not None
 
 
