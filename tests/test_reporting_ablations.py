@@ -157,6 +157,9 @@ def test_several_updates_at_once_have_no_core_and_no_weight_and_are_in_no_sweep(
     found = next(update for update in updates(study) if update.model == "updated-40")
     assert (found.core, found.weight) == (None, None)
     assert "updated-40" not in [update.model for update in (*core_sweep(study), *weight_sweep(study))]
+    cancelled = {**merge, "members": ["boom", "update-40"], "weights": [1.0, -1.0]}
+    study = changed(results, merges={**results.study["merges"], "updated-40": cancelled})
+    assert next(update for update in updates(study) if update.model == "updated-40").weight is None
 
 
 def test_members_of_some_datasets_are_neither_merged_as_samples_nor_compared_as_schedules(results: Results) -> None:

@@ -338,5 +338,5 @@ def interaction(results: Results) -> Figure:
     """
     found = read_interaction(results)
     if found is None:
-        raise ResultsError("this study has no interaction analysis", where=results.folder / "interaction.json")
+        raise ResultsError("this study has no interaction analysis", where=results.place("interaction.json"))
     return interaction_heat_map(*found)

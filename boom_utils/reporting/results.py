@@ -129,7 +129,7 @@ class Results:
 
     def training_log(self, model: str) -> list[dict[str, Any]]:
         """One dict a training step of a model, in order."""
-        return read_training_log(self._place(f"training/{model}") / "training_log.jsonl")
+        return read_training_log(self.place(f"training/{model}") / "training_log.jsonl")
 
     def samples(self, model: str) -> dict[str, TaskSamples]:
         """The values behind every score of a model."""
@@ -193,9 +193,10 @@ class Results:
         return {task: _task_draws(self._at(model, task), task, self.bootstrap) for task in tasks}
 
     def _at(self, model: str, task: str) -> Path:
-        return self._place(f"scores/{model}/{task}")
+        return self.place(f"scores/{model}/{task}")
 
-    def _place(self, name: str) -> Path:
+    def place(self, name: str) -> Path:
+        """Where a part of the results is: in the folder, or where it has not been gathered from yet."""
         return self.places.get(name, self.folder / name)
 
 
