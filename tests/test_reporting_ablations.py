@@ -129,6 +129,15 @@ def test_a_model_is_not_dominated_where_no_other_is_cheaper_and_better(results: 
     assert set(table["step up"]) >= {"better", "inconclusive"}
 
 
+def test_of_two_models_at_the_same_cost_the_worse_one_is_dominated(results: Results) -> None:
+    members = {**results.study["members"]}
+    members["half"] = {**members["half"], "passes": 0.1 + 0.2}
+    members["half-rest"] = {**members["half-rest"], "passes": 0.3}
+    front = pareto_front(changed(results, members=members), "in-domain")
+    assert "half" in front
+    assert "half-rest" not in front, "0.1 + 0.2 is no more than 0.3"
+
+
 def test_updates_are_known_by_kind_core_and_weight(results: Results) -> None:
     found = {update.model: update for update in updates(results)}
     assert {name: update.kind for name, update in found.items() if update.kind != "merged"} == {
