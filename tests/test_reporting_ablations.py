@@ -129,6 +129,15 @@ def test_a_model_is_not_dominated_where_no_other_is_cheaper_and_better(results: 
     assert set(table["step up"]) >= {"better", "inconclusive"}
 
 
+def test_of_two_models_at_the_same_cost_the_worse_one_is_dominated(results: Results) -> None:
+    members = {**results.study["members"]}
+    members["half"] = {**members["half"], "passes": 0.1 + 0.2}
+    members["half-rest"] = {**members["half-rest"], "passes": 0.3}
+    front = pareto_front(changed(results, members=members), "in-domain")
+    assert "half" in front
+    assert "half-rest" not in front, "0.1 + 0.2 is no more than 0.3"
+
+
 def test_updates_are_known_by_kind_core_and_weight(results: Results) -> None:
     found = {update.model: update for update in updates(results)}
     assert {name: update.kind for name, update in found.items() if update.kind != "merged"} == {
@@ -157,6 +166,9 @@ def test_several_updates_at_once_have_no_core_and_no_weight_and_are_in_no_sweep(
     found = next(update for update in updates(study) if update.model == "updated-40")
     assert (found.core, found.weight) == (None, None)
     assert "updated-40" not in [update.model for update in (*core_sweep(study), *weight_sweep(study))]
+    cancelled = {**merge, "members": ["boom", "update-40"], "weights": [1.0, -1.0]}
+    study = changed(results, merges={**results.study["merges"], "updated-40": cancelled})
+    assert next(update for update in updates(study) if update.model == "updated-40").weight is None
 
 
 def test_members_of_some_datasets_are_neither_merged_as_samples_nor_compared_as_schedules(results: Results) -> None:

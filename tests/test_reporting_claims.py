@@ -190,6 +190,13 @@ def test_an_update_that_costs_more_than_retraining_is_not_supported(folder: Path
     assert verdicts(claims_table(Results(folder, study)), COST) == [REFUTED]
 
 
+def test_an_update_merged_with_the_members_themselves_is_not_the_papers(folder: Path) -> None:
+    study = json.loads((folder / "study.json").read_text())
+    for name in ("updated-40", "updated-w25", "updated-w75"):
+        study["merges"][name] |= {"members": ["s80", "full", "update-40"], "weights": [1.0, 1.0, 1.0]}
+    assert verdicts(claims_table(Results(folder, study)), ON_PAR) == [UNTESTED]
+
+
 def test_too_few_draws_for_so_many_rows_are_said_and_support_nothing(folder: Path) -> None:
     study: dict[str, Any] = json.loads((folder / "study.json").read_text())
     study["evaluation"]["bootstrap_draws"] = 300

@@ -233,7 +233,11 @@ def place_labels(axis: Axes, points: Mapping[str, tuple[float, float]], fontsize
             if not all(inside.contains(*corner) for corner in corners) or box.count_overlaps(taken):
                 continue
             crossed = ((lines > box.min) & (lines < box.max)).all(axis=1).sum()
-            cost = 4.0 * crossed + math.hypot(dx, 1.5 * dy)
+            leader = np.linspace(places[name], places[name] + pixels * np.array([dx, dy]), 20)[4:]
+            hidden = sum(
+                ((leader > other.min) & (leader < other.max)).all(axis=1).any() for other in taken[len(places) :]
+            )
+            cost = 3.0 * crossed + 25.0 * hidden + 1.3 * math.hypot(dx, 1.5 * dy)
             if best is None or cost < best[0]:
                 best = (cost, dx, dy)
         dx, dy = best[1:] if best else (7.0, 0.0)
@@ -243,6 +247,7 @@ def place_labels(axis: Axes, points: Mapping[str, tuple[float, float]], fontsize
         if abs(dy) > 8 or abs(dx) > 9:
             x, y = axis.transData.inverted().transform(places[name] + pixels * np.array([dx, dy]))
             axis.plot([points[name][0], x], [points[name][1], y], color=GREY, lw=0.5, zorder=0)
+            lines = np.concatenate([lines, np.linspace(places[name], places[name] + pixels * np.array([dx, dy]), 20)])
 
 
 def _line_points(axis: Axes) -> np.ndarray:
@@ -338,5 +343,5 @@ def interaction(results: Results) -> Figure:
     """
     found = read_interaction(results)
     if found is None:
-        raise ResultsError("this study has no interaction analysis", where=results.folder / "interaction.json")
+        raise ResultsError("this study has no interaction analysis", where=results.place("interaction.json"))
     return interaction_heat_map(*found)

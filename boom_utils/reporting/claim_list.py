@@ -222,9 +222,10 @@ def _incremental() -> list[Claim]:
 
 
 def paper_update(results: Results) -> Update | None:
-    """The merged update with the paper's core subset, by multislerp; with equal weights if there are several."""
-    merged = [update for update in updates(results) if update.kind == "merged" and update.core == CORE]
-    found = [update for update in merged if update.method == "multislerp"]
+    """An existing model merged by multislerp with an update of the paper's core subset; equal weights come first."""
+    wanted = ("merged", CORE, "multislerp")
+    alike = [update for update in updates(results) if (update.kind, update.core, update.method) == wanted]
+    found = [update for update in alike if update.existing]
     return min(found, key=lambda update: update.weight != _CORE_WEIGHT, default=None)
 
 

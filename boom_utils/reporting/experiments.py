@@ -162,9 +162,10 @@ def _merged(results: Results, merge: str) -> Update:
     facts, members = results.study["merges"][merge], results.study["members"]
     new = [part for part in facts["members"] if part in members and members[part]["new_data"] is not None]
     old = [part for part in facts["members"] if part not in new]
-    if len(new) != 1:
+    total = sum(map(float, facts["weights"]))
+    if len(new) != 1 or not total:
         return Update(merge, "merged", None, None, None, facts["method"])
-    weight = float(facts["weights"][facts["members"].index(new[0])]) / sum(map(float, facts["weights"]))
+    weight = float(facts["weights"][facts["members"].index(new[0])]) / total
     existing = old[0] if len(old) == 1 else None
     return Update(merge, "merged", existing, members[new[0]]["ratio"] or 0.0, round(weight, 9), facts["method"])
 
@@ -195,7 +196,7 @@ def read_interaction(results: Results) -> tuple[Interaction, Clusters | None] | 
     Raises:
         ResultsError: The file is malformed.
     """
-    path = results.folder / "interaction.json"
+    path = results.place("interaction.json")
     if not path.is_file():
         return None
     stored = read_json_object(path)

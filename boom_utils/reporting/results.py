@@ -109,7 +109,8 @@ class Results:
     def cost(self, model: str) -> float:
         """Training cost in passes over the old corpus: of all members behind the model; 0 for untrained ones."""
         members = self.study["members"]
-        return float(sum(members[name]["passes"] for name in self.behind(model) if name in members))
+        passes = sum(members[name]["passes"] for name in self.behind(model) if name in members)
+        return round(float(passes), 9)  # 3 times 0.6 costs what 0.8 and 1.0 do
 
     def update_cost(self, model: str) -> dict[str, int]:
         """What has to be trained for the model when the new data arrive: examples and steps."""
@@ -128,7 +129,7 @@ class Results:
 
     def training_log(self, model: str) -> list[dict[str, Any]]:
         """One dict a training step of a model, in order."""
-        return read_training_log(self._place(f"training/{model}") / "training_log.jsonl")
+        return read_training_log(self.place(f"training/{model}") / "training_log.jsonl")
 
     def samples(self, model: str) -> dict[str, TaskSamples]:
         """The values behind every score of a model."""
@@ -192,9 +193,10 @@ class Results:
         return {task: _task_draws(self._at(model, task), task, self.bootstrap) for task in tasks}
 
     def _at(self, model: str, task: str) -> Path:
-        return self._place(f"scores/{model}/{task}")
+        return self.place(f"scores/{model}/{task}")
 
-    def _place(self, name: str) -> Path:
+    def place(self, name: str) -> Path:
+        """Where a part of the results is: in the folder, or where it has not been gathered from yet."""
         return self.places.get(name, self.folder / name)
 
 
