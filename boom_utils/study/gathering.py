@@ -35,6 +35,7 @@ def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
     described = {
         "profile": profile.model_dump(mode="json"),
         "families": {task.id: task.family for task in manifest.tasks},
+        "paper": load_profile(PAPER_PROFILE).model_dump(mode="json"),
     }
 
     def make(out: Path, found: Inputs) -> None:
@@ -79,7 +80,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
     scored = {name.split("/")[1] for name in found if name.startswith("scores/")}
     members = [member for member in profile.members if f"member/{member.name}" in found]
     trained_on = {member.name: found[f"plan/{member.name}"].facts["datasets"] for member in members}
-    rows = found["examples"].facts["rows"]
+    rows, used = found["examples"].facts["rows"], (*profile.corpus.datasets, *profile.corpus.new_datasets)
     return {
         "profile": profile.name,
         "models": [name for name in profile.model_names if name in scored],
@@ -105,6 +106,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
             for name in names
         ],
         "evaluation": evaluation.model_dump(mode="json"),
+        "families": {name: manifest.dataset(name).family for name in used},
         "deviations": deviations(profile, load_profile(PAPER_PROFILE)),
         "sources": {name: [artifact.record["stage"], artifact.key] for name, artifact in found.items()},
         "environment": found["base"].record["environment"],
