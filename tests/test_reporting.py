@@ -27,7 +27,8 @@ from boom_utils.reporting.figures import (
     task_deltas,
 )
 from boom_utils.reporting.report import write_report
-from boom_utils.reporting.results import Results, incremental_models, read_results
+from boom_utils.reporting.results import Results, read_results
+from boom_utils.reporting.roles import incremental_models
 from boom_utils.reporting.tables import (
     checks_table,
     incremental_table,

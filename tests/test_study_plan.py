@@ -163,7 +163,7 @@ def test_facts_of_finished_artifacts_come_before_assumptions(tmp_path: Path, row
     study = study_of(tmp_path)
     fake(study, "examples", {"rows": {f"train/{name}": 16 for name in ROWS}})
     assert cost_of(plan_study(study), "full").amounts["examples"] == Sum(4 * 16)
-    for name in ("subset/p100", "random"):
+    for name in ("subset/p100", "subset/half", "random"):
         fake(study, name, {})
     fake(study, "tokens", {}, tokens=True)
     plan = plan_study(study)

@@ -16,7 +16,8 @@ from boom_utils.artifacts import write_text
 from boom_utils.config import EvaluationConfig
 from boom_utils.evaluation.statistics import Bootstrap, Estimate, mean_estimate, score_draws
 from boom_utils.reporting.experiments import average_merges, updates
-from boom_utils.reporting.results import SHUFFLED, Results, read_json_object, read_samples
+from boom_utils.reporting.results import Results, read_json_object, read_samples
+from boom_utils.reporting.roles import SHUFFLED
 
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 ROLES = {"random": "random initialisation", "base": "base, before fine-tuning"}

@@ -23,8 +23,8 @@ from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.errors import ConfigError, MergeError, bullet_list, nearest
 from boom_utils.merging.recipe import make_recipe
 from boom_utils.progress import progress, quiet_libraries
-from boom_utils.reporting.results import (
-    Results,
+from boom_utils.reporting.results import Results
+from boom_utils.reporting.roles import (
     compared_schedules,
     incremental_models,
     is_restricted,

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from boom_utils.artifacts import Node, write_json
 from boom_utils.config import MemberConfig, Profile, WatchConfig
 from boom_utils.data.manifest import Dataset, Manifest
-from boom_utils.reporting.results import compared_schedules
+from boom_utils.reporting.roles import compared_schedules
 from boom_utils.study.stages import VERSION, Inputs, Nodes, model_nodes, prompts_of
 
 if TYPE_CHECKING:
     from boom_utils.training.watch import Watch
 
 
-def _datasets(profile: Profile, manifest: Manifest, member: MemberConfig) -> dict[str, Dataset]:
+def datasets_of(profile: Profile, manifest: Manifest, member: MemberConfig) -> dict[str, Dataset]:
     """What a member may be trained on, by name, in the profile's order; of a cluster, what any cluster may hold."""
     subset = profile.subset(member.subset)
     old = profile.corpus.datasets if subset.ratio is not None or subset.complement_of is not None else ()
@@ -41,13 +41,13 @@ def rules_of(profile: Profile, manifest: Manifest, config: MemberConfig) -> dict
     """Dataset -> keyword arguments of its `DatasetRules`, for all that a member may be trained on."""
     return {
         name: {"in_batch_negatives": d.in_batch_negatives, "halve_batch": d.halve_batch, "group": d.group_size}
-        for name, d in _datasets(profile, manifest, config).items()
+        for name, d in datasets_of(profile, manifest, config).items()
     }
 
 
 def plan(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Nodes) -> Node:
     """The batches of one member, in order."""
-    datasets = _datasets(profile, manifest, config)
+    datasets = datasets_of(profile, manifest, config)
     rules, families = rules_of(profile, manifest, config), {name: dataset.family for name, dataset in datasets.items()}
     training = profile.training
     options = {

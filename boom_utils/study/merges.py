@@ -10,7 +10,7 @@ from typing import Any
 from boom_utils.artifacts import Node, write_json
 from boom_utils.config import MergeConfig, Profile
 from boom_utils.merging.parameters import METHOD_RULES
-from boom_utils.reporting.results import is_restricted, shuffled_members
+from boom_utils.reporting.roles import is_restricted, shuffled_members
 from boom_utils.study.stages import VERSION, Inputs, Nodes, model_nodes
 
 

@@ -25,6 +25,7 @@ from boom_utils.data.sampling import subset_size
 from boom_utils.errors import CheckpointError
 from boom_utils.study.costs import Assumptions, Cost, StudyPlan, Sum
 from boom_utils.study.graph import Study
+from boom_utils.study.members import datasets_of
 from boom_utils.training.plan import DatasetRules
 
 BYTES_A_WEIGHT = 4  # models are stored in float32
@@ -138,9 +139,11 @@ class _Planner:
         counted = {name: Sum() for name in ("examples", "steps", "tokens", "repeated")}
         profile = self.study.profile
         subset = profile.subset(member.subset)
-        for name in (*profile.corpus.datasets, *profile.new_datasets(subset)):
+        for name, dataset in datasets_of(profile, self.study.manifest, member).items():
             share = subset.new_data if name in profile.corpus.new_datasets else profile.ratio(subset)
-            part = self._dataset(self.study.manifest.dataset(name), share or 0.0, subset.complement_of is not None)
+            part = self._dataset(dataset, share or 0.0, subset.complement_of is not None)
+            # What a cluster holds is found by the interaction analysis.
+            part = None if member.cluster is not None else part
             counted = {key: amount.plus(part[key] if part else None) for key, amount in counted.items()}
         for source, keys in ((f"plan/{member.name}", ("examples", "batches")), (f"member/{member.name}", ("tokens",))):
             if source in self.found:
