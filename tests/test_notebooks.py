@@ -28,6 +28,7 @@ from boom_utils.reporting.report import write_report
 from boom_utils.reporting.results import read_results
 from boom_utils.study.graph import NOTEBOOKS, Study
 from boom_utils.training.plan import BatchPlan
+from boom_utils.training.watched_losses import read_watched
 
 pytestmark = pytest.mark.notebooks
 CANARY = "hf_canary0123456789abcdefghij"
@@ -126,9 +127,8 @@ def test_tables_and_figures_are_where_the_output_says(smoke: Run) -> None:
 
 def test_the_main_table_has_every_model_with_an_interval_in_and_out_of_domain(smoke: Run) -> None:
     table = smoke.table("models").set_index("model")
-    members = ["s20", "s40", "s60", "s80", "full", "seq-datasets", "seq-families", "two-stage"]
-    members += ["update", "retrained"]
-    assert list(table.index) == ["random", "base", *members, "plain-mean", "boom", "boom-updated"]
+    assert list(table.index) == smoke.study.profile.scored_models
+    assert {"random", "base", "full", "boom", "boom-updated", "by-dataset", "family-ties", "continued"} < {*table.index}
     for domain in ("in-domain", "out-of-domain"):
         assert (table[f"{domain} low"] < table[domain]).all()
         assert (table[domain] < table[f"{domain} high"]).all()
@@ -143,7 +143,8 @@ def test_the_base_beats_random_and_fine_tuned_models_beat_the_base_by_more_than_
 
 def test_an_update_is_compared_with_retraining_with_an_interval_and_a_verdict_each(smoke: Run) -> None:
     table = smoke.table("incremental").set_index("model")
-    assert list(table.index) == ["boom", "update", "boom-updated", "retrained"]
+    updates = ["boom-updated", "updated-light", "updated-heavy", "updated-no-core"]
+    assert list(table.index) == ["boom", "update", *updates, "retrained", "continued"]
     others = table.drop(index="retrained")
     for group in ("old", "new", "out-of-domain"):
         gap, low, high = (others[f"{group} minus retrained{bound}"] for bound in ("", " low", " high"))
@@ -195,6 +196,35 @@ def test_the_schedules_trained_on_the_same_batches_in_another_order(smoke: Run) 
     assert len({plan.fingerprint for plan in plans}) == len(plans) == 4
 
 
+def test_granularities_and_methods_are_compared_with_an_interval_each(smoke: Run) -> None:
+    granularities, methods = smoke.table("granularities"), smoke.table("methods")
+    assert {"by-dataset", "by-family", "by-cluster"} < {*granularities["model"]}
+    assert {"ties", "sce", "karcher", "slerp", "model_stock", "task_arithmetic", "multislerp"} <= {
+        word.split(",")[0].split(" ")[0] for word in methods["method"]
+    }
+    for table in (granularities, methods):
+        compared = table[table["in-domain minus full"].notna()]
+        assert len(compared) >= 3
+        assert (compared["in-domain minus full low"] < compared["in-domain minus full high"]).all()
+
+
+def test_every_claim_has_a_verdict_or_says_that_it_is_not_tested(smoke: Run) -> None:
+    claims = pd.read_csv(smoke.results / "claims.csv")
+    assert len(claims) >= 10
+    known = {"supported", "not supported", "inconclusive"}
+    assert {*claims["verdict"]} <= {*known, "not tested by this profile"}
+    assert {*claims["verdict"]} & known
+    assert (smoke.results / "claims.md").stat().st_size > 500
+    assert (smoke.results / "deviations.md").stat().st_size > 500
+
+
+def test_losses_are_watched_along_the_training_of_every_schedule(smoke: Run) -> None:
+    for member in read_results(smoke.results).schedules:
+        watched = read_watched(smoke.results / "training" / member)
+        assert {*watched} == {*smoke.study.profile.corpus.datasets}
+        assert all([share for share, _ in points][:: len(points) - 1] == [0.0, 1.0] for points in watched.values())
+
+
 @pytest.mark.promise(38)
 def test_asked_again_with_nothing_changed_it_starts_no_kernel(smoke: Run) -> None:
     began = time.monotonic()
@@ -214,9 +244,10 @@ def test_a_changed_merge_weight_asks_for_that_merge_and_what_follows_from_it_onl
     study = Study(Profile.model_validate(content), Workspace(smoke.home))
     missing = {name for name, node in study.nodes.items() if study.workspace.find(node) is None}
     tasks = [*study.profile.evaluation.in_domain, *study.profile.evaluation.out_of_domain]
-    merges = ("boom", "boom-updated")  # the second is made from the first
-    scored = {f"scores/{merge}/{task}" for merge in merges for task in tasks}
-    assert missing == {"results", "report", *(f"merge/{merge}" for merge in merges), *scored}
+    # The others are made from the first.
+    merges = ("boom", "boom-updated", "updated-light", "updated-heavy", "updated-no-core")
+    scored = {f"scores/{model}/{task}" for model in (*merges, "continued") for task in tasks}
+    assert missing == {"results", "report", "member/continued", *(f"merge/{merge}" for merge in merges), *scored}
 
 
 @pytest.mark.promise(36)
