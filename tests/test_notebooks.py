@@ -143,7 +143,7 @@ def test_the_base_beats_random_and_fine_tuned_models_beat_the_base_by_more_than_
 
 def test_an_update_is_compared_with_retraining_with_an_interval_and_a_verdict_each(smoke: Run) -> None:
     table = smoke.table("incremental").set_index("model")
-    updates = ["boom-updated", "updated-light", "updated-heavy", "updated-no-core"]
+    updates = ["boom-updated", "updated-no-core"]
     assert list(table.index) == ["boom", "update", *updates, "retrained", "continued"]
     others = table.drop(index="retrained")
     for group in ("old", "new", "out-of-domain"):
@@ -245,7 +245,7 @@ def test_a_changed_merge_weight_asks_for_that_merge_and_what_follows_from_it_onl
     missing = {name for name, node in study.nodes.items() if study.workspace.find(node) is None}
     tasks = [*study.profile.evaluation.in_domain, *study.profile.evaluation.out_of_domain]
     # The others are made from the first.
-    merges = ("boom", "boom-updated", "updated-light", "updated-heavy", "updated-no-core")
+    merges = ("boom", "boom-updated", "updated-no-core")
     scored = {f"scores/{model}/{task}" for model in (*merges, "continued") for task in tasks}
     assert missing == {"results", "report", "member/continued", *(f"merge/{merge}" for merge in merges), *scored}
 

@@ -73,7 +73,7 @@ def test_a_member_cannot_go_on_from_what_is_made_of_it() -> None:
 
 def test_held_out_rows_of_the_interaction_are_those_its_subset_left() -> None:
     interaction = content()["interaction"]
-    assert "is not `complement_of: half`" in problem({"interaction": {**interaction, "held_out": "p20"}})
+    assert "is not `complement_of: p20`" in problem({"interaction": {**interaction, "held_out": "half-rest"}})
     assert "5 clusters of 4 datasets" in problem({"interaction": {**interaction, "clusters": 5}})
     assert "interaction: no subset 'halff'" in problem({"interaction": {**interaction, "subset": "halff"}})
 
