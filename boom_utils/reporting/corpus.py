@@ -109,6 +109,9 @@ def text_lengths(summary: Mapping[str, Any], datasets: Sequence[str]) -> Figure:
     ]
     axis.legend(handles=handles, frameon=False, fontsize=8)
     axis.set(xscale="log", xlabel="words: least, median (dot), 95th percentile")
+    axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     axis.set_yticks(range(len(datasets)), [name.replace("_", " ") for name in datasets])
     axis.invert_yaxis()
     return figure

@@ -77,7 +77,7 @@ def interaction_heat_map(interaction: Interaction, found: Clusters | None = None
 
 
 def forgetting_curves(losses: Mapping[str, Mapping[str, Curve]], families: Mapping[str, str] | None = None) -> Figure:
-    """Held-out loss along the training of every model, one panel a dataset; bands are the intervals.
+    """Loss on the same rows along the training of every model, one panel a dataset; bands are the intervals.
 
     Args:
         losses: Model -> dataset -> points, in the order of the share of steps done.
@@ -109,8 +109,8 @@ def forgetting_curves(losses: Mapping[str, Mapping[str, Curve]], families: Mappi
     for axis in axes[max(0, len(datasets) - columns) : len(datasets)]:
         axis.tick_params(labelbottom=True)
     axes[0].set_xlim(-0.02, 1.02)
-    figure.supylabel("held-out InfoNCE loss (nats)", fontsize=9)
-    figure.supxlabel("share of steps done; bands: intervals over held-out batches", fontsize=9)
+    figure.supylabel("InfoNCE loss (nats)", fontsize=9)
+    figure.supxlabel("share of steps done; bands: intervals over batches", fontsize=9)
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     wanted = [model for model in losses if model in handles]
     figure.legend(

@@ -6,6 +6,7 @@ The models are members like any other, but for what they are trained on; nothing
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ def interaction_nodes(profile: Profile, manifest: Manifest, nodes: Nodes, execut
     losses: dict[str, Node] = {}
     for chosen in _sets(profile):
         trained = MemberConfig(name=_name(profile, chosen), subset=config.subset, seed=config.seed, datasets=chosen)
-        plan_node = plan(profile, manifest, trained, nodes)
+        plan_node = replace(plan(profile, manifest, trained, nodes), one_of_many=True)
         made[f"interaction/plan/{trained.name}"] = plan_node
         known = {**nodes, f"plan/{trained.name}": plan_node}
-        made[f"interaction/member/{trained.name}"] = model = member(profile, manifest, trained, known, execution)
+        model = replace(member(profile, manifest, trained, known, execution), one_of_many=True)
+        made[f"interaction/member/{trained.name}"] = model
         losses[trained.name] = _losses(profile, manifest, trained, {**known, "model": model})
     made |= {f"interaction/losses/{name}": node for name, node in losses.items()}
     return {**made, "interaction": _interaction(profile, config, losses)}
