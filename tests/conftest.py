@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,10 +20,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import settings
 
 from boom_utils.artifacts import PROJECT_ROOT
-from boom_utils.config import TinyBase, TrainingConfig
+from boom_utils.config import PROFILES, TinyBase, TrainingConfig
 from boom_utils.data.examples import TrainingExample
 from boom_utils.data.tokens import TextRules, TokenTable, write_tokens
 from boom_utils.models import Encoder
@@ -62,6 +64,17 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+def plain_smoke() -> dict[str, Any]:
+    """The smoke profile without its ablations: members, BOOM, schedules, and one update."""
+    content: dict[str, Any] = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
+    kept = ("s20", "s40", "s60", "s80", "full", "seq-datasets", "seq-families", "two-stage", "update", "retrained")
+    content["members"] = [one for one in content["members"] if one["name"] in kept]
+    content["merges"] = [one for one in content["merges"] if one["name"] in ("plain-mean", "boom", "boom-updated")]
+    content["subsets"] = [one for one in content["subsets"] if one["name"] != "new-only"]
+    del content["interaction"]
+    return content
 
 
 def tiny_config(**changes: object) -> TinyBase:

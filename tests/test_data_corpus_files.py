@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SHARED
+from conftest import SHARED, plain_smoke
 from test_data_manifest_files import address, raw_dataset, raw_file, raw_manifest
 
 from boom_utils.cli import main
-from boom_utils.config import Profile, load_profile
+from boom_utils.config import Profile
 from boom_utils.data.corpus_files import chosen_datasets, downloads_folder, fetch_datasets, files_of
 from boom_utils.data.download import FetchOptions
 from boom_utils.data.manifest import load_manifest
@@ -156,7 +156,7 @@ def test_a_misspelt_manifest_exits_with_2_and_names_the_nearest(capsys: pytest.C
 
 
 def profile_of_files(**corpus: object) -> Profile:
-    raw = load_profile("smoke").model_dump(mode="json")
+    raw = plain_smoke()
     raw["corpus"] |= {"manifest": "open_text", "datasets": ["squad_nqg"], "new_datasets": ["conala"], **corpus}
     raw["evaluation"] |= {"in_domain": ["squad_dev"], "out_of_domain": ["cisi"]}
     return Profile.model_validate(raw)

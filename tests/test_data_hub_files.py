@@ -22,10 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import plain_smoke
 from hub_server import REVISION, HubServer, git_blob
 
 from boom_utils.cli import main
-from boom_utils.config import Profile, load_profile
+from boom_utils.config import Profile
 from boom_utils.data.corpus_files import fetch_datasets, hub_files_of
 from boom_utils.data.download import FetchOptions
 from boom_utils.data.hub_files import fetch_files, file_url, find_files, known_files, known_rows, lock_path
@@ -415,7 +416,7 @@ def test_check_says_what_is_there_and_asks_nobody(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw_corpus()), encoding="utf-8")
-    raw = load_profile("smoke").model_dump(mode="json")
+    raw = plain_smoke()
     raw["corpus"] |= {"manifest": "tiny", "datasets": ["nq"], "new_datasets": ["lines"]}
     manifest = load_manifest(tmp_path / "tiny.yaml")
     monkeypatch.setenv("BOOM_HOME", str(tmp_path))

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SHARED
+from conftest import SHARED, plain_smoke
 
-from boom_utils.config import Profile, load_profile
+from boom_utils.config import Profile
 from boom_utils.data.manifest import MANIFESTS, Dataset, Manifest, load_manifest
 from boom_utils.errors import ConfigError, DataError, ManifestError
 from boom_utils.study.graph import Study
@@ -188,7 +188,7 @@ def test_a_mined_corpus_has_no_files_and_no_dataset_that_is_only_evaluated(tmp_p
 
 
 def test_a_profile_that_trains_on_what_is_only_evaluated_is_refused() -> None:
-    raw = load_profile("smoke").model_dump(mode="json")
+    raw = plain_smoke()
     raw["corpus"] |= {"manifest": "open_text", "datasets": ["squad_nqg", "cisi"], "new_datasets": ["conala"]}
     raw["evaluation"] |= {"in_domain": ["squad_dev"], "out_of_domain": ["cisi"]}
     with pytest.raises(ConfigError, match=r"corpus\.datasets: 'cisi' is only evaluated"):

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import plain_smoke
 from test_data_hub_files import raw_corpus
 
-from boom_utils.config import Profile, load_profile
+from boom_utils.config import Profile
 from boom_utils.data.corpus_files import chosen_datasets
 from boom_utils.data.manifest import MANIFESTS, Manifest, load_manifest
 from boom_utils.errors import DataError, ManifestError
@@ -174,7 +175,7 @@ def test_the_general_corpus_adds_sixteen_and_eleven_languages_and_six_of_code(
 
 
 def test_a_profile_of_the_paper_fetches_its_datasets_and_needs_no_local_task(general_text: Manifest) -> None:
-    raw = load_profile("smoke").model_dump(mode="json")
+    raw = plain_smoke()
     raw["corpus"] |= {"manifest": "general_text", "datasets": ["nq", "sts"], "new_datasets": ["cornstack_go"]}
     raw["evaluation"] |= {"in_domain": ["sts12"], "out_of_domain": ["cosqa"]}
     chosen = chosen_datasets(general_text, Profile.model_validate(raw))

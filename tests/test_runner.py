@@ -18,6 +18,7 @@ from typing import Any
 import nbformat
 import pytest
 import yaml
+from conftest import plain_smoke
 
 from boom_utils.artifacts import Artifact, Node, Workspace, digest_of, write_text
 from boom_utils.cli import main
@@ -272,22 +273,9 @@ def smoke_content() -> dict[str, Any]:
     return content
 
 
-STATIC = ("s20", "s40", "s60", "s80", "full", "seq-datasets", "seq-families", "two-stage")
-
-
-def plain_content() -> dict[str, Any]:
-    """Smoke without its ablations: members, BOOM, schedules, and one update."""
-    content = smoke_content()
-    content["members"] = [one for one in content["members"] if one["name"] in (*STATIC, "update", "retrained")]
-    content["merges"] = [one for one in content["merges"] if one["name"] in ("plain-mean", "boom", "boom-updated")]
-    content["subsets"] = [one for one in content["subsets"] if one["name"] != "new-only"]
-    del content["interaction"]
-    return content
-
-
 def smoke_study(folder: Path, *without: str, **member: object) -> Study:
     """The plain smoke study without some of its members, and with one more that is like `full`."""
-    content = plain_content()
+    content = plain_smoke()
     content["members"] = [one for one in content["members"] if one["name"] not in without]
     content["members"] += [{"subset": "p100", "seed": 100, **member}] if member else []
     return Study(Profile.model_validate(content), Workspace(folder))
@@ -334,7 +322,7 @@ def test_a_study_with_one_schedule_asks_nothing_of_the_notebook_on_schedules(tmp
 
 def static_study(folder: Path, **corpus: object) -> Study:
     """The plain smoke study before the new data arrived."""
-    content = plain_content()
+    content = plain_smoke()
     content["subsets"] = [subset for subset in content["subsets"] if "new_data" not in subset]
     content["members"] = [one for one in content["members"] if one["name"] not in ("update", "retrained")]
     content["merges"] = [one for one in content["merges"] if one["name"] != "boom-updated"]
