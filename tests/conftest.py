@@ -49,6 +49,20 @@ TEXTS = [
 ]
 
 
+QUESTIONS = {
+    "family": "retrieval",
+    "role": "train",
+    "prompt": "Retrieve the answer to the question.",
+    "in_batch_negatives": True,
+    "halve_batch": False,
+    "instruction_on_passages": False,
+    "group_size": "train_group_size",
+    "example_type": "normal",
+    "description": "Question -> its answer.",
+}
+"""What the manifests of tests say of a plain retrieval dataset."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate-golden", action="store_true", help="write golden files anew instead of comparing")
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import plain_smoke
+from conftest import QUESTIONS, plain_smoke
 from hub_server import REVISION, HubServer, git_blob
 
 from boom_utils.cli import main
@@ -342,15 +342,7 @@ def raw_corpus(repo: str = "owner/data") -> dict[str, Any]:
         hub = origin(*files, repo=repo).model_dump(mode="json")
         return {
             "id": name,
-            "family": "retrieval",
-            "role": "train",
-            "prompt": "Retrieve the answer to the question.",
-            "in_batch_negatives": True,
-            "halve_batch": False,
-            "instruction_on_passages": False,
-            "group_size": "train_group_size",
-            "example_type": "normal",
-            "description": "Question -> its answer.",
+            **QUESTIONS,
             "hub": hub,
         }
 

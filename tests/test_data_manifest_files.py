@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SHARED, plain_smoke
+from conftest import QUESTIONS, SHARED, plain_smoke
 
 from boom_utils.config import Profile
 from boom_utils.data.manifest import MANIFESTS, Dataset, Manifest, load_manifest
@@ -41,15 +41,7 @@ def raw_dataset(name: str, *files: dict[str, Any], **changes: object) -> dict[st
     }
     dataset = {
         "id": name,
-        "family": "retrieval",
-        "role": "train",
-        "prompt": "Retrieve the answer to the question.",
-        "in_batch_negatives": True,
-        "halve_batch": False,
-        "instruction_on_passages": False,
-        "group_size": "train_group_size",
-        "example_type": "normal",
-        "description": "Question -> its answer.",
+        **QUESTIONS,
         "origin": origin,
     }
     return {**dataset, **changes}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SHARED
+from conftest import QUESTIONS, SHARED
 
 from boom_utils.data.cleaning import collapse
 from boom_utils.data.manifest import Dataset, load_manifest
@@ -49,15 +49,7 @@ def dataset(read: dict[str, Any], files: dict[str, dict[str, str]]) -> Dataset:
     return Dataset.model_validate(
         {
             "id": "tiny",
-            "family": "retrieval",
-            "role": "train",
-            "prompt": "Retrieve the answer to the question.",
-            "in_batch_negatives": True,
-            "halve_batch": False,
-            "instruction_on_passages": False,
-            "group_size": "train_group_size",
-            "example_type": "normal",
-            "description": "Question -> its answer.",
+            **QUESTIONS,
             "origin": origin,
         }
     )
