@@ -215,7 +215,8 @@ class _Planner:
             said.append(f"speed: {self.speed:g} tokens a second and device, measured or given")
         else:
             said.append(f"speed: {given.device_tflops:g} TFLOP/s a device at {100 * given.utilisation:g} % utilisation")
-        said.append("not counted: conversion, mining, tokenising, merging, evaluation, products of attention")
+        rest = "the interaction analysis, products of attention"
+        said.append(f"not counted: conversion, mining, tokenising, merging, evaluation, {rest}")
         return said
 
 
