@@ -256,6 +256,16 @@ class InteractionConfig(Frozen):
     seed: int = 0
 
 
+class SeedsConfig(Frozen):
+    """Models that are made several times, with other seeds: differences between them are then tested over seeds too.
+
+    Everything behind a model is made anew: subsets are drawn again, batches shuffled again, members trained again.
+    """
+
+    count: int = Field(ge=2, le=99, description="the first seed is that of the profile's own lines")
+    models: tuple[Name, ...] = Field(min_length=1, description="members and merges")
+
+
 class EvaluationConfig(Frozen):
     """Tasks of the corpus and mteb benchmarks by domain, at least one of either, and how intervals are made."""
 

@@ -15,6 +15,7 @@ import pytest
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.comparison import (
     Comparison,
+    Drawn,
     compare,
     family,
     holm,
@@ -185,7 +186,8 @@ def test_with_the_queries_it_asks_for_a_difference_is_detected_as_often_as_it_sa
 
 def given(query_variance: float, seed_variance: float, seeds: int = 3, task_variance: float = 0.0) -> Comparison:
     levels = ("queries", "seeds", *(["tasks"] if task_variance else []))
-    return Comparison(Estimate(0, 0, 0), 1.0, levels, 0.95, 100, seeds, query_variance, seed_variance, 1, task_variance)
+    spread = (query_variance, seed_variance, 1, task_variance)
+    return Comparison(Estimate(0, 0, 0), 1.0, levels, 0.95, 100, seeds, *spread, Drawn(np.zeros(1)))
 
 
 def test_seeds_needed_are_the_fewest_whose_difference_is_within_reach() -> None:

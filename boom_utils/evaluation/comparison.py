@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -33,6 +33,37 @@ Run = Mapping[str, TaskSamples]
 POWER = 0.8
 _MOST_SEEDS = 10_000
 _LARGEST_ALPHA = 0.99
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What each draw gives, float (B,) each: the value by queries, and how far seeds and tasks move it from there."""
+
+    by_queries: np.ndarray
+    by_seeds: np.ndarray | float = 0.0
+    by_tasks: np.ndarray | float = 0.0
+    seed_freedom: float = 1
+    task_freedom: float = 1
+
+    def at(self, confidence: float) -> np.ndarray:
+        """Draws for an interval of this confidence, widened for few seeds and tasks, float (B,)."""
+        moved_B = self.by_seeds * student_ratio(self.seed_freedom, confidence)
+        return np.asarray(self.by_queries + moved_B + self.by_tasks * student_ratio(self.task_freedom, confidence))
+
+    def p_value(self, of: Callable[[np.ndarray], float]) -> float:
+        """The p value that ``of`` makes of draws; with seeds or tasks the smallest alpha whose draws have one below it.
+
+        Widening depends on alpha, so that the draws themselves do.
+        """
+        if np.ndim(self.by_seeds) == np.ndim(self.by_tasks) == 0:
+            return of(self.by_queries)
+        low, high = 0.0, _LARGEST_ALPHA
+        if of(self.at(1 - high)) > high:
+            return 1.0
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (low, middle) if of(self.at(1 - middle)) <= middle else (middle, high)
+        return high
 
 
 @dataclass(frozen=True)
@@ -51,6 +82,7 @@ class Comparison:
         seed_variance: Of a difference between one run a side and another; NaN with one seed.
         seed_freedom: Degrees of freedom a seed beyond the first: 1, or up to 2 where the sides' seeds are not paired.
         task_variance: Of the estimate, by drawing tasks; 0 where they were not.
+        drawn: The draws themselves.
     """
 
     estimate: Estimate
@@ -63,6 +95,7 @@ class Comparison:
     seed_variance: float
     seed_freedom: float
     task_variance: float
+    drawn: Drawn = field(repr=False, compare=False)
 
     def standard_error(self, query_factor: float = 1, seeds: int | None = None) -> float:
         """Of the estimate, if there were ``query_factor`` times as many queries and ``seeds`` runs a side."""
@@ -106,7 +139,7 @@ def compare(
     (value_ours, ours_RTB), (value_theirs, theirs_RTB) = (_drawn(side, names, bootstrap) for side in (ours, theirs))
     sides = [ours_RTB - theirs_RTB] if paired_seeds else [ours_RTB, -theirs_RTB]
     queries = min(len(ours[0][name].ids) for name in names)
-    return _compared(sides, value_ours - value_theirs, queries, bootstrap, draw_tasks)
+    return compare_drawn(sides, value_ours - value_theirs, queries, bootstrap, draw_tasks=draw_tasks)
 
 
 def mean_of_runs(
@@ -121,18 +154,31 @@ def mean_of_runs(
         raise ResultsError("a mean of no runs", fix="train at least one seed")
     _check_queries(runs, names)
     value, drawn_RTB = _drawn(runs, names, bootstrap)
-    return _compared([drawn_RTB], value, min(len(runs[0][name].ids) for name in names), bootstrap, draw_tasks)
+    queries = min(len(runs[0][name].ids) for name in names)
+    return compare_drawn([drawn_RTB], value, queries, bootstrap, draw_tasks=draw_tasks)
 
 
-def _compared(
-    sides: Sequence[np.ndarray], value: float, queries: int, bootstrap: Bootstrap, draw_tasks: bool
+def compare_drawn(
+    sides: Sequence[np.ndarray], value: float, queries: int, bootstrap: Bootstrap, *, draw_tasks: bool = False
 ) -> Comparison:
-    """Add up the levels: draws of queries, and around each the deviations by drawing seeds (a side each) and tasks."""
+    """Add up the levels: draws of queries, and around each the deviations by drawing seeds and tasks.
+
+    Args:
+        sides: Scores of every run, task and draw, float (R, T, B): the difference of two recipes whose seeds are
+            paired, or both of them, the second one negative, where they are not.
+        value: The estimate itself.
+        queries: Samples of the smallest task.
+        bootstrap: How the draws were made.
+        draw_tasks: Tasks are drawn anew too.
+
+    Raises:
+        ResultsError: There are too few tasks to be drawn.
+    """
     seeds, tasks, _ = sides[0].shape
     if draw_tasks and tasks < 2:
         raise ResultsError("tasks cannot be drawn anew", expected="two at least", found=tasks)
     by_task_TB = np.sum([side_RTB.mean(axis=0) for side_RTB in sides], axis=0)
-    drawn = _Drawn(by_task_TB.mean(axis=0))
+    drawn = Drawn(by_task_TB.mean(axis=0))
     seed_variance, freedom, task_variance = math.nan, math.nan, 0.0
     if seeds > 1:
         by_seed = [side_RTB.mean(axis=1) for side_RTB in sides]
@@ -146,7 +192,7 @@ def _compared(
         task_variance = float(np.var(drawn.by_tasks, ddof=1)) * student_ratio(tasks - 1, bootstrap.confidence) ** 2
     return Comparison(
         bootstrap.estimate(value, drawn.at(bootstrap.confidence)),
-        drawn.p_value(),
+        drawn.p_value(two_sided_p),
         ("queries", *(["seeds"] if seeds > 1 else []), *(["tasks"] if draw_tasks else [])),
         bootstrap.confidence,
         queries,
@@ -155,35 +201,8 @@ def _compared(
         seed_variance,
         freedom,
         task_variance,
+        drawn,
     )
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """What each draw gives, float (B,) each: the value by queries, and how far seeds and tasks move it from there."""
-
-    by_queries: np.ndarray
-    by_seeds: np.ndarray | float = 0.0
-    by_tasks: np.ndarray | float = 0.0
-    seed_freedom: float = 1
-    task_freedom: float = 1
-
-    def at(self, confidence: float) -> np.ndarray:
-        """Draws for an interval of this confidence, widened for few seeds and tasks, float (B,)."""
-        moved_B = self.by_seeds * student_ratio(self.seed_freedom, confidence)
-        return np.asarray(self.by_queries + moved_B + self.by_tasks * student_ratio(self.task_freedom, confidence))
-
-    def p_value(self) -> float:
-        """The smallest alpha whose interval excludes zero: with seeds or tasks, widening depends on alpha."""
-        if np.ndim(self.by_seeds) == np.ndim(self.by_tasks) == 0:
-            return two_sided_p(self.by_queries)
-        low, high = 0.0, _LARGEST_ALPHA
-        if two_sided_p(self.at(1 - high)) > high:
-            return 1.0
-        for _ in range(20):
-            middle = (low + high) / 2
-            low, high = (low, middle) if two_sided_p(self.at(1 - middle)) <= middle else (middle, high)
-        return high
 
 
 def _deviations(values_NB: np.ndarray, bootstrap: Bootstrap, level: str) -> np.ndarray:

@@ -45,15 +45,19 @@ def examine(results: Results, pair: Pair, expected: Expected) -> Finding:
     """Test whether a difference lies where a claim expects it, or outside."""
     tasks = [*pair.tasks]
     found = results.comparison(pair.model, pair.other, tasks)
-    _, drawn_B = results.difference_draws(pair.model, pair.other, tasks)
 
     def doubled(against_B: np.ndarray) -> float:
         """P value from the draws that speak against, one added as in `two_sided_p`."""
-        return min(1.0, 2 * (1 + int(against_B.sum())) / (len(drawn_B) + 1))
+        return min(1.0, 2 * (1 + int(against_B.sum())) / (len(against_B) + 1))
 
-    inside = max(doubled(drawn_B <= expected.low), doubled(drawn_B >= expected.high))
-    outside = min(doubled(drawn_B >= expected.low), doubled(drawn_B <= expected.high))
-    return Finding(replace(found, p_value=min(inside, outside)), inside < outside)
+    def inside(drawn_B: np.ndarray) -> float:
+        return max(doubled(drawn_B <= expected.low), doubled(drawn_B >= expected.high))
+
+    def outside(drawn_B: np.ndarray) -> float:
+        return min(doubled(drawn_B >= expected.low), doubled(drawn_B <= expected.high))
+
+    p_inside, p_outside = found.drawn.p_value(inside), found.drawn.p_value(outside)
+    return Finding(replace(found, p_value=min(p_inside, p_outside)), p_inside < p_outside)
 
 
 def verdict(found: Finding, expected: Expected, adjusted: float) -> str:
@@ -166,7 +170,8 @@ def claims_text(frame: pd.DataFrame, results: Results) -> str:
         + ".",
         "",
         "Claims are in our words; where each is known from stands beside it. Differences are ours: paired, in points",
-        f"of a score of 0 to 100, with their {confidence:g} % interval over queries. A verdict needs a p value below",
+        f"of a score of 0 to 100, with their {confidence:g} % interval over {results.levels}.",
+        "A verdict needs a p value below",
         f"{1 - results.bootstrap.confidence:.2g} when corrected over all rows (Holm). Equally good means: the whole",
         f"interval lies within {100 * MARGIN:g} point, a margin of ours. Detectable: the true difference found with a",
         "power of 80 %.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,8 @@ import numpy as np
 
 from boom_utils.config import trained_members
 from boom_utils.errors import ResultsError
-from boom_utils.evaluation.comparison import Comparison, two_sided_p
-from boom_utils.evaluation.statistics import Bootstrap, Estimate, TaskSamples, mean_estimate, score_draws
+from boom_utils.evaluation.comparison import Comparison, compare_drawn
+from boom_utils.evaluation.statistics import Bootstrap, Estimate, TaskSamples, score_draws
 from boom_utils.reporting.roles import (
     SHUFFLED,
     compared_schedules,
@@ -144,8 +143,7 @@ class Results:
 
     def task_score(self, model: str, task: str) -> Estimate:
         """Score of a model on one task."""
-        found = self._samples(model, [task])
-        return mean_estimate(found, self._draws(model, [task]), [task], self.bootstrap)
+        return self.mean(model, [task])
 
     @property
     def domains(self) -> list[str]:
@@ -156,37 +154,62 @@ class Results:
         """Mean score of a model over the tasks of a domain."""
         return self.mean(model, self.tasks(domain))
 
+    @property
+    def levels(self) -> str:
+        """What intervals speak of, in words."""
+        return "queries, and seeds where there are several" if self.study.get("seeds") else "queries"
+
+    def seeds(self, model: str) -> list[str]:
+        """The model of every seed, the first of which has its name; one where it was made once."""
+        return list(self.study.get("seeds", {}).get(model, [model]))
+
     def mean(self, model: str, tasks: list[str]) -> Estimate:
-        """Mean score of a model over ``tasks``."""
-        return mean_estimate(self._samples(model, tasks), self._draws(model, tasks), tasks, self.bootstrap)
+        """Mean score of a model over ``tasks`` and its seeds."""
+        made = self.seeds(model)
+        return self._compared([(self._drawn(made, tasks))], self._value(made, tasks), made[0], tasks).estimate
 
     def difference(self, model: str, other: str, tasks: list[str]) -> Estimate:
         """Paired difference of two models' means over ``tasks``."""
         return self.comparison(model, other, tasks).estimate
 
     def comparison(self, model: str, other: str, tasks: list[str]) -> Comparison:
-        """What `boom_utils.evaluation.comparison.compare` says of one run a side, from draws that are made once."""
-        value, drawn_B = self.difference_draws(model, other, tasks)
-        estimate, variance = self.bootstrap.estimate(value, drawn_B), float(np.var(drawn_B, ddof=1))
-        queries = min(len(samples.ids) for samples in self._samples(model, tasks).values())
-        known = (estimate, two_sided_p(drawn_B), ("queries",), self.bootstrap.confidence, queries)
-        return Comparison(*known, 1, variance, math.nan, math.nan, 0.0)
+        """What `boom_utils.evaluation.comparison.compare` says of the two, from draws that are made once.
 
-    def difference_draws(self, model: str, other: str, tasks: list[str]) -> tuple[float, np.ndarray]:
-        """Difference of two models' means over ``tasks``, and that of every bootstrap draw, float (B,).
+        Seeds are paired. A model that nobody trained is the same for every seed; of two models of which one was made
+        once only, the first seeds are compared.
 
         Raises:
             ResultsError: There are no tasks, or the two models were scored on different queries.
         """
         if not tasks:
             raise ResultsError("a comparison over no tasks", found=f"{model} and {other}")
-        ours, theirs = self._samples(model, tasks), self._samples(other, tasks)
+        ours, theirs = self._paired(model, other)
         for task in tasks:
-            if ours[task].ids != theirs[task].ids:
+            if len({read_samples(self._at(name, task)).ids for name in (*ours, *theirs)}) > 1:
                 raise ResultsError("two models were scored on different queries", where=task, fix="evaluate both again")
-        drawn = [self._draws(name, tasks) for name in (model, other)]
-        value = float(np.mean([_task_score(self._at(model, t)) - _task_score(self._at(other, t)) for t in tasks]))
-        return value, np.mean([drawn[0][task] - drawn[1][task] for task in tasks], axis=0)
+        value = self._value(ours, tasks) - self._value(theirs, tasks)
+        return self._compared([self._drawn(ours, tasks) - self._drawn(theirs, tasks)], value, ours[0], tasks)
+
+    def _paired(self, model: str, other: str) -> tuple[list[str], list[str]]:
+        """The models of the seeds that two models have in common."""
+        made = [self.seeds(name) for name in (model, other)]
+        common = min(map(len, made))
+        untrained = [name not in self.study["members"] and name not in self.study["merges"] for name in (model, other)]
+        if common == 1 and any(untrained):
+            common = max(map(len, made))
+            made = [names * common if alike else names for names, alike in zip(made, untrained, strict=True)]
+        return made[0][:common], made[1][:common]
+
+    def _value(self, made: list[str], tasks: list[str]) -> float:
+        return float(np.mean([[_task_score(self._at(name, task)) for task in tasks] for name in made]))
+
+    def _drawn(self, made: list[str], tasks: list[str]) -> np.ndarray:
+        """Scores of every seed, task and draw, float (R, T, B)."""
+        return np.array([[_task_draws(self._at(name, task), task, self.bootstrap) for task in tasks] for name in made])
+
+    def _compared(self, sides: list[np.ndarray], value: float, model: str, tasks: list[str]) -> Comparison:
+        queries = min(len(read_samples(self._at(model, task)).ids) for task in tasks)
+        return compare_drawn(sides, value, queries, self.bootstrap)
 
     @property
     def parts(self) -> dict[str, list[str]]:
@@ -195,9 +218,6 @@ class Results:
 
     def _samples(self, model: str, tasks: list[str]) -> dict[str, TaskSamples]:
         return {task: read_samples(self._at(model, task)) for task in tasks}
-
-    def _draws(self, model: str, tasks: list[str]) -> dict[str, np.ndarray]:
-        return {task: _task_draws(self._at(model, task), task, self.bootstrap) for task in tasks}
 
     def _at(self, model: str, task: str) -> Path:
         return self.place(f"scores/{model}/{task}")

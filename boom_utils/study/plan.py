@@ -77,7 +77,7 @@ class _Planner:
 
     def plan(self) -> StudyPlan:
         """All costs, in the order the study shows its models."""
-        profile = self.study.profile
+        profile = self.study.whole
         costs = [self._base(), *map(self._member, profile.members)]
         costs += [Cost(m.name, "merge", f"merge/{m.name}" in self.found, self._disk()) for m in profile.merges]
         trained = [*profile.corpus.datasets, *profile.corpus.new_datasets]
@@ -137,7 +137,7 @@ class _Planner:
 
     def _member(self, member: MemberConfig) -> Cost:
         counted = {name: Sum() for name in ("examples", "steps", "tokens", "repeated")}
-        profile = self.study.profile
+        profile = self.study.whole
         subset = profile.subset(member.subset)
         for name, dataset in datasets_of(profile, self.study.manifest, member).items():
             share = subset.new_data if name in profile.corpus.new_datasets else profile.ratio(subset)
