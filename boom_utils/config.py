@@ -158,8 +158,8 @@ class Profile(Frozen):
 def extended(raw: Any, path: Path) -> Any:
     """The content of a profile's file that ``extends`` another one: what that says, with this one's values in it.
 
-    Mappings are joined key by key, lists of named entries (subsets, members, merges) name by name; anything else, an
-    entry too, takes the place of what was there.
+    Mappings are joined key by key; anything else takes the place of what was there. ``members+`` instead of ``members``
+    (also of subsets and merges) adds to the list: an entry takes the place of its namesake, or comes last.
 
     Raises:
         ConfigError: There is no such profile, or it extends another one itself.
@@ -181,12 +181,19 @@ def extended(raw: Any, path: Path) -> Any:
 
 
 def _joined(below: Any, above: Any) -> Any:
-    if isinstance(below, dict) and isinstance(above, dict):
-        return {**below, **{key: _joined(below.get(key), value) for key, value in above.items()}}
-    if not (isinstance(below, list) and isinstance(above, list)):
+    if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    if not below or not all(isinstance(entry, dict) and "name" in entry for entry in (*below, *above)):
-        return above
+    found = dict(below)
+    for key, value in above.items():
+        name = str(key).removesuffix("+")
+        found[name] = _joined(below.get(name), value) if name == key else _added(below.get(name), value, str(key))
+    return found
+
+
+def _added(below: Any, above: Any, key: str) -> list[Any]:
+    for entries in (below, above):
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
+            raise ConfigError(f"'{key}' adds to a list of entries with names, and nothing else can be added to")
     named = {entry["name"]: entry for entry in above}
     kept = [named.pop(entry["name"], entry) for entry in below]
     return [*kept, *(entry for entry in above if entry["name"] in named)]

@@ -324,12 +324,12 @@ def test_a_profile_that_extends_another_differs_in_what_it_says_and_nothing_else
 
 def test_named_entries_take_the_place_of_their_namesakes_or_come_last(tmp_path: Path) -> None:
     changed = [{"name": "s40", "subset": "p20", "seed": 9}, {"name": "more", "subset": "p80"}]
-    below, mine = load_profile("smoke"), load_profile(extending(tmp_path, members=changed))
+    below, mine = load_profile("smoke"), load_profile(extending(tmp_path, **{"members+": changed}))
     assert [member.name for member in mine.members] == [*(member.name for member in below.members), "more"]
     assert mine.member_subset("s40").name == "p20"
 
 
-def test_lists_without_names_are_replaced_and_null_takes_away(tmp_path: Path) -> None:
+def test_lists_are_replaced_and_null_takes_away(tmp_path: Path) -> None:
     content = {"watch": None, "evaluation": {"out_of_domain": ["docstring_to_code"]}}
     mine = load_profile(extending(tmp_path, **content))
     assert mine.watch is None
@@ -342,5 +342,8 @@ def test_extending_what_is_not_there_or_extends_itself_is_an_error(tmp_path: Pat
         load_profile(extending(tmp_path, extends="smok"))
     with pytest.raises(ConfigError, match="'mini-tenth' extends a profile itself"):
         load_profile(extending(tmp_path, extends="mini-tenth"))
+    for key in ("training+", "nothing+"):
+        with pytest.raises(ConfigError, match=r"adds to a list of entries with names"):
+            load_profile(extending(tmp_path, **{key: [{"name": "x"}]}))
     with pytest.raises(ConfigError, match="unknown key"):
         load_profile(extending(tmp_path, trainin={"temperature": 1}))

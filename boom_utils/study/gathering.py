@@ -25,6 +25,7 @@ _MEMBER_CONFIG = {
     "datasets",
     "cluster",
     "start",
+    "training",
 }
 _MEMBER_FACTS = ("steps", "examples", "tokens", "mean_loss_last_tenth")
 

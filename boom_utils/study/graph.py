@@ -20,6 +20,7 @@ from boom_utils.artifacts import Artifact, Node, Workspace
 from boom_utils.config import Profile, load_profile
 from boom_utils.data.corpus_files import downloads_folder
 from boom_utils.data.manifest import Manifest, load_manifest
+from boom_utils.data.manifest_files import HttpsFiles
 from boom_utils.errors import ConfigError, MergeError, bullet_list, nearest
 from boom_utils.merging.recipe import make_recipe
 from boom_utils.progress import progress, quiet_libraries
@@ -236,6 +237,10 @@ def _check_against_manifest(profile: Profile, manifest: Manifest) -> None:
             for task in declared
             if task.domain(profile.corpus.datasets) != domain
         ]
+    if profile.corpus.evaluation_part == "validation" and not isinstance(manifest.source, HttpsFiles):
+        problems.append("corpus.evaluation_part: validation is for corpora of files only")
+    if profile.corpus.evaluation_part == "validation" and profile.corpus.evaluation_queries is None:
+        problems.append("corpus.evaluation_part: validation is what evaluation_queries leaves, and that takes all")
     if problems:
         raise ConfigError(
             f"profile '{profile.name}' does not fit manifest '{manifest.name}'", found=bullet_list(problems)
