@@ -20,12 +20,10 @@ from boom_utils.evaluation.comparison import (
     family,
     holm,
     mean_of_runs,
-    minimal_detectable_difference,
-    queries_needed,
-    seeds_needed,
     student_ratio,
     two_sided_p,
 )
+from boom_utils.evaluation.power import minimal_detectable_difference, queries_needed, seeds_needed
 from boom_utils.evaluation.statistics import Bootstrap, Estimate, TaskSamples, difference_estimate
 
 QUICK = Bootstrap(draws=400)

@@ -30,8 +30,6 @@ from boom_utils.evaluation.statistics import Bootstrap, Estimate, TaskSamples, m
 
 Run = Mapping[str, TaskSamples]
 """One trained model: task -> the values behind its score."""
-POWER = 0.8
-_MOST_SEEDS = 10_000
 _LARGEST_ALPHA = 0.99
 
 
@@ -83,6 +81,7 @@ class Comparison:
         seed_freedom: Degrees of freedom a seed beyond the first: 1, or up to 2 where the sides' seeds are not paired.
         task_variance: Of the estimate, by drawing tasks; 0 where they were not.
         drawn: The draws themselves.
+        pooled_freedom: Of a spread of seeds that was measured on other models too: it has these at least.
     """
 
     estimate: Estimate
@@ -96,13 +95,14 @@ class Comparison:
     seed_freedom: float
     task_variance: float
     drawn: Drawn = field(repr=False, compare=False)
+    pooled_freedom: float = 0.0
 
     def standard_error(self, query_factor: float = 1, seeds: int | None = None) -> float:
         """Of the estimate, if there were ``query_factor`` times as many queries and ``seeds`` runs a side."""
         runs = seeds or self.seeds
         seed_part = 0.0
         if "seeds" in self.levels:
-            widened = student_ratio(self.seed_freedom * (runs - 1), self.confidence)
+            widened = student_ratio(max(self.seed_freedom * (runs - 1), self.pooled_freedom), self.confidence)
             seed_part = self.seed_variance / runs * widened**2
         return math.sqrt(self.query_variance / query_factor + seed_part + self.task_variance)
 
@@ -285,63 +285,3 @@ def family(comparisons: Mapping[str, Comparison], bootstrap: Bootstrap) -> dict[
             fix="raise evaluation.bootstrap_draws in the profile",
         )
     return holm({name: found.p_value for name, found in comparisons.items()})
-
-
-def minimal_detectable_difference(found: Comparison, power: float = POWER) -> float:
-    """The smallest true difference that a comparison like this one detects with probability ``power``.
-
-    Detected means that the two-sided interval excludes zero: (normal quantile of the confidence + that of the power)
-    times the standard error of the bootstrap.
-    """
-    return _reach(found.confidence, power) * found.standard_error()
-
-
-def queries_needed(found: Comparison, difference: float, power: float = POWER) -> int | None:
-    """Queries the smallest task would need, all tasks growing alike, to detect ``difference``.
-
-    None: no number is enough, because seeds or tasks alone move the result too far.
-
-    Raises:
-        ResultsError: The difference is not above zero.
-    """
-    room = _squared_error_allowed(found, difference, power) - found.standard_error(query_factor=math.inf) ** 2
-    return math.ceil(found.queries * found.query_variance / room) if room > 0 else None
-
-
-def seeds_needed(found: Comparison, difference: float, power: float = POWER) -> int | None:
-    """Runs a side that would be needed to detect ``difference`` on the same queries.
-
-    None: no number is enough (queries or tasks alone move the result too far).
-
-    Raises:
-        ResultsError: The difference is not above zero, or seeds are no level of this comparison.
-    """
-    allowed = math.sqrt(_squared_error_allowed(found, difference, power))
-    if "seeds" not in found.levels:
-        raise ResultsError("one seed says nothing about the spread of seeds", fix="compare two seeds at least")
-    if found.query_variance + found.task_variance >= allowed**2:
-        return None
-    low, high = 1, 2
-    while found.standard_error(seeds=high) > allowed:
-        low, high = high, 2 * high
-        if high > _MOST_SEEDS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if found.standard_error(seeds=middle) <= allowed else (middle, high)
-    return high
-
-
-def _squared_error_allowed(found: Comparison, difference: float, power: float) -> float:
-    if not difference > 0:
-        raise ResultsError("a difference to detect is above zero", found=difference)
-    return (difference / _reach(found.confidence, power)) ** 2
-
-
-def _reach(confidence: float, power: float) -> float:
-    """Standard errors between zero and a difference that is detected with probability ``power``."""
-    from scipy.stats import norm
-
-    if not 0 < power < 1:
-        raise ResultsError("power is between 0 and 1", found=power)
-    return float(norm.ppf((1 + confidence) / 2) + norm.ppf(power))

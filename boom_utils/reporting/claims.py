@@ -19,7 +19,8 @@ import pandas as pd
 
 from boom_utils.artifacts import write_text
 from boom_utils.errors import ResultsError
-from boom_utils.evaluation.comparison import Comparison, family, holm, minimal_detectable_difference
+from boom_utils.evaluation.comparison import Comparison, family, holm
+from boom_utils.evaluation.power import minimal_detectable_difference
 from boom_utils.reporting.claim_list import MARGIN, Claim, Expected, Pair, Share, all_claims
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import markdown
@@ -108,7 +109,7 @@ _COLUMNS = [
 def _pair_row(claim: Claim, pair: Pair, found: Finding, adjusted: float, warning: str) -> dict[str, Any]:
     comparison = found.comparison
     judged = verdict(found, claim.expected, adjusted)
-    limits = [ONE_SEED if comparison.seeds == 1 else f"{comparison.seeds} seeds", pair.note]
+    limits = [_seeds_text(comparison), pair.note]
     uncorrected = verdict(found, claim.expected, comparison.p_value)
     if judged != uncorrected:
         limits.append(f"{uncorrected} before the correction for all rows")
@@ -125,6 +126,12 @@ def _pair_row(claim: Claim, pair: Pair, found: Finding, adjusted: float, warning
         "detectable": round(100 * minimal_detectable_difference(comparison), 2),
         "what limits it": "; ".join(text for text in (*limits, warning) if text),
     }
+
+
+def _seeds_text(comparison: Comparison) -> str:
+    if "seeds" not in comparison.levels:
+        return ONE_SEED
+    return "one seed, with the spread of the others" if comparison.seeds == 1 else f"{comparison.seeds} seeds"
 
 
 def _share_row(claim: Claim, share: Share) -> dict[str, Any]:

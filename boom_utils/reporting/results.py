@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from boom_utils.config import trained_members
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.comparison import Comparison, compare_drawn
+from boom_utils.evaluation.seed_spread import SeedSpread, spread_of_differences, spread_of_scores, with_spread
 from boom_utils.evaluation.statistics import Bootstrap, Estimate, TaskSamples, score_draws
 from boom_utils.reporting.roles import (
     SHUFFLED,
@@ -157,7 +158,7 @@ class Results:
     @property
     def levels(self) -> str:
         """What intervals speak of, in words."""
-        return "queries, and seeds where there are several" if self.study.get("seeds") else "queries"
+        return "queries and seeds" if len(self.study.get("seeds", {})) > 1 else "queries"
 
     def seeds(self, model: str) -> list[str]:
         """The model of every seed, the first of which has its name; one where it was made once."""
@@ -166,17 +167,20 @@ class Results:
     def mean(self, model: str, tasks: list[str]) -> Estimate:
         """Mean score of a model over ``tasks`` and its seeds."""
         made = self.seeds(model)
-        return self._compared([(self._drawn(made, tasks))], self._value(made, tasks), made[0], tasks).estimate
+        found = self._compared([made], tasks)
+        spread = self._spread(spread_of_scores, tasks) if self._trained(model) else None
+        return (with_spread(found, spread, 1, len(made), self.bootstrap) if spread else found).estimate
 
     def difference(self, model: str, other: str, tasks: list[str]) -> Estimate:
         """Paired difference of two models' means over ``tasks``."""
         return self.comparison(model, other, tasks).estimate
 
     def comparison(self, model: str, other: str, tasks: list[str]) -> Comparison:
-        """What `boom_utils.evaluation.comparison.compare` says of the two, from draws that are made once.
+        """What is known of the difference of two models' means over ``tasks``, from draws that are made once.
 
-        Seeds are paired. A model that nobody trained is the same for every seed; of two models of which one was made
-        once only, the first seeds are compared.
+        Seeds are paired; of two models of which one has more seeds, those that both have are compared. Where some
+        models of the study have several, the spread of seeds they show is a second level of every comparison; see
+        `boom_utils.evaluation.seed_spread`.
 
         Raises:
             ResultsError: There are no tasks, or the two models were scored on different queries.
@@ -187,29 +191,44 @@ class Results:
         for task in tasks:
             if len({read_samples(self._at(name, task)).ids for name in (*ours, *theirs)}) > 1:
                 raise ResultsError("two models were scored on different queries", where=task, fix="evaluate both again")
-        value = self._value(ours, tasks) - self._value(theirs, tasks)
-        return self._compared([self._drawn(ours, tasks) - self._drawn(theirs, tasks)], value, ours[0], tasks)
+        found, trained = self._compared([ours, theirs], tasks), sum(map(self._trained, (model, other)))
+        spread = self._spread(spread_of_differences, tasks) if trained else None
+        return with_spread(found, spread, trained, len(ours), self.bootstrap) if spread else found
+
+    def _trained(self, model: str) -> bool:
+        return model in self.study["members"] or model in self.study["merges"]
 
     def _paired(self, model: str, other: str) -> tuple[list[str], list[str]]:
-        """The models of the seeds that two models have in common."""
+        """The models of the seeds that two models have in common; what nobody trained is the same for every seed."""
         made = [self.seeds(name) for name in (model, other)]
-        common = min(map(len, made))
-        untrained = [name not in self.study["members"] and name not in self.study["merges"] for name in (model, other)]
-        if common == 1 and any(untrained):
-            common = max(map(len, made))
-            made = [names * common if alike else names for names, alike in zip(made, untrained, strict=True)]
-        return made[0][:common], made[1][:common]
+        counts = [len(names) for name, names in zip((model, other), made, strict=True) if self._trained(name)]
+        common = min(counts, default=1)
+        ours, theirs = (names[:common] if len(names) >= common else names * common for names in made)
+        return ours, theirs
 
-    def _value(self, made: list[str], tasks: list[str]) -> float:
-        return float(np.mean([[_task_score(self._at(name, task)) for task in tasks] for name in made]))
+    def _compared(self, sides: list[list[str]], tasks: list[str]) -> Comparison:
+        """A mean over runs and tasks, or the difference of two, by queries alone."""
+        drawn = [self._drawn(made, tasks).mean(axis=0, keepdims=True) for made in sides]
+        values = [float(self._scores(made, tasks).mean()) for made in sides]
+        queries = min(len(read_samples(self._at(sides[0][0], task)).ids) for task in tasks)
+        gap, value = (drawn[0] - drawn[1], values[0] - values[1]) if len(sides) == 2 else (drawn[0], values[0])
+        return compare_drawn([gap], value, queries, self.bootstrap)
+
+    def _spread(self, measure: Callable[[np.ndarray], SeedSpread], tasks: list[str]) -> SeedSpread | None:
+        """The spread of seeds over all models that have several; None where fewer than two have."""
+        many = [list(names) for names in self.study.get("seeds", {}).values()]
+        if len(many) < 2:
+            return None
+        count = min(map(len, many))
+        return measure(np.array([self._scores(names[:count], tasks).mean(axis=1) for names in many]))
+
+    def _scores(self, made: list[str], tasks: list[str]) -> np.ndarray:
+        """Score of every model on every task, (R, T)."""
+        return np.array([[_task_score(self._at(name, task)) for task in tasks] for name in made])
 
     def _drawn(self, made: list[str], tasks: list[str]) -> np.ndarray:
-        """Scores of every seed, task and draw, float (R, T, B)."""
+        """Scores of every model, task and draw, float (R, T, B)."""
         return np.array([[_task_draws(self._at(name, task), task, self.bootstrap) for task in tasks] for name in made])
-
-    def _compared(self, sides: list[np.ndarray], value: float, model: str, tasks: list[str]) -> Comparison:
-        queries = min(len(read_samples(self._at(model, task)).ids) for task in tasks)
-        return compare_drawn(sides, value, queries, self.bootstrap)
 
     @property
     def parts(self) -> dict[str, list[str]]:
