@@ -26,8 +26,8 @@ def simulated(rng: np.random.Generator, models: int, seeds: int, shared: float =
 def compared(scores_MS: np.ndarray, runs: int, rng: np.random.Generator) -> Comparison:
     """The first model against the second, whose true difference is zero; queries move it too."""
     value = float((scores_MS[0, :runs] - scores_MS[1, :runs]).mean()) + rng.normal(0, QUERY)
-    drawn_RTB = (value + rng.normal(0, QUERY, QUICK.draws))[None, None, :]
-    found = compare_drawn([drawn_RTB], value, 100, QUICK)
+    drawn_TB = (value + rng.normal(0, QUERY, QUICK.draws))[None, :]
+    found = compare_drawn(drawn_TB, value, 100, QUICK)
     return with_spread(found, spread_of_differences(scores_MS), 2, runs, QUICK)
 
 
@@ -65,7 +65,7 @@ def test_one_seed_is_judged_more_carefully_than_three_and_three_less_than_none_a
     rng = np.random.default_rng(1)
     scores_MS = simulated(rng, 6, 3)
     value = 0.02
-    found = compare_drawn([(value + rng.normal(0, QUERY, QUICK.draws))[None, None, :]], value, 100, QUICK)
+    found = compare_drawn((value + rng.normal(0, QUERY, QUICK.draws))[None, :], value, 100, QUICK)
     spread = spread_of_differences(scores_MS)
     one, three = (with_spread(found, spread, 2, runs, QUICK) for runs in (1, 3))
     reach = [minimal_detectable_difference(comparison) for comparison in (found, three, one)]
@@ -76,7 +76,7 @@ def test_one_seed_is_judged_more_carefully_than_three_and_three_less_than_none_a
 
 
 def test_more_seeds_are_asked_for_where_seeds_limit() -> None:
-    found = compare_drawn([np.full((1, 1, QUICK.draws), 0.01)], 0.01, 100, QUICK)
+    found = compare_drawn(np.full((1, QUICK.draws), 0.01), 0.01, 100, QUICK)
     few = with_spread(found, SeedSpread(SIGMA**2, 8, 5), 2, 3, QUICK)
     needed = seeds_needed(few, 0.01)
     assert needed is not None

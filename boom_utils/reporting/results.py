@@ -208,11 +208,11 @@ class Results:
 
     def _compared(self, sides: list[list[str]], tasks: list[str]) -> Comparison:
         """A mean over runs and tasks, or the difference of two, by queries alone."""
-        drawn = [self._drawn(made, tasks).mean(axis=0, keepdims=True) for made in sides]
+        drawn = [self._drawn(made, tasks).mean(axis=0) for made in sides]
         values = [float(self._scores(made, tasks).mean()) for made in sides]
         queries = min(len(read_samples(self._at(sides[0][0], task)).ids) for task in tasks)
         gap, value = (drawn[0] - drawn[1], values[0] - values[1]) if len(sides) == 2 else (drawn[0], values[0])
-        return compare_drawn([gap], value, queries, self.bootstrap)
+        return compare_drawn(gap, value, queries, self.bootstrap)
 
     def _spread(self, measure: Callable[[np.ndarray], SeedSpread], tasks: list[str]) -> SeedSpread | None:
         """The spread of seeds over all models that have several; None where fewer than two have."""
