@@ -11,7 +11,7 @@ from boom_utils.reporting.experiments import average_merges, boom_merge
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import ROLES, Table, compared, estimate_columns
 
-BASE, REFERENCE, CONTROL = "before fine-tuning", "full corpus: the reference", "plain mean: a control"
+BASE, REFERENCE, BOOM, CONTROL = "base", "full corpus", "BOOM", "plain mean"
 
 
 def headline_models(results: Results) -> dict[str, str]:
@@ -23,12 +23,12 @@ def headline_models(results: Results) -> dict[str, str]:
     if full is None or boom is None:
         return {}
     found = {"base": BASE} if "base" in results.models else {}
-    found |= {full: REFERENCE, boom: "BOOM: members on samples, merged"}
+    found |= {full: REFERENCE, boom: BOOM}
     members = set(trained_members(boom, results.parts))
     for merge in average_merges(results):
         if merge != boom and set(trained_members(merge, results.parts)) == members:
             method = results.study["merges"][merge]["method"]
-            found[merge] = CONTROL if method == "linear" else "the same members, other weights"
+            found[merge] = CONTROL if method == "linear" else "other weights"
     return found
 
 

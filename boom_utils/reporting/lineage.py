@@ -93,7 +93,7 @@ def workspace_sources(root: Path, records: Iterable[Mapping[str, Any]]) -> Sourc
 
 
 def corpus_entries(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What examples were made of, from the config of their stage: files of the manifest, a user's own, distributions."""
+    """What examples were made of, from the config of their stage: files, or installed distributions."""
     entries: list[dict[str, Any]] = []
     for name, facts in config.get("datasets", {}).items():
         place = facts.get("origin") or facts.get("hub") or {}

@@ -7,7 +7,7 @@ written into it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
@@ -106,7 +106,7 @@ def page(results: Results, folder: Path, published: Published | None) -> str:
 
 def _sections(making: Page, results: Results, published: Published | None) -> Iterator[str]:
     folder = making.folder
-    parts = {
+    parts: dict[tuple[str, str], Callable[[], str]] = {
         ("headline", "Main result"): lambda: _headline(making, results),
         ("studied", "What was studied"): lambda: (
             sections.studied(results)
@@ -148,7 +148,7 @@ def _claims(making: Page, results: Results) -> str:
         return ""
     frame = read_table(making.folder / "claims.csv")
     frame = frame.rename(columns={"unit": "difference note"})
-    first = ["verdict", "claim", "comparison", *(name for name in frame if name.startswith("difference")), "expected"]
+    first = ["verdict", "claim", "comparison", "difference", "difference low", "difference high", "difference note"]
     frame = frame[[*first, *(name for name in frame if name not in first)]]
     counts = Counter(frame["verdict"])
     table = making.table("claims", frame, title="Claims ledger", source="claims.csv", groups="verdict", caption=CLAIMS)
@@ -162,6 +162,12 @@ CLAIMS = (
 )
 
 
+DEVIATIONS = (
+    "Every value of the profile beside what is known of the paper's; `source` says where that is known from. Ours: the "
+    "paper's value is not known, or it has no such thing."
+)
+
+
 def _deviations(making: Page) -> str:
     if not (making.folder / "deviations.csv").is_file():
         return ""
@@ -170,8 +176,7 @@ def _deviations(making: Page) -> str:
         "deviations",
         frame,
         title="Deviation ledger",
-        caption="Every value of the profile beside what is known of the paper's; `source` says where that is known from. "
-        "Ours: the paper's value is not known, or it has no such thing.",
+        caption=DEVIATIONS,
         source="deviations.csv",
         groups="status",
     )
@@ -184,7 +189,7 @@ def _published(making: Page, results: Results, published: Published | None) -> s
     for benchmark in published.tasks:
         name, title, caption = sections.published_text(results, published, benchmark)
         if (path := making.folder / f"tables/{name}.csv").is_file():
-            frame = read_table(path).map(lambda cell: sections.two_decimals(cell))
+            frame = read_table(path).map(sections.two_decimals)
             found.append(making.table(name, frame, title=title, caption=caption))
     return "".join([*found, making.table("paper")])
 
@@ -216,4 +221,5 @@ def _contents(making: Page) -> str:
         entries = "".join(f'<li><a href="#{target}">{escape(text)}</a></li>' for target, text in inside)
         nested = f"<ul>{entries}</ul>" if entries else ""
         rows.append(f'<li><a href="#{anchor}">{escape(title)}</a>{nested}</li>')
-    return f'<nav aria-label="Contents"><details open><summary>Contents</summary><ol>{"".join(rows)}</ol></details></nav>\n'
+    listed = f"<ol>{''.join(rows)}</ol>"
+    return f'<nav aria-label="Contents"><details open><summary>Contents</summary>{listed}</details></nav>\n'

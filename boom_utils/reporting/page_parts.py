@@ -58,7 +58,7 @@ class TableText:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: its text, the number it is sorted by (None: it is sorted last), a note in small, and how it is coloured."""
+    """A cell: its text, the number it is sorted by (None: it comes last), a note in small, and how it is coloured."""
 
     text: str
     value: float | None = None
@@ -72,7 +72,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def html_table(frame: pd.DataFrame, text: TableText) -> str:
-    """A table with caption, source and a box of its own to scroll in; a value, its bounds and its verdict share a cell."""
+    """A table with caption, source and a box to scroll in; a value, its bounds and its verdict share a cell."""
     columns, records = shown_columns(frame), frame.to_dict("records")
     cells = {column: [_cell(row, column, [*frame], text.missing) for row in records] for column in columns}
     numeric = {column for column in columns if _is_numeric(cells[column])}
@@ -176,7 +176,7 @@ def _head(column: str, numeric: bool) -> str:
 def _data(cell: Cell, numeric: bool, first: bool) -> str:
     tag, scope = ("th", ' scope="row"') if first else ("td", "")
     size = "words" if len(cell.text) > 34 else "phrase" if len(cell.text) > 14 else ""
-    classes = ["number" if numeric else "name" if first and len(cell.text) <= 30 else size]
+    classes = ["number" if numeric else "name" if first and len(cell.text) <= 34 else size]
     classes += [] if cell.note else [cell.tone]
     kind = f' class="{" ".join(filter(None, classes))}"' if any(classes) else ""
     sort = f' data-value="{cell.value!r}"' if numeric and cell.value is not None else ""
@@ -213,13 +213,13 @@ def html_figure(path: Path, anchor: str, number: int, title: str, caption: str) 
     """A figure, its SVG embedded, with caption, text for those who cannot see it, and the names of its files."""
     drawing = path.read_text(encoding="utf-8")
     width, height = _size(drawing)
-    data = base64.b64encode(drawing.encode("utf-8")).decode("ascii")
+    data = "data:image/svg+xml;base64," + base64.b64encode(drawing.encode("utf-8")).decode("ascii")
     words = re.sub(r"[`*]", "", f"{title}. {caption}")
     folder = path.parent.name
     return (
         f'<figure class="drawing" id="{anchor}">\n'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{attribute(title)}">'
-        f'<img src="data:image/svg+xml;base64,{data}" alt="{attribute(words)}" width="{width}" height="{height}"></div>\n'
+        f'<img src="{data}" alt="{attribute(words)}" width="{width}" height="{height}"></div>\n'
         f"<figcaption><b>Figure {number}. {escape(title)}.</b> {marked(caption)}</figcaption>\n"
         f"{source_line(f'{folder}/{path.name}', f'{folder}/{path.stem}.png')}</figure>\n"
     )

@@ -9,7 +9,8 @@ import pandas as pd
 
 from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTESTED
 from boom_utils.reporting.deviations import UNKNOWN
-from boom_utils.reporting.page_parts import facts_list, marked, number_of, points
+from boom_utils.reporting.headline import BOOM
+from boom_utils.reporting.page_parts import facts_list, number_of, points
 from boom_utils.reporting.published import Published, measured_scores
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.side_by_side import released, table_name
@@ -22,8 +23,8 @@ def standfirst(results: Results) -> str:
     """What this is, in two sentences below the title."""
     study = results.study
     text = (
-        f"{len(results.models)} models scored on {len(study['tasks'])} tasks. Every number is this study's own unless it "
-        "is said to be another's, and is drawn from the files beside this page."
+        f"{len(results.models)} models scored on {len(study['tasks'])} tasks. Every number is this study's own unless "
+        "it is said to be another's, and is drawn from the files beside this page."
     )
     link = f'<a href="{PAPER_ADDRESS}">arXiv 2602.05787</a>'
     return f'<p class="standfirst">{escape(text)} The paper: {link}.</p>\n'
@@ -34,7 +35,7 @@ def headline_text(results: Results, frame: pd.DataFrame | None) -> str:
     if frame is None:
         return "<p>This study has no merge of members on samples to compare with full-corpus training.</p>\n"
     full = str(results.full)
-    boom = next(row for row in frame.to_dict("records") if str(row["what"]).startswith("BOOM"))
+    boom = next(row for row in frame.to_dict("records") if row["what"] == BOOM)
     said = []
     for domain in results.domains:
         name = f"{domain} minus {full}"
@@ -63,10 +64,11 @@ def studied(results: Results) -> str:
     for name, family in study.get("families", {}).items():
         families.setdefault(family, []).append(name.replace("_", " "))
     corpus = "; ".join(f"{family}: {_few(names)}" for family, names in families.items())
+    counts = [len({*members} & scored), len({*merges} & scored), len(scored - {*members, *merges})]
     facts = {
         "Profile": str(study.get("profile", "")),
-        "Models": f"{len(results.models)} scored: {len({*members} & scored)} members, {len({*merges} & scored)} merges, "
-        f"{len(scored - {*members, *merges})} they start from; {len(members)} members trained in all",
+        "Models": "{} scored: {} members, {} merges, {} they start from; ".format(len(scored), *counts)
+        + f"{len(members)} members trained in all",
         "Tasks": f"{len(study['tasks'])}: {domains}",
         "Datasets": corpus or "not stated",
         "Seeds of members": _few([str(seed) for seed in seeds]),
@@ -100,9 +102,9 @@ def claim_counts(counts: Mapping[str, int], results: Results) -> str:
     )
     level = f"{1 - results.bootstrap.confidence:.2g}"
     return (
-        f'<ul class="counts">{cells}</ul>\n<p>Rows are comparisons: a claim may have several. A verdict needs a corrected '
-        f"p value below {level} and the whole interval on one side. <em>Not supported</em> means that our models show "
-        "the opposite; it says nothing of other models and data.</p>\n"
+        f'<ul class="counts">{cells}</ul>\n<p>Rows are comparisons: a claim may have several. A verdict needs a '
+        f"corrected p value below {level} and the whole interval on one side. <em>Not supported</em> means that our "
+        "models show the opposite; it says nothing of other models and data.</p>\n"
     )
 
 
@@ -171,17 +173,17 @@ def environment(results: Results) -> str:
 
 def notebooks(results: Results, names: Sequence[str]) -> str:
     """Where the executed notebooks are, and the commands that make this page and say where its files come from."""
-    profile = str(results.study.get("profile", ""))
+    profile = escape(str(results.study.get("profile", "")))
     place = f"../../workspace/executed/{profile}"
-    links = "".join(f'<li><a class="workspace" href="{escape(place)}/{name}.html">{name}</a></li>' for name in names)
-    listed = f"<ul>{links}</ul>\n" if links else ""
+    links = "".join(f'<li><a class="workspace" href="{place}/{name}.html">{escape(name)}</a></li>' for name in names)
+    commands = (f"boom report --profile {profile}", f"boom trace results/{profile}/tables/models.csv")
+    lines = "\n".join((*commands, f"boom run --profile {profile}"))
     return (
-        f"<p>{marked(f'The executed notebooks are in the workspace, `executed/{profile}/`, as .ipynb and .html. The links')} "
-        "lead there from <code>results/</code> of the project while its workspace is <code>workspace/</code> beside it; "
-        "with <code>BOOM_HOME</code> set, look there.</p>\n"
-        f"{listed}<p>To make this page again from the files beside it, and to follow any of them back to the data:</p>\n"
-        f"<pre><code>boom report --profile {escape(profile)}\nboom trace results/{escape(profile)}/tables/models.csv\n"
-        f"boom run --profile {escape(profile)}</code></pre>\n"
+        f"<p>The executed notebooks are in the workspace, <code>executed/{profile}/</code>, as .ipynb and .html. The "
+        "links lead there from <code>results/</code> of the project while its workspace is <code>workspace/</code> "
+        "beside it; with <code>BOOM_HOME</code> set, look there.</p>\n"
+        f"<ul>{links}</ul>\n<p>This page again from the files beside it; the way back from any of them to the data; "
+        f"and the whole study:</p>\n<pre><code>{lines}</code></pre>\n"
         '<p class="from">from results: <a href="study.json">study.json</a>, '
         '<a href="provenance.json">provenance.json</a></p>\n'
     )

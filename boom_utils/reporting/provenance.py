@@ -1,4 +1,4 @@
-"""Which file of a report was drawn from which part of the results: noted while it is drawn, kept in ``provenance.json``.
+"""Which file of a report was drawn from which part of the results: noted while drawing, kept in ``provenance.json``.
 
 Parts are named as in a results folder: ``scores/full/sts``, ``training/full``, ``geometry.json``.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from boom_utils.artifacts import PROJECT_ROOT, write_text
+from boom_utils.artifacts import write_text
 from boom_utils.errors import ConfigError, nearest
 from boom_utils.reporting.ablation_figures import ablation_figures
 from boom_utils.reporting.ablations import ABLATION_TABLES
@@ -20,10 +20,8 @@ from boom_utils.reporting.page import page
 from boom_utils.reporting.provenance import PAGE, Notes, WatchedResults, write_provenance
 from boom_utils.reporting.published import read_published
 from boom_utils.reporting.results import read_results
-from boom_utils.reporting.side_by_side import PUBLISHED_FILES, shared_figures, side_by_side_tables
+from boom_utils.reporting.side_by_side import PUBLISHED, PUBLISHED_FILES, shared_figures, side_by_side_tables
 from boom_utils.reporting.tables import TABLES, write_tables
-
-PUBLISHED = PROJECT_ROOT / "results" / "published"
 
 
 def write_report(folder: Path, out: Path, published: Path = PUBLISHED) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from functools import partial
 import pandas as pd
 from matplotlib.figure import Figure
 
+from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.reporting.figures import Draw
 from boom_utils.reporting.headline import headline_models
 from boom_utils.reporting.published import Published, measured_scores, paper_table, published_figure, published_table
@@ -19,6 +20,8 @@ from boom_utils.reporting.tables import Table
 
 RELEASED = "ICT-TIME-and-Querit/"
 """Before the names of the models that the paper's authors released."""
+PUBLISHED = PROJECT_ROOT / "results" / "published"
+"""Scores that come with the project."""
 PUBLISHED_FILES = ("published_scores.csv", "published_means.csv", "paper_tables.csv")
 PAPER = "paper"
 """Name of the table beside the paper's own."""
@@ -34,7 +37,7 @@ def table_name(benchmark: str) -> str:
 
 
 def side_by_side_tables(results: Results, published: Published | None) -> dict[str, Table]:
-    """A table a benchmark that released models were scored on, and one beside the paper's; none without ``published``."""
+    """A table a benchmark that released models were scored on, and one beside the paper's; none if nothing is known."""
     if published is None:
         return {}
     named = {table_name(benchmark): benchmark for benchmark in published.tasks if released(published, benchmark)}

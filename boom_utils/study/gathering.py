@@ -7,9 +7,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from boom_utils.artifacts import RECORD, Node, write_json
+from boom_utils.artifacts import RECORD, Node, sha256_file, write_json
 from boom_utils.config import Profile, SubsetConfig, load_profile
 from boom_utils.data.manifest import Manifest
+from boom_utils.reporting.lineage import LINEAGE, workspace_sources, write_lineage
+from boom_utils.reporting.side_by_side import PUBLISHED, PUBLISHED_FILES
 from boom_utils.study.deviations import PAPER_PROFILE, deviations
 from boom_utils.study.stages import VERSION, Inputs, Nodes
 from boom_utils.training.watched_losses import HELD_OUT_LOSSES
@@ -40,6 +42,8 @@ def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
 
     def make(out: Path, found: Inputs) -> None:
         write_json(out / "study.json", study_facts(profile, manifest, found))
+        root = found["examples"].path.parent.parent
+        write_lineage(out / LINEAGE, workspace_sources(root, [artifact.record for artifact in found.values()]))
         for name, folder in result_places(found).items():
             for pattern in ("*.json",) if name.startswith("scores/") else ("training_log.jsonl", HELD_OUT_LOSSES):
                 _copy(folder, out / name, pattern)
@@ -52,14 +56,16 @@ def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
 
 
 def report(nodes: Nodes) -> Node:
-    """Tables and figures, from the results alone."""
+    """Tables, figures and their page, from the results and what others published."""
+    published = [PUBLISHED / name for name in PUBLISHED_FILES]
+    described = {"published": {path.name: sha256_file(path) for path in published if path.is_file()}}
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
         from boom_utils.reporting.report import write_report
 
         return write_report(found["results"].path, out)
 
-    return Node("report", VERSION["report"], "tables and figures", {}, make, {"results": nodes["results"]})
+    return Node("report", VERSION["report"], "tables and figures", described, make, {"results": nodes["results"]})
 
 
 def result_places(found: Inputs) -> dict[str, Path]:
