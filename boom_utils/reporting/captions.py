@@ -12,7 +12,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     "headline": (
         "BOOM and training on the full corpus",
         "Mean score (0 to 100) in and out of domain with intervals, difference to the full corpus,",
-        "and what had to be trained. The plain mean of the weights of the same members is a control.",
+        "and the examples that had to be trained on for it.",
+        "The plain mean of the weights of the same members is a control.",
         *(_PAIRED, *_VERDICT),
     ),
     "models": (

@@ -48,7 +48,7 @@ def headline_table(results: Results) -> pd.DataFrame:
             gap, verdict = compared(results, model, str(full), results.tasks(domain))
             row |= estimate_columns(f"{domain} minus {full}", gap) | {f"{domain} verdict": verdict}
         row["corpus passes"] = results.cost(model)
-        row["examples trained on"] = sum(members[name]["examples"] for name in results.behind(model) if name in members)
+        row["examples"] = sum(members[name]["examples"] for name in results.behind(model) if name in members)
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -7,10 +7,10 @@ written into it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from html import escape
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 
 import pandas as pd
@@ -39,9 +39,11 @@ class Page:
 
     Args:
         folder: Of the report.
+        files: Names of its files; others in the folder are no part of it.
     """
 
     folder: Path
+    files: Collection[str]
     tables: int = 0
     figures: int = 0
     contents: list[tuple[str, str, list[tuple[str, str]]]] = field(default_factory=list)
@@ -58,7 +60,7 @@ class Page:
         """A table by its file's name below ``tables/``, or a frame with its texts; nothing where it does not exist."""
         source = given.get("source") or f"tables/{name}.csv"
         if frame is None:
-            if not (self.folder / source).is_file():
+            if source not in self.files:
                 return ""
             frame = read_table(self.folder / source)
         title, caption = title_and_caption("tables", name)
@@ -79,19 +81,21 @@ class Page:
         return html_figure(path, f"f-{path.stem}", self.figures, title, caption)
 
 
-def page(results: Results, folder: Path, published: Published | None) -> str:
+def page(results: Results, folder: Path, files: Collection[str], published: Published | None) -> str:
     """The page.
 
     Args:
         results: The study.
         folder: Of the report: holds its tables, figures, claims and deviations.
+        files: Their names in it.
         published: What others published; None where it is not at hand.
     """
-    making = Page(folder)
+    making = Page(folder, files)
     body = "".join(_sections(making, results, published))
     profile = escape(str(results.study.get("profile", "")))
     style, script = (
-        files("boom_utils.reporting").joinpath(f"page.{suffix}").read_text(encoding="utf-8") for suffix in ("css", "js")
+        resources.files("boom_utils.reporting").joinpath(f"page.{suffix}").read_text(encoding="utf-8")
+        for suffix in ("css", "js")
     )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -105,7 +109,6 @@ def page(results: Results, folder: Path, published: Published | None) -> str:
 
 
 def _sections(making: Page, results: Results, published: Published | None) -> Iterator[str]:
-    folder = making.folder
     parts: dict[tuple[str, str], Callable[[], str]] = {
         ("headline", "Main result"): lambda: _headline(making, results),
         ("studied", "What was studied"): lambda: (
@@ -119,8 +122,8 @@ def _sections(making: Page, results: Results, published: Published | None) -> It
             )
         ),
         ("claims", "Claims of the paper"): lambda: _claims(making, results),
-        ("tables", "Tables"): lambda: "".join(making.table(name) for name in _other_tables(folder)),
-        ("figures", "Figures"): lambda: "".join(making.figure(path) for path in _figures(folder)),
+        ("tables", "Tables"): lambda: "".join(making.table(name) for name in _other_tables(making.files)),
+        ("figures", "Figures"): lambda: "".join(making.figure(path) for path in _figures(making)),
         ("cost", "Training costs"): lambda: "".join(making.table(name) for name in COST_TABLES),
         ("published", "Published scores"): lambda: _published(making, results, published),
         ("environment", "Environment"): lambda: sections.environment(results),
@@ -139,12 +142,12 @@ def _headline(making: Page, results: Results) -> str:
     table = making.table("headline")
     frame = read_table(making.folder / "tables/headline.csv") if table else None
     ledger = making.folder / "claims.csv"
-    limits = sections.limits(results, read_table(ledger) if ledger.is_file() else None)
+    limits = sections.limits(results, read_table(ledger) if ledger.name in making.files else None)
     return sections.headline_text(results, frame) + limits + table
 
 
 def _claims(making: Page, results: Results) -> str:
-    if not (making.folder / "claims.csv").is_file():
+    if "claims.csv" not in making.files:
         return ""
     frame = read_table(making.folder / "claims.csv")
     frame = frame.rename(columns={"unit": "difference note"})
@@ -169,7 +172,7 @@ DEVIATIONS = (
 
 
 def _deviations(making: Page) -> str:
-    if not (making.folder / "deviations.csv").is_file():
+    if "deviations.csv" not in making.files:
         return ""
     frame = sections.deviation_frame(read_table(making.folder / "deviations.csv"))
     return making.table(
@@ -188,24 +191,24 @@ def _published(making: Page, results: Results, published: Published | None) -> s
     found = [sections.published_intro()]
     for benchmark in published.tasks:
         name, title, caption = sections.published_text(results, published, benchmark)
-        if (path := making.folder / f"tables/{name}.csv").is_file():
-            frame = read_table(path).map(sections.two_decimals)
+        if (file := f"tables/{name}.csv") in making.files:
+            frame = read_table(making.folder / file).map(sections.two_decimals)
             found.append(making.table(name, frame, title=title, caption=caption))
     return "".join([*found, making.table("paper")])
 
 
-def _other_tables(folder: Path) -> list[str]:
+def _other_tables(files: Collection[str]) -> list[str]:
     """Names of the tables without a section of their own, in reading order."""
-    names = sorted(path.stem for path in (folder / "tables").glob("*.csv"))
+    names = [Path(file).stem for file in files if file.startswith("tables/") and file.endswith(".csv")]
     apart = {*MAIN_TABLES, *COST_TABLES, "paper", *(name for name in names if name.startswith("published_"))}
     places = {name: place for place, name in enumerate(ORDER)}
     return sorted({*names} - apart, key=lambda name: (places.get(name, len(places)), name))
 
 
-def _figures(folder: Path) -> list[Path]:
+def _figures(making: Page) -> list[Path]:
     """The figures, in the order in which captions are listed, then others."""
     places = {name: place for place, name in enumerate(FIGURES)}
-    found = sorted((folder / "figures").glob("*.svg"))
+    found = [making.folder / file for file in making.files if file.startswith("figures/") and file.endswith(".svg")]
     return sorted(found, key=lambda path: (places.get(path.stem, len(places)), path.stem))
 
 

@@ -186,11 +186,15 @@ def _data(cell: Cell, numeric: bool, first: bool) -> str:
 
 
 def _opened(text: str) -> str:
-    """Text of a cell; of a long one only the beginning until it is opened."""
+    """Text of a cell, which may break after underscores; of a long one only the beginning until it is opened."""
     if len(text) <= _CUT:
-        return escape(text)
-    head, rest = text[:_CUT].rsplit(" ", 1)[0], text[len(text[:_CUT].rsplit(" ", 1)[0]) :]
-    return f"<details><summary>{escape(head)} …</summary>{escape(rest)}</details>"
+        return _breakable(text)
+    head = text[:_CUT].rsplit(" ", 1)[0]
+    return f"<details><summary>{_breakable(head)} …</summary>{_breakable(text[len(head) :])}</details>"
+
+
+def _breakable(text: str) -> str:
+    return escape(text).replace("_", "_<wbr>")
 
 
 def _filters(frame: pd.DataFrame, text: TableText) -> str:

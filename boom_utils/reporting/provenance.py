@@ -6,8 +6,9 @@ Parts are named as in a results folder: ``scores/full/sts``, ``training/full``, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,25 +74,29 @@ def results_digest(files: Mapping[str, str]) -> str:
     return digest_of(dict(files))
 
 
-def write_provenance(notes: Notes, out: Path, written: Iterable[Path], published: Iterable[Path] = ()) -> Path:
+def write_provenance(
+    notes: Notes, out: Path, written: Iterable[Path], published: Mapping[str, Sequence[Path]] | None = None
+) -> Path:
     """Write ``provenance.json``: the results' files, and what each file of the report was drawn from.
 
     Args:
         notes: What was noted; a file nothing is noted of was drawn from all parts together.
         out: Folder of the report.
         written: Its files.
-        published: Files of published scores, which some tables hold besides.
+        published: File without suffix -> files of published scores that it holds besides.
     """
+    others = published or {}
     files = result_files(notes.results.folder)
     whole = sorted({part for parts in notes.parts.values() for part in parts})
     report = {}
     for path in sorted(written):
         name = path.relative_to(out)
-        parts = notes.parts.get(name.with_suffix("").as_posix(), whole)
-        report[name.as_posix()] = {"sha256": sha256_file(path), **_grouped(parts)}
+        stem = name.with_suffix("").as_posix()
+        besides = {"published": [file.name for file in others[stem]]} if stem in others else {}
+        report[name.as_posix()] = {"sha256": sha256_file(path), **_grouped(notes.parts.get(stem, whole)), **besides}
     value = {
         "results": {"sha256": results_digest(files), "files": files},
-        "published": {path.name: sha256_file(path) for path in sorted(published)},
+        "published": {file.name: sha256_file(file) for file in sorted({*chain(*others.values())})},
         "report": report,
     }
     write_json(out / PROVENANCE, value)

@@ -86,8 +86,8 @@ def _published(published: Published) -> Iterator[str]:
     """Means of the released models, over complete sets of tasks only."""
     paper = f"{len(published.paper)} filled in" if published.paper else NOT_FILLED
     yield (
-        "**Published by others.** Means (task) of the models that the authors released, as mteb's results repository has "
-        "their scores; not measured here, not verified to be the paper's. Versions of mteb differ, so do prompts. "
+        "**Published by others.** Means (task) of the models that the authors released, as mteb's results repository "
+        "has their scores; not measured here, not verified to be the paper's. Versions of mteb differ, so do prompts. "
         f"Numbers from the paper's tables: {paper}."
     )
     rows: dict[str, dict[str, str]] = {}
@@ -120,8 +120,8 @@ def _benchmarks(folder: Path) -> Iterator[str]:
         rows.append([what, peer, found, measured, f"[`{path.stem}`](results/benchmarks/{path.name})"])
     if rows:
         yield (
-            "**Benchmarks.** A ratio above 1 is in our favour; beside another program it is the median over alternating "
-            "pairs of runs, none dropped."
+            "**Benchmarks.** A ratio above 1 is in our favour; beside another program it is the median over "
+            "alternating pairs of runs, none dropped."
         )
         yield _table(["what", "beside", "result", "machine; day", "record"], rows)
 
@@ -170,7 +170,8 @@ def _memory(name: str, facts: Facts) -> Row:
 def _scale(name: str, facts: Facts) -> Row:
     scale = facts["scale"]
     rates = f"{facts['convert_rows_s']:,.0f} rows a second converted, {facts['tokenise_rows_s']:,.0f} tokenised"
-    plan = f"{scale['planned_rows']:,} rows sampled in {facts['sampling_s']:.1f} s and planned in {facts['planning_s']:.1f} s"
+    seconds = f"sampled in {facts['sampling_s']:.1f} s and planned in {facts['planning_s']:.1f} s"
+    plan = f"{scale['planned_rows']:,} rows {seconds}"
     return f"data: {scale['rows']:,} rows", "", f"{rates}; {plan}; at most {facts['peak_gib']:.2f} GiB"
 
 

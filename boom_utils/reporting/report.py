@@ -41,17 +41,20 @@ def write_report(folder: Path, out: Path, published: Path = PUBLISHED) -> dict[s
     found = read_results(folder)
     results = WatchedResults(found.folder, found.study, found.places)
     others = read_published(published) if published.is_dir() else None
+    beside, shared = side_by_side_tables(results, others), shared_figures(results, others)
     notes = Notes(results)
-    tables = {**TABLES, **ABLATION_TABLES, **HEADLINE_TABLES, **side_by_side_tables(results, others)}
-    figures = {**wanted_figures(results), **ablation_figures(results), **shared_figures(results, others)}
+    tables = {**TABLES, **ABLATION_TABLES, **HEADLINE_TABLES, **beside}
+    figures = {**wanted_figures(results), **ablation_figures(results), **shared}
     written = write_tables(results, out / "tables", notes.noting("tables", tables))
     written += write_figures(results, out / "figures", notes.noting("figures", figures))
     written += notes.note("claims", lambda: write_claims(results, out))
     written += notes.note("deviations", lambda: write_deviations(results, out))
-    write_text(out / PAGE, page(found, out, others))
-    sources = [published / name for name in PUBLISHED_FILES] if others else []
+    names = [path.relative_to(out).as_posix() for path in written]
+    write_text(out / PAGE, page(found, out, names, others))
     written += [out / PAGE]
-    written += [write_provenance(notes, out, written, sources)]
+    holding = [*(f"tables/{name}" for name in beside), *(f"figures/{name}" for name in shared), Path(PAGE).stem]
+    sources = [published / name for name in PUBLISHED_FILES] if others else []
+    written += [write_provenance(notes, out, written, dict.fromkeys(holding if others else [], sources))]
     return {"written": [path.relative_to(out).as_posix() for path in written]}
 
 

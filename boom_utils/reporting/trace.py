@@ -55,6 +55,7 @@ class Found:
         sources: These and everything behind them.
         known_from: Where that is known from.
         warnings: What is no longer as it was recorded.
+        besides: Other files that are in it.
     """
 
     lines: Sequence[str]
@@ -62,6 +63,7 @@ class Found:
     sources: Sources
     known_from: str
     warnings: Sequence[str] = ()
+    besides: Sequence[str] = ()
 
 
 def trace_text(path: Path, *, whole: bool = False, workspace: Path | None = None) -> str:
@@ -159,7 +161,14 @@ def _of_results(path: Path, folder: Path, workspace: Path) -> Found:
         stated = read_json_object(folder / "study.json").get("sources", {})
         roles = {role: key for role, (_, key) in stated.items()}
         sources, known_from = read_lineage(folder), f"{folder / LINEAGE}; no workspace has the records"
-    return Found(lines, _keys(parts, roles), sources, known_from, warnings)
+    published = kept.get("published", {})
+    besides = [
+        f"published/{file}, sha256 {published[file][:_LETTERS]}" for file in report.get(name, {}).get("published", ())
+    ]
+    keys = _keys(parts, roles)
+    if not keys and not besides:
+        besides = ["study.json, nothing else of the results"]
+    return Found(lines, keys, sources, known_from, warnings, besides)
 
 
 def _results_record(workspace: Path, digest: str) -> dict[str, Any] | None:
@@ -199,7 +208,7 @@ def _keys(parts: Iterable[str], roles: Mapping[str, str]) -> list[str]:
         else:
             wanted = [part.removesuffix(".json")]
         found |= {roles[role][:KEY_LETTERS]: None for role in wanted if role in roles}
-    return list(found or dict.fromkeys(key[:KEY_LETTERS] for key in roles.values()))
+    return list(found)
 
 
 def _state(folder: Path, name: str, recorded: Mapping[str, Mapping[str, Any]], where: str) -> str:
@@ -225,6 +234,7 @@ def _tree(found: Found, whole: bool) -> list[str]:
     lines = [f"{'  ' * depth}{'<- ' if depth else ''}{text}" for depth, text in enumerate(found.lines)]
     first = len(lines)
     used = behind(found.sources, found.keys)
+    lines += [f"{'  ' * first}<- {text}" for text in found.besides]
     depths = _depths(used, found.keys)
     groups: dict[str, list[str]] = defaultdict(list)
     for key in used:
