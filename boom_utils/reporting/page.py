@@ -139,8 +139,12 @@ def _sections(making: Page, results: Results, published: Published | None) -> It
 
 
 def _headline(making: Page, results: Results) -> str:
-    table = making.table("headline")
-    frame = read_table(making.folder / "tables/headline.csv") if table else None
+    frame = read_table(making.folder / "tables/headline.csv") if "tables/headline.csv" in making.files else None
+    table = ""
+    if frame is not None:
+        examples = [f"{count:,} examples" for count in frame["examples"]]
+        shown = frame.drop(columns="examples").assign(**{"corpus passes note": examples})
+        table = making.table("headline", shown)
     ledger = making.folder / "claims.csv"
     limits = sections.limits(results, read_table(ledger) if ledger.name in making.files else None)
     return sections.headline_text(results, frame) + limits + table

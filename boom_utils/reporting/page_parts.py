@@ -177,6 +177,7 @@ def _data(cell: Cell, numeric: bool, first: bool) -> str:
     tag, scope = ("th", ' scope="row"') if first else ("td", "")
     size = "words" if len(cell.text) > 34 else "phrase" if len(cell.text) > 14 else ""
     classes = ["number" if numeric else "name" if first and len(cell.text) <= 34 else size]
+    classes += ["long-text"] if numeric and cell.value is None and len(cell.text) > 14 else []
     classes += [] if cell.note else [cell.tone]
     kind = f' class="{" ".join(filter(None, classes))}"' if any(classes) else ""
     sort = f' data-value="{cell.value!r}"' if numeric and cell.value is not None else ""
@@ -186,7 +187,7 @@ def _data(cell: Cell, numeric: bool, first: bool) -> str:
 
 
 def _opened(text: str) -> str:
-    """Text of a cell, which may break after underscores; of a long one only the beginning until it is opened."""
+    """Text of a cell, which may break inside names; of a long one only the beginning until it is opened."""
     if len(text) <= _CUT:
         return _breakable(text)
     head = text[:_CUT].rsplit(" ", 1)[0]
@@ -194,7 +195,7 @@ def _opened(text: str) -> str:
 
 
 def _breakable(text: str) -> str:
-    return escape(text).replace("_", "_<wbr>")
+    return re.sub(r"(?<=_)|(?<=[a-z])(?=[A-Z])", "<wbr>", escape(text))
 
 
 def _filters(frame: pd.DataFrame, text: TableText) -> str:
