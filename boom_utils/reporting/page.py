@@ -29,7 +29,7 @@ ORDER = (
     *("tasks", "corpus"),
 )
 """Of the tables that have no section of their own; others come after them."""
-MISSING = {"datasets": "", "paper": "not measured"}
+MISSING = {"claims": "", "datasets": "", "paper": "not measured"}
 """What stands where an estimate of a table is not a number; elsewhere it is the reference's own difference."""
 
 
@@ -156,7 +156,8 @@ def _claims(making: Page, results: Results) -> str:
     frame = read_table(making.folder / "claims.csv")
     frame = frame.rename(columns={"unit": "difference note"})
     first = ["verdict", "claim", "comparison", "difference", "difference low", "difference high", "difference note"]
-    frame = frame[[*first, *(name for name in frame if name not in first)]]
+    last = ["part", "known from"]
+    frame = frame[[*first, *(name for name in frame if name not in (*first, *last)), *last]]
     counts = Counter(frame["verdict"])
     table = making.table("claims", frame, title="Claims ledger", source="claims.csv", groups="verdict", caption=CLAIMS)
     return sections.claim_counts(counts, results) + table
