@@ -53,7 +53,7 @@ def made_up(node: Node, study: Study) -> Callable[[Path, Mapping[str, Artifact]]
             write_json(out / "geometry.json", GEOMETRY)
         else:
             write_text(out / ("training_log.jsonl" if node.stage in ("member", "base") else "made.txt"), LOG)
-        facts = {"steps": 4, "examples": 8, "tokens": 64, "mean_loss_last_tenth": 1.0}
+        facts = {"steps": 4, "examples": 8, "tokens": 64, "mean_loss_last_tenth": 1.0, "device": "toy", "processes": 2}
         return {**facts, "datasets": sorted(node.config.get("rules", {}))}
 
     return make
@@ -143,7 +143,11 @@ def test_a_file_is_traced_to_what_it_was_drawn_from_and_to_nothing_else(publishe
     one = trace_text(published / "training" / "s20" / "training_log.jsonl", workspace=elsewhere)
     assert "member s20" in one
     assert "full" not in one
-    assert "study.json, nothing else" in trace_text(published / "deviations.csv", workspace=elsewhere)
+    deviations = trace_text(published / "deviations.csv", workspace=elsewhere)
+    assert deviations.splitlines()[-2].endswith("<- study.json, nothing else of the results")
+    members = trace_text(published / "tables" / "members.csv", workspace=elsewhere)
+    assert "10 members: full" in members
+    assert "scores of" not in members
     theirs = trace_text(published / "tables" / "published_mteb_code_v1.csv", workspace=elsewhere)
     assert "published/published_scores.csv, sha256" in theirs
 
@@ -258,6 +262,11 @@ def test_the_command_prints_the_way_back_and_an_unknown_file_exits_with_2(
     assert "<- of the results of profile smoke" in capsys.readouterr().out
     assert main(["trace", str(published / "claim.csv")]) == 2
     assert not elsewhere.exists(), "nothing is made"
+
+
+def test_results_say_what_members_were_trained_on(published: Path) -> None:
+    assert json.loads((published / "study.json").read_text())["environment"]["device"] == "2 x toy"
+    assert "<dd>2 x toy</dd>" in (published / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_run_ends_by_naming_the_report(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,7 @@ def environment(results: Results) -> str:
     facts = {
         "Python": str(stated["python"]),
         "Machine": str(stated["machine"]),
-        "Device": str(stated.get("device") or "not recorded apart from the machine"),
+        "Device of training": str(stated.get("device") or "not recorded apart from the machine"),
         "Packages": packages,
         "Commit of the kit": str(stated.get("git_commit") or "not known"),
     }

@@ -166,8 +166,12 @@ def _of_results(path: Path, folder: Path, workspace: Path) -> Found:
         f"published/{file}, sha256 {published[file][:_LETTERS]}" for file in report.get(name, {}).get("published", ())
     ]
     keys = _keys(parts, roles)
-    if not keys and not besides:
+    if not keys and not besides:  # study.json holds the profile, and facts of members and plans
         besides = ["study.json, nothing else of the results"]
+        made = (
+            [] if name.startswith("deviations") else [role for role in roles if role.startswith(("member/", "plan/"))]
+        )
+        keys = [roles[role][:KEY_LETTERS] for role in made]
     return Found(lines, keys, sources, known_from, warnings, besides)
 
 

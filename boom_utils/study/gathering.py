@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from boom_utils.artifacts import RECORD, Node, sha256_file, write_json
-from boom_utils.config import Profile, SubsetConfig, load_profile
+from boom_utils.config import MemberConfig, Profile, SubsetConfig, load_profile
 from boom_utils.data.manifest import Manifest
 from boom_utils.reporting.lineage import LINEAGE, workspace_sources, write_lineage
 from boom_utils.reporting.side_by_side import PUBLISHED, PUBLISHED_FILES
@@ -115,8 +115,17 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
         "families": {name: manifest.dataset(name).family for name in used},
         "deviations": deviations(profile, load_profile(PAPER_PROFILE)),
         "sources": {name: [artifact.record["stage"], artifact.key] for name, artifact in found.items()},
-        "environment": found["base"].record["environment"],
+        "environment": {**found["base"].record["environment"], "device": _devices(found, members)},
     }
+
+
+def _devices(found: Inputs, members: Sequence[MemberConfig]) -> str | None:
+    """What members were trained on: every kind of device there was, with the most that one member used."""
+    counts: dict[str, int] = {}
+    for facts in (found[f"member/{member.name}"].facts for member in members):
+        if name := facts.get("device"):
+            counts[name] = max(counts.get(name, 1), facts.get("processes", 1))
+    return "; ".join(f"{count} x {name}" if count > 1 else name for name, count in sorted(counts.items())) or None
 
 
 def _passes(profile: Profile, subset: SubsetConfig, rows: Mapping[str, int], datasets: Collection[str]) -> float:
