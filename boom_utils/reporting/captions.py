@@ -115,8 +115,8 @@ FIGURES: dict[str, tuple[str, ...]] = {
     ),
     "task_vector_geometry": (
         "Geometry of the members",
-        "Cosines of the angles between the members' changes from the base, their distances,",
-        "and the size of each change.",
+        "Angles between the members' changes from the base, in degrees; their distances and the size of each change,",
+        "in per cent of the base's length.",
     ),
     "layer_updates": ("Where members changed", "Relative size of each member's change from the base, by layer."),
     "training_losses": (

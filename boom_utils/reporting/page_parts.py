@@ -155,7 +155,7 @@ def number_of(value: Any) -> float | None:
 
 
 def plain(value: Any) -> str:
-    """A value as text: whole numbers with separators from 10,000 on, nothing for what is missing."""
+    """A value as text: whole numbers with separators from 1,000 on, nothing for what is missing."""
     if isinstance(value, str):
         return value
     if value is None or pd.isna(value):
@@ -163,8 +163,8 @@ def plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     number = float(value)
-    if number == int(number) and abs(number) >= 10_000:
-        return f"{int(number):,}"
+    if number == int(number) and abs(number) >= 1_000:
+        return f"{int(number):,}".replace("-", MINUS)
     return f"{number:g}".replace("-", MINUS)
 
 

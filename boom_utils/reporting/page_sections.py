@@ -58,7 +58,7 @@ def studied(results: Results) -> str:
     """Profile, models, corpus and seeds as a list."""
     study = results.study
     members, merges, scored = study["members"], study["merges"], {*results.models}
-    seeds = sorted({facts["seed"] for facts in members.values()})
+    seeds = sorted({facts["seed"] for facts in members.values() if "seed" in facts})
     domains = ", ".join(f"{len(results.tasks(domain))} {_TITLE_ENDS[domain]}" for domain in results.domains)
     families: dict[str, list[str]] = {}
     for name, family in study.get("families", {}).items():

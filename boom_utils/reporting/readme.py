@@ -15,6 +15,7 @@ import pandas as pd
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import PROFILES
+from boom_utils.data.manifest_page import cell, table
 from boom_utils.errors import ResultsError
 from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTESTED
 from boom_utils.reporting.provenance import PAGE
@@ -102,7 +103,7 @@ def _published(published: Published) -> Iterator[str]:
             model = f"{stated.model.split('/')[-1]} at {stated.revision[:8]}"
             rows.setdefault(model, {})[benchmark] = f"{mean}, mteb {' and '.join(versions)}"
     columns = {name: f"{name}, {len(tasks)} tasks" for name, tasks in published.tasks.items()}
-    yield _table(
+    yield _lines(
         ["model", *columns.values()],
         [[model, *(cells.get(name, "") for name in columns)] for model, cells in rows.items()],
     )
@@ -123,7 +124,7 @@ def _benchmarks(folder: Path) -> Iterator[str]:
             "**Benchmarks.** A ratio above 1 is in our favour; beside another program it is the median over "
             "alternating pairs of runs, none dropped."
         )
-        yield _table(["what", "beside", "result", "machine; day", "record"], rows)
+        yield _lines(["what", "beside", "result", "machine; day", "record"], rows)
 
 
 Row = tuple[str, str, str]
@@ -184,6 +185,6 @@ _READ: dict[str, Callable[[str, Facts], Row]] = {
 """How benchmarks are told whose record holds more than a ratio, by how the file's name begins."""
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)])
+def _lines(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; nothing in a cell is read as Markdown's or HTML's own signs."""
+    return "\n".join(table(head, [[cell(text) for text in row] for row in rows]))
