@@ -30,7 +30,7 @@ ROOMS = [
     {"evaluation"},
     {"reporting"},
     {"study"},
-    {"cli"},
+    {"cli", "cli_reports"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
@@ -67,6 +67,7 @@ def test_imports_point_one_way_through_the_house(path: Path) -> None:
     [
         *("boom_utils", "boom_utils.reporting.report", "boom_utils.data.python_docs", "boom_utils.data.download"),
         *("boom_utils.study.graph", "boom_utils.study.plan", "boom_utils.training.base_source"),
+        "boom_utils.reporting.trace",
     ],
 )
 def test_drawing_tables_mining_text_and_asking_what_is_up_to_date_need_no_torch(name: str) -> None:

@@ -106,12 +106,12 @@ def training_losses(results: Results) -> Figure:
 
 def task_vector_geometry(results: Results) -> Figure:
     """Angles between the members' task vectors, their distances, and the size of each update."""
-    return angles_and_sizes(read_json_object(results.folder / "geometry.json"))
+    return angles_and_sizes(read_json_object(results.place("geometry.json")))
 
 
 def layer_updates(results: Results) -> Figure:
     """How far each member has moved from the base in each layer."""
-    return layer_heat_map(read_json_object(results.folder / "geometry.json"))
+    return layer_heat_map(read_json_object(results.place("geometry.json")))
 
 
 def corpus_rows(results: Results) -> Figure:
@@ -270,14 +270,20 @@ INCREMENTAL_FIGURES: dict[str, Draw] = {"incremental_comparison": incremental_co
 """Of studies in which new data arrive."""
 
 
-def write_figures(results: Results, out: Path, more: Mapping[str, Draw] | None = None) -> list[Path]:
-    """Write every figure, then ``more``, as ``<name>.svg`` and ``<name>.png`` into ``out``, without dates."""
-    written = []
+def wanted_figures(results: Results) -> dict[str, Draw]:
+    """Name -> figure, for what the study has; without its ablations, see `ablation_figures`."""
     wanted = FIGURES | (SCHEDULE_FIGURES if results.schedules else {})
-    wanted |= INCREMENTAL_FIGURES if results.incremental else {}
-    wanted |= more or {}
+    return wanted | (INCREMENTAL_FIGURES if results.incremental else {})
+
+
+def write_figures(results: Results, out: Path, more: Mapping[str, Draw] | None = None) -> list[Path]:
+    """Write every figure, then ``more``, as ``<name>.svg`` and ``<name>.png`` into ``out``, without dates.
+
+    A figure of ``more`` takes the place of one with the same name.
+    """
+    written = []
     with mpl.rc_context(STYLE):
-        for name, draw in wanted.items():
+        for name, draw in (wanted_figures(results) | dict(more or {})).items():
             figure = draw(results)
             for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
                 path = out / f"{name}.{suffix}"

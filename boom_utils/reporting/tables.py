@@ -165,7 +165,7 @@ def verdict_of(difference: Estimate, above: str, below: str) -> str:
 
 def corpus_table(results: Results) -> pd.DataFrame:
     """Rows and text lengths of every set of the corpus."""
-    summary = read_json_object(results.folder / "corpus" / "summary.json")
+    summary = read_json_object(results.place("corpus/summary.json"))
     rows = []
     for name, facts in summary["sets"].items():
         lengths = {key: value for key, value in facts.items() if key.endswith("_words")}

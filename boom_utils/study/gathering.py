@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from boom_utils.artifacts import RECORD, Node, write_json
-from boom_utils.config import Profile, SubsetConfig, load_profile
+from boom_utils.artifacts import RECORD, Node, sha256_file, write_json
+from boom_utils.config import MemberConfig, Profile, SubsetConfig, load_profile
 from boom_utils.data.manifest import Manifest
+from boom_utils.reporting.lineage import LINEAGE, workspace_sources, write_lineage
+from boom_utils.reporting.side_by_side import PUBLISHED, PUBLISHED_FILES
 from boom_utils.study.deviations import PAPER_PROFILE, deviations
 from boom_utils.study.seeds import seeds_of
 from boom_utils.study.stages import VERSION, Inputs, Nodes
@@ -42,6 +44,8 @@ def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
 
     def make(out: Path, found: Inputs) -> None:
         write_json(out / "study.json", study_facts(profile, manifest, found))
+        root = found["examples"].path.parent.parent
+        write_lineage(out / LINEAGE, workspace_sources(root, [artifact.record for artifact in found.values()]))
         for name, folder in result_places(found).items():
             for pattern in ("*.json",) if name.startswith("scores/") else ("training_log.jsonl", HELD_OUT_LOSSES):
                 _copy(folder, out / name, pattern)
@@ -54,14 +58,16 @@ def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
 
 
 def report(nodes: Nodes) -> Node:
-    """Tables and figures, from the results alone."""
+    """Tables, figures and their page, from the results and what others published."""
+    published = [PUBLISHED / name for name in PUBLISHED_FILES]
+    described = {"published": {path.name: sha256_file(path) for path in published if path.is_file()}}
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
         from boom_utils.reporting.report import write_report
 
         return write_report(found["results"].path, out)
 
-    return Node("report", VERSION["report"], "tables and figures", {}, make, {"results": nodes["results"]})
+    return Node("report", VERSION["report"], "tables and figures", described, make, {"results": nodes["results"]})
 
 
 def result_places(found: Inputs) -> dict[str, Path]:
@@ -112,7 +118,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
         "families": {name: manifest.dataset(name).family for name in used},
         "deviations": deviations(profile, load_profile(PAPER_PROFILE)),
         "sources": {name: [artifact.record["stage"], artifact.key] for name, artifact in found.items()},
-        "environment": found["base"].record["environment"],
+        "environment": {**found["base"].record["environment"], "device": _devices(found, members)},
     }
 
 
@@ -120,6 +126,15 @@ def _pooled(profile: Profile, scored: Collection[str]) -> dict[str, list[str]]:
     """Every model with several seeds -> its names, one a seed, as far as they are scored."""
     found = {model: [name for name in names if name in scored] for model, names in seeds_of(profile).items()}
     return {model: names for model, names in found.items() if len(names) > 1 and names[0] == model}
+
+
+def _devices(found: Inputs, members: Sequence[MemberConfig]) -> str | None:
+    """What members were trained on: every kind of device there was, with the most that one member used."""
+    counts: dict[str, int] = {}
+    for facts in (found[f"member/{member.name}"].facts for member in members):
+        if name := facts.get("device"):
+            counts[name] = max(counts.get(name, 1), facts.get("processes", 1))
+    return "; ".join(f"{count} x {name}" if count > 1 else name for name, count in sorted(counts.items())) or None
 
 
 def _passes(profile: Profile, subset: SubsetConfig, rows: Mapping[str, int], datasets: Collection[str]) -> float:

@@ -29,6 +29,7 @@ from papermill.exceptions import PapermillExecutionError
 from boom_utils.artifacts import PROJECT_ROOT, Artifact, Node, atomic_path, digest_of, process_alive, write_text
 from boom_utils.errors import ConfigError, NotebookError, WorkspaceError, bullet_list, nearest
 from boom_utils.progress import quick_processes
+from boom_utils.reporting.provenance import PAGE
 from boom_utils.study.graph import NOTEBOOKS, Study
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,8 @@ def run(study: Study, profile_argument: str, options: RunOptions) -> dict[str, P
             log.info("[%d/%d] %s: %s", number, len(chosen), name, took)
         places = {"executed notebooks (.ipynb and .html)": executed}
         if published := publish(study, options.results):
-            places |= {"tables": published / "tables", "figures": published / "figures", "scores": published / "scores"}
+            places |= {name: published / name for name in ("scores", "tables", "figures")}
+            places["report"] = published / PAGE
     return places
 
 
@@ -251,7 +253,7 @@ def _copy_if_changed(source: Path, target: Path) -> None:
 
 
 def publish(study: Study, results: Path | None) -> Path | None:
-    """Copy results, tables and figures to ``<results>/<profile>``; None while they are not made yet."""
+    """Copy results, tables, figures and their page to ``<results>/<profile>``; None while they are not made yet."""
     found = [study.workspace.find(study.node(name)) for name in ("results", "report")]
     if any(artifact is None for artifact in found):
         return None

@@ -29,8 +29,8 @@ VERSION: Mapping[str, int] = {
     "losses": 1,
     "interaction": 1,
     "scores": 1,
-    "results": 4,
-    "report": 4,
+    "results": 5,
+    "report": 5,
 }
 
 Nodes = Mapping[str, Node]

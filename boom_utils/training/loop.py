@@ -127,11 +127,7 @@ class _Trainer:
         fields |= {f"tokens.{name}": table.fingerprint for name, table in job.tokens.items()}
         fields |= {"plan": job.plan.fingerprint, "restart_rate": job.restart_rate}
         fields |= {"base": _weights_digest(self.encoder), "processes": self.processes.count, "kit": __version__}
-        device = self.processes.device
-        name = (
-            torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-        )
-        return RunIdentity(fields, {"torch": torch.__version__, "device": name})
+        return RunIdentity(fields, {"torch": torch.__version__, "device": _device_name(self.processes.device)})
 
     def run(self, checkpoints: Checkpoints, stop: Callable[[], bool]) -> None:
         """Make all steps that are still to be made."""
@@ -226,7 +222,13 @@ class _Trainer:
             "mean_loss_last_tenth": round(sum(last) / len(last), 4),
             "rows_in_no_batch": dict(self.job.plan.left_out),
             "processes": self.processes.count,
+            "device": _device_name(self.processes.device),
         }
+
+
+def _device_name(device: torch.device) -> str:
+    """What people call it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
 def _prepare(encoder: Encoder, config: TrainingConfig, processes: Processes) -> None:

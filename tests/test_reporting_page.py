@@ -1,0 +1,407 @@
+"""The page of a report: whole, self-contained, made from results alone, and at work in a browser."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from html import escape, unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from made_up_results import write_made_up_results
+
+from boom_utils.artifacts import PROJECT_ROOT, sha256_file, write_json
+from boom_utils.cli import main
+from boom_utils.errors import ConfigError
+from boom_utils.reporting.headline import cost_table, headline_models, headline_table
+from boom_utils.reporting.page_parts import TableText, html_table, number_of, plain, points, shown_columns
+from boom_utils.reporting.provenance import result_files
+from boom_utils.reporting.report import regenerate, write_report
+from boom_utils.reporting.results import read_results
+from boom_utils.reporting.side_by_side import PUBLISHED
+
+HOSTILE = '<script>throw new Error("ran")</script><img src=x onerror="x()">"\'&amp;'
+VOID = {"meta", "img", "wbr", "br", "link", "input", "hr"}
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+
+
+def add_facts(folder: Path) -> None:
+    """What the made-up results lack: deviations, an environment; and text that would break a careless page."""
+    study = json.loads((folder / "study.json").read_text())
+    entry = {"key": "training.seed", "value": HOSTILE, "paper": "1", "source": "ours", "note": "x " * 200}
+    study["deviations"] = [
+        entry,
+        {**entry, "key": "a", "value": "2", "paper": None},
+        {**entry, "key": "b", "value": "1"},
+    ]
+    study["environment"] = {"python": "3.11.7", "machine": HOSTILE, "packages": {"torch": "2.13.0"}, "git_commit": None}
+    study["profile"] = f"made-up {HOSTILE}"
+    write_json(folder / "study.json", study)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up results with their report in the same folder, as in ``results/<profile>``."""
+    root = tmp_path_factory.mktemp("results")
+    made = write_made_up_results(root / "made-up", draws=100)
+    add_facts(made)
+    shutil.copytree(PUBLISHED, root / "published")
+    write_report(made, made)
+    return made
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes and text; an end tag that closes nothing, or the wrong thing, is an error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: list[tuple[str, dict[str, str]]] = []
+        self.text: list[tuple[tuple[str, ...], str]] = []
+        self.stack: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.stack == [], f"never closed: {self.stack}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"{tag} has an attribute twice"
+        self.found.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack and self.stack[-1] == tag, f"</{tag}> inside {self.stack[-3:]}"
+        self.stack.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.text.append((tuple(self.stack), data))
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+@pytest.fixture(scope="module")
+def elements(folder: Path) -> Elements:
+    return Elements((folder / "report.html").read_text(encoding="utf-8"))
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_well_formed_and_its_ids_are_unique(elements: Elements) -> None:
+    assert elements.all("html") == [{"lang": "en"}]
+    ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in elements.found:
+        assert {*attributes.get("aria-labelledby", "").split()} <= {*ids}
+
+
+def test_every_link_of_the_page_leads_somewhere(folder: Path, elements: Elements) -> None:
+    ids = {attributes["id"] for _, attributes in elements.found if "id" in attributes}
+    for link in elements.all("a"):
+        target = link["href"]
+        if target.startswith("#"):
+            assert target[1:] in ids
+        elif link.get("class") == "workspace":
+            assert re.fullmatch(r"\.\./\.\./workspace/executed/.*/\d\d_\w+\.html", target, flags=re.DOTALL)
+        elif not target.startswith("https://arxiv.org/"):
+            assert (folder / target).is_file(), target
+    notebooks = [link["href"] for link in elements.all("a") if link.get("class") == "workspace"]
+    assert len(notebooks) == len(list((PROJECT_ROOT / "notebooks").glob("0*.ipynb")))
+
+
+def test_nothing_is_loaded_from_anywhere(elements: Elements) -> None:
+    assert not elements.all("link") + elements.all("iframe") + elements.all("object")
+    for attributes in elements.all("img"):
+        assert attributes["src"].startswith("data:image/svg+xml;base64,")
+        assert len(attributes["alt"]) > 20
+    assert [attributes for attributes in elements.all("script") if attributes] == []
+    style = "".join(text for stack, text in elements.text if stack[-1:] == ("style",))
+    assert style
+    assert not re.search(r"url\(|@import|@font-face", style)
+
+
+def test_text_from_data_is_shown_as_text(folder: Path, elements: Elements) -> None:
+    assert len(elements.all("script")) == 1
+    assert all("onerror" not in attributes for _, attributes in elements.found)
+    shown = [text for _, text in elements.text]
+    assert sum(HOSTILE in text for text in shown) >= 3
+    assert HOSTILE not in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_table_and_figure_has_a_caption_and_names_its_file(folder: Path, elements: Elements) -> None:
+    figures = elements.all("figure")
+    anchors = {attributes["id"] for attributes in figures}
+    assert {f"f-{path.stem}" for path in (folder / "figures").glob("*.svg")} <= anchors
+    assert {f"t-{path.stem}" for path in (folder / "tables").glob("*.csv")} <= anchors
+    assert len(elements.all("figcaption")) == len(figures)
+    sources = [attributes for attributes in elements.all("p") if attributes.get("class") == "from"]
+    assert len(sources) >= len(figures)
+    links = {link["href"] for link in elements.all("a")}
+    made = [*(folder / "tables").glob("*.csv"), *(folder / "figures").glob("*.svg"), *folder.glob("*.csv")]
+    assert {path.relative_to(folder).as_posix() for path in made} <= links
+    contents = [link["href"] for link in elements.all("a") if link["href"].startswith(("#t-", "#f-"))]
+    assert {target[1:] for target in contents} == anchors
+
+
+def test_the_page_says_what_the_ledger_and_the_slot_for_the_paper_say(folder: Path, elements: Elements) -> None:
+    shown = " ".join(text for _, text in elements.text)
+    with (folder / "claims.csv").open(encoding="utf-8", newline="") as file:
+        verdicts = [row["verdict"] for row in csv.DictReader(file)]
+    for name in {*verdicts}:
+        assert f"{name} ({verdicts.count(name)})" in shown
+    rows = [
+        attributes["data-group"] for attributes in elements.all("tr") if attributes.get("data-group") in {*verdicts}
+    ]
+    assert rows == verdicts
+    assert "not filled" in shown
+    assert "theirs, not measured here" in shown
+    assert "mteb 2.7.22" in shown
+    assert "Every model was trained once" in shown
+
+
+def blocked_report(folder: Path, out: Path) -> str:
+    """Run ``boom report`` in a process in which nothing heavy can be imported."""
+    code = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "mteb", "sentence_transformers", "datasets", "papermill"):
+            raise ImportError(f"{name} is not installed here")
+sys.meta_path.insert(0, Blocked())
+from boom_utils.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    environment = {**os.environ, "BOOM_HOME": str(out / "no-workspace"), "PYTHONHASHSEED": "7"}
+    command = [sys.executable, "-c", code, "report", "--profile", folder.name, "--results", str(folder.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=out, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (out / "no-workspace").exists()
+    return done.stdout
+
+
+@pytest.mark.promise(32)
+def test_the_report_comes_out_byte_for_byte_without_workspace_and_heavy_libraries(folder: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "results" / "made-up"
+    shutil.copytree(folder, copied)
+    before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for path in (copied / "tables").glob("m*.csv"):
+        path.unlink()
+    (copied / "tables" / "of_an_earlier_study.csv").write_text("x\n")
+    said = blocked_report(copied, tmp_path)
+    assert said.strip().endswith(f"report: {copied / 'report.html'}")
+    after = {path.relative_to(copied): path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_provenance_names_every_file_with_its_sha256(folder: Path) -> None:
+    kept = json.loads((folder / "provenance.json").read_text())
+    report = kept["report"]
+    assert {name: entry["sha256"] for name, entry in report.items()} == {
+        name: sha256_file(folder / name) for name in report
+    }
+    assert kept["results"]["files"] == result_files(folder)
+    assert {*report, *kept["results"]["files"], "provenance.json"} == {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    }
+    assert report["tables/interaction.csv" if "tables/interaction.csv" in report else "tables/datasets.csv"][
+        "parts"
+    ] == ["interaction.json"]
+    assert report["tables/headline.csv"]["scores"][0]["models"] == sorted(headline_models(read_results(folder)))
+
+
+def test_no_results_of_a_profile_are_a_clear_error(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)no results of profile 'made-u'; did you mean 'made-up'.*boom run"):
+        regenerate("made-u", folder.parent)
+    assert main(["report", "--profile", "smoke", "--results", str(tmp_path)]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_wheels_hold_every_file_of_the_package_that_is_no_code() -> None:
+    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())
+    package = PROJECT_ROOT / "boom_utils"
+    globs = project["tool"]["setuptools"]["package-data"]["boom_utils"]
+    packed = {path for pattern in globs for path in package.glob(pattern)}
+    files = {path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    there = {path for path in files if path.suffix != ".py"}
+    assert there == packed
+
+
+# --- its parts --------------------------------------------------------------------------------------------------------
+
+FRAME = pd.DataFrame(
+    {
+        "model": ["b", "a", "c", "d"],
+        "in-domain": [10.25, 9.0, 100.0, 2.0],
+        "in-domain low": [9.0, 8.0, 99.0, 1.0],
+        "in-domain high": [11.0, 10.0, 101.0, 3.0],
+        "in-domain minus a": [1.25, None, -0.04, -7.0],
+        "in-domain minus a low": [0.5, None, -1.0, -8.0],
+        "in-domain minus a high": [2.0, None, 1.0, -6.0],
+        "in-domain verdict": ["better", "reference", "inconclusive", "worse"],
+        "count": [12000, 5, 70, None],
+        "score": ["9.5", "n/a", "10.25", "n/a"],
+        "score note": ["mteb 1", "", None, ""],
+        "empty": [None, None, None, None],
+    }
+)
+TEXT = TableText("t-x", 1, "Toy", "With `code`.", "tables/x.csv", groups="in-domain verdict")
+
+
+def rows_of(page: str) -> list[list[str]]:
+    body = page[page.index("<tbody>") :]
+    rows = re.findall(r"<tr.*?</tr>", body, flags=re.DOTALL)
+    return [
+        [re.sub(r"<[^>]+>", "|", cell).strip("|") for cell in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in rows
+    ]
+
+
+def test_a_value_its_bounds_its_verdict_and_its_note_share_a_cell() -> None:
+    assert shown_columns(FRAME) == ["model", "in-domain", "in-domain minus a", "count", "score"]
+    page = html_table(FRAME, TEXT)
+    assert rows_of(page) == [
+        ["b", "10.2 [9.0, 11.0]", "+1.2 [+0.5, +2.0]|better", "12,000", "9.5|mteb 1"],
+        ["a", "9.0 [8.0, 10.0]", "reference", "5", "n/a"],
+        ["c", "100.0 [99.0, 101.0]", "0.0 [−1.0, +1.0]|inconclusive", "70", "10.25"],
+        ["d", "2.0 [1.0, 3.0]", "−7.0 [−8.0, −6.0]|worse", "", "n/a"],
+    ]
+    assert 'data-value="-0.04"' in page
+    assert page.count('data-kind="number"') == 4
+    Elements(page)
+
+
+def test_numbers_are_told_from_text() -> None:
+    assert [number_of(value) for value in (1, "2.5", "n/a", None, float("nan"), True)] == [
+        1,
+        2.5,
+        None,
+        None,
+        None,
+        None,
+    ]
+    assert [plain(value) for value in (0.25, 999, 1000, -3, True, None, "n/a")] == [
+        *("0.25", "999", "1,000", "−3", "yes", "", "n/a")
+    ]
+    assert [points(0.04), points(-0.04, sign=True), points(1.26, sign=True)] == ["0.0", "0.0", "+1.3"]
+
+
+def test_the_headline_has_base_full_corpus_boom_and_its_control_with_what_they_cost(folder: Path) -> None:
+    results = read_results(folder)
+    frame = headline_table(results).set_index("what")
+    assert dict(frame["model"]) | {"other weights": ""} == {
+        "base": "base",
+        "full corpus": "full",
+        "BOOM": "boom",
+        "plain mean": "mean",
+        "other weights": "",
+    }
+    assert frame.loc["BOOM", "corpus passes"] == 3.0
+    assert frame.loc["BOOM", "examples"] == 3 * frame.loc["full corpus", "examples"]
+    assert frame.loc["full corpus", "in-domain verdict"] == "reference"
+    study = {**results.study, "merges": {}}
+    write_json(folder.parent / "bare" / "study.json", study)
+    assert headline_table(read_results(folder.parent / "bare")).empty
+    shutil.rmtree(folder.parent / "bare")
+
+
+def test_costs_are_summed_from_the_training_logs(folder: Path) -> None:
+    frame = cost_table(read_results(folder)).set_index("model")
+    assert frame.loc["full", "steps"] == 30
+    assert frame.loc["full", "examples"] == 60
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+BEFORE = "<script>window.problems = []; window.onerror = (text) => { window.problems.push(String(text)); };</script>"
+AFTER = """<script>
+function column(table, place) { return [...table.tBodies[0].rows].map((row) => row.cells[place].textContent); }
+function click(place) {
+  const table = document.querySelector("#t-x table");
+  const heads = [...table.tHead.rows[0].cells];
+  heads[place].querySelector("button").click();
+  return { models: column(table, 0), sort: heads.map((head) => head.getAttribute("aria-sort")) };
+}
+const bar = document.querySelector('.filters[data-table="t-claims"]');
+bar.querySelectorAll("button")[1].click();
+const shown = [...document.querySelectorAll("#t-claims tbody tr")].filter((row) => row.offsetParent !== null);
+const button = document.querySelector("#t-x th button");
+button.focus();
+const found = {
+  focused: document.activeElement === button,
+  estimate: click(1), again: click(1), difference: click(2), text: click(0), mixed: click(4),
+  filtered: shown.map((row) => row.dataset.group),
+  pressed: bar.querySelectorAll("button")[1].getAttribute("aria-pressed"),
+  said: bar.querySelector("[role=status]").textContent,
+  sizes: [...document.images].map((one) => [one.offsetWidth, one.offsetHeight, one.naturalWidth]),
+  width: document.scrollingElement.scrollWidth, inner: window.innerWidth, problems: window.problems,
+};
+parent.document.body.setAttribute("data-found", JSON.stringify(found));
+</script>"""
+
+
+@pytest.fixture(scope="module", params=[1100, 390])
+def in_browser(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """What a script at the end of the page saw, in a window of that width."""
+    if not CHROMIUM:
+        pytest.skip("no chromium, chromium-browser or google-chrome on PATH")
+    out = tmp_path_factory.mktemp("browser")
+    page = (folder / "report.html").read_text(encoding="utf-8").replace("<head>", "<head>" + BEFORE, 1)
+    script = page.rindex("<script>")
+    page = page[:script] + html_table(FRAME, TEXT) + page[script:].replace("</body>", AFTER + "</body>")
+    # In a frame, because no window of this browser is narrower than 500 pixels.
+    frame = f'<iframe width="{request.param}" height="900" style="border:0" srcdoc="{escape(page)}"></iframe>'
+    (out / "page.html").write_text(f"<!DOCTYPE html><body>{frame}</body>", encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [
+        f"--user-data-dir={out / 'profile'}",
+        "--window-size=1200,900",
+        "--virtual-time-budget=8000",
+    ]
+    command += ["--dump-dom", (out / "page.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    stored = re.search(r'<body data-found="([^"]*)"', done.stdout)
+    assert stored is not None, done.stderr[-2000:]
+    yield request.param, json.loads(unescape(stored[1]))
+
+
+def test_scripts_run_without_errors_and_every_figure_has_a_size(in_browser: tuple[int, Mapping[str, Any]]) -> None:
+    _, found = in_browser
+    assert found["problems"] == []
+    assert len(found["sizes"]) >= 15
+    assert all(min(size) > 50 for size in found["sizes"])
+
+
+def test_nothing_makes_the_page_scroll_sideways(in_browser: tuple[int, Mapping[str, Any]]) -> None:
+    width, found = in_browser
+    assert found["inner"] == width
+    assert found["width"] <= found["inner"]
+
+
+def test_a_click_on_a_header_sorts_by_numbers_and_says_so(in_browser: tuple[int, Mapping[str, Any]]) -> None:
+    _, found = in_browser
+    assert found["focused"], "headers are buttons that the keyboard reaches"
+    assert found["estimate"] == {"models": ["d", "a", "b", "c"], "sort": [None, "ascending", None, None, None]}
+    assert found["again"] == {"models": ["c", "b", "a", "d"], "sort": [None, "descending", None, None, None]}
+    assert found["difference"]["models"] == ["d", "c", "b", "a"], "the reference has no difference: last"
+    assert found["text"]["models"] == ["a", "b", "c", "d"]
+    assert found["mixed"]["models"] == ["b", "c", "a", "d"], "9.5 before 10.25, n/a last"
+
+
+def test_the_ledger_is_filtered_by_verdict(in_browser: tuple[int, Mapping[str, Any]]) -> None:
+    _, found = in_browser
+    assert {*found["filtered"]} == {"supported"}
+    assert found["pressed"] == "true"
+    assert found["said"].startswith(f"{len(found['filtered'])} of ")

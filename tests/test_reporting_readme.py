@@ -1,0 +1,72 @@
+"""The README's results are what the committed files say."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from boom_utils.artifacts import PROJECT_ROOT, write_json, write_text
+from boom_utils.errors import ResultsError
+from boom_utils.reporting.readme import BEGIN, END, results_section, with_results
+
+README = PROJECT_ROOT / "README.md"
+
+
+def test_the_readme_says_what_the_committed_results_say(pytestconfig: pytest.Config) -> None:
+    """`pytest tests/test_reporting_readme.py --regenerate-golden` writes the section anew."""
+    expected = with_results(README.read_text(encoding="utf-8"), results_section())
+    if pytestconfig.getoption("--regenerate-golden"):
+        write_text(README, expected)
+    assert README.read_text(encoding="utf-8") == expected, "write the section anew; it says how"
+
+
+def test_every_benchmark_and_released_model_has_a_line_and_no_mean_is_over_fewer_tasks() -> None:
+    section = results_section()
+    for path in (PROJECT_ROOT / "results" / "benchmarks").glob("*.json"):
+        rows = [line for line in section.splitlines() if f"(results/benchmarks/{path.name})" in line]
+        assert len(rows) == 1
+        assert rows[0].count(" | ") == 4
+    rows = {line.split(" | ")[0]: line for line in section.splitlines() if line.startswith("| BOOM_4B_v1")}
+    assert "69.93, mteb 1.39.7" in rows["| BOOM_4B_v1 at 33fb3454"]
+    assert "n/a (missing: SummEvalSummarization.v2)" in rows["| BOOM_4B_v1 at 447ab885"]
+    assert "70.473" not in section
+    assert "paper's tables: not filled" in section
+
+
+def test_no_committed_study_is_said_and_a_committed_one_is_shown(tmp_path: Path) -> None:
+    assert "No profile's results are committed yet (mini" in results_section(tmp_path)
+    write_json(tmp_path / "smoke" / "study.json", {})
+    assert "No profile's results are committed yet" in results_section(tmp_path), "smoke is not committed"
+    write_json(tmp_path / "mini" / "study.json", {})
+    write_text(tmp_path / "mini" / "tables" / "headline.md", "| model |\n|---|\n| boom |\n")
+    write_text(tmp_path / "mini" / "claims.csv", "claim,verdict\na,supported\nb,inconclusive\nc,supported\n")
+    section = results_section(tmp_path)
+    assert "2 supported, 0 not supported, 1 inconclusive" in section
+    assert "| boom |" in section
+    assert "[`report.html`](results/mini/report.html)" in section
+    assert "committed yet" not in section
+
+
+def test_a_benchmark_nobody_described_is_shown_by_its_ratios_and_a_malformed_one_is_an_error(tmp_path: Path) -> None:
+    facts = {"ratio": 1.5, "ratio_floor": 2.25, "sentence_transformers": "6.2.0", "machine": "one", "measured": "a day"}
+    write_json(tmp_path / "benchmarks" / "new_thing.json", facts)
+    row = next(line for line in results_section(tmp_path).splitlines() if line.startswith("| new thing"))
+    assert "| sentence-transformers 6.2.0 | ratio 1.50; ratio floor 2.25 | one; a day |" in row
+    write_text(tmp_path / "benchmarks" / "new_thing.json", "{")
+    with pytest.raises(ResultsError, match=r"new_thing\.json"):
+        results_section(tmp_path)
+
+
+def test_a_mean_of_the_paper_that_a_reader_fills_in_is_counted(tmp_path: Path) -> None:
+    shutil.copytree(PROJECT_ROOT / "results" / "published", tmp_path / "published")
+    with (tmp_path / "published" / "paper_tables.csv").open("a", encoding="utf-8") as file:
+        file.write("3,boom,in-domain,70.1,7\n")
+    assert "paper's tables: 1 filled in" in results_section(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
+def test_a_readme_without_its_markers_is_an_error(text: str) -> None:
+    with pytest.raises(ResultsError, match="no place for results"):
+        with_results(text, "x")
