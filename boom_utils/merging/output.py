@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from boom_utils.artifacts import process_alive
-from boom_utils.cards import Card, write_card
+from boom_utils.cards import Card, Provenance, write_card
 from boom_utils.errors import MergeError
 from boom_utils.merging.checkpoints import Checkpoint
 from boom_utils.merging.recipe import Recipe, recipe_yaml
@@ -94,7 +94,9 @@ def write_recipe(folder: Path, recipe: Recipe, out: Path) -> None:
     (folder / RECIPE_FILE).write_text(recipe_yaml(recipe, relative_to=out), encoding="utf-8")
 
 
-def write_merge_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any], labels: Mapping[Path, str]) -> None:
+def write_merge_card(
+    folder: Path, recipe: Recipe, facts: Mapping[str, Any], labels: Mapping[Path, str], provenance: Provenance
+) -> None:
     """The model card: method, members with weights and fingerprints, and the recipe under their names.
 
     It names no path, so that equal merges have equal cards.
@@ -109,7 +111,9 @@ def write_merge_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any], lab
     )
     named = yaml.safe_load(recipe_yaml(recipe.with_paths(lambda path: Path(labels.get(path, path.name)))))
     title = f"{recipe.merge_method} of {len(shown)} models"
-    write_card(folder, Card(title, summary, shown, parents=list(shown), merged=True, recipe=named))
+    parents = list(shown)
+    known = parents if base is None or base["name"] in shown else [base["name"], *parents]
+    write_card(folder, Card(title, summary, shown, parents, known, True, recipe=named, provenance=provenance))
 
 
 def _short(member: Mapping[str, Any]) -> str:

@@ -88,7 +88,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
             member.name: {
                 "ratio": profile.member_ratio(member.name),
                 "new_data": profile.member_subset(member.name).new_data,
-                "passes": _passes(profile, profile.member_subset(member.name), rows, trained_on[member.name]),
+                "passes": passes(profile, profile.member_subset(member.name), rows, trained_on[member.name]),
                 "trained_on": trained_on[member.name],
                 **member.model_dump(mode="json", include=_MEMBER_CONFIG),
                 **{key: found[f"member/{member.name}"].facts[key] for key in _MEMBER_FACTS},
@@ -113,7 +113,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
     }
 
 
-def _passes(profile: Profile, subset: SubsetConfig, rows: Mapping[str, int], datasets: Collection[str]) -> float:
+def passes(profile: Profile, subset: SubsetConfig, rows: Mapping[str, int], datasets: Collection[str]) -> float:
     """Rows of a subset, of some datasets, in units of the old corpus: what a member costs."""
     corpus = profile.corpus
     whole = sum(rows[f"train/{name}"] for name in corpus.datasets)
