@@ -153,7 +153,7 @@ def write_card(folder: Path, card: Card) -> None:
         card: The rest.
     """
     spec = _spec_of(folder)
-    parts = [f"# {card.title}", card.summary, _table(("", ""), card.facts.items())]
+    parts = [f"# {card.title}", card.summary, table(("", ""), card.facts.items())]
     parts += ["Made from:\n\n" + "".join(f"- {name}\n" for name in card.parents)] if card.parents else []
     parts += _encoder(folder, spec) if spec else []
     parts += [*_data(card), *_cost(card.provenance.trained)]
@@ -214,7 +214,7 @@ documents = model.encode(["mean(a, axis): arithmetic mean along the axis", "sort
 print(model.similarity(queries, documents))
 """
     return [
-        *("## Model", _table(("", ""), facts.items())),
+        *("## Model", table(("", ""), facts.items())),
         *("## Use", _fenced("python", snippet)),
         *("## Prompts", *_prompts(prompts)),
     ]
@@ -257,7 +257,7 @@ def _data(card: Card) -> list[str]:
     rows = ((one.name, one.family, f"{most[one.name]:,}", ", ".join(one.languages), one.licence) for one in used)
     counted = "rows of the member with most" if len(provenance.trained) > 1 else "rows"
     head = ("dataset", "family", counted, "languages", "licence, as stated where the data are")
-    return ["## Data", described, _table(head, rows)]
+    return ["## Data", described, table(head, rows)]
 
 
 def _cost(trained: Mapping[str, Cost]) -> list[str]:
@@ -272,7 +272,7 @@ def _cost(trained: Mapping[str, Cost]) -> list[str]:
 
     rows = [row(name, str(cost.seed), [cost]) for name, cost in trained.items()]
     rows += [row("all", "", list(trained.values()))] if len(trained) > 1 else []
-    return ["## Cost", _table(("training", "seed", "steps", "examples", "tokens", "passes over the corpus"), rows)]
+    return ["## Cost", table(("training", "seed", "steps", "examples", "tokens", "passes over the corpus"), rows)]
 
 
 def _limits(card: Card, spec: EncoderSpec | None) -> list[str]:
@@ -310,7 +310,8 @@ def _parameters(folder: Path) -> int:
     return count
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; bars and line ends in cells are escaped."""
     cells = [" | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows]
     return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {row} |" for row in cells)])
 

@@ -30,7 +30,7 @@ ROOMS = [
     {"evaluation"},
     {"reporting"},
     {"study"},
-    {"cli"},
+    {"cli", "cli_publishing"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}

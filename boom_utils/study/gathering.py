@@ -12,7 +12,7 @@ from boom_utils.config import Profile, SubsetConfig, load_profile
 from boom_utils.data.manifest import Manifest
 from boom_utils.study.deviations import PAPER_PROFILE, deviations
 from boom_utils.study.stages import VERSION, Inputs, Nodes
-from boom_utils.training.watched_losses import HELD_OUT_LOSSES
+from boom_utils.training.watched_losses import WATCHED_LOSSES
 
 _MEMBER_CONFIG = {
     "subset",
@@ -41,7 +41,7 @@ def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
     def make(out: Path, found: Inputs) -> None:
         write_json(out / "study.json", study_facts(profile, manifest, found))
         for name, folder in result_places(found).items():
-            for pattern in ("*.json",) if name.startswith("scores/") else ("training_log.jsonl", HELD_OUT_LOSSES):
+            for pattern in ("*.json",) if name.startswith("scores/") else ("training_log.jsonl", WATCHED_LOSSES):
                 _copy(folder, out / name, pattern)
         _copy(found["examples"].path, out / "corpus", "summary.json")
         for name in ("geometry", "interaction"):

@@ -15,6 +15,7 @@ from boom_utils.reporting.roles import compared_schedules
 from boom_utils.study.gathering import passes
 from boom_utils.study.stages import VERSION, Inputs, Nodes, model_nodes, prompts_of
 from boom_utils.training.base_source import source_kind
+from boom_utils.training.watched_losses import WATCHED_LOSSES
 
 if TYPE_CHECKING:
     from boom_utils.training.watch import Watch
@@ -135,8 +136,8 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
     watch = profile.watch if config.name in compared_schedules(profile.member_facts()) else None
     start = "base" if config.start is None else model_nodes(profile)[config.start]
     inputs = {"base": nodes[start], **_tokens(profile, config, nodes), "plan": nodes[f"plan/{config.name}"]}
-    if watch is not None:
-        described["watch"] = watch.model_dump(mode="json")
+    if watch is not None:  # the name of its file counts: members that are not watched stay as they are
+        described["watch"] = {**watch.model_dump(mode="json"), "file": WATCHED_LOSSES}
         inputs["watched"] = nodes[f"subset/{watch.subset}"]
     label = f"member {config.name}"
     return Node(

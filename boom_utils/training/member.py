@@ -96,7 +96,7 @@ def train_member(job: MemberJob, out: Path, processes: int = 1) -> dict[str, Any
     """Fine-tune the base by the plan; write an encoder folder to ``out``.
 
     Besides the model it writes ``training_log.jsonl`` (one line a step), the card and, if the job is watched,
-    ``held_out_losses.jsonl`` (see `boom_utils.training.watched_losses.read_watched`). If ``out`` holds checkpoints of
+    ``watched_losses.jsonl`` (see `boom_utils.training.watched_losses.read_watched`). If ``out`` holds checkpoints of
     this job, training goes on from them; they are removed when the model is written.
 
     Args:
