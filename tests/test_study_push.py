@@ -5,23 +5,30 @@ from __future__ import annotations
 import io
 import json
 import logging
+import shutil
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from conftest import bert_folder
+import yaml
+from conftest import bert_folder, plain_smoke
 from hub_server import HubServer
 from hub_uploads import WRITER
 from safetensors.torch import save_file
 
+from boom_utils.artifacts import Node, write_json
 from boom_utils.cards import CARD, Card, write_card
 from boom_utils.cli import main
+from boom_utils.config import load_profile
+from boom_utils.data.manifest_hub import LocalOrigin
 from boom_utils.errors import BoomError, CheckpointError, ConfigError, UploadError
+from boom_utils.study.graph import Study
 from boom_utils.study.push import STAYS, Upload, find_model, prepare, push
 
 REPO = "owner/boom"
@@ -37,8 +44,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(made: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return shutil.copytree(made, tmp_path / "model")
 
 
@@ -196,6 +201,74 @@ def test_a_model_that_is_not_made_is_not_made_by_a_push(tmp_path: Path, monkeypa
     assert not (tmp_path / "home").exists()
 
 
+# --- models of a study ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def study(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A study whose stages write made-up files in no time."""
+    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("boom_utils.artifacts._git_commit", lambda: None)
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(plain_smoke()), encoding="utf-8")
+    study = Study(load_profile(path))
+    monkeypatch.setattr("boom_utils.study.push.Study", lambda _: study)
+    names = study.profile.corpus.datasets
+    cost = {"seed": 0, "steps": 1, "examples": 2, "tokens": 3, "rows": {names[0]: 2}}
+    facts = {"steps": 1, "examples": 2, "tokens": 3, "mean_loss_last_tenth": 1.0, "trained": {"m": cost}}
+    said = {
+        "examples": {"rows": {f"train/{one.id}": 9 for one in study.manifest.datasets}},
+        "plan": {"datasets": list(names)},
+        "member": facts,
+        "merge": {"trained": {"m": cost}},
+    }
+
+    def make(node: Node, out: Path) -> dict[str, Any]:
+        if node.stage in ("member", "merge"):
+            shutil.copytree(made, out, dirs_exist_ok=True)
+        if node.stage == "scores":
+            values = [0.5, 0.75 if "boom" in node.label else 0.5, 1.0]
+            samples = {"metric": "ndcg_at_10", "ids": ["0", "1", "2"], "columns": {"value": values}}
+            write_json(out / "samples.json", samples)
+        return said.get(node.stage, {})
+
+    for node in study.nodes.values():
+        object.__setattr__(node, "make", lambda out, _, node=node: make(node, out))
+    return study
+
+
+def test_a_model_of_a_study_goes_with_its_scores_once_it_has_them(study: Study, hub: HubServer) -> None:
+    study.build("merge/boom")
+    assert not find_model("boom", "smoke").scored
+    for model in ("boom", study.profile.evaluation.reference):
+        study.build_all(f"scores/{model}/")
+    found = find_model("boom", "smoke")
+    assert found.scored
+    assert "## Scores" in found.card
+    looked = prepare(found, REPO)
+    assert looked.stays == ("record.json",)
+    push(looked)
+    card = hub.repos[REPO][CARD].decode()
+    assert "model-index" in card
+    assert "record.json" not in hub.repos[REPO]
+    assert (study.build("merge/boom").path / CARD).read_text(encoding="utf-8") != card, "artifacts stay as they are"
+
+
+def local(licence: str) -> LocalOrigin:
+    return LocalOrigin.model_validate({"files": ["rows.jsonl"], "licence": licence})
+
+
+def test_terms_that_are_unknown_or_restricted_are_named_of_what_the_model_was_trained_on(study: Study) -> None:
+    trained, other = study.profile.corpus.datasets[:2]
+    terms = {trained: "CC-BY-NC-4.0", other: "unknown"}
+    datasets = [one.model_copy(update={"local": local(terms.get(one.id, "MIT"))}) for one in study.manifest.datasets]
+    study.manifest = study.manifest.model_copy(update={"datasets": tuple(datasets)})
+    study.build("merge/boom")
+    text = prepare(find_model("boom", "smoke"), REPO).text()
+    assert f"{trained}: CC-BY-NC-4.0" in text
+    assert other not in text, "only the first dataset was met in training"
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -242,22 +315,21 @@ def test_boom_card_prints_the_card(folder: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.promise(36)
-@pytest.mark.parametrize("at", ["create", "preupload", "batch", "commit"])
 @pytest.mark.parametrize(
-    ("status", "sentence"),
+    ("at", "status", "sentence"),
     [
-        (401, "does not accept the access token"),
-        (403, "does not let this token write"),
-        (404, "has no such repository"),
-        (409, "changed meanwhile"),
-        (500, "could not do it"),
+        ("create", 401, "does not accept the access token"),
+        ("create", 403, "does not let this token write"),
+        ("preupload", 404, "has no such repository"),
+        ("batch", 403, "does not let this token write"),
+        ("commit", 401, "does not accept the access token"),
+        ("commit", 409, "changed meanwhile"),
+        ("commit", 500, "could not do it"),
     ],
 )
 def test_each_refusal_is_one_clear_error_without_the_token(
     folder: Path, hub: HubServer, caplog: pytest.LogCaptureFixture, at: str, status: int, sentence: str
 ) -> None:
-    if (at, status) == ("create", 409):
-        pytest.skip("that answer means that the repository is there already")
     hub.faults[at], hub.forever = [status], True
     caplog.set_level(logging.DEBUG)
     try:
