@@ -125,12 +125,11 @@ class Card:
 
 def training_data(manifest: Manifest, names: Iterable[str]) -> TrainingData:
     """What cards of models trained on some datasets of a corpus say of it."""
-    mined = "" if manifest.origins or manifest.hubs or manifest.locals else _licences_of_distributions(manifest)
     datasets = tuple(
         DatasetFacts(
             name=one.id,
             family=one.family,
-            licence=one.licence or mined,
+            licence=one.licence or "that of the package it is mined from",
             languages=one.languages,
             hub=one.hub.repo if one.hub else None,
         )
@@ -205,7 +204,7 @@ def _encoder(folder: Path, spec: EncoderSpec) -> list[str]:
         "max length": f"{spec.max_seq_length} tokens, prompt included",
     }
     prompts = {name: text for name, text in spec.prompts.items() if text}
-    shown = f', prompt_name="{min(prompts)}"' if prompts else ""
+    shown = f', prompt_name="{next(iter(prompts))}"' if prompts else ""
     snippet = f"""from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("{ANY_REPO}")  # this folder, or its name on the hub
@@ -293,11 +292,6 @@ def _limits(card: Card, spec: EncoderSpec | None) -> list[str]:
         "This card states no licence of the weights: the terms of the base model and of the data above apply to them."
     )
     return found
-
-
-def _licences_of_distributions(manifest: Manifest) -> str:
-    licences = sorted({one.licence for one in manifest.installed.distributions})
-    return f"that of the distribution a text is mined from: {'; '.join(licences)}"
 
 
 def _parameters(folder: Path) -> int:
