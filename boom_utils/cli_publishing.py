@@ -45,7 +45,14 @@ def _push(options: argparse.Namespace) -> None:
     if not options.yes:
         if not sys.stdin.isatty():
             raise ConfigError("nobody is there to be asked", fix="--yes uploads without asking, --dry-run only looks")
-        if input(f"upload this to {options.repo}? [y/N] ").strip().lower() not in ("y", "yes"):
+        if not _agreed(f"upload this to {options.repo}? [y/N] "):
             log.info("nothing was uploaded")
             return
     log.info("%s", push(upload))
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

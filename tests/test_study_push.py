@@ -188,7 +188,7 @@ def test_names_that_the_hub_does_not_take_are_refused_before_it_is_asked(folder:
 
 def test_a_folder_without_a_card_and_a_name_without_a_model_are_errors(folder: Path) -> None:
     (folder / CARD).unlink()
-    with pytest.raises(ConfigError, match="no model card"):
+    with pytest.raises(ConfigError, match="no folder of a model with a card"):
         find_model(str(folder), "smoke")
     with pytest.raises(ConfigError, match=r"no model 'boomm'.*did you mean 'boom'"):
         find_model("boomm", "smoke")
@@ -258,6 +258,18 @@ def local(licence: str) -> LocalOrigin:
     return LocalOrigin.model_validate({"files": ["rows.jsonl"], "licence": licence})
 
 
+def test_a_folder_and_a_model_of_one_name_are_told_apart(
+    study: Study, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.build("merge/boom")
+    monkeypatch.chdir(folder.parent)
+    folder.rename("boom")
+    assert find_model("./boom", "smoke").folder == Path("boom")
+    assert find_model("boom", "smoke").folder == study.build("merge/boom").path
+    Path("boom").rename("mine")
+    assert find_model("mine", "smoke").folder == Path("mine")
+
+
 def test_terms_that_are_unknown_or_restricted_are_named_of_what_the_model_was_trained_on(study: Study) -> None:
     trained, other = study.profile.corpus.datasets[:2]
     terms = {trained: "CC-BY-NC-4.0", other: "unknown"}
@@ -283,7 +295,7 @@ def test_a_dry_run_shows_all_and_asks_no_server(
     assert hub.requests == []
 
 
-@pytest.mark.parametrize(("answer", "commits"), [("y\n", 1), ("\n", 0), ("no\n", 0)])
+@pytest.mark.parametrize(("answer", "commits"), [("y\n", 1), ("\n", 0), ("no\n", 0), ("", 0)])
 def test_a_person_is_asked_first(
     folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, answer: str, commits: int
 ) -> None:

@@ -17,12 +17,12 @@ from boom_utils.errors import MergeError
 from boom_utils.merging.checkpoints import Checkpoint
 from boom_utils.merging.recipe import Recipe, recipe_yaml
 from boom_utils.merging.weight_files import FLOAT_NAMES
-from boom_utils.model_folder import ADAPTER_CONFIG, INDEX, PICKLES, module_folders, read_mapping
+from boom_utils.model_folder import ADAPTER_CONFIG, INDEX, PICKLES, RUN_FILES, module_folders, read_mapping
 
 RECIPE_FILE = "mergekit_config.yaml"
 # Files of the first model that say something about it and would be false, or unsafe, beside merged weights.
 WEIGHT_SUFFIXES = PICKLES | {".safetensors", ".onnx", ".onnx_data", ".xml", ".gguf", ".h5", ".msgpack", ".npz"}
-NOT_KEPT = frozenset({INDEX, ADAPTER_CONFIG, RECIPE_FILE, "record.json", "README.md", "trainer_state.json"})
+NOT_KEPT = RUN_FILES | {INDEX, ADAPTER_CONFIG, RECIPE_FILE, "record.json", "README.md", "trainer_state.json"}
 
 
 def require_free(out: Path) -> None:
@@ -106,8 +106,8 @@ def write_merge_card(
     base = facts["base"]
     on_base = "" if base is None else f", as task vectors on {base['name']} ({_named(base)})"
     summary = (
-        f"Merged by {recipe.merge_method}{on_base}. A fingerprint is a digest of a model's weights. {RECIPE_FILE} is "
-        "the recipe with the folders it was run on."
+        f"Merged by {recipe.merge_method}{on_base}. A fingerprint is a digest of a model's weights. "
+        f"{RECIPE_FILE}, where the model was made, is the recipe with the folders it was run on."
     )
     named = yaml.safe_load(recipe_yaml(recipe.with_paths(lambda path: Path(labels.get(path, path.name)))))
     title = f"{recipe.merge_method} of {len(shown)} models"

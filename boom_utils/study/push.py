@@ -19,15 +19,23 @@ from boom_utils.cards import CARD, training_data
 from boom_utils.config import load_profile
 from boom_utils.data.hub_client import TOKENS
 from boom_utils.errors import CheckpointError, ConfigError, UploadError, bullet_list, nearest
-from boom_utils.model_folder import INDEX, check_folder, find_weight_files, module_folders, refuse_code_and_pickles
+from boom_utils.model_folder import (
+    INDEX,
+    RUN_FILES,
+    check_folder,
+    find_weight_files,
+    module_folders,
+    refuse_code_and_pickles,
+)
 from boom_utils.reporting.model_cards import licence_notes, named_card, read_card, scored_card
+from boom_utils.reporting.results import Results
+from boom_utils.study.gathering import result_places, study_facts
 from boom_utils.study.graph import Study
 from boom_utils.study.stages import model_nodes
-from boom_utils.training.watched_losses import WATCHED_LOSSES
 
 Result = TypeVar("Result")
 
-STAYS = frozenset({RECORD, "training_log.jsonl", "watched_rows.json", WATCHED_LOSSES, "mergekit_config.yaml"})
+STAYS = RUN_FILES | {RECORD, "mergekit_config.yaml"}
 """What the kit writes beside a model: how it was made, with keys and places of this workspace. The card says enough."""
 _NAMES = frozenset(
     {
@@ -102,19 +110,18 @@ def find_model(name: str, profile: str) -> Model:
     Nothing is made: a model has to be finished.
 
     Args:
-        name: Of a model of the profile, or a folder.
+        name: Of a model of the profile, or a folder (``./boom`` where a model has that name too).
         profile: Name of a profile, or a file.
 
     Raises:
         ConfigError: There is no such model or folder, or it is not made yet, or has no card.
     """
-    folder = Path(name)
-    if folder.is_dir():
-        if not (folder / CARD).is_file():
-            raise ConfigError("the folder has no model card", where=folder, expected=CARD, fix="write one first")
-        return Model(folder, (folder / CARD).read_text(encoding="utf-8"))
+    if re.search(r"[/\\]", name):
+        return _folder(Path(name))
     study = Study(load_profile(profile))
     places = model_nodes(study.profile)
+    if name not in places and Path(name).is_dir():
+        return _folder(Path(name))
     if name not in places:
         raise ConfigError(
             f"profile '{study.profile.name}' has no model '{name}', and there is no such folder{nearest(name, places)}"
@@ -124,23 +131,31 @@ def find_model(name: str, profile: str) -> Model:
         raise ConfigError(f"model '{name}' is not made yet", fix=f"boom run --profile {profile}")
     path = artifact.path / CARD
     card = path.read_text(encoding="utf-8") if path.is_file() else f"# {name}\n"
-    ready = _scored_models(study, name)
-    if ready:
-        card = scored_card(card, study.results_of(ready), name)
-    return Model(artifact.path, card, bool(ready), tuple(licence_notes(_licences(study, artifact))))
+    results = _results(study, name)
+    if results is not None:
+        card = scored_card(card, results, name)
+    return Model(artifact.path, card, results is not None, tuple(licence_notes(_licences(study, artifact))))
 
 
-def _scored_models(study: Study, name: str) -> list[str]:
-    """The model, and the one it is compared with, as far as their scores are made; empty if its own are not."""
-    found = []
+def _folder(folder: Path) -> Model:
+    if not (folder / CARD).is_file():
+        raise ConfigError("there is no folder of a model with a card", where=folder, expected=CARD)
+    return Model(folder, (folder / CARD).read_text(encoding="utf-8"))
+
+
+def _results(study: Study, name: str) -> Results | None:
+    """Scores of the model, and of the one it is compared with if these are made; None if its own are not."""
+    found: dict[str, Artifact] = {}
     for model in dict.fromkeys([name, study.profile.evaluation.reference]):
         behind = [f"{kind}/{one}" for one in study.profile.trained_members(model) for kind in ("plan", "member")]
         wanted = ["base", "examples", *(one for one in behind if one in study.nodes)]
         scores = [one for one in study.nodes if one.startswith(f"scores/{model}/")]
-        nodes = {one: study.node(one) for one in (*wanted, *scores)}
-        if scores and len(study.workspace.find_all(nodes)) == len(nodes):
-            found.append(model)
-    return found if name in found else []
+        made = study.workspace.find_all({one: study.node(one) for one in (*wanted, *scores)})
+        if scores and len(made) == len(wanted) + len(scores):
+            found |= made
+        elif model == name:
+            return None
+    return Results(study.workspace.root, study_facts(study.profile, study.manifest, found), result_places(found))
 
 
 def _licences(study: Study, artifact: Artifact) -> dict[str, str]:
