@@ -25,6 +25,7 @@ from boom_utils.config_parts import (
     PretrainedBase,
     Ratio,
     ScheduleConfig,
+    SeedsConfig,
     SubsetConfig,
     TinyBase,
     TrainingConfig,
@@ -54,6 +55,7 @@ __all__ = [
     "Profile",
     "Ratio",
     "ScheduleConfig",
+    "SeedsConfig",
     "SubsetConfig",
     "TinyBase",
     "TrainingConfig",
@@ -79,6 +81,7 @@ class Profile(Frozen):
     evaluation: EvaluationConfig
     interaction: InteractionConfig | None = None
     watch: WatchConfig | None = None
+    seeds: SeedsConfig | None = None
     sources: Mapping[str, str] = Field(
         default={}, description="dotted key -> where its value comes from (`config_checks.SOURCES`), colon, note"
     )
@@ -152,6 +155,50 @@ class Profile(Frozen):
         return [name for name in self.model_names if name not in silent]
 
 
+def extended(raw: Any, path: Path) -> Any:
+    """The content of a profile's file that ``extends`` another one: what that says, with this one's values in it.
+
+    Mappings are joined key by key; anything else takes the place of what was there. ``members+`` instead of ``members``
+    (also of subsets and merges) adds to the list: an entry takes the place of its namesake, or comes last.
+
+    Raises:
+        ConfigError: There is no such profile, or it extends another one itself.
+    """
+    if not isinstance(raw, dict) or "extends" not in raw:
+        return raw
+    other = raw["extends"]
+    found = _place_of(str(other), path.parent)
+    if found is None:
+        raise ConfigError(
+            f"there is no profile '{other}' to extend{nearest(str(other), profile_names())}",
+            where=path.name,
+            expected=f"one of {', '.join(profile_names())}, or the path of a .yaml file",
+        )
+    below = read_yaml(found, ConfigError)
+    if isinstance(below, dict) and "extends" in below:
+        raise ConfigError(f"'{other}' extends a profile itself", where=path.name, fix="extend that one directly")
+    return _joined(below, {key: value for key, value in raw.items() if key != "extends"})
+
+
+def _joined(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    found = dict(below)
+    for key, value in above.items():
+        name = str(key).removesuffix("+")
+        found[name] = _joined(below.get(name), value) if name == key else _added(below.get(name), value, str(key))
+    return found
+
+
+def _added(below: Any, above: Any, key: str) -> list[Any]:
+    for entries in (below, above):
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
+            raise ConfigError(f"'{key}' adds to a list of entries with names, and nothing else can be added to")
+    named = {entry["name"]: entry for entry in above}
+    kept = [named.pop(entry["name"], entry) for entry in below]
+    return [*kept, *(entry for entry in above if entry["name"] in named)]
+
+
 def trained_members(model: str, merges: Mapping[str, Sequence[str]]) -> list[str]:
     """The members behind a model: itself, or those of a merge and of the merges in it, each once.
 
@@ -169,19 +216,26 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
+def _place_of(name_or_path: str, folder: Path) -> Path | None:
+    """The file of a profile by name or by path, relative to ``folder``; None where there is none."""
+    named = name_or_path.endswith((".yaml", ".yml"))
+    path = folder / name_or_path if named else PROFILES / f"{name_or_path}.yaml"
+    return path if path.is_file() else None
+
+
 def load_profile(name_or_path: str | Path) -> Profile:
     """Read a profile by name (``smoke``) or from a YAML file.
 
     Raises:
         ConfigError: No such profile, or any number of problems in it, listed together.
     """
-    path = Path(name_or_path) if str(name_or_path).endswith((".yaml", ".yml")) else PROFILES / f"{name_or_path}.yaml"
-    if not path.is_file():
+    path = _place_of(str(name_or_path), Path())
+    if path is None:
         raise ConfigError(
             f"there is no profile '{name_or_path}'{nearest(str(name_or_path), profile_names())}",
             expected=f"one of {', '.join(profile_names())}, or the path of a .yaml file",
         )
-    profile = parse(Profile, read_yaml(path, ConfigError), path.name, ConfigError)
+    profile = parse(Profile, extended(read_yaml(path, ConfigError), path), path.name, ConfigError)
     # Where the file is makes no other study: it is no field, so that no record names a place on one machine.
     profile._folder = path.resolve().parent
     if isinstance(profile.base_model, PretrainedBase):

@@ -43,6 +43,8 @@ def unresolved(profile: Profile) -> list[str]:
         if subset.complement_of is not None:
             uses.append((f"subset '{subset.name}'", "earlier subset", subset.complement_of, subsets[:number]))
     uses.append(("evaluation.reference", "scored model", profile.evaluation.reference, profile.scored_models))
+    if profile.seeds is not None:
+        uses += [("seeds", "member or merge", name, [*members, *merges]) for name in profile.seeds.models]
     uses += _more_uses(profile, [*members, *merges])
     problems = [
         f"{who}: no {kind} '{name}'{nearest(name, known)}" for who, kind, name, known in uses if name not in known

@@ -40,6 +40,10 @@ class CorpusConfig(Frozen):
     pretraining_pairs: int | None = Field(default=None, gt=0, description="pairs reserved for the tiny base")
     evaluation_queries: int | None = Field(default=None, gt=0, description="most queries, pairs or test rows a task")
     evaluation_documents: int | None = Field(default=None, gt=0, description="most documents a retrieval task")
+    evaluation_part: Literal["reported", "validation"] = Field(
+        default="reported",
+        description="validation: other queries, pairs or test rows, to choose hyper-parameters by; files only",
+    )
     hard_negatives: int = Field(default=7, ge=0, description="negatives mined for a row where a dataset brings none")
     overlap: Literal["drop", "report"] = Field(
         default="drop", description="what becomes of training rows that hold a text of an evaluation set"
@@ -85,6 +89,21 @@ class TrainingConfig(Frozen):
         default=None, gt=0, description="most tokens whose activations are kept; more are computed twice, exactly"
     )
     save_steps: int = Field(default=1000, gt=0, description="steps between checkpoints of a run")
+
+
+class TrainingChanges(Frozen):
+    """Hyper-parameters of one member that differ from the profile's; what is not given does not."""
+
+    learning_rate: float | None = Field(default=None, gt=0)
+    per_device_train_batch_size: int | None = Field(default=None, gt=0)
+    num_train_epochs: int | None = Field(default=None, gt=0)
+    warmup_ratio: float | None = Field(default=None, ge=0, lt=1)
+    temperature: float | None = Field(default=None, gt=0)
+    weight_decay: float | None = Field(default=None, ge=0)
+
+    def of(self, training: TrainingConfig) -> TrainingConfig:
+        """The profile's hyper-parameters with these in place of theirs."""
+        return training.model_copy(update=self.model_dump(exclude_none=True))
 
 
 class TinyBase(Frozen):
@@ -196,6 +215,7 @@ class MemberConfig(ScheduleConfig):
         default=None, gt=0, description="the datasets of this cluster of the interaction analysis, from 1"
     )
     start: Name | None = Field(default=None, description="member or merge to go on from; None: the base")
+    training: TrainingChanges = Field(default=TrainingChanges(), description="what differs from the profile's")
     scored: bool = Field(default=True, description="false: only merged")
 
     @model_validator(mode="after")
@@ -254,6 +274,16 @@ class InteractionConfig(Frozen):
     rows: int | None = Field(default=None, gt=0, description="most held-out rows of a dataset")
     clusters: int = Field(default=2, gt=0)
     seed: int = 0
+
+
+class SeedsConfig(Frozen):
+    """Models that are made several times, with other seeds: differences between them are then tested over seeds too.
+
+    Everything behind a model is made anew: subsets are drawn again, batches shuffled again, members trained again.
+    """
+
+    count: int = Field(ge=2, le=99, description="the first seed is that of the profile's own lines")
+    models: tuple[Name, ...] = Field(min_length=1, description="members and merges")
 
 
 class EvaluationConfig(Frozen):

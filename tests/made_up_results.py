@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +143,19 @@ def made_up_interaction(conflicts: bool = False) -> dict[str, Any]:
     return {**found.as_json(), "clusters": clusters(found, count=2).as_json()}
 
 
-def write_made_up_results(folder: Path, gain: Mapping[str, float] | None = None, draws: int = 2500) -> Path:
+def write_made_up_results(
+    folder: Path,
+    gain: Mapping[str, float] | None = None,
+    draws: int = 2500,
+    seeds: Mapping[str, Sequence[float]] | None = None,
+) -> Path:
     """Write the folder.
 
     Args:
         folder: Where.
         gain: Skills that differ from `GAIN`.
         draws: Of the bootstrap.
+        seeds: Model -> how much better its second, third, ... seed is than its first.
     """
     hidden, chosen = unscored(), {**GAIN, **(gain or {})}
     models = [name for name in ("random", "base", *members(), *merges()) if name not in hidden]
@@ -165,9 +171,14 @@ def write_made_up_results(folder: Path, gain: Mapping[str, float] | None = None,
         ],
         "evaluation": {"reference": "full", "bootstrap_draws": draws, "confidence": 0.95, "seed": 0},
     }
-    write_json(folder / "study.json", study)
     for model in models:
         write_scores(folder, model, chosen)
+    pooled: dict[str, list[str]] = {}
+    for model, moves in (seeds or {}).items():
+        pooled[model] = [model, *(f"{model}.seed{number}" for number in range(2, 2 + len(moves)))]
+        for name, move in zip(pooled[model][1:], moves, strict=True):
+            write_scores(folder, name, {name: chosen.get(model, 0.0) + move})
+    write_json(folder / "study.json", {**study, "seeds": pooled})
     for name in members():
         lines = [
             {"step": n, "dataset": data, "queries": 2, "loss": 2.0 - n / 20} for n, data in enumerate([*DATASETS] * 6)

@@ -8,10 +8,19 @@ from typing import Any
 import pytest
 import yaml
 
-from boom_utils.config import PROFILES, PretrainedBase, Profile, load_profile, profile_names, trained_members
+from boom_utils.config import (
+    PROFILES,
+    PretrainedBase,
+    Profile,
+    extended,
+    load_profile,
+    profile_names,
+    trained_members,
+)
 from boom_utils.config_checks import entries_of
 from boom_utils.data.manifest import load_manifest
 from boom_utils.errors import ConfigError
+from boom_utils.yaml_files import read_yaml
 
 
 def edited(tmp_path: Path, **changes: Any) -> Path:
@@ -201,8 +210,8 @@ def stated(value: Any, key: str = "") -> list[str]:
 
 @pytest.mark.parametrize("name", ["paper-0.6b", "paper-4b"])
 def test_every_value_of_the_papers_profiles_carries_its_source(name: str) -> None:
-    content = yaml.safe_load((PROFILES / f"{name}.yaml").read_text(encoding="utf-8"))
-    profile = load_profile(name)
+    path = PROFILES / f"{name}.yaml"
+    content, profile = extended(read_yaml(path, ConfigError), path), load_profile(name)
     own = {"name", "description", "sources"}
     keys = [key for part, value in content.items() if part not in own for key in stated(value, part)]
     covered = tuple(profile.sources)
@@ -224,7 +233,7 @@ def test_the_papers_profiles_have_the_values_of_its_scripts() -> None:
     assert len(load_profile("paper-4b").corpus.new_datasets) == 2 + 16 + 11 + 6
 
 
-@pytest.mark.parametrize("name", ["mini", "open", "paper-0.6b", "paper-4b"])
+@pytest.mark.parametrize("name", ["mini", "mini-tenth", "open", "paper-0.6b", "paper-4b"])
 def test_profiles_name_only_what_their_manifest_has_in_the_role_they_give_it(name: str) -> None:
     profile = load_profile(name)
     manifest = load_manifest(profile.manifest)
@@ -244,7 +253,7 @@ def test_profiles_name_only_what_their_manifest_has_in_the_role_they_give_it(nam
         assert {task.id for task in manifest.tasks} == named
 
 
-@pytest.mark.parametrize("name", ["mini", "open", "paper-0.6b", "paper-4b"])
+@pytest.mark.parametrize("name", ["mini", "mini-tenth", "open", "paper-0.6b", "paper-4b"])
 def test_the_sampling_ratios_of_the_paper_are_all_there(name: str) -> None:
     profile = load_profile(name)
     ratios = {
@@ -262,3 +271,79 @@ def test_the_sampling_ratios_of_the_paper_are_all_there(name: str) -> None:
     if profile.corpus.new_datasets:
         assert (profile.member_ratio("update"), profile.member_subset("update").new_data) == (0.4, 1.0)
         assert (profile.member_ratio("retrained"), profile.member_subset("retrained").new_data) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["smoke", "mini", "mini-tenth", "open", "paper-0.6b", "paper-4b"])
+def test_every_profile_declares_the_papers_experiments(name: str) -> None:
+    profile = load_profile(name)
+    assert {"slerp", "multislerp", "karcher", "task_arithmetic", "ties", "sce", "model_stock"} <= {
+        merge.method for merge in profile.merges
+    }
+    parts = {merge.name: profile.trained_members(merge.name) for merge in profile.merges}
+    members = {member.name: member for member in profile.members}
+    held = [members[part].datasets for part in parts["by-dataset"]]
+    assert sorted(held) == sorted((dataset,) for dataset in profile.corpus.datasets)
+    for granularity in ("by-dataset", "by-family"):
+        covered = [dataset for part in parts[granularity] for dataset in members[part].datasets or ()]
+        assert sorted(covered) == sorted(profile.corpus.datasets)
+    assert profile.interaction is not None
+    clusters = [members[part].cluster for part in parts["by-cluster"]]
+    assert clusters == list(range(1, profile.interaction.clusters + 1))
+    assert {"boom", "boom-updated", "updated-no-core"} <= {*parts}
+    assert members["continued"].start == "boom"
+
+
+@pytest.mark.parametrize("name", ["mini", "open", "paper-0.6b", "paper-4b"])
+def test_large_profiles_sweep_core_ratio_and_weight_and_update_twice(name: str) -> None:
+    profile = load_profile(name)
+    merges = {merge.name: merge for merge in profile.merges}
+    cores = {profile.member_ratio(merges[one].members[1]) for one in merges if one.startswith(("updated", "boom-upd"))}
+    assert {0.0, 0.2, 0.4, 0.8} <= cores
+    assert {profile.merge_weights(merges[one])[1] for one in ("updated-light", "boom-updated", "updated-heavy")} == {
+        *(0.25, 1.0, 0.75)
+    }
+    members = {member.name: member for member in profile.members}
+    assert merges["updated-twice"].members[0] == "updated-once"
+    first, second = (set(members[one].datasets or ()) for one in ("update-first", "update-second"))
+    assert first & second == {*profile.corpus.datasets}
+    assert first | second == {*profile.corpus.datasets, *profile.corpus.new_datasets}
+
+
+def extending(tmp_path: Path, **changes: Any) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"extends": "smoke", "name": "mine", **changes}), encoding="utf-8")
+    return path
+
+
+def test_a_profile_that_extends_another_differs_in_what_it_says_and_nothing_else(tmp_path: Path) -> None:
+    below, mine = load_profile("smoke"), load_profile(extending(tmp_path, training={"temperature": 0.02}))
+    expected = below.model_dump()
+    expected["name"], expected["training"]["temperature"] = "mine", 0.02
+    assert mine.model_dump() == expected
+
+
+def test_named_entries_take_the_place_of_their_namesakes_or_come_last(tmp_path: Path) -> None:
+    changed = [{"name": "s40", "subset": "p20", "seed": 9}, {"name": "more", "subset": "p80"}]
+    below, mine = load_profile("smoke"), load_profile(extending(tmp_path, **{"members+": changed}))
+    assert [member.name for member in mine.members] == [*(member.name for member in below.members), "more"]
+    assert mine.member_subset("s40").name == "p20"
+
+
+def test_lists_are_replaced_and_null_takes_away(tmp_path: Path) -> None:
+    content = {"watch": None, "evaluation": {"out_of_domain": ["docstring_to_code"]}}
+    mine = load_profile(extending(tmp_path, **content))
+    assert mine.watch is None
+    assert mine.evaluation.out_of_domain == ("docstring_to_code",)
+    assert mine.evaluation.in_domain == load_profile("smoke").evaluation.in_domain
+
+
+def test_extending_what_is_not_there_or_extends_itself_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no profile 'smok' to extend.*did you mean 'smoke'"):
+        load_profile(extending(tmp_path, extends="smok"))
+    with pytest.raises(ConfigError, match="'mini-tenth' extends a profile itself"):
+        load_profile(extending(tmp_path, extends="mini-tenth"))
+    for key in ("training+", "nothing+"):
+        with pytest.raises(ConfigError, match=r"adds to a list of entries with names"):
+            load_profile(extending(tmp_path, **{key: [{"name": "x"}]}))
+    with pytest.raises(ConfigError, match="unknown key"):
+        load_profile(extending(tmp_path, trainin={"temperature": 1}))

@@ -239,3 +239,25 @@ def test_records_of_the_wrong_kind_are_refused_by_name(
 def test_every_task_of_the_manifest_has_a_kind_with_a_rule() -> None:
     manifest = load_manifest("open_text")
     assert {task_kind(manifest.dataset(task.dataset)) for task in manifest.tasks} <= set(KINDS)
+
+
+def test_the_validation_part_shares_no_row_with_the_reported_one(datasets: dict[str, Dataset]) -> None:
+    many = 50
+    raws = {
+        "retrieval": pairs(*((f"question {n}", f"passage {n}") for n in range(many))),
+        "sts": Raw("graded", {"test": table("graded", *((f"a {n}", f"b {n}", 1.0) for n in range(many)))}, ()),
+        "clustering": Raw("labelled", {"test": table("labelled", *((f"t {n}", f"l{n % 5}") for n in range(many)))}, ()),
+    }
+    keys = {"retrieval": ("queries", "text"), "sts": ("test", "sentence1"), "clustering": ("test", "text")}
+    for kind, raw in raws.items():
+        file, key = keys[kind]
+        reported, validation = (made(raw, datasets[kind], Limits(20, 30, skip)).files[file] for skip in (0, 20))
+        assert len(reported) == len(validation) == 20
+        assert not {row[key] for row in reported} & {row[key] for row in validation}
+        rest = made(raw, datasets[kind], Limits(30, 30, 30)).files[file]
+        assert len(rest) == many - 30, "what is left, where that is less than the limit"
+
+
+def test_a_set_that_is_reported_whole_leaves_nothing_to_validate_on(datasets: dict[str, Dataset]) -> None:
+    raw = pairs(*((f"question {n}", f"passage {n}") for n in range(9)))
+    assert made(raw, datasets["retrieval"], Limits(9, None, 9)).files["queries"] == []

@@ -33,7 +33,7 @@ def test_a_value_that_differs_stands_beside_the_papers_with_its_source(smoke: pd
 
 def test_what_the_paper_does_not_say_is_ours(smoke: pd.DataFrame, paper: Profile) -> None:
     assert paper.sources["evaluation.bootstrap_draws"] == "ours"
-    for key in ("evaluation.bootstrap_draws", "base_model.vocab_size", "members.update"):
+    for key in ("evaluation.bootstrap_draws", "base_model.vocab_size", "members.continued"):
         assert smoke.loc[key, "paper's value"] == UNKNOWN
         assert smoke.loc[key, "source"] == "ours"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,12 @@ def test_a_scored_card_has_the_scores_of_the_tables_with_intervals(results: Resu
     assert text.index("## Scores") < text.index("## Limits") < text.index("## Citation")
     assert "not with other seeds" in text
     assert "minus full" not in scored_card(card, results, "full")
+
+
+def test_a_card_is_of_one_model_also_where_tables_pool_its_seeds(results: Results, card: str) -> None:
+    pooled = replace(results, study={**results.study, "seeds": {"boom": ["boom", "boom-equal"]}})
+    assert pooled.domain_mean("boom", "in-domain") != results.domain_mean("boom", "in-domain")
+    assert scored_card(card, pooled, "boom") == scored_card(card, results, "boom")
 
 
 def test_scores_of_before_are_replaced_and_the_rest_of_a_card_stays(results: Results, card: str) -> None:

@@ -192,3 +192,34 @@ def test_each_pair_of_datasets_is_trained_once_for_the_analysis_and_nothing_else
     assert len(trained) == 4 + 6
     results = study.nodes["results"]
     assert not [name for name in results.inputs if name.startswith("interaction/")]
+
+
+# --- hyper-parameters of a member of its own --------------------------------------------------------------------------
+
+
+def test_a_member_is_planned_and_trained_with_its_own_hyper_parameters_and_no_other_is(tmp_path: Path) -> None:
+    smoke = content()
+    twice = {"name": "twice", "subset": "p100", "seed": 100, "training": {"num_train_epochs": 2, "learning_rate": 1e-5}}
+    smoke["members"] = [*smoke["members"], twice]
+    before, study = (Study(Profile.model_validate(one), Workspace(tmp_path)) for one in (content(), smoke))
+    assert study.node("plan/twice").config["options"]["num_train_epochs"] == 2
+    trained = study.node("member/twice").config["training"]
+    assert trained == {**study.profile.training.model_dump(mode="json"), "num_train_epochs": 2, "learning_rate": 1e-5}
+    for name in ("plan/full", "member/full"):
+        assert study.node(name).config == before.node(name).config
+
+
+def test_hyper_parameters_of_a_member_that_others_share_are_refused() -> None:
+    smoke = content()
+    for key, value in (("query_max_len", 9), ("learning_rate", -1.0)):
+        changed = [{**one, "training": {key: value}} if one["name"] == "s20" else one for one in smoke["members"]]
+        with pytest.raises(ValueError, match=key):
+            Profile.model_validate({**smoke, "members": changed})
+
+
+def test_validation_needs_a_corpus_of_files_and_a_limit(tmp_path: Path) -> None:
+    smoke = content()
+    changed = {**smoke, "corpus": {**smoke["corpus"], "evaluation_part": "validation", "evaluation_queries": None}}
+    with pytest.raises(ConfigError, match="validation is for corpora of files only") as caught:
+        Study(Profile.model_validate(changed), Workspace(tmp_path))
+    assert "validation is what evaluation_queries leaves" in str(caught.value)

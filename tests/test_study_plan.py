@@ -241,8 +241,9 @@ def test_numbers_that_mean_nothing_are_refused(options: list[str]) -> None:
 @pytest.mark.parametrize("name", ["mini", "open", "paper-0.6b", "paper-4b"])
 def test_every_profile_of_the_kit_can_be_planned(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     profile = load_profile(name)
-    plan = plan_study(Study(profile, Workspace(tmp_path)))
-    assert [cost.name for cost in plan.costs] == [n for n in profile.model_names if n != "random"]
+    study = Study(profile, Workspace(tmp_path))
+    plan = plan_study(study)
+    assert [cost.name for cost in plan.costs] == [n for n in study.whole.model_names if n != "random"]
     assert not any(cost.up_to_date for cost in plan.costs)
     if profile.base_model.kind == "pretrained" and profile.base_model.parameters is not None:
         assert cost_of(plan, "full").amounts["model_bytes"].value > 1e9

@@ -124,7 +124,9 @@ def _wanted(
 
 
 def _write_task(task: EvaluationTask, dataset: Dataset, work: _Work) -> None:
-    limits = Limits(work.corpus.evaluation_queries, work.corpus.evaluation_documents)
+    most, corpus = work.corpus.evaluation_queries, work.corpus
+    skip = most if corpus.evaluation_part == "validation" and most is not None else 0
+    limits = Limits(most, corpus.evaluation_documents, skip)
     made = evaluation_set(work.raws[dataset.id], dataset, limits, work.generator("evaluation", task.id))
     work.written.write_task(task.id, made.files)
     if made.labels is not None:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from boom_utils.data.docs_pairs import normalise
-from boom_utils.data.example_sets import Row, draw, draw_retrieval
+from boom_utils.data.example_sets import Item, Row, draw, draw_retrieval
 from boom_utils.data.manifest import Dataset
 from boom_utils.data.readers import Raw
 from boom_utils.data.record_tables import columns_of, evaluated_part, part_of
@@ -56,10 +56,16 @@ class Limits:
     Args:
         queries: Queries, pairs or tested texts.
         documents: Documents of a retrieval task.
+        skip: Queries, pairs or texts that are passed over: those of another set, that this one must not hold.
     """
 
     queries: int | None = None
     documents: int | None = None
+    skip: int = 0
+
+    def draw(self, items: Sequence[Item], generator: np.random.Generator) -> list[Item]:
+        """What is evaluated."""
+        return draw(items, self.queries, generator, self.skip)
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,9 @@ def _judged(parts: list[list[list[Any]]], dropped: Counter[str]) -> _Collection:
 def _cut(found: _Collection, limits: Limits, generator: np.random.Generator, dropped: Counter[str]) -> EvaluationSet:
     """The files of a retrieval task; judgements have a score only where scores differ."""
     relevant = [list(places) for places in found.relevant]
-    asked, kept = draw_retrieval(relevant, len(found.documents), (limits.queries, limits.documents), generator)
+    asked, kept = draw_retrieval(
+        relevant, len(found.documents), (limits.queries, limits.documents), generator, limits.skip
+    )
     graded = any(score != 1 for places in found.relevant for score in places.values())
     judgements: list[Row] = [
         {"query": found.queries[query][0], "document": found.documents[place][0]} | ({"score": score} if graded else {})
@@ -201,7 +209,7 @@ def _reranking(
         candidates[key][answer] = candidates[key].get(answer, False) or label == "1"
     usable = [key for key in queries if len(set(candidates[key].values())) > 1]
     dropped["query without both labels"] += len(queries) - len(usable)
-    chosen = draw(usable, limits.queries, generator)
+    chosen = limits.draw(usable, generator)
     query_id = {key: f"q{number}" for number, key in enumerate(queries)}
     document_id = {key: f"d{number}" for number, key in enumerate(documents)}
     shown = {answer for key in chosen for answer in candidates[key]}
@@ -239,7 +247,7 @@ def _classification(
     labels = sorted({label for _, label in fit})
     known = [(text, label) for text, label in test if label in labels]
     dropped["label that no classifier could be fitted on"] += len(test) - len(known)
-    files = {"train": _numbered(fit, labels), "test": _numbered(draw(known, limits.queries, generator), labels)}
+    files = {"train": _numbered(fit, labels), "test": _numbered(limits.draw(known, generator), labels)}
     return EvaluationSet(files, labels, +dropped)
 
 
@@ -258,7 +266,7 @@ def _clustering(
 ) -> EvaluationSet:
     rows = _distinct(columns, set(), dropped)
     labels = sorted({label for _, label in rows})
-    return EvaluationSet({"test": _numbered(draw(rows, limits.queries, generator), labels)}, labels, +dropped)
+    return EvaluationSet({"test": _numbered(limits.draw(rows, generator), labels)}, labels, +dropped)
 
 
 def _sts(
@@ -268,7 +276,7 @@ def _sts(
         {"sentence1": one, "sentence2": other, "score": round(float(score), 4)}
         for one, other, score in zip(*columns, strict=True)
     ]
-    return EvaluationSet({"test": draw(rows, limits.queries, generator)}, dropped=+dropped)
+    return EvaluationSet({"test": limits.draw(rows, generator)}, dropped=+dropped)
 
 
 def _pair_classification(
@@ -277,7 +285,7 @@ def _pair_classification(
     rows: list[Row] = [
         {"sentence1": one, "sentence2": other, "label": int(label)} for one, other, label in zip(*columns, strict=True)
     ]
-    return EvaluationSet({"test": draw(rows, limits.queries, generator)}, dropped=+dropped)
+    return EvaluationSet({"test": limits.draw(rows, generator)}, dropped=+dropped)
 
 
 def _distinct(columns: list[list[str]], known: set[str], dropped: Counter[str]) -> list[tuple[str, str]]:

@@ -28,11 +28,15 @@ Item = TypeVar("Item")
 Row = dict[str, Any]
 
 
-def draw(items: Sequence[Item], limit: int | None, generator: np.random.Generator) -> list[Item]:
-    """At most ``limit`` items without replacement, in their own order; all when ``limit`` is None."""
+def draw(items: Sequence[Item], limit: int | None, generator: np.random.Generator, skip: int = 0) -> list[Item]:
+    """At most ``limit`` items without replacement, in their own order; all when ``limit`` is None.
+
+    With ``skip``, as many as that are passed over first: with a generator of the same seed, and ``skip`` the limit of
+    another draw, no item is in both.
+    """
     if limit is None or limit >= len(items):
-        return list(items)
-    return [items[place] for place in np.sort(generator.permutation(len(items))[:limit])]
+        return list(items)[:0] if skip else list(items)
+    return [items[place] for place in np.sort(generator.permutation(len(items))[skip : skip + limit])]
 
 
 def draw_retrieval(
@@ -40,6 +44,7 @@ def draw_retrieval(
     documents: int,
     limits: tuple[int | None, int | None],
     generator: np.random.Generator,
+    skip: int = 0,
 ) -> tuple[list[int], list[int]]:
     """Queries and documents of a retrieval task.
 
@@ -49,11 +54,12 @@ def draw_retrieval(
         limits: Most queries and most documents, None for all; what is relevant to a drawn query is always there, the
             rest are distractors.
         generator: Draws queries, then distractors.
+        skip: Queries that are passed over first; see `draw`.
 
     Returns:
         Places of the queries, and of the documents, in order.
     """
-    asked = draw(range(len(relevant)), limits[0], generator)
+    asked = draw(range(len(relevant)), limits[0], generator, skip)
     needed = {place for query in asked for place in relevant[query]}
     rest = [place for place in range(documents) if place not in needed]
     spare = None if limits[1] is None else max(0, limits[1] - len(needed))

@@ -6,6 +6,7 @@ ranks are made here: by score, then by place in the pool.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from boom_utils.data.example_sets import draw
 from boom_utils.progress import progress
 
 How = Literal["nearest", "random"]
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every step of an index through a handler of its own
 
 RANKS = 30
 """Negatives are drawn among the first so many ranks: the very first alone would be the same for many queries."""

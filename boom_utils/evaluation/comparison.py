@@ -1,26 +1,26 @@
-"""Comparisons of two recipes: p values, Holm's correction, seeds and tasks as further levels, what could be detected.
+"""Comparisons of two models: p values, Holm's correction, tasks as a further level.
 
 Three things can be drawn anew, and every result says which of them were:
 
 - queries of each task, always, as in `boom_utils.evaluation.statistics`: how far a score would move with other queries;
-- seeds, where a recipe was trained several times: with other training runs;
-- tasks, if asked for: with other tasks of the same kind.
+- tasks, if asked for: with other tasks of the same kind;
+- seeds, with other training runs: `boom_utils.evaluation.seed_spread` adds them.
 
-All runs of a draw see the same queries. A percentile interval over few seeds or tasks would be too narrow: with n of
-them it knows the spread of only n numbers. So their deviations are widened by ``sqrt(n / (n - 1))`` times the ratio of
-Student's quantile with n - 1 degrees of freedom (Welch's number for seeds that are not paired) to the normal one,
-which makes the interval of a plain mean of n numbers about Student's. Hesterberg's expanded percentiles ("What teachers
-should know about the bootstrap", 2015) have the same aim.
+Both models of a draw see the same queries. A percentile interval over few tasks would be too narrow: with n of them it
+knows the spread of only n numbers. So their deviations are widened by ``sqrt(n / (n - 1))`` times the ratio of
+Student's quantile with n - 1 degrees of freedom to the normal one, which makes the interval of a plain mean of n
+numbers about Student's. Hesterberg's expanded percentiles ("What teachers should know about the bootstrap", 2015) have
+the same aim.
 
-Shapes: R runs (seeds), T tasks, B bootstrap draws.
+Shapes: T tasks, B bootstrap draws.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,136 +30,11 @@ from boom_utils.evaluation.statistics import Bootstrap, Estimate, TaskSamples, m
 
 Run = Mapping[str, TaskSamples]
 """One trained model: task -> the values behind its score."""
-POWER = 0.8
-_MOST_SEEDS = 10_000
 _LARGEST_ALPHA = 0.99
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A difference of means (or a mean), with what is behind its interval.
-
-    Args:
-        estimate: Value and interval at the bootstrap's confidence.
-        p_value: Two-sided, of no difference, from the same draws: see `two_sided_p`. Where seeds or tasks are drawn, it
-            is the smallest alpha at which the interval of confidence 1 - alpha, widened for that alpha, excludes zero.
-        levels: What was drawn anew: ``queries``, then ``seeds`` and ``tasks`` where they were.
-        confidence: Of the interval.
-        queries: Samples of the smallest task.
-        seeds: Runs of each side.
-        query_variance: Of the estimate, by drawing queries.
-        seed_variance: Of a difference between one run a side and another; NaN with one seed.
-        seed_freedom: Degrees of freedom a seed beyond the first: 1, or up to 2 where the sides' seeds are not paired.
-        task_variance: Of the estimate, by drawing tasks; 0 where they were not.
-    """
-
-    estimate: Estimate
-    p_value: float
-    levels: tuple[str, ...]
-    confidence: float
-    queries: int
-    seeds: int
-    query_variance: float
-    seed_variance: float
-    seed_freedom: float
-    task_variance: float
-
-    def standard_error(self, query_factor: float = 1, seeds: int | None = None) -> float:
-        """Of the estimate, if there were ``query_factor`` times as many queries and ``seeds`` runs a side."""
-        runs = seeds or self.seeds
-        seed_part = 0.0
-        if "seeds" in self.levels:
-            widened = student_ratio(self.seed_freedom * (runs - 1), self.confidence)
-            seed_part = self.seed_variance / runs * widened**2
-        return math.sqrt(self.query_variance / query_factor + seed_part + self.task_variance)
-
-
-def compare(
-    ours: Sequence[Run],
-    theirs: Sequence[Run],
-    names: Sequence[str],
-    bootstrap: Bootstrap,
-    *,
-    paired_seeds: bool = True,
-    draw_tasks: bool = False,
-) -> Comparison:
-    """Difference of two recipes' mean scores over the tasks ``names``, on the same draws of queries.
-
-    Args:
-        ours: Runs of one recipe, a seed each; with one run a side seeds are not a level.
-        theirs: Runs of the other.
-        names: Tasks, each with the same weight.
-        bootstrap: Draws, confidence and seed.
-        paired_seeds: Run i of both sides has the same seed: they are drawn together.
-        draw_tasks: Tasks are drawn anew too.
-
-    Raises:
-        ResultsError: A task is missing, runs were scored on different queries, or there are too few runs or tasks.
-    """
-    if not ours or not theirs or len({len(ours), len(theirs)}) > 1:
-        raise ResultsError(
-            "two recipes with other numbers of runs are not compared",
-            expected="as many seeds on both sides, at least one",
-            found=f"{len(ours)} and {len(theirs)}",
-        )
-    _check_queries([*ours, *theirs], names)
-    (value_ours, ours_RTB), (value_theirs, theirs_RTB) = (_drawn(side, names, bootstrap) for side in (ours, theirs))
-    sides = [ours_RTB - theirs_RTB] if paired_seeds else [ours_RTB, -theirs_RTB]
-    queries = min(len(ours[0][name].ids) for name in names)
-    return _compared(sides, value_ours - value_theirs, queries, bootstrap, draw_tasks)
-
-
-def mean_of_runs(
-    runs: Sequence[Run], names: Sequence[str], bootstrap: Bootstrap, *, draw_tasks: bool = False
-) -> Comparison:
-    """Mean score of one recipe over its runs and the tasks ``names``; its p value is that of a mean of zero.
-
-    Raises:
-        ResultsError: As `compare`.
-    """
-    if not runs:
-        raise ResultsError("a mean of no runs", fix="train at least one seed")
-    _check_queries(runs, names)
-    value, drawn_RTB = _drawn(runs, names, bootstrap)
-    return _compared([drawn_RTB], value, min(len(runs[0][name].ids) for name in names), bootstrap, draw_tasks)
-
-
-def _compared(
-    sides: Sequence[np.ndarray], value: float, queries: int, bootstrap: Bootstrap, draw_tasks: bool
-) -> Comparison:
-    """Add up the levels: draws of queries, and around each the deviations by drawing seeds (a side each) and tasks."""
-    seeds, tasks, _ = sides[0].shape
-    if draw_tasks and tasks < 2:
-        raise ResultsError("tasks cannot be drawn anew", expected="two at least", found=tasks)
-    by_task_TB = np.sum([side_RTB.mean(axis=0) for side_RTB in sides], axis=0)
-    drawn = _Drawn(by_task_TB.mean(axis=0))
-    seed_variance, freedom, task_variance = math.nan, math.nan, 0.0
-    if seeds > 1:
-        by_seed = [side_RTB.mean(axis=1) for side_RTB in sides]
-        moved = [_deviations(side_RB, bootstrap, f"seeds {number}") for number, side_RB in enumerate(by_seed)]
-        spreads = [float(np.var(side_RB.mean(axis=1), ddof=1)) for side_RB in by_seed]
-        seed_variance = sum(spreads)
-        freedom = seed_variance**2 / sum(one**2 for one in spreads) if seed_variance else 1.0  # Welch
-        drawn = replace(drawn, by_seeds=np.sum(moved, axis=0), seed_freedom=freedom * (seeds - 1))
-    if draw_tasks:
-        drawn = replace(drawn, by_tasks=_deviations(by_task_TB, bootstrap, "tasks"), task_freedom=tasks - 1)
-        task_variance = float(np.var(drawn.by_tasks, ddof=1)) * student_ratio(tasks - 1, bootstrap.confidence) ** 2
-    return Comparison(
-        bootstrap.estimate(value, drawn.at(bootstrap.confidence)),
-        drawn.p_value(),
-        ("queries", *(["seeds"] if seeds > 1 else []), *(["tasks"] if draw_tasks else [])),
-        bootstrap.confidence,
-        queries,
-        seeds,
-        float(np.var(drawn.by_queries, ddof=1)),
-        seed_variance,
-        freedom,
-        task_variance,
-    )
-
-
-@dataclass(frozen=True)
-class _Drawn:
+class Drawn:
     """What each draw gives, float (B,) each: the value by queries, and how far seeds and tasks move it from there."""
 
     by_queries: np.ndarray
@@ -173,25 +48,129 @@ class _Drawn:
         moved_B = self.by_seeds * student_ratio(self.seed_freedom, confidence)
         return np.asarray(self.by_queries + moved_B + self.by_tasks * student_ratio(self.task_freedom, confidence))
 
-    def p_value(self) -> float:
-        """The smallest alpha whose interval excludes zero: with seeds or tasks, widening depends on alpha."""
+    def p_value(self, of: Callable[[np.ndarray], float]) -> float:
+        """The p value that ``of`` makes of draws; with seeds or tasks the smallest alpha whose draws have one below it.
+
+        Widening depends on alpha, so that the draws themselves do.
+        """
         if np.ndim(self.by_seeds) == np.ndim(self.by_tasks) == 0:
-            return two_sided_p(self.by_queries)
+            return of(self.by_queries)
         low, high = 0.0, _LARGEST_ALPHA
-        if two_sided_p(self.at(1 - high)) > high:
+        if of(self.at(1 - high)) > high:
             return 1.0
         for _ in range(20):
             middle = (low + high) / 2
-            low, high = (low, middle) if two_sided_p(self.at(1 - middle)) <= middle else (middle, high)
+            low, high = (low, middle) if of(self.at(1 - middle)) <= middle else (middle, high)
         return high
 
 
-def _deviations(values_NB: np.ndarray, bootstrap: Bootstrap, level: str) -> np.ndarray:
-    """How far each draw's mean moves when its N seeds or tasks are drawn anew, with their unbiased spread, (B,)."""
-    count, draws = values_NB.shape
-    rng = np.random.default_rng(derive_seed(bootstrap.seed, "bootstrap", "level", level))
-    chosen_NB = rng.integers(0, count, size=(count, draws))
-    moved_B = np.take_along_axis(values_NB, chosen_NB, axis=0).mean(axis=0) - values_NB.mean(axis=0)
+@dataclass(frozen=True)
+class Comparison:
+    """A difference of means (or a mean), with what is behind its interval.
+
+    Args:
+        estimate: Value and interval at the bootstrap's confidence.
+        p_value: Two-sided, of no difference, from the same draws: see `two_sided_p`. Where seeds or tasks are drawn, it
+            is the smallest alpha at which the interval of confidence 1 - alpha, widened for that alpha, excludes zero.
+        levels: What was drawn anew: ``queries``, then ``seeds`` and ``tasks`` where they were.
+        confidence: Of the interval.
+        queries: Samples of the smallest task.
+        seeds: Training runs of each side.
+        query_variance: Of the estimate, by drawing queries.
+        seed_variance: Of a difference of one run a side, by seeds; NaN where they are no level.
+        seed_freedom: Degrees of freedom that every seed beyond the first would add.
+        task_variance: Of the estimate, by drawing tasks; 0 where they were not.
+        drawn: The draws themselves.
+        pooled_freedom: Degrees of freedom behind ``seed_variance``.
+    """
+
+    estimate: Estimate
+    p_value: float
+    levels: tuple[str, ...]
+    confidence: float
+    queries: int
+    seeds: int
+    query_variance: float
+    seed_variance: float
+    seed_freedom: float
+    task_variance: float
+    drawn: Drawn = field(repr=False, compare=False)
+    pooled_freedom: float = 0.0
+
+    def standard_error(self, query_factor: float = 1, seeds: int | None = None) -> float:
+        """Of the estimate, if there were ``query_factor`` times as many queries and ``seeds`` runs a side."""
+        runs = seeds or self.seeds
+        seed_part = 0.0
+        if "seeds" in self.levels:
+            widened = student_ratio(max(self.seed_freedom * (runs - 1), self.pooled_freedom), self.confidence)
+            seed_part = self.seed_variance / runs * widened**2
+        return math.sqrt(self.query_variance / query_factor + seed_part + self.task_variance)
+
+
+def compare(
+    ours: Run, theirs: Run, names: Sequence[str], bootstrap: Bootstrap, *, draw_tasks: bool = False
+) -> Comparison:
+    """Difference of two models' mean scores over the tasks ``names``, on the same draws of queries.
+
+    Args:
+        ours: One model.
+        theirs: The other.
+        names: Tasks, each with the same weight.
+        bootstrap: Draws, confidence and seed.
+        draw_tasks: Tasks are drawn anew too.
+
+    Raises:
+        ResultsError: A task is missing, the two were scored on different queries, or there are too few tasks.
+    """
+    _check_queries([ours, theirs], names)
+    (value_ours, ours_TB), (value_theirs, theirs_TB) = (_drawn(side, names, bootstrap) for side in (ours, theirs))
+    queries = min(len(ours[name].ids) for name in names)
+    return compare_drawn(ours_TB - theirs_TB, value_ours - value_theirs, queries, bootstrap, draw_tasks=draw_tasks)
+
+
+def compare_drawn(
+    drawn_TB: np.ndarray, value: float, queries: int, bootstrap: Bootstrap, *, draw_tasks: bool = False
+) -> Comparison:
+    """A comparison (or a mean) from its draws: of queries, and around each the deviations by drawing tasks.
+
+    Args:
+        drawn_TB: Score, or difference of two, of every task and draw.
+        value: The estimate itself.
+        queries: Samples of the smallest task.
+        bootstrap: How the draws were made.
+        draw_tasks: Tasks are drawn anew too.
+
+    Raises:
+        ResultsError: There are too few tasks to be drawn.
+    """
+    tasks, _ = drawn_TB.shape
+    drawn, task_variance = Drawn(drawn_TB.mean(axis=0)), 0.0
+    if draw_tasks:
+        if tasks < 2:
+            raise ResultsError("tasks cannot be drawn anew", expected="two at least", found=tasks)
+        drawn = replace(drawn, by_tasks=_deviations(drawn_TB, bootstrap), task_freedom=tasks - 1)
+        task_variance = float(np.var(drawn.by_tasks, ddof=1)) * student_ratio(tasks - 1, bootstrap.confidence) ** 2
+    return Comparison(
+        bootstrap.estimate(value, drawn.at(bootstrap.confidence)),
+        drawn.p_value(two_sided_p),
+        ("queries", *(["tasks"] if draw_tasks else [])),
+        bootstrap.confidence,
+        queries,
+        1,
+        float(np.var(drawn.by_queries, ddof=1)),
+        math.nan,
+        math.nan,
+        task_variance,
+        drawn,
+    )
+
+
+def _deviations(values_TB: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
+    """How far each draw's mean moves when its tasks are drawn anew, with their unbiased spread, (B,)."""
+    count, draws = values_TB.shape
+    rng = np.random.default_rng(derive_seed(bootstrap.seed, "bootstrap", "level", "tasks"))
+    chosen_TB = rng.integers(0, count, size=(count, draws))
+    moved_B = np.take_along_axis(values_TB, chosen_TB, axis=0).mean(axis=0) - values_TB.mean(axis=0)
     return np.asarray(moved_B * math.sqrt(count / (count - 1)))
 
 
@@ -204,15 +183,12 @@ def student_ratio(freedom: float, confidence: float) -> float:
     return float(t.ppf(tail, freedom) / norm.ppf(tail)) if freedom > 0 else math.inf
 
 
-def _drawn(runs: Sequence[Run], names: Sequence[str], bootstrap: Bootstrap) -> tuple[float, np.ndarray]:
-    """Mean score of the runs, and the score of every run, task and draw, float (R, T, B)."""
-    values, drawn = [], []
-    for run in runs:
-        wanted = {name: run[name] for name in names if name in run}
-        scores = score_draws(wanted, bootstrap)
-        values.append(mean_estimate(wanted, scores, names, bootstrap).value)
-        drawn.append([scores[name] for name in names])
-    return float(np.mean(values)), np.array(drawn)
+def _drawn(run: Run, names: Sequence[str], bootstrap: Bootstrap) -> tuple[float, np.ndarray]:
+    """Mean score of a model, and its score of every task and draw, float (T, B)."""
+    wanted = {name: run[name] for name in names if name in run}
+    scores = score_draws(wanted, bootstrap)
+    value = mean_estimate(wanted, scores, names, bootstrap).value
+    return value, np.array([scores[name] for name in names])
 
 
 def _check_queries(runs: Sequence[Run], names: Sequence[str]) -> None:
@@ -266,63 +242,3 @@ def family(comparisons: Mapping[str, Comparison], bootstrap: Bootstrap) -> dict[
             fix="raise evaluation.bootstrap_draws in the profile",
         )
     return holm({name: found.p_value for name, found in comparisons.items()})
-
-
-def minimal_detectable_difference(found: Comparison, power: float = POWER) -> float:
-    """The smallest true difference that a comparison like this one detects with probability ``power``.
-
-    Detected means that the two-sided interval excludes zero: (normal quantile of the confidence + that of the power)
-    times the standard error of the bootstrap.
-    """
-    return _reach(found.confidence, power) * found.standard_error()
-
-
-def queries_needed(found: Comparison, difference: float, power: float = POWER) -> int | None:
-    """Queries the smallest task would need, all tasks growing alike, to detect ``difference``.
-
-    None: no number is enough, because seeds or tasks alone move the result too far.
-
-    Raises:
-        ResultsError: The difference is not above zero.
-    """
-    room = _squared_error_allowed(found, difference, power) - found.standard_error(query_factor=math.inf) ** 2
-    return math.ceil(found.queries * found.query_variance / room) if room > 0 else None
-
-
-def seeds_needed(found: Comparison, difference: float, power: float = POWER) -> int | None:
-    """Runs a side that would be needed to detect ``difference`` on the same queries.
-
-    None: no number is enough (queries or tasks alone move the result too far).
-
-    Raises:
-        ResultsError: The difference is not above zero, or seeds are no level of this comparison.
-    """
-    allowed = math.sqrt(_squared_error_allowed(found, difference, power))
-    if "seeds" not in found.levels:
-        raise ResultsError("one seed says nothing about the spread of seeds", fix="compare two seeds at least")
-    if found.query_variance + found.task_variance >= allowed**2:
-        return None
-    low, high = 1, 2
-    while found.standard_error(seeds=high) > allowed:
-        low, high = high, 2 * high
-        if high > _MOST_SEEDS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if found.standard_error(seeds=middle) <= allowed else (middle, high)
-    return high
-
-
-def _squared_error_allowed(found: Comparison, difference: float, power: float) -> float:
-    if not difference > 0:
-        raise ResultsError("a difference to detect is above zero", found=difference)
-    return (difference / _reach(found.confidence, power)) ** 2
-
-
-def _reach(confidence: float, power: float) -> float:
-    """Standard errors between zero and a difference that is detected with probability ``power``."""
-    from scipy.stats import norm
-
-    if not 0 < power < 1:
-        raise ResultsError("power is between 0 and 1", found=power)
-    return float(norm.ppf((1 + confidence) / 2) + norm.ppf(power))

@@ -19,7 +19,8 @@ import pandas as pd
 
 from boom_utils.artifacts import write_text
 from boom_utils.errors import ResultsError
-from boom_utils.evaluation.comparison import Comparison, family, holm, minimal_detectable_difference
+from boom_utils.evaluation.comparison import Comparison, family, holm
+from boom_utils.evaluation.power import minimal_detectable_difference
 from boom_utils.reporting.claim_list import MARGIN, Claim, Expected, Pair, Share, all_claims
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import markdown
@@ -45,15 +46,19 @@ def examine(results: Results, pair: Pair, expected: Expected) -> Finding:
     """Test whether a difference lies where a claim expects it, or outside."""
     tasks = [*pair.tasks]
     found = results.comparison(pair.model, pair.other, tasks)
-    _, drawn_B = results.difference_draws(pair.model, pair.other, tasks)
 
     def doubled(against_B: np.ndarray) -> float:
         """P value from the draws that speak against, one added as in `two_sided_p`."""
-        return min(1.0, 2 * (1 + int(against_B.sum())) / (len(drawn_B) + 1))
+        return min(1.0, 2 * (1 + int(against_B.sum())) / (len(against_B) + 1))
 
-    inside = max(doubled(drawn_B <= expected.low), doubled(drawn_B >= expected.high))
-    outside = min(doubled(drawn_B >= expected.low), doubled(drawn_B <= expected.high))
-    return Finding(replace(found, p_value=min(inside, outside)), inside < outside)
+    def inside(drawn_B: np.ndarray) -> float:
+        return max(doubled(drawn_B <= expected.low), doubled(drawn_B >= expected.high))
+
+    def outside(drawn_B: np.ndarray) -> float:
+        return min(doubled(drawn_B >= expected.low), doubled(drawn_B <= expected.high))
+
+    p_inside, p_outside = found.drawn.p_value(inside), found.drawn.p_value(outside)
+    return Finding(replace(found, p_value=min(p_inside, p_outside)), p_inside < p_outside)
 
 
 def verdict(found: Finding, expected: Expected, adjusted: float) -> str:
@@ -104,7 +109,7 @@ _COLUMNS = [
 def _pair_row(claim: Claim, pair: Pair, found: Finding, adjusted: float, warning: str) -> dict[str, Any]:
     comparison = found.comparison
     judged = verdict(found, claim.expected, adjusted)
-    limits = [ONE_SEED if comparison.seeds == 1 else f"{comparison.seeds} seeds", pair.note]
+    limits = [_seeds_text(comparison), pair.note]
     uncorrected = verdict(found, claim.expected, comparison.p_value)
     if judged != uncorrected:
         limits.append(f"{uncorrected} before the correction for all rows")
@@ -121,6 +126,12 @@ def _pair_row(claim: Claim, pair: Pair, found: Finding, adjusted: float, warning
         "detectable": round(100 * minimal_detectable_difference(comparison), 2),
         "what limits it": "; ".join(text for text in (*limits, warning) if text),
     }
+
+
+def _seeds_text(comparison: Comparison) -> str:
+    if "seeds" not in comparison.levels:
+        return ONE_SEED
+    return "one seed, with the spread of the others" if comparison.seeds == 1 else f"{comparison.seeds} seeds"
 
 
 def _share_row(claim: Claim, share: Share) -> dict[str, Any]:
@@ -166,7 +177,8 @@ def claims_text(frame: pd.DataFrame, results: Results) -> str:
         + ".",
         "",
         "Claims are in our words; where each is known from stands beside it. Differences are ours: paired, in points",
-        f"of a score of 0 to 100, with their {confidence:g} % interval over queries. A verdict needs a p value below",
+        f"of a score of 0 to 100, with their {confidence:g} % interval over {results.levels}.",
+        "A verdict needs a p value below",
         f"{1 - results.bootstrap.confidence:.2g} when corrected over all rows (Holm). Equally good means: the whole",
         f"interval lies within {100 * MARGIN:g} point, a margin of ours. Detectable: the true difference found with a",
         "power of 80 %.",

@@ -324,4 +324,4 @@ def _incremental_colour(results: Results, model: str) -> str:
 
 def interval_text(results: Results) -> str:
     """What intervals are, for an axis."""
-    return f"{100 * results.bootstrap.confidence:g} % interval over queries"
+    return f"{100 * results.bootstrap.confidence:g} % interval over {results.levels}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -42,6 +43,7 @@ def scored_card(card: str, results: Results, model: str) -> str:
     """
     if model not in results.models:
         raise ResultsError(f"there are no scores of '{model}'{nearest(model, results.models)}", where=results.folder)
+    results = replace(results, study={**results.study, "seeds": {}})  # a card is of one model, not of all its seeds
     front, text = read_card(card)
     text = _SECTION.sub("", text)
     before, limits, after = text.partition("## Limits\n")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ import numpy as np
 
 from boom_utils.config import trained_members
 from boom_utils.errors import ResultsError
-from boom_utils.evaluation.comparison import Comparison, two_sided_p
-from boom_utils.evaluation.statistics import Bootstrap, Estimate, TaskSamples, mean_estimate, score_draws
+from boom_utils.evaluation.comparison import Comparison, compare_drawn
+from boom_utils.evaluation.seed_spread import SeedSpread, spread_of_differences, spread_of_scores, with_spread
+from boom_utils.evaluation.statistics import Bootstrap, Estimate, TaskSamples, score_draws
 from boom_utils.reporting.roles import (
     SHUFFLED,
     compared_schedules,
@@ -144,8 +144,7 @@ class Results:
 
     def task_score(self, model: str, task: str) -> Estimate:
         """Score of a model on one task."""
-        found = self._samples(model, [task])
-        return mean_estimate(found, self._draws(model, [task]), [task], self.bootstrap)
+        return self.mean(model, [task])
 
     @property
     def domains(self) -> list[str]:
@@ -156,37 +155,80 @@ class Results:
         """Mean score of a model over the tasks of a domain."""
         return self.mean(model, self.tasks(domain))
 
+    @property
+    def levels(self) -> str:
+        """What intervals speak of, in words."""
+        return "queries and seeds" if len(self.study.get("seeds", {})) > 1 else "queries"
+
+    def seeds(self, model: str) -> list[str]:
+        """The model of every seed, the first of which has its name; one where it was made once."""
+        return list(self.study.get("seeds", {}).get(model, [model]))
+
     def mean(self, model: str, tasks: list[str]) -> Estimate:
-        """Mean score of a model over ``tasks``."""
-        return mean_estimate(self._samples(model, tasks), self._draws(model, tasks), tasks, self.bootstrap)
+        """Mean score of a model over ``tasks`` and its seeds."""
+        made = self.seeds(model)
+        found = self._compared([made], tasks)
+        spread = self._spread(spread_of_scores, tasks) if self._trained(model) else None
+        return (with_spread(found, spread, 1, len(made), self.bootstrap) if spread else found).estimate
 
     def difference(self, model: str, other: str, tasks: list[str]) -> Estimate:
         """Paired difference of two models' means over ``tasks``."""
         return self.comparison(model, other, tasks).estimate
 
     def comparison(self, model: str, other: str, tasks: list[str]) -> Comparison:
-        """What `boom_utils.evaluation.comparison.compare` says of one run a side, from draws that are made once."""
-        value, drawn_B = self.difference_draws(model, other, tasks)
-        estimate, variance = self.bootstrap.estimate(value, drawn_B), float(np.var(drawn_B, ddof=1))
-        queries = min(len(samples.ids) for samples in self._samples(model, tasks).values())
-        known = (estimate, two_sided_p(drawn_B), ("queries",), self.bootstrap.confidence, queries)
-        return Comparison(*known, 1, variance, math.nan, math.nan, 0.0)
+        """What is known of the difference of two models' means over ``tasks``, from draws that are made once.
 
-    def difference_draws(self, model: str, other: str, tasks: list[str]) -> tuple[float, np.ndarray]:
-        """Difference of two models' means over ``tasks``, and that of every bootstrap draw, float (B,).
+        Seeds are paired; of two models of which one has more seeds, those that both have are compared. Where some
+        models of the study have several, the spread of seeds they show is a second level of every comparison; see
+        `boom_utils.evaluation.seed_spread`.
 
         Raises:
             ResultsError: There are no tasks, or the two models were scored on different queries.
         """
         if not tasks:
             raise ResultsError("a comparison over no tasks", found=f"{model} and {other}")
-        ours, theirs = self._samples(model, tasks), self._samples(other, tasks)
+        ours, theirs = self._paired(model, other)
         for task in tasks:
-            if ours[task].ids != theirs[task].ids:
+            if len({read_samples(self._at(name, task)).ids for name in (*ours, *theirs)}) > 1:
                 raise ResultsError("two models were scored on different queries", where=task, fix="evaluate both again")
-        drawn = [self._draws(name, tasks) for name in (model, other)]
-        value = float(np.mean([_task_score(self._at(model, t)) - _task_score(self._at(other, t)) for t in tasks]))
-        return value, np.mean([drawn[0][task] - drawn[1][task] for task in tasks], axis=0)
+        found, trained = self._compared([ours, theirs], tasks), sum(map(self._trained, (model, other)))
+        spread = self._spread(spread_of_differences, tasks) if trained else None
+        return with_spread(found, spread, trained, len(ours), self.bootstrap) if spread else found
+
+    def _trained(self, model: str) -> bool:
+        return model in self.study["members"] or model in self.study["merges"]
+
+    def _paired(self, model: str, other: str) -> tuple[list[str], list[str]]:
+        """The models of the seeds that two models have in common; what nobody trained is the same for every seed."""
+        made = [self.seeds(name) for name in (model, other)]
+        counts = [len(names) for name, names in zip((model, other), made, strict=True) if self._trained(name)]
+        common = min(counts, default=1)
+        ours, theirs = (names[:common] if len(names) >= common else names * common for names in made)
+        return ours, theirs
+
+    def _compared(self, sides: list[list[str]], tasks: list[str]) -> Comparison:
+        """A mean over runs and tasks, or the difference of two, by queries alone."""
+        drawn = [self._drawn(made, tasks).mean(axis=0) for made in sides]
+        values = [float(self._scores(made, tasks).mean()) for made in sides]
+        queries = min(len(read_samples(self._at(sides[0][0], task)).ids) for task in tasks)
+        gap, value = (drawn[0] - drawn[1], values[0] - values[1]) if len(sides) == 2 else (drawn[0], values[0])
+        return compare_drawn(gap, value, queries, self.bootstrap)
+
+    def _spread(self, measure: Callable[[np.ndarray], SeedSpread], tasks: list[str]) -> SeedSpread | None:
+        """The spread of seeds over all models that have several; None where fewer than two have."""
+        many = [list(names) for names in self.study.get("seeds", {}).values()]
+        if len(many) < 2:
+            return None
+        count = min(map(len, many))
+        return measure(np.array([self._scores(names[:count], tasks).mean(axis=1) for names in many]))
+
+    def _scores(self, made: list[str], tasks: list[str]) -> np.ndarray:
+        """Score of every model on every task, (R, T)."""
+        return np.array([[_task_score(self._at(name, task)) for task in tasks] for name in made])
+
+    def _drawn(self, made: list[str], tasks: list[str]) -> np.ndarray:
+        """Scores of every model, task and draw, float (R, T, B)."""
+        return np.array([[_task_draws(self._at(name, task), task, self.bootstrap) for task in tasks] for name in made])
 
     @property
     def parts(self) -> dict[str, list[str]]:
@@ -195,9 +237,6 @@ class Results:
 
     def _samples(self, model: str, tasks: list[str]) -> dict[str, TaskSamples]:
         return {task: read_samples(self._at(model, task)) for task in tasks}
-
-    def _draws(self, model: str, tasks: list[str]) -> dict[str, np.ndarray]:
-        return {task: _task_draws(self._at(model, task), task, self.bootstrap) for task in tasks}
 
     def _at(self, model: str, task: str) -> Path:
         return self.place(f"scores/{model}/{task}")

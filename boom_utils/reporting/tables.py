@@ -42,6 +42,8 @@ def model_table(results: Results) -> pd.DataFrame:
     rows = []
     for model in results.models:
         row: dict[str, Any] = {"model": model, "what": describe(results, model), "corpus passes": results.cost(model)}
+        if results.study.get("seeds"):
+            row["seeds"] = len(results.seeds(model))
         for domain in results.domains:
             row |= estimate_columns(domain, results.domain_mean(model, domain))
             if model != results.reference:

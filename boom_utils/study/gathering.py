@@ -11,6 +11,7 @@ from boom_utils.artifacts import RECORD, Node, write_json
 from boom_utils.config import Profile, SubsetConfig, load_profile
 from boom_utils.data.manifest import Manifest
 from boom_utils.study.deviations import PAPER_PROFILE, deviations
+from boom_utils.study.seeds import seeds_of
 from boom_utils.study.stages import VERSION, Inputs, Nodes
 from boom_utils.training.watched_losses import WATCHED_LOSSES
 
@@ -24,6 +25,7 @@ _MEMBER_CONFIG = {
     "datasets",
     "cluster",
     "start",
+    "training",
 }
 _MEMBER_FACTS = ("steps", "examples", "tokens", "mean_loss_last_tenth")
 
@@ -95,6 +97,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
             }
             for member in members
         },
+        "seeds": _pooled(profile, scored),
         "merges": {
             merge.name: {**merge.model_dump(mode="json"), "weights": profile.merge_weights(merge)}
             for merge in profile.merges
@@ -111,6 +114,12 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
         "sources": {name: [artifact.record["stage"], artifact.key] for name, artifact in found.items()},
         "environment": found["base"].record["environment"],
     }
+
+
+def _pooled(profile: Profile, scored: Collection[str]) -> dict[str, list[str]]:
+    """Every model with several seeds -> its names, one a seed, as far as they are scored."""
+    found = {model: [name for name in names if name in scored] for model, names in seeds_of(profile).items()}
+    return {model: names for model, names in found.items() if len(names) > 1 and names[0] == model}
 
 
 def passes(profile: Profile, subset: SubsetConfig, rows: Mapping[str, int], datasets: Collection[str]) -> float:

@@ -20,6 +20,7 @@ from boom_utils.artifacts import Artifact, Node, Workspace
 from boom_utils.config import Profile, load_profile
 from boom_utils.data.corpus_files import downloads_folder
 from boom_utils.data.manifest import Manifest, load_manifest
+from boom_utils.data.manifest_files import HttpsFiles
 from boom_utils.errors import ConfigError, MergeError, bullet_list, nearest
 from boom_utils.merging.recipe import make_recipe
 from boom_utils.progress import progress, quiet_libraries
@@ -32,6 +33,7 @@ from boom_utils.reporting.roles import (
     updated_merges,
 )
 from boom_utils.study import bases, gathering, interactions, members, merges, stages
+from boom_utils.study.seeds import seeds_of, with_seeds
 from boom_utils.training.schedules import schedule_stages
 
 log = logging.getLogger(__name__)
@@ -55,9 +57,9 @@ NOTEBOOKS: Mapping[str, tuple[str, ...]] = {
         "plan/{incremental}",
         "member/{incremental}",
         "merge/{incremental}",
-        "scores/{incremental}/",
+        "scores/{incremental:seeds}/",
     ),
-    "05_scheduling_ablations": ("plan/{schedules}", "member/{schedules}", "scores/{schedules}/"),
+    "05_scheduling_ablations": ("plan/{schedules}", "member/{schedules}", "scores/{schedules:seeds}/"),
     "06_merging_ablations": (
         "interaction/",
         "interaction",
@@ -66,13 +68,16 @@ NOTEBOOKS: Mapping[str, tuple[str, ...]] = {
         "scores/{restricted}/",
         "geometry/compared",
         "merge/{comparisons}",
-        "scores/{comparisons}/",
+        "scores/{shuffled:seeds}/",
+        "scores/{merges:seeds}/",
+        "scores/{comparisons:seeds}/",
     ),
     "07_tables_and_figures": ("results", "report"),
     "08_your_own_data": ("examples", "base"),  # its own study has nodes of its own
 }
 """Which nodes each notebook makes or loads: a name, all names under a folder (``scores/base/``), or one for every name
-of a group of `Study.group` (``plan/{shuffled}``)."""
+of a group of `Study.group` (``plan/{shuffled}``), with all seeds of each where it says so (``scores/{merges:seeds}/``).
+"""
 
 
 class Study:
@@ -87,7 +92,7 @@ class Study:
     def __init__(
         self, profile: Profile, workspace: Workspace | None = None, execution: members.Execution | None = None
     ) -> None:
-        self.profile = profile
+        self.profile, self.seeds, self.whole = profile, seeds_of(profile), with_seeds(profile)
         self.manifest = load_manifest(profile.manifest)
         self.workspace = workspace or Workspace()
         _check_against_manifest(profile, self.manifest)
@@ -128,16 +133,24 @@ class Study:
 
     def scores_of(self, models: Iterable[str]) -> dict[str, dict[str, Artifact]]:
         """Scores of those of some models that are scored, on every task: model -> task -> artifact."""
-        return {model: self.build_all(f"scores/{model}/") for model in models if model in self.profile.scored_models}
+        return {model: self.build_all(f"scores/{model}/") for model in models if model in self.whole.scored_models}
+
+    def all_seeds(self, models: Iterable[str]) -> list[str]:
+        """Some models with every seed they are made with."""
+        return [name for model in models for name in self.seeds.get(model, [model])]
 
     def results_of(self, models: Sequence[str]) -> Results:
-        """Results of the base and some models before all are gathered: read where they are, made now if need be."""
-        behind = {name for model in models for name in self.profile.trained_members(model)}
-        members = [member.name for member in self.profile.members if member.name in behind]
+        """Results of the base and some models before all are gathered: read where they are, made now if need be.
+
+        Models that the profile asks to make with several seeds are: all of them are scored.
+        """
+        scored = self.all_seeds(models)
+        behind = {name for model in scored for name in self.whole.trained_members(model)}
+        members = [member.name for member in self.whole.members if member.name in behind]
         found = {"base": self.build("base"), "examples": self.build("examples")}
         for kind in ("plan/", "member/"):
             found |= {f"{kind}{name}": made for name, made in self.build_all(kind, members).items()} if members else {}
-        for model, scores in self.scores_of(models).items():
+        for model, scores in self.scores_of(scored).items():
             found |= {f"scores/{model}/{task}": artifact for task, artifact in scores.items()}
         facts = gathering.study_facts(self.profile, self.manifest, found)
         return Results(self.workspace.root, facts, gathering.result_places(found))
@@ -181,8 +194,10 @@ class Study:
         """The nodes that ``notebook`` makes or loads, by name."""
         wanted: list[str] = []
         for pattern in NOTEBOOKS[notebook]:
-            group = re.search(r"\{(\w+)\}", pattern)
-            wanted += [pattern.replace(group[0], model) for model in self.group(group[1])] if group else [pattern]
+            group = re.search(r"\{(\w+)(:seeds)?\}", pattern)
+            models = self.group(group[1]) if group else []
+            models = self.all_seeds(models) if group and group[2] else models
+            wanted += [pattern.replace(group[0], model) for model in models] if group else [pattern]
         folders = tuple(name for name in wanted if name.endswith("/"))
         return {name: node for name, node in self.nodes.items() if name in wanted or name.startswith(folders)}
 
@@ -222,6 +237,10 @@ def _check_against_manifest(profile: Profile, manifest: Manifest) -> None:
             for task in declared
             if task.domain(profile.corpus.datasets) != domain
         ]
+    if profile.corpus.evaluation_part == "validation" and not isinstance(manifest.source, HttpsFiles):
+        problems.append("corpus.evaluation_part: validation is for corpora of files only")
+    if profile.corpus.evaluation_part == "validation" and profile.corpus.evaluation_queries is None:
+        problems.append("corpus.evaluation_part: validation is what evaluation_queries leaves, and that takes all")
     if problems:
         raise ConfigError(
             f"profile '{profile.name}' does not fit manifest '{manifest.name}'", found=bullet_list(problems)
@@ -250,18 +269,19 @@ def _check_merges(profile: Profile) -> None:
 def _nodes(profile: Profile, manifest: Manifest, downloads: Path, execution: members.Execution) -> dict[str, Node]:
     """All nodes of a study, inputs before what is made from them."""
     nodes: dict[str, Node] = {"examples": stages.examples(profile, manifest, downloads)}
-    for subset in profile.subsets:
-        nodes[f"subset/{subset.name}"] = stages.subset(profile, subset, nodes)
+    whole = with_seeds(profile)
+    for subset in whole.subsets:
+        nodes[f"subset/{subset.name}"] = stages.subset(whole, subset, nodes)
     nodes |= bases.base_nodes(profile, manifest, nodes)
     nodes["tokens"] = stages.tokens(profile, manifest, nodes)
     if profile.corpus.new_datasets:
         nodes["tokens/new"] = stages.tokens(profile, manifest, nodes, new=True)
     nodes |= interactions.interaction_nodes(profile, manifest, nodes, execution)
-    nodes |= _model_nodes(profile, manifest, nodes, execution)
+    nodes |= _model_nodes(whole, manifest, nodes, execution)
     nodes |= merges.geometry_nodes(profile, nodes)
     prompts, evaluation = stages.prompts_of(profile, manifest), profile.evaluation
-    places = stages.model_nodes(profile)
-    for model in profile.scored_models:
+    places = stages.model_nodes(whole)
+    for model in whole.scored_models:
         name = places[model]
         for task in (*evaluation.in_domain, *evaluation.out_of_domain):
             nodes[f"scores/{model}/{task}"] = stages.scores(manifest, model, nodes[name], task, nodes, prompts)

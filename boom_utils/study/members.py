@@ -53,7 +53,7 @@ def plan(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Node
     """The batches of one member, in order."""
     datasets = datasets_of(profile, manifest, config)
     rules, families = rules_of(profile, manifest, config), {name: dataset.family for name, dataset in datasets.items()}
-    training = profile.training
+    training = config.training.of(profile.training)
     options = {
         "per_device_train_batch_size": training.per_device_train_batch_size,
         "train_group_size": training.train_group_size,
@@ -115,7 +115,7 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
     """One member, fine-tuned from the base, or from the model it goes on from."""
     rules, prompts = rules_of(profile, manifest, config), prompts_of(profile, manifest)
     restart = config.learning_rate_stages == "restarted"
-    schedule = config.schedule.replace("_", " ")
+    hyper, schedule = config.training.of(profile.training), config.schedule.replace("_", " ")
     share = _share(profile, config)
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
@@ -125,14 +125,18 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
         made = {name: DatasetRules(**rule) for name, rule in rules.items()}
         files = found["base"].path, _token_folders(found), found["plan"].path / "plan.npz"
         summary = f"Fine-tuned with InfoNCE, {schedule}: {share}."
-        job = MemberJob(*files, made, profile.training, prompts, config.name, summary, restart, execution.allow_changes)
+        job = MemberJob(*files, made, hyper, prompts, config.name, summary, restart, execution.allow_changes)
         job = replace(job, provenance=_provenance(profile, manifest, config, found))
         if watch is not None:
             job = replace(job, watch=_watched_rows(watch, found["watched"].path, rules, out))
         return train_member(job, out, execution.processes or usable_processes(job))
 
-    training = profile.training.model_dump(mode="json")
-    described = {"training": training, "rules": rules, "name": config.name, "restart_rate": restart}
+    described = {
+        "training": hyper.model_dump(mode="json"),
+        "rules": rules,
+        "name": config.name,
+        "restart_rate": restart,
+    }
     watch = profile.watch if config.name in compared_schedules(profile.member_facts()) else None
     start = "base" if config.start is None else model_nodes(profile)[config.start]
     inputs = {"base": nodes[start], **_tokens(profile, config, nodes), "plan": nodes[f"plan/{config.name}"]}

@@ -77,7 +77,7 @@ class _Planner:
 
     def plan(self) -> StudyPlan:
         """All costs, in the order the study shows its models."""
-        profile = self.study.profile
+        profile = self.study.whole
         costs = [self._base(), *map(self._member, profile.members)]
         costs += [Cost(m.name, "merge", f"merge/{m.name}" in self.found, self._disk()) for m in profile.merges]
         trained = [*profile.corpus.datasets, *profile.corpus.new_datasets]
@@ -137,11 +137,11 @@ class _Planner:
 
     def _member(self, member: MemberConfig) -> Cost:
         counted = {name: Sum() for name in ("examples", "steps", "tokens", "repeated")}
-        profile = self.study.profile
-        subset = profile.subset(member.subset)
+        profile = self.study.whole
+        subset, training = profile.subset(member.subset), member.training.of(self.training)
         for name, dataset in datasets_of(profile, self.study.manifest, member).items():
             share = subset.new_data if name in profile.corpus.new_datasets else profile.ratio(subset)
-            part = self._dataset(dataset, share or 0.0, subset.complement_of is not None)
+            part = self._dataset(dataset, share or 0.0, training, complement=subset.complement_of is not None)
             # What a cluster holds is found by the interaction analysis.
             part = None if member.cluster is not None else part
             counted = {key: amount.plus(part[key] if part else None) for key, amount in counted.items()}
@@ -150,22 +150,26 @@ class _Planner:
                 facts = self.found[source].facts
                 counted |= {"steps" if key == "batches" else key: Sum(facts[key]) for key in keys}
         made = f"member/{member.name}" in self.found
-        return Cost(member.name, "member", made, self._trained(counted, self.training) | self._disk())
+        return Cost(member.name, "member", made, self._trained(counted, training) | self._disk())
 
-    def _dataset(self, dataset: Dataset, share: float, complement: bool) -> dict[str, float] | None:
+    def _dataset(
+        self, dataset: Dataset, share: float, training: TrainingConfig, *, complement: bool
+    ) -> dict[str, float] | None:
         """What one dataset adds to a member; None where its rows are not known."""
         rows = self.rows[dataset.id]
         if rows is None:
             return None
         drawn = rows - subset_size(1 - share, rows) if complement else subset_size(share, rows)
         rules = DatasetRules(dataset.in_batch_negatives, dataset.halve_batch, dataset.group_size)
-        size, texts = rules.batch_size(self.training.per_device_train_batch_size, self.training.processes), None
-        texts = self._texts(dataset.id)
-        group = texts.group or rules.group_size(self.training.train_group_size, self.training.train_group_size)
-        steps = drawn // size * self.training.num_train_epochs
+        size, texts = (
+            rules.batch_size(training.per_device_train_batch_size, training.processes),
+            self._texts(dataset.id),
+        )
+        group = texts.group or rules.group_size(training.train_group_size, training.train_group_size)
+        steps = drawn // size * training.num_train_epochs
         row = texts.query + texts.positive + (group - 1) * texts.negative
         # The exact gradient of a batch that does not fit computes the tokens twice that it does not keep.
-        kept, step = self.training.tokens_in_memory, row * size / self.training.processes
+        kept, step = training.tokens_in_memory, row * size / training.processes
         twice = max(0.0, 1 - kept / step) if kept is not None and dataset.in_batch_negatives else 0.0
         tokens = steps * size * row
         return {"examples": steps * size, "steps": steps, "tokens": tokens, "repeated": tokens * twice}

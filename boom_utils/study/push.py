@@ -119,7 +119,7 @@ def find_model(name: str, profile: str) -> Model:
     if re.search(r"[/\\]", name):
         return _folder(Path(name))
     study = Study(load_profile(profile))
-    places = model_nodes(study.profile)
+    places = model_nodes(study.whole)
     if name not in places and Path(name).is_dir():
         return _folder(Path(name))
     if name not in places:
@@ -146,8 +146,8 @@ def _folder(folder: Path) -> Model:
 def _results(study: Study, name: str) -> Results | None:
     """Scores of the model, and of the one it is compared with if these are made; None if its own are not."""
     found: dict[str, Artifact] = {}
-    for model in dict.fromkeys([name, study.profile.evaluation.reference]):
-        behind = [f"{kind}/{one}" for one in study.profile.trained_members(model) for kind in ("plan", "member")]
+    for model in dict.fromkeys([name, study.whole.evaluation.reference]):
+        behind = [f"{kind}/{one}" for one in study.whole.trained_members(model) for kind in ("plan", "member")]
         wanted = ["base", "examples", *(one for one in behind if one in study.nodes)]
         scores = [one for one in study.nodes if one.startswith(f"scores/{model}/")]
         made = study.workspace.find_all({one: study.node(one) for one in (*wanted, *scores)})
@@ -155,7 +155,7 @@ def _results(study: Study, name: str) -> Results | None:
             found |= made
         elif model == name:
             return None
-    return Results(study.workspace.root, study_facts(study.profile, study.manifest, found), result_places(found))
+    return Results(study.workspace.root, study_facts(study.whole, study.manifest, found), result_places(found))
 
 
 def _licences(study: Study, artifact: Artifact) -> dict[str, str]:

@@ -29,7 +29,7 @@ VERSION: Mapping[str, int] = {
     "losses": 1,
     "interaction": 1,
     "scores": 1,
-    "results": 5,
+    "results": 6,
     "report": 4,
 }
 

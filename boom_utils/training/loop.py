@@ -112,7 +112,7 @@ class _Trainer:
         self.parameters = {name: p for name, p in encoder.transformer.named_parameters() if p.requires_grad}
         config = job.config
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+            self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.scaler = torch.amp.GradScaler(processes.device.type, init_scale=1024.0, enabled=config.precision == "fp16")
         self.gradients = Gradients(encoder, job, processes, self.scaler)

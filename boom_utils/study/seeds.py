@@ -1,0 +1,66 @@
+"""Models made with several seeds: everything behind them again, under names of their own.
+
+The first seed is that of the profile's own lines; the others are copies of these lines (``boom.seed2`` of ``s20.seed2``
+of ``p20.seed2``). Copies are members and merges like any other, but no table shows them: results pool them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from boom_utils.config import Profile
+
+STRIDE = 1000
+"""Between the seeds of a line and of its next copy: profiles number their own seeds closer than that."""
+
+
+def seeds_of(profile: Profile) -> dict[str, list[str]]:
+    """Every model with several seeds -> its names, one a seed, the first of which is its own."""
+    if profile.seeds is None:
+        return {}
+    numbers = range(2, profile.seeds.count + 1)
+    return {model: [model, *(_copy(model, number) for number in numbers)] for model in profile.seeds.models}
+
+
+def with_seeds(profile: Profile) -> Profile:
+    """The profile with a line for every model and subset of every seed; itself where there is one seed only."""
+    if profile.seeds is None:
+        return profile
+    parts = {merge.name: merge.members for merge in profile.merges}
+    parts |= {member.name: (member.start,) if member.start else () for member in profile.members}
+    behind = _closure(profile.seeds.models, parts)
+    drawn_from = {subset.name: (subset.complement_of,) if subset.complement_of else () for subset in profile.subsets}
+    drawn = _closure([member.subset for member in profile.members if member.name in behind], drawn_from)
+    subsets, members, merges = [*profile.subsets], [*profile.members], [*profile.merges]
+    scored = {*profile.seeds.models} & {*profile.scored_models}
+    for number in range(2, profile.seeds.count + 1):
+        later = STRIDE * (number - 1)
+        for subset in (one for one in profile.subsets if one.name in drawn):
+            named = subset.complement_of and _copy(subset.complement_of, number)
+            change = {"name": _copy(subset.name, number), "seed": subset.seed + later, "complement_of": named}
+            subsets.append(subset.model_copy(update=change))
+        for member in (one for one in profile.members if one.name in behind):
+            change = {"name": _copy(member.name, number), "seed": member.seed + later, "scored": member.name in scored}
+            change |= {"subset": _copy(member.subset, number), "start": member.start and _copy(member.start, number)}
+            members.append(member.model_copy(update=change))
+        for merge in (one for one in profile.merges if one.name in behind):
+            named_members = tuple(_copy(name, number) for name in merge.members)
+            change = {"name": _copy(merge.name, number), "members": named_members, "scored": merge.name in scored}
+            merges.append(merge.model_copy(update=change))
+    lines = {"subsets": tuple(subsets), "members": tuple(members), "merges": tuple(merges)}
+    return profile.model_copy(update={**lines, "seeds": None})
+
+
+def _copy(name: str, number: int) -> str:
+    return f"{name}.seed{number}"
+
+
+def _closure(names: Iterable[str], parts: Mapping[str, tuple[str, ...]]) -> set[str]:
+    """Some names, and all that is behind them."""
+    found, todo = set(), [*names]
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += parts.get(name, ())
+    return found

@@ -1,0 +1,107 @@
+"""Models with several seeds: everything behind them is made again, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from conftest import plain_smoke
+
+from boom_utils.artifacts import Node, Workspace
+from boom_utils.config import Profile
+from boom_utils.errors import ConfigError
+from boom_utils.study.graph import Study
+from boom_utils.study.seeds import seeds_of, with_seeds
+from boom_utils.yaml_files import parse
+
+
+def seeded(models: list[str], count: int = 3, **changes: Any) -> Profile:
+    raw = {**plain_smoke(), **changes, "seeds": {"count": count, "models": models}}
+    return parse(Profile, raw, "test", ConfigError)
+
+
+def test_a_profile_without_seeds_is_its_own_whole() -> None:
+    profile = parse(Profile, plain_smoke(), "test", ConfigError)
+    assert with_seeds(profile) is profile
+    assert seeds_of(profile) == {}
+
+
+def test_everything_behind_a_model_is_made_again_with_other_seeds_and_nothing_else() -> None:
+    profile = seeded(["boom"], count=2)
+    whole = with_seeds(profile)
+    parts = next(merge.members for merge in profile.merges if merge.name == "boom")
+    new = [member for member in whole.members if member not in profile.members]
+    assert [member.name for member in new] == [f"{name}.seed2" for name in parts]
+    assert [merge.name for merge in whole.merges if merge not in profile.merges] == ["boom.seed2"]
+    old = {member.name: member for member in profile.members}
+    for member in new:
+        before = old[member.name.removesuffix(".seed2")]
+        assert member.seed != before.seed
+        assert member.subset == f"{before.subset}.seed2"
+        drawn, drawn_before = whole.subset(member.subset), profile.subset(before.subset)
+        assert drawn.seed != drawn_before.seed
+        assert drawn.ratio == drawn_before.ratio
+    assert len(whole.subsets) == len(profile.subsets) + len(parts)
+
+
+def test_only_the_named_models_of_a_further_seed_are_scored() -> None:
+    whole = with_seeds(seeded(["boom", "full"]))
+    later = [name for name in whole.scored_models if ".seed" in name]
+    assert sorted(later) == ["boom.seed2", "boom.seed3", "full.seed2", "full.seed3"]
+
+
+def test_weights_of_a_merge_of_a_further_seed_are_those_of_its_first() -> None:
+    whole = with_seeds(seeded(["boom", "plain-mean"]))
+    merges = {merge.name: merge for merge in whole.merges}
+    for name in ("boom", "plain-mean"):
+        assert whole.merge_weights(merges[f"{name}.seed3"]) == whole.merge_weights(merges[name])
+
+
+def test_what_a_further_seed_goes_on_from_and_what_it_leaves_over_are_of_its_own_seed(
+    incremental: Mapping[str, Any],
+) -> None:
+    whole = with_seeds(parse(Profile, {**incremental, "seeds": {"count": 2, "models": ["on"]}}, "test", ConfigError))
+    members = {member.name: member for member in whole.members}
+    assert members["on.seed2"].start == "boom.seed2"
+    assert "boom.seed2" in {merge.name for merge in whole.merges}
+    assert whole.subset("rest.seed2").complement_of == "p20.seed2"
+
+
+@pytest.fixture
+def incremental() -> dict[str, Any]:
+    raw = plain_smoke()
+    raw["subsets"] = [*raw["subsets"], {"name": "rest", "complement_of": "p20"}]
+    raw["members"] = [*raw["members"], {"name": "on", "subset": "rest", "start": "boom"}]
+    return raw
+
+
+def test_a_model_of_several_seeds_must_exist() -> None:
+    with pytest.raises(ConfigError, match=r"seeds: no member or merge 'bom'.*boom"):
+        seeded(["bom"])
+
+
+def identity(node: Node) -> Any:
+    """All that a node's key is made of."""
+    return (node.stage, node.version, node.config, {name: identity(one) for name, one in node.inputs.items()})
+
+
+def test_a_study_has_nodes_for_every_seed_and_other_keys_for_each(tmp_path: Any) -> None:
+    study = Study(seeded(["boom"], count=3), Workspace(tmp_path))
+    made = [identity(study.node(f"member/s20{copy}")) for copy in ("", ".seed2", ".seed3")]
+    assert made[0] != made[1] != made[2] != made[0]
+    task = study.profile.evaluation.in_domain[0]
+    assert f"scores/boom.seed3/{task}" in study.nodes
+    assert f"scores/s20.seed3/{task}" not in study.nodes
+    assert f"scores/boom.seed2/{task}" in study.nodes_of("06_merging_ablations")
+    assert f"scores/boom.seed2/{task}" not in study.nodes_of("03_merge")
+    assert study.group("merges").count("boom.seed2") == 0
+
+
+def test_a_further_seed_changes_no_key_of_the_first(tmp_path: Any) -> None:
+    one, many = (
+        Study(profile, Workspace(tmp_path))
+        for profile in (parse(Profile, plain_smoke(), "test", ConfigError), seeded(["boom"]))
+    )
+    for name in ("member/s20", "merge/boom", "subset/p20"):
+        assert identity(one.node(name)) == identity(many.node(name))
