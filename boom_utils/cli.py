@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from boom_utils.cli_publishing import add_publishing
 from boom_utils.cli_reports import add_report, add_trace
 from boom_utils.errors import BoomError, ConfigError
 from boom_utils.progress import quick_processes, quiet_libraries
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(commands)
     add_report(commands)
     add_trace(commands)
+    add_publishing(commands)
     check = commands.add_parser("check", help="versions, devices, disk space, corpus sources")
     check.add_argument("--profile", default="smoke", metavar="P", help="profile whose corpus is looked at (smoke)")
     check.set_defaults(command=_check)

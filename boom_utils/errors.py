@@ -52,6 +52,10 @@ class DownloadError(BoomError):
     """A file of a corpus could not be downloaded, or what came is not the file the manifest names."""
 
 
+class UploadError(BoomError):
+    """A model could not be put on the hub."""
+
+
 class CheckpointError(BoomError):
     """A model folder cannot be read, is unsafe to read, or is not complete."""
 

@@ -26,6 +26,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "model."  # before a tensor's name in some files of a model, and not in others
+RUN_FILES = frozenset({"training_log.jsonl", "watched_losses.jsonl", "watched_rows.json"})
+"""What the kit writes beside a model about its training."""
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 
 

@@ -1,6 +1,7 @@
-"""A hub on this machine: as much of the protocol of the Hugging Face hub as listing and downloading datasets takes.
+"""A hub on this machine: as much of the protocol of the Hugging Face hub as listing and downloading takes.
 
-Repositories are dictionaries of bytes; what goes wrong is told to it beforehand. It keeps every request.
+Repositories are dictionaries of bytes; what goes wrong is told to it beforehand. It keeps every request. What uploads
+take is in `hub_uploads`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import hub_uploads
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -52,6 +55,12 @@ class HubServer:
     """Seconds between blocks of 64 KiB."""
     plain: set[str] = field(default_factory=set)
     """Files that are not in large file storage."""
+    private: set[str] = field(default_factory=set)
+    """Repositories that only their owners see."""
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """What was uploaded to large file storage, by sha256."""
+    commits: list[list[str]] = field(default_factory=list)
+    """Paths of every commit."""
 
     def __enter__(self) -> HubServer:
         hub = self
@@ -102,12 +111,24 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        self._take()
+
+    def do_PUT(self) -> None:
+        self._take()
+
+    def _take(self) -> None:
+        hub, path = self.server_hub, unquote(urlsplit(self.path).path)
+        hub.requests.append(Request(self.command, path, dict(self.headers)))
+        status, answer = hub_uploads.take(hub, path, self.headers, hub_uploads.body_of(self))
+        self._send(json.dumps(answer).encode(), status=status) if answer is not None else self._error(status, None)
+
     def _answer(self) -> None:
         hub, path = self.server_hub, unquote(urlsplit(self.path).path)
         hub.requests.append(Request(self.command, path, dict(self.headers)))
-        if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
+        if found := re.fullmatch(r"/api/(?:datasets|models)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
             self._api(*found.groups())
-        elif found := re.fullmatch(r"(/stored)?/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif found := re.fullmatch(r"(/stored)?(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(*found.groups())
         else:
             self._error(404, None)
@@ -126,7 +147,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         hub = self.server_hub
         if kind != "tree":
-            self._send(json.dumps({"id": repo, "sha": REVISION, "private": False, "tags": []}).encode())
+            facts = {"id": repo, "sha": REVISION, "private": repo in hub.private, "tags": []}
+            siblings = [{"rfilename": path} for path in hub.repos[repo]]
+            self._send(json.dumps({**facts, "siblings": siblings}).encode())
         elif (status := hub.fault("tree")) is not None:
             self._error(status, None)
         else:
@@ -179,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self._body(content[start : start + (len(content) - start) // 2] if cut else content[start:])
         if cut:
             self.close_connection = True

@@ -194,7 +194,15 @@ def test_values_that_do_not_fit_the_output_are_an_error(tmp_path):
 
 @pytest.mark.promise(26)
 def test_the_folder_of_a_sentence_transformers_model_is_kept_whole(tmp_path, encoders):
-    for name in ("README.md", "record.json", "optimizer.pt", "pytorch_model.bin", "modeling.py", ".hidden"):
+    for name in (
+        "README.md",
+        "record.json",
+        "training_log.jsonl",
+        "optimizer.pt",
+        "pytorch_model.bin",
+        "modeling.py",
+        ".hidden",
+    ):
         (encoders[0] / name).write_text("of the first member only")
     for name in ("checkpoint-10/model.safetensors", "onnx/model.onnx", "extra/note.txt"):
         (encoders[0] / name).parent.mkdir()
@@ -207,7 +215,7 @@ def test_the_folder_of_a_sentence_transformers_model_is_kept_whole(tmp_path, enc
     assert all(out[name] == digests(encoders[0])[name] for name in kept)
     assert (tmp_path / "out" / "2_Normalize").is_dir()
     assert set(facts["left_out"]) == {
-        "README.md", "record.json", "optimizer.pt", "pytorch_model.bin", "modeling.py", ".hidden",
+        "README.md", "record.json", "training_log.jsonl", "optimizer.pt", "pytorch_model.bin", "modeling.py", ".hidden",
         "checkpoint-10/model.safetensors", "onnx/model.onnx",
     }  # fmt: skip
     config = json.loads((tmp_path / "out" / "config.json").read_text())

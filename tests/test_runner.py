@@ -405,7 +405,7 @@ def test_a_workspace_that_cannot_be_written_is_said_without_a_traceback(
 def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.CaptureFixture[str]) -> None:
     options = {}
     data = ("data fetch", "data convert", "data sample", "data overlap")
-    for command in ("run", "plan", "train", "merge", *data, "report", "trace", "check"):
+    for command in ("run", "plan", "train", "merge", *data, "report", "trace", "card", "push", "check"):
         with pytest.raises(SystemExit):
             main([*command.split(), "--help"])
         options[command] = sorted(set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"})
@@ -426,6 +426,8 @@ def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.C
         **{name: ["--on-bad-line", "--profile"] for name in data[1:]},
         "report": ["--profile", "--results"],
         "trace": ["--all"],
+        "card": ["--profile"],
+        "push": ["--dry-run", "--profile", "--public", "--repo", "--yes"],
         "check": ["--profile"],
     }
 

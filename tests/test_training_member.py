@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import TEXTS, TOY, tiny_config, toy_job
 
+from boom_utils.cards import Cost, Provenance
 from boom_utils.config import LoraConfig, TrainingConfig
 from boom_utils.errors import CheckpointError, TrainingError
 from boom_utils.models import Encoder
@@ -27,6 +28,7 @@ from boom_utils.training.loop import LOG, MEASURED
 from boom_utils.training.member import MemberJob, train_member
 from boom_utils.training.plan import DatasetRules
 
+COUNTS = {"seed": 0, "steps": 2, "examples": 8}
 PROMPTS = {"toy": "Instruct: find it\nQuery: "}
 
 
@@ -53,6 +55,8 @@ def test_a_job_survives_its_journey_to_another_process() -> None:
     config = TOY.model_copy(update={"lora": LoraConfig(r=2)})
     paths = Path("a"), (Path("b"), Path("new")), Path("c")
     job = MemberJob(*paths, {"toy": DatasetRules(group="first_row")}, config, PROMPTS, "toy", "A.", True, ("x",))
+    before = {"s20": Cost(seed=1, steps=2, examples=3, tokens=4, rows={"toy": 3})}
+    job = replace(job, provenance=Provenance(start="boom", passes=0.4, trained=before))
     assert MemberJob.from_json(json.loads(json.dumps(job.to_json()))) == job
 
 
@@ -64,6 +68,8 @@ def test_a_member_is_a_whole_encoder_folder_with_log_and_card_and_nothing_else(t
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"README.md", LOG, "modules.json", "model.safetensors"} <= names
     assert not names & {"checkpoints", "processes"}
+    assert facts["trained"] == {"toy": {**COUNTS, "tokens": facts["tokens"], "passes": None, "rows": {"toy": 8}}}
+    assert f"| toy | 0 | 2 | 8 | {facts['tokens']} |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.promise(15)

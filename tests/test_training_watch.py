@@ -33,7 +33,7 @@ from boom_utils.training.loop import train
 from boom_utils.training.member import MemberJob, train_member
 from boom_utils.training.plan import DatasetRules
 from boom_utils.training.watch import Watch, WatchedJobs
-from boom_utils.training.watched_losses import HELD_OUT_LOSSES, read_points
+from boom_utils.training.watched_losses import WATCHED_LOSSES, read_points
 
 RULES = {"first": DatasetRules(), "second": DatasetRules(in_batch_negatives=False)}
 ROWS = {"first": np.arange(8, dtype=np.uint32), "second": np.array([5, 0, 3, 2], dtype=np.uint32)}
@@ -85,7 +85,7 @@ def test_watching_changes_no_weight_and_no_number_of_the_training(tmp_path: Path
     assert trained(tmp_path / "watched", MORE[config], points=11) == expected
     assert loss_lines(tmp_path / "watched") == loss_lines(tmp_path / "plain")
     assert steps_of(tmp_path / "watched") == list(range(11))
-    assert not (tmp_path / "plain" / HELD_OUT_LOSSES).exists()
+    assert not (tmp_path / "plain" / WATCHED_LOSSES).exists()
 
 
 def test_a_compiled_model_is_watched_without_a_graph_of_its_own(
@@ -193,7 +193,7 @@ def test_killed_with_sigkill_and_resumed_every_point_is_there_once_with_the_same
         assert run(tmp_path / "killed", death) == -9
     assert steps_of(tmp_path / "killed") == [0, 3, 7]
     assert run(tmp_path / "killed", "never") == 0
-    files = [tmp_path / name / HELD_OUT_LOSSES for name in ("whole", "killed")]
+    files = [tmp_path / name / WATCHED_LOSSES for name in ("whole", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert steps_of(tmp_path / "killed") == [0, 3, 7, 10]
     assert (tmp_path / "killed" / "model" / "model.safetensors").read_bytes() == expected
@@ -205,7 +205,7 @@ def test_points_after_the_checkpoint_that_is_gone_on_from_are_made_again(tmp_pat
     (tmp_path / "run" / "checkpoints" / "step-00000007" / "weights.safetensors").unlink()
     assert steps_of(tmp_path / "run") == list(range(8))
     trained(tmp_path / "run", points=11)
-    files = [tmp_path / name / HELD_OUT_LOSSES for name in ("whole", "run")]
+    files = [tmp_path / name / WATCHED_LOSSES for name in ("whole", "run")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -213,10 +213,10 @@ def test_a_training_whose_steps_are_all_made_looks_at_nothing_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained(tmp_path / "run")
-    before = (tmp_path / "run" / HELD_OUT_LOSSES).read_bytes()
+    before = (tmp_path / "run" / WATCHED_LOSSES).read_bytes()
     monkeypatch.setattr(module, "encoder_losses", None)
     trained(tmp_path / "run")
-    assert (tmp_path / "run" / HELD_OUT_LOSSES).read_bytes() == before
+    assert (tmp_path / "run" / WATCHED_LOSSES).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_a_training_that_was_watched_otherwise_before_its_checkpoint_is_refused(
     if "only" in change:
         job = replace(job, watched=WatchedJobs({"first": job.watched.jobs["first"]}, 4))  # type: ignore[union-attr]
     if "unwatched" in change:
-        (tmp_path / "run" / HELD_OUT_LOSSES).unlink()
+        (tmp_path / "run" / WATCHED_LOSSES).unlink()
     with pytest.raises(CheckpointError, match=message):
         train(encoder, job, tmp_path / "run")
 
@@ -246,21 +246,21 @@ def test_a_training_goes_on_without_its_watch_and_leaves_no_half_of_a_file(tmp_p
     interrupted(tmp_path / "run", 4)
     encoder = fresh_encoder()
     train(encoder, toy_job(encoder, tmp_path / "run", config=LONG), tmp_path / "run")
-    assert not (tmp_path / "run" / HELD_OUT_LOSSES).exists()
+    assert not (tmp_path / "run" / WATCHED_LOSSES).exists()
 
 
 def test_a_damaged_file_is_an_error_when_training_goes_on(tmp_path: Path) -> None:
     interrupted(tmp_path / "run", 4)
-    path = tmp_path / "run" / HELD_OUT_LOSSES
+    path = tmp_path / "run" / WATCHED_LOSSES
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ResultsError, match=r"(?s)damaged.*held_out_losses\.jsonl:2"):
+    with pytest.raises(ResultsError, match=r"(?s)damaged.*watched_losses\.jsonl:2"):
         trained(tmp_path / "run")
 
 
 def test_without_a_checkpoint_the_points_of_an_earlier_attempt_are_not_trusted(tmp_path: Path) -> None:
     trained(tmp_path / "whole")
     interrupted(tmp_path / "run", 2)
-    path = tmp_path / "run" / HELD_OUT_LOSSES
+    path = tmp_path / "run" / WATCHED_LOSSES
     stored = json.loads(path.read_text())
     stored["losses"]["first"]["values"][0] += 1  # as of another base
     path.write_text(json.dumps(stored) + "\n")
@@ -271,7 +271,7 @@ def test_without_a_checkpoint_the_points_of_an_earlier_attempt_are_not_trusted(t
         (folder / "log.jsonl").unlink()
         folder.rmdir()
     trained(tmp_path / "run")
-    assert path.read_bytes() == (tmp_path / "whole" / HELD_OUT_LOSSES).read_bytes()
+    assert path.read_bytes() == (tmp_path / "whole" / WATCHED_LOSSES).read_bytes()
 
 
 # --- several processes, time, errors ----------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def test_rows_that_are_trained_on_are_refused_with_dataset_and_row(tmp_path: Pat
     job = watched_member(tmp_path, {"toy": [1, 2, 3, 4], "first": [0, 1, 2, 3]})
     with pytest.raises(DataError, match=r"(?s)also trained on.*'toy': 4 rows, such as 1"):
         train_member(job, tmp_path / "out")
-    assert not (tmp_path / "out" / HELD_OUT_LOSSES).exists()
+    assert not (tmp_path / "out" / WATCHED_LOSSES).exists()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from boom_utils.errors import ResultsError
 from boom_utils.training.batch_losses import BatchLosses
 from boom_utils.training.watched_losses import (
-    HELD_OUT_LOSSES,
+    WATCHED_LOSSES,
     WatchedPoint,
     read_points,
     read_watched,
@@ -46,7 +46,7 @@ def test_the_losses_of_a_dataset_are_read_with_the_share_of_steps_done(folder: P
 
 
 def test_a_line_is_plain_json_with_the_mean_loss_for_readers(folder: Path) -> None:
-    line = json.loads((folder / HELD_OUT_LOSSES).read_text().splitlines()[1])
+    line = json.loads((folder / WATCHED_LOSSES).read_text().splitlines()[1])
     assert (line["step"], line["share"], line["losses"]["b"]["loss"]) == (1, 0.25, 1.0)
 
 
@@ -77,18 +77,18 @@ def without(key: str) -> Callable[[list[Any]], Any]:
 def test_a_damaged_file_is_an_error_that_names_the_line(
     folder: Path, change: Callable[[list[Any]], Any], message: str
 ) -> None:
-    path = folder / HELD_OUT_LOSSES
+    path = folder / WATCHED_LOSSES
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     change(lines)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(ResultsError, match=rf"(?s)are damaged.*{HELD_OUT_LOSSES}:{message}"):
+    with pytest.raises(ResultsError, match=rf"(?s)are damaged.*{WATCHED_LOSSES}:{message}"):
         read_points(folder)
 
 
 def test_a_truncated_or_missing_file_is_an_error(folder: Path) -> None:
-    path = folder / HELD_OUT_LOSSES
+    path = folder / WATCHED_LOSSES
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(ResultsError, match=f"{HELD_OUT_LOSSES}:3"):
+    with pytest.raises(ResultsError, match=f"{WATCHED_LOSSES}:3"):
         read_watched(folder)
     path.unlink()
     with pytest.raises(ResultsError, match="there are no held-out losses of this training"):

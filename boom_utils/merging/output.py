@@ -12,17 +12,17 @@ from typing import Any
 import yaml
 
 from boom_utils.artifacts import process_alive
-from boom_utils.cards import Card, write_card
+from boom_utils.cards import Card, Provenance, write_card
 from boom_utils.errors import MergeError
 from boom_utils.merging.checkpoints import Checkpoint
 from boom_utils.merging.recipe import Recipe, recipe_yaml
 from boom_utils.merging.weight_files import FLOAT_NAMES
-from boom_utils.model_folder import ADAPTER_CONFIG, INDEX, PICKLES, module_folders, read_mapping
+from boom_utils.model_folder import ADAPTER_CONFIG, INDEX, PICKLES, RUN_FILES, module_folders, read_mapping
 
 RECIPE_FILE = "mergekit_config.yaml"
 # Files of the first model that say something about it and would be false, or unsafe, beside merged weights.
 WEIGHT_SUFFIXES = PICKLES | {".safetensors", ".onnx", ".onnx_data", ".xml", ".gguf", ".h5", ".msgpack", ".npz"}
-NOT_KEPT = frozenset({INDEX, ADAPTER_CONFIG, RECIPE_FILE, "record.json", "README.md", "trainer_state.json"})
+NOT_KEPT = RUN_FILES | {INDEX, ADAPTER_CONFIG, RECIPE_FILE, "record.json", "README.md", "trainer_state.json"}
 
 
 def require_free(out: Path) -> None:
@@ -94,7 +94,9 @@ def write_recipe(folder: Path, recipe: Recipe, out: Path) -> None:
     (folder / RECIPE_FILE).write_text(recipe_yaml(recipe, relative_to=out), encoding="utf-8")
 
 
-def write_merge_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any], labels: Mapping[Path, str]) -> None:
+def write_merge_card(
+    folder: Path, recipe: Recipe, facts: Mapping[str, Any], labels: Mapping[Path, str], provenance: Provenance
+) -> None:
     """The model card: method, members with weights and fingerprints, and the recipe under their names.
 
     It names no path, so that equal merges have equal cards.
@@ -104,12 +106,14 @@ def write_merge_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any], lab
     base = facts["base"]
     on_base = "" if base is None else f", as task vectors on {base['name']} ({_named(base)})"
     summary = (
-        f"Merged by {recipe.merge_method}{on_base}. A fingerprint is a digest of a model's weights. {RECIPE_FILE} is "
-        "the recipe with the folders it was run on."
+        f"Merged by {recipe.merge_method}{on_base}. A fingerprint is a digest of a model's weights. "
+        f"{RECIPE_FILE}, where the model was made, is the recipe with the folders it was run on."
     )
     named = yaml.safe_load(recipe_yaml(recipe.with_paths(lambda path: Path(labels.get(path, path.name)))))
     title = f"{recipe.merge_method} of {len(shown)} models"
-    write_card(folder, Card(title, summary, shown, parents=list(shown), merged=True, recipe=named))
+    parents = list(shown)
+    known = parents if base is None or base["name"] in shown else [base["name"], *parents]
+    write_card(folder, Card(title, summary, shown, parents, known, True, recipe=named, provenance=provenance))
 
 
 def _short(member: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from boom_utils.cards import Provenance
 from boom_utils.errors import MergeError
 from boom_utils.merging import kernels, methods, output
 from boom_utils.merging.checkpoints import Checkpoint, fingerprint_of
@@ -43,11 +44,13 @@ class MergeOptions:
             where none is given.
         max_shard_bytes: Most bytes in one weight file.
         threads: Threads; None: one for each processor, at most 16.
+        provenance: What the model card says of the members' data and of what they took.
     """
 
     names: Mapping[Path, str] = field(default_factory=dict)
     max_shard_bytes: int | None = 5_000_000_000
     threads: int | None = None
+    provenance: Provenance = field(default_factory=Provenance)
 
 
 @dataclass
@@ -143,7 +146,7 @@ def merge_all(recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions | No
             facts = _facts(job, models, prints, left)
             output.write_config(folder, {job.dtype(info) for info in _infos(job, models).values() if info.is_float})
             output.write_recipe(folder, job.recipe, job.out)
-            output.write_merge_card(folder, job.recipe, facts, labels)
+            output.write_merge_card(folder, job.recipe, facts, labels, options.provenance)
             all_facts.append(facts)
         for job, folder in pairs:
             folder.rename(job.out)  # replaces an empty folder, fails on any other

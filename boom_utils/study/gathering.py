@@ -15,7 +15,7 @@ from boom_utils.reporting.side_by_side import PUBLISHED, PUBLISHED_FILES
 from boom_utils.study.deviations import PAPER_PROFILE, deviations
 from boom_utils.study.seeds import seeds_of
 from boom_utils.study.stages import VERSION, Inputs, Nodes
-from boom_utils.training.watched_losses import HELD_OUT_LOSSES
+from boom_utils.training.watched_losses import WATCHED_LOSSES
 
 _MEMBER_CONFIG = {
     "subset",
@@ -47,7 +47,7 @@ def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
         root = found["examples"].path.parent.parent
         write_lineage(out / LINEAGE, workspace_sources(root, [artifact.record for artifact in found.values()]))
         for name, folder in result_places(found).items():
-            for pattern in ("*.json",) if name.startswith("scores/") else ("training_log.jsonl", HELD_OUT_LOSSES):
+            for pattern in ("*.json",) if name.startswith("scores/") else ("training_log.jsonl", WATCHED_LOSSES):
                 _copy(folder, out / name, pattern)
         _copy(found["examples"].path, out / "corpus", "summary.json")
         for name in ("geometry", "interaction"):
@@ -96,7 +96,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
             member.name: {
                 "ratio": profile.member_ratio(member.name),
                 "new_data": profile.member_subset(member.name).new_data,
-                "passes": _passes(profile, profile.member_subset(member.name), rows, trained_on[member.name]),
+                "passes": passes(profile, profile.member_subset(member.name), rows, trained_on[member.name]),
                 "trained_on": trained_on[member.name],
                 **member.model_dump(mode="json", include=_MEMBER_CONFIG),
                 **{key: found[f"member/{member.name}"].facts[key] for key in _MEMBER_FACTS},
@@ -137,7 +137,7 @@ def _devices(found: Inputs, members: Sequence[MemberConfig]) -> str | None:
     return "; ".join(f"{count} x {name}" if count > 1 else name for name, count in sorted(counts.items())) or None
 
 
-def _passes(profile: Profile, subset: SubsetConfig, rows: Mapping[str, int], datasets: Collection[str]) -> float:
+def passes(profile: Profile, subset: SubsetConfig, rows: Mapping[str, int], datasets: Collection[str]) -> float:
     """Rows of a subset, of some datasets, in units of the old corpus: what a member costs."""
     corpus = profile.corpus
     whole = sum(rows[f"train/{name}"] for name in corpus.datasets)

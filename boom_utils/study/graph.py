@@ -303,7 +303,7 @@ def _model_nodes(
     parts |= {name: (member.start,) if member.start else () for name, member in trained.items()}
     for name in TopologicalSorter(parts).static_order():
         if name in merged:
-            nodes[places[name]] = merges.merge(profile, merged[name], nodes)
+            nodes[places[name]] = merges.merge(profile, manifest, merged[name], nodes)
         else:
             nodes[f"plan/{name}"] = members.plan(profile, manifest, trained[name], nodes)
             nodes[places[name]] = members.member(profile, manifest, trained[name], nodes, execution)

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boom_utils.artifacts import Node, write_json
-from boom_utils.config import MemberConfig, Profile, WatchConfig
+from boom_utils.cards import CARD, Provenance, training_data
+from boom_utils.config import MemberConfig, PretrainedBase, Profile, WatchConfig
 from boom_utils.data.manifest import Dataset, Manifest
 from boom_utils.reporting.roles import compared_schedules
+from boom_utils.study.gathering import passes
 from boom_utils.study.stages import VERSION, Inputs, Nodes, model_nodes, prompts_of
+from boom_utils.training.base_source import source_kind
+from boom_utils.training.watched_losses import WATCHED_LOSSES
 
 if TYPE_CHECKING:
     from boom_utils.training.watch import Watch
@@ -122,6 +126,7 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
         files = found["base"].path, _token_folders(found), found["plan"].path / "plan.npz"
         summary = f"Fine-tuned with InfoNCE, {schedule}: {share}."
         job = MemberJob(*files, made, hyper, prompts, config.name, summary, restart, execution.allow_changes)
+        job = replace(job, provenance=_provenance(profile, manifest, config, found))
         if watch is not None:
             job = replace(job, watch=_watched_rows(watch, found["watched"].path, rules, out))
         return train_member(job, out, execution.processes or usable_processes(job))
@@ -135,8 +140,8 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
     watch = profile.watch if config.name in compared_schedules(profile.member_facts()) else None
     start = "base" if config.start is None else model_nodes(profile)[config.start]
     inputs = {"base": nodes[start], **_tokens(profile, config, nodes), "plan": nodes[f"plan/{config.name}"]}
-    if watch is not None:
-        described["watch"] = watch.model_dump(mode="json")
+    if watch is not None:  # the name of its file counts: members that are not watched stay as they are
+        described["watch"] = {**watch.model_dump(mode="json"), "file": WATCHED_LOSSES}
         inputs["watched"] = nodes[f"subset/{watch.subset}"]
     label = f"member {config.name}"
     return Node(
@@ -147,7 +152,7 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
         make,
         inputs,
         resumable=True,
-        observations=("training_log.jsonl",),
+        observations=("training_log.jsonl", CARD),
     )
 
 
@@ -160,6 +165,26 @@ def _watched_rows(watch: WatchConfig, subset: Path, datasets: Collection[str], o
     chosen = {name: rows[name][: watch.rows].tolist() for name in datasets}
     write_json(out / "watched_rows.json", chosen)
     return Watch(out / "watched_rows.json", watch.points, watch.seed, seen=True)
+
+
+def _provenance(profile: Profile, manifest: Manifest, config: MemberConfig, found: Inputs) -> Provenance:
+    """What the card says of where a member comes from; passes where the tokens of the corpus say how large it is."""
+    base = profile.base_model
+    name = base.name if isinstance(base, PretrainedBase) else ""
+    on_hub = config.start is None and source_kind(name) == "hub"
+    start = config.start or (name if on_hub else "the base model of the profile")
+    rows: dict[str, int] = {}
+    for kind in ("tokens", "new_tokens"):
+        rows |= {f"train/{name}": n for name, n in (found[kind].facts["rows"] if kind in found else {}).items()}
+    trained_on = found["plan"].facts["datasets"]
+    known = "tokens" in found
+    return Provenance(
+        start=start,
+        on_hub=on_hub,
+        data=training_data(manifest, datasets_of(profile, manifest, config)),
+        passes=passes(profile, profile.subset(config.subset), rows, trained_on) if known else None,
+        trained=found["base"].facts.get("trained", {}),
+    )
 
 
 def _share(profile: Profile, config: MemberConfig) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from boom_utils.artifacts import Node, write_json
+from boom_utils.cards import CARD, Provenance, training_data
 from boom_utils.config import MergeConfig, Profile
+from boom_utils.data.manifest import Manifest
 from boom_utils.merging.parameters import METHOD_RULES
 from boom_utils.reporting.roles import is_restricted, shuffled_members
 from boom_utils.study.stages import VERSION, Inputs, Nodes, model_nodes
@@ -46,7 +48,7 @@ def needs_base(config: MergeConfig) -> bool:
     return config.task_vectors or METHOD_RULES[config.method].base == "required"
 
 
-def merge(profile: Profile, config: MergeConfig, nodes: Nodes) -> Node:
+def merge(profile: Profile, manifest: Manifest, config: MergeConfig, nodes: Nodes) -> Node:
     """One merged model, of members or of earlier merges."""
     weights, places = profile.merge_weights(config), model_nodes(profile)
 
@@ -56,14 +58,21 @@ def merge(profile: Profile, config: MergeConfig, nodes: Nodes) -> Node:
         from boom_utils.merging.writer import merge as write_merged
 
         recipe = recipe_of(config, weights, {name: artifact.path for name, artifact in found.items()})
-        options = MergeOptions({artifact.path: name for name, artifact in found.items()})
-        return write_merged(make_recipe(recipe), out, options)
+        trained: dict[str, Any] = {}
+        for artifact in found.values():
+            trained |= artifact.facts.get("trained", {})  # a member behind two merges counts once; a base has none
+        data = training_data(manifest, (*profile.corpus.datasets, *profile.corpus.new_datasets))
+        provenance = Provenance(data=data, trained=trained)
+        names = {artifact.path: name for name, artifact in found.items()}
+        facts = write_merged(make_recipe(recipe), out, MergeOptions(names, provenance=provenance))
+        return {**facts, "trained": trained}
 
     described = {**config.model_dump(mode="json", exclude={"scored"}), "weights": weights, "dtype": "float32"}
     inputs = {name: nodes[places[name]] for name in config.members}
     if needs_base(config):
         inputs["base"] = nodes["base"]
-    return Node("merge", VERSION["merge"], f"merge {config.name}", described, make, inputs)
+    label = f"merge {config.name}"
+    return Node("merge", VERSION["merge"], label, described, make, inputs, observations=(CARD,))
 
 
 def geometry_nodes(profile: Profile, nodes: Nodes) -> dict[str, Node]:

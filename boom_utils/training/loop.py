@@ -56,7 +56,7 @@ def train(
     Writes one JSON line a step to ``out/training_log.jsonl`` and, every ``save_steps`` and at the end, a checkpoint
     under ``out/checkpoints``; remove that folder (`remove_checkpoints`) once the encoder is saved. Called again with
     the same job after it was stopped or killed, it goes on from the last checkpoint to the same weights, bit by bit on
-    the same build and machine. What ``job.watched`` asks for goes to ``out/held_out_losses.jsonl``.
+    the same build and machine. What ``job.watched`` asks for goes to ``out/watched_losses.jsonl``.
 
     Args:
         encoder: The base; its own weights are changed. LoRA adapters are merged at the end.

@@ -14,15 +14,16 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from boom_utils import errors
 from boom_utils.artifacts import process_alive, write_json
-from boom_utils.cards import Card, write_card
+from boom_utils.cards import Card, Cost, Provenance, write_card
 from boom_utils.config import TrainingConfig
 from boom_utils.data.tokens import open_tokens
 from boom_utils.errors import BoomError, ConfigError, TrainingError
@@ -54,7 +55,8 @@ class MemberJob:
         summary: One sentence for the card.
         restart_rate: Every stage of the plan warms up and decays by itself.
         allow_changes: Fields in which a checkpoint may differ.
-        watch: Held-out losses to look at along the training.
+        watch: Losses to look at along the training.
+        provenance: What the card says of its data and of what it starts from.
     """
 
     base: Path
@@ -68,12 +70,14 @@ class MemberJob:
     restart_rate: bool = False
     allow_changes: tuple[str, ...] = ()
     watch: Watch | None = None
+    provenance: Provenance = field(default_factory=Provenance)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form for another process."""
         paths: dict[str, Any] = {"base": str(self.base), "plan": str(self.plan), "tokens": [*map(str, self.tokens)]}
         rules = {name: asdict(rule) for name, rule in self.rules.items()}
         parts = {"rules": rules, "config": self.config.model_dump(mode="json")}
+        parts["provenance"] = self.provenance.model_dump(mode="json")
         return {**self.__dict__, **paths, **parts, "watch": self.watch and self.watch.to_json()}
 
     @classmethod
@@ -84,6 +88,7 @@ class MemberJob:
         config = TrainingConfig.model_validate(stored["config"])
         watch = Watch.from_json(stored["watch"]) if stored["watch"] else None
         parts = {"rules": rules, "config": config, "allow_changes": tuple(stored["allow_changes"]), "watch": watch}
+        parts["provenance"] = Provenance.model_validate(stored["provenance"])
         return cls(**{**stored, **paths, **parts})
 
 
@@ -91,7 +96,7 @@ def train_member(job: MemberJob, out: Path, processes: int = 1) -> dict[str, Any
     """Fine-tune the base by the plan; write an encoder folder to ``out``.
 
     Besides the model it writes ``training_log.jsonl`` (one line a step), the card and, if the job is watched,
-    ``held_out_losses.jsonl`` (see `boom_utils.training.watched_losses.read_watched`). If ``out`` holds checkpoints of
+    ``watched_losses.jsonl`` (see `boom_utils.training.watched_losses.read_watched`). If ``out`` holds checkpoints of
     this job, training goes on from them; they are removed when the model is written.
 
     Args:
@@ -129,11 +134,34 @@ def _train_here(
     facts = train(encoder, training, out, processes, job.allow_changes, stop)
     if processes is None or processes.first:
         encoder.save(out)
-        shown = {name: facts[name] for name in ("steps", "examples", "tokens", "mean_loss_last_tenth")}
-        recipe = job.config.model_dump(mode="json")
-        write_card(out, Card(job.label, job.summary, shown, parents=["the base model of the profile"], recipe=recipe))
+        trained = _trained(job, plan, facts)
+        facts["trained"] = {name: cost.model_dump(mode="json") for name, cost in trained.items()}
+        write_card(out, _card(job, trained, facts))
         remove_checkpoints(out)
     return facts
+
+
+def _trained(job: MemberJob, plan: BatchPlan, facts: Mapping[str, Any]) -> dict[str, Cost]:
+    """What all trainings behind the member took, its own last."""
+    batches = {name: [batch.rows for batch in plan.batches if batch.dataset == name] for name in job.rules}
+    rows = {name: len(np.unique(np.concatenate(some))) for name, some in batches.items() if some}
+    counts = {name: facts[name] for name in ("steps", "examples", "tokens")}
+    own = Cost(seed=plan.options.seed, passes=job.provenance.passes, rows=rows, **counts)
+    return {**job.provenance.trained, job.label: own}
+
+
+def _card(job: MemberJob, trained: Mapping[str, Cost], facts: Mapping[str, Any]) -> Card:
+    provenance = job.provenance.model_copy(update={"trained": trained})
+    start = [job.provenance.start]
+    return Card(
+        job.label,
+        job.summary,
+        {name: facts[name] for name in ("steps", "examples", "tokens", "mean_loss_last_tenth")},
+        parents=start,
+        base_models=start if job.provenance.on_hub else (),
+        recipe=job.config.model_dump(mode="json"),
+        provenance=provenance,
+    )
 
 
 _FOLDER = "processes"

@@ -26,7 +26,7 @@ from boom_utils.training.gradients import TrainingJob
 from boom_utils.training.held_out import HeldOutOptions, RowIds, batches_digest, encoder_losses, held_out_jobs
 from boom_utils.training.plan import BatchPlan, DatasetRules
 from boom_utils.training.processes import Processes
-from boom_utils.training.watched_losses import HELD_OUT_LOSSES, WatchedPoint, read_points, write_points
+from boom_utils.training.watched_losses import WATCHED_LOSSES, WatchedPoint, read_points, write_points
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Watcher:
             ResultsError: The file is damaged.
         """
         # Without a checkpoint nothing says that an earlier attempt had this base: its points are made again.
-        path = self.out / HELD_OUT_LOSSES
+        path = self.out / WATCHED_LOSSES
         if self.steps and done > 0:
             stored = read_points(self.out) if path.exists() else []
             self.points = [point for point in stored if point.step <= done]
@@ -174,7 +174,7 @@ class Watcher:
         if problems:
             raise CheckpointError(
                 "the training goes on from a checkpoint, but was watched in another way before it",
-                where=self.out / HELD_OUT_LOSSES,
+                where=self.out / WATCHED_LOSSES,
                 found=bullet_list(problems),
                 fix="undo the change, train without a watch, or delete the checkpoints to start again",
             )

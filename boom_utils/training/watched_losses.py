@@ -1,4 +1,7 @@
-"""The file of held-out losses along a training: one line a point, read by whoever compares or draws. No torch."""
+"""The file of losses along a training: one line a point, read by whoever compares or draws. No torch.
+
+The rows are watched, not held out: they may be trained on too.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from boom_utils.artifacts import write_text
 from boom_utils.errors import ResultsError
 from boom_utils.training.batch_losses import BatchLosses, losses_as_json, losses_from_json
 
-HELD_OUT_LOSSES = "held_out_losses.jsonl"
+WATCHED_LOSSES = "watched_losses.jsonl"
 """Its name in the folder of a member."""
 
 
 @dataclass(frozen=True)
 class WatchedPoint:
-    """Held-out losses of a model at one moment of its training.
+    """Losses of a model at one moment of its training.
 
     Args:
         step: Steps done; 0 is the base.
@@ -54,7 +57,7 @@ class WatchedPoint:
 def write_points(folder: Path, points: Sequence[WatchedPoint]) -> None:
     """Write the file of a member's folder, atomically and with the same bytes for the same losses."""
     lines = (json.dumps(point.as_json(), allow_nan=False) + "\n" for point in points)
-    write_text(folder / HELD_OUT_LOSSES, "".join(lines))
+    write_text(folder / WATCHED_LOSSES, "".join(lines))
 
 
 def read_points(folder: Path) -> list[WatchedPoint]:
@@ -64,7 +67,7 @@ def read_points(folder: Path) -> list[WatchedPoint]:
         ResultsError: The file is missing or empty, a line is damaged, or points are out of order, of other datasets or
             of other batches than the first one; the message names the line.
     """
-    path = folder / HELD_OUT_LOSSES
+    path = folder / WATCHED_LOSSES
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,0 +1,314 @@
+"""Put one model on the Hugging Face hub, when somebody asks for it: no stage and no run ever does.
+
+A folder goes up only if every file in it is a file of a model that the kit knows, or one that the kit itself wrote
+beside a model and that stays here. All files are one commit, and weights are safetensors. The token is the business of
+huggingface_hub (``HF_TOKEN`` or its login); no text of the server and no token gets into a message or a file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from boom_utils.artifacts import RECORD, Artifact
+from boom_utils.cards import CARD, training_data
+from boom_utils.config import load_profile
+from boom_utils.data.hub_client import TOKENS
+from boom_utils.errors import CheckpointError, ConfigError, UploadError, bullet_list, nearest
+from boom_utils.model_folder import (
+    INDEX,
+    RUN_FILES,
+    check_folder,
+    find_weight_files,
+    module_folders,
+    refuse_code_and_pickles,
+)
+from boom_utils.reporting.model_cards import licence_notes, named_card, read_card, scored_card
+from boom_utils.reporting.results import Results
+from boom_utils.study.gathering import result_places, study_facts
+from boom_utils.study.graph import Study
+from boom_utils.study.stages import model_nodes
+
+Result = TypeVar("Result")
+
+STAYS = RUN_FILES | {RECORD, "mergekit_config.yaml"}
+"""What the kit writes beside a model: how it was made, with keys and places of this workspace. The card says enough."""
+_NAMES = frozenset(
+    {
+        *(CARD, "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", INDEX),
+        *("config.json", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+        *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+        *("added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja"),
+        *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    }
+)
+_IN_MODULES = frozenset({"config.json", "model.safetensors"})
+_ON_HUB_ONLY = frozenset({".gitattributes"})
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that may be published.
+
+    Args:
+        folder: Where it is.
+        card: Text of its card.
+        scored: The card has scores of a study.
+        doubtful: Datasets behind it whose licence has to be looked at; None where nobody knows what is behind it.
+    """
+
+    folder: Path
+    card: str
+    scored: bool = False
+    doubtful: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What would go to the hub.
+
+    Args:
+        model: The model.
+        repo: ``owner/name``.
+        private: Whether only its owner may see it.
+        files: Paths in the folder, in order.
+        stays: Files of the folder that do not go.
+    """
+
+    model: Model
+    repo: str
+    private: bool
+    files: tuple[Path, ...]
+    stays: tuple[str, ...]
+
+    def text(self) -> str:
+        """For people: repository, files with their sizes, what stays, and whose terms to look at."""
+        sizes = {path.relative_to(self.model.folder).as_posix(): path.stat().st_size for path in self.files}
+        sizes[CARD] = len(self.model.card.encode())
+        width = max(map(len, sizes))
+        lines = [f"to {self.repo} ({'private' if self.private else 'PUBLIC: everybody can read and copy it'}):"]
+        lines += [f"  {name:{width}}  {size / 1e6:10.3f} MB" for name, size in sorted(sizes.items())]
+        lines += [f"  {'together':{width}}  {sum(sizes.values()) / 1e6:10.3f} MB"]
+        lines += [f"stays here: {', '.join(self.stays)}"] if self.stays else []
+        lines += ["scores: on the card"] if self.model.scored else ["scores: none on the card that this study made"]
+        doubtful = self.model.doubtful
+        if doubtful is None:
+            lines.append("licences: it is not known here what the model was trained on; look at the terms of its data")
+        elif doubtful:
+            lines.append("licences, as stated, that are unknown, restricted or non-commercial:" + bullet_list(doubtful))
+        return "\n".join([*lines, "the card states no licence of the weights: add one if you know that you may"])
+
+
+def find_model(name: str, profile: str) -> Model:
+    """A model of a study, with its scores as far as they are made, or any model folder with a card.
+
+    Nothing is made: a model has to be finished.
+
+    Args:
+        name: Of a model of the profile, or a folder (``./boom`` where a model has that name too).
+        profile: Name of a profile, or a file.
+
+    Raises:
+        ConfigError: There is no such model or folder, or it is not made yet, or has no card.
+    """
+    if re.search(r"[/\\]", name):
+        return _folder(Path(name))
+    study = Study(load_profile(profile))
+    places = model_nodes(study.whole)
+    if name not in places and Path(name).is_dir():
+        return _folder(Path(name))
+    if name not in places:
+        raise ConfigError(
+            f"profile '{study.profile.name}' has no model '{name}', and there is no such folder{nearest(name, places)}"
+        )
+    artifact = study.workspace.find(study.node(places[name]))
+    if artifact is None:
+        raise ConfigError(f"model '{name}' is not made yet", fix=f"boom run --profile {profile}")
+    path = artifact.path / CARD
+    card = path.read_text(encoding="utf-8") if path.is_file() else f"# {name}\n"
+    results = _results(study, name)
+    if results is not None:
+        card = scored_card(card, results, name)
+    return Model(artifact.path, card, results is not None, tuple(licence_notes(_licences(study, artifact))))
+
+
+def _folder(folder: Path) -> Model:
+    if not (folder / CARD).is_file():
+        raise ConfigError("there is no folder of a model with a card", where=folder, expected=CARD)
+    return Model(folder, (folder / CARD).read_text(encoding="utf-8"))
+
+
+def _results(study: Study, name: str) -> Results | None:
+    """Scores of the model, and of the one it is compared with if these are made; None if its own are not."""
+    found: dict[str, Artifact] = {}
+    for model in dict.fromkeys([name, study.whole.evaluation.reference]):
+        behind = [f"{kind}/{one}" for one in study.whole.trained_members(model) for kind in ("plan", "member")]
+        wanted = ["base", "examples", *(one for one in behind if one in study.nodes)]
+        scores = [one for one in study.nodes if one.startswith(f"scores/{model}/")]
+        made = study.workspace.find_all({one: study.node(one) for one in (*wanted, *scores)})
+        if scores and len(made) == len(wanted) + len(scores):
+            found |= made
+        elif model == name:
+            return None
+    return Results(study.workspace.root, study_facts(study.whole, study.manifest, found), result_places(found))
+
+
+def _licences(study: Study, artifact: Artifact) -> dict[str, str]:
+    """Licences of what a model was trained on; of the whole corpus where its record does not say."""
+    corpus = study.profile.corpus
+    trained = artifact.facts.get("trained", {}).values()
+    met = {dataset for cost in trained for dataset in cost["rows"]}
+    names = [one for one in (*corpus.datasets, *corpus.new_datasets) if one in met or not met]
+    return {one.name: one.licence for one in training_data(study.manifest, names).datasets}
+
+
+def prepare(model: Model, repo: str, *, public: bool = False) -> Upload:
+    """Look at everything that would go to the hub; asks no server.
+
+    Raises:
+        ConfigError: The repository's name is not valid, or the card is not readable.
+        CheckpointError: The folder is no complete model of safetensors and known files, or one of its texts holds an
+            access token or a place on this machine.
+    """
+    if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith((".git", ".", "-")):
+        raise ConfigError("this is not the name of a repository of the hub", expected="--repo OWNER/NAME", found=repo)
+    folder = model.folder
+    check_folder(folder)
+    refuse_code_and_pickles(folder)
+    weights, _ = find_weight_files(folder)
+    modules = {Path(path) for path in module_folders(folder)}
+    known, stays, strange = [], [], []
+    for path in sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()):
+        name = path.relative_to(folder)
+        top = name.parent == Path()
+        if path.is_symlink() or not path.is_file():
+            strange.append(f"{name} (a link, or no plain file)")
+        elif top and name.name in STAYS:
+            stays.append(name.name)
+        elif path in weights or (top and name.name in _NAMES) or (name.parent in modules and path.name in _IN_MODULES):
+            known.append(path)
+        else:
+            strange.append(name.as_posix())
+    if strange:
+        more = [f"and {len(strange) - 20} more"] if len(strange) > 20 else []
+        raise CheckpointError(
+            "the folder holds what is no file of a model" + bullet_list([*strange[:20], *more]),
+            where=folder,
+            fix="copy the model's own files to a new folder, and push that",
+        )
+    card = named_card(model.card, repo)
+    read_card(card)
+    _refuse_private_text([(path, path.read_text(encoding="utf-8")) for path in known if path.suffix in _TEXTS])
+    _refuse_private_text([(folder / CARD, card)])
+    named = Model(folder, card, model.scored, model.doubtful)
+    return Upload(named, repo, not public, tuple(path for path in known if path != folder / CARD), tuple(stays))
+
+
+_TEXTS = frozenset({".json", ".txt", ".md", ".jinja", ""})
+
+
+def _refuse_private_text(texts: list[tuple[Path, str]]) -> None:
+    from boom_utils.study.runner import scrub
+
+    if found := [path.name for path, text in texts if scrub(text) != text]:
+        raise CheckpointError(
+            "an access token, or a place on this machine, is written in a file to upload",
+            where=texts[0][0].parent,
+            found=", ".join(found),
+            fix="take it out of the file",
+        )
+
+
+def push(upload: Upload) -> str:
+    """Make the repository if there is none, and commit all files at once.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        UploadError: There is no token, the hub refuses or cannot be reached, the repository is public and was meant to
+            be private, or holds files that are not this model's.
+    """
+    import huggingface_hub
+    from huggingface_hub import CommitOperationAdd
+
+    if not huggingface_hub.get_token():
+        raise UploadError(
+            "there is no access token",
+            fix=f"make one that may write ({TOKENS}); set HF_TOKEN to it, or `hf auth login`",
+        )
+    api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
+    repo, folder = upload.repo, upload.model.folder
+    _asked(upload, lambda: api.create_repo(repo, private=upload.private, exist_ok=True))
+    there = _asked(upload, lambda: api.model_info(repo))
+    if upload.private and not there.private:
+        raise UploadError(
+            "the repository is public", where=repo, fix="--public if that is meant; or name another repository"
+        )
+    names = {path.relative_to(folder).as_posix(): path for path in upload.files}
+    others = {one.rfilename for one in there.siblings or ()} - {*names, CARD} - _ON_HUB_ONLY
+    if others:
+        raise UploadError(
+            "the repository holds files that are not this model's" + bullet_list(sorted(others)[:20]),
+            where=repo,
+            fix="name a new repository, or delete these on the hub",
+        )
+    additions = [CommitOperationAdd(name, path) for name, path in names.items()]
+    additions.append(CommitOperationAdd(CARD, upload.model.card.encode()))
+    message = "Upload a model and its card"
+    commit = _asked(upload, lambda: api.create_commit(repo, additions, commit_message=message, parent_commit=there.sha))
+    return str(commit.commit_url)
+
+
+def _asked(upload: Upload, ask: Callable[[], Result]) -> Result:
+    """What the hub answers.
+
+    Raises:
+        UploadError: Anything else than an answer.
+    """
+    try:
+        return ask()
+    except Exception as error:
+        _explain(error, upload)
+
+
+_MEANINGS = {
+    401: ("does not accept the access token", f"make a new token that may write ({TOKENS}) and set HF_TOKEN to it"),
+    403: ("does not let this token write there", "use a token with write access, and an OWNER that is yours"),
+    404: (
+        "has no such repository, or hides it from this token",
+        "check OWNER/NAME, and that the token may write to it",
+    ),
+    409: ("says that the repository was changed meanwhile", "look at what is there, then push again"),
+    412: ("says that the repository was changed meanwhile", "look at what is there, then push again"),
+}
+
+
+def _explain(error: Exception, upload: Upload) -> NoReturn:
+    """Say what an error of the library means; nothing of its text is shown, and it is not chained."""
+    from huggingface_hub import errors
+
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and isinstance(cause, Exception):
+        chain.append(cause)
+    if any(isinstance(one, errors.OfflineModeIsEnabled) for one in chain):
+        raise UploadError("huggingface_hub is offline", fix="unset HF_HUB_OFFLINE, and start again") from None
+    answered = next((one for one in chain if isinstance(one, errors.HfHubHTTPError)), None)
+    if isinstance(error, ValueError) and "README.md" in str(error):
+        raise UploadError(
+            "the hub does not accept the front matter of the card", where=CARD, fix="boom card shows it; correct it"
+        ) from None
+    if answered is not None:
+        status = answered.response.status_code
+        meaning, fix = _MEANINGS.get(status, ("could not do it", "try again later; nothing was published"))
+        raise UploadError(f"the hub {meaning} (it answers {status})", where=upload.repo, fix=fix) from None
+    raise UploadError(
+        f"the hub cannot be reached ({type(chain[-1]).__name__})",
+        where=upload.repo,
+        fix="check the network and HF_ENDPOINT, then push again: nothing is published before all files are there",
+    ) from None

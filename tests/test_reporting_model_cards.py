@@ -1,0 +1,109 @@
+"""Scores on a model card: those of the tables, with intervals, for readers and for the hub."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from made_up_results import write_made_up_results
+
+from boom_utils.artifacts import write_json
+from boom_utils.cards import Card, write_card
+from boom_utils.errors import ResultsError
+from boom_utils.reporting.model_cards import licence_notes, named_card, read_card, scored_card
+from boom_utils.reporting.results import Results, read_results
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return read_results(write_made_up_results(tmp_path_factory.mktemp("results"), draws=200))
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> str:
+    write_card(tmp_path, Card("boom", "Merged.", {}, merged=True))
+    return (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_scored_card_has_the_scores_of_the_tables_with_intervals(results: Results, card: str) -> None:
+    text = scored_card(card, results, "boom")
+    mean, gap = (
+        results.domain_mean("boom", "in-domain"),
+        results.difference("boom", "full", results.tasks("in-domain")),
+    )
+    for estimate, sign in ((mean, ""), (gap, "+")):
+        value, low, high = (f"{100 * number:{sign}.2f}" for number in (estimate.value, estimate.low, estimate.high))
+        assert f"| {value} | [{low}, {high}] |" in text
+    assert text.index("## Scores") < text.index("## Limits") < text.index("## Citation")
+    assert "not with other seeds" in text
+    assert "minus full" not in scored_card(card, results, "full")
+
+
+def test_a_card_is_of_one_model_also_where_tables_pool_its_seeds(results: Results, card: str) -> None:
+    pooled = replace(results, study={**results.study, "seeds": {"boom": ["boom", "boom-equal"]}})
+    assert pooled.domain_mean("boom", "in-domain") != results.domain_mean("boom", "in-domain")
+    assert scored_card(card, pooled, "boom") == scored_card(card, results, "boom")
+
+
+def test_scores_of_before_are_replaced_and_the_rest_of_a_card_stays(results: Results, card: str) -> None:
+    once = scored_card(card, results, "boom")
+    assert scored_card(once, results, "boom") == once
+    other = scored_card(once, results, "full")
+    assert other == scored_card(card, results, "full")
+    front, text = read_card(once)
+    assert {**front, "model-index": None} == {**read_card(card)[0], "model-index": None}
+    before, after = read_card(card)[1].split("## Limits")
+    assert text.startswith(before)
+    assert text.endswith("## Limits" + after)
+
+
+def test_the_hub_library_reads_one_result_a_task_in_the_names_of_mteb(tmp_path: Path, card: str) -> None:
+    results = read_results(write_made_up_results(tmp_path, draws=200))
+    told = {"dataset_revision": "abc", "scores": {"test": [{"hf_subset": "default", "main_score": 0.5}]}}
+    write_json(tmp_path / "scores/boom/code/code.json", told)
+    data = ModelCard(scored_card(card, results, "boom")).data
+    assert data.model_name == "boom"
+    found = {one.dataset_name: one for one in data.eval_results}
+    assert [*found] == [task["name"] for task in results.study["tasks"]]
+    code = found["code"]
+    assert (code.task_type, code.metric_type, code.dataset_type) == ("Retrieval", "ndcg_at_10", "boom/code")
+    assert (code.dataset_config, code.dataset_split, code.dataset_revision) == ("default", "test", "abc")
+    assert code.metric_value == pytest.approx(100 * results.task_score("boom", "code").value, abs=1e-3)
+
+
+def test_a_card_that_the_kit_did_not_write_gets_scores_too(results: Results) -> None:
+    text = scored_card("# Mine\n\nA text.\n", results, "boom")
+    assert text.startswith("---\nmodel-index:")
+    assert "# Mine\n\nA text.\n\n## Scores\n" in text
+
+
+def test_a_model_without_scores_and_a_broken_front_matter_are_errors(results: Results, card: str) -> None:
+    with pytest.raises(ResultsError, match=r"no scores of 'bom'.*'boom'"):
+        scored_card(card, results, "bom")
+    for broken in ("---\n- a list\n---\n\n# x\n", "---\na: [\n---\n\n# x\n"):
+        with pytest.raises(ResultsError, match="front matter"):
+            scored_card(broken, results, "boom")
+
+
+def test_the_snippet_names_the_repository() -> None:
+    assert named_card('SentenceTransformer("OWNER/NAME")', "me/mine") == 'SentenceTransformer("me/mine")'
+
+
+@pytest.mark.parametrize(
+    ("licence", "doubtful"),
+    [
+        ("unknown", True),
+        ("undeclared", True),
+        ("CC-BY-NC-4.0 (LICENSE file)", True),
+        ("for non-commercial use", True),
+        ("Apache-2.0 repository; restrictions of the underlying data sets may apply", True),
+        ('same as STSbenchmark ("distributed under the same license as the original")', True),
+        ("MIT", False),
+        ("CC-BY-SA-4.0", False),
+        ("Apache-2.0", False),
+    ],
+)
+def test_terms_to_look_at_are_told_from_plain_ones(licence: str, doubtful: bool) -> None:
+    assert licence_notes({"nq": licence}) == (["nq: " + licence] if doubtful else [])

@@ -1,0 +1,382 @@
+"""`boom push` against a hub on this machine: what goes there, what never does, and everything the hub may answer."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import bert_folder, plain_smoke
+from hub_server import HubServer
+from hub_uploads import WRITER
+from safetensors.torch import save_file
+
+from boom_utils.artifacts import Node, write_json
+from boom_utils.cards import CARD, Card, write_card
+from boom_utils.cli import main
+from boom_utils.config import load_profile
+from boom_utils.data.manifest_hub import LocalOrigin
+from boom_utils.errors import BoomError, CheckpointError, ConfigError, UploadError
+from boom_utils.study.graph import Study
+from boom_utils.study.push import STAYS, Upload, find_model, prepare, push
+
+REPO = "owner/boom"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder as sentence-transformers writes it, with a card."""
+    folder = bert_folder(tmp_path_factory.mktemp("push") / "model")
+    write_card(folder, Card("toy", "A toy.", {}))
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "model")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub that is asked although the tests are offline, and a library that does not wait."""
+    import huggingface_hub.utils._http
+
+    hurried = SimpleNamespace(sleep=lambda _: None, time=time.time, monotonic=time.monotonic)
+    monkeypatch.setattr(huggingface_hub.utils._http, "time", hurried)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        yield server
+
+
+def upload(folder: Path, repo: str = REPO, *, public: bool = False) -> Upload:
+    return prepare(find_model(str(folder), "smoke"), repo, public=public)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        upload(folder)
+    return str(caught.value)
+
+
+# --- what goes there --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_pushed_comes_back_byte_for_byte_in_one_private_commit(
+    folder: Path, hub: HubServer, tmp_path: Path
+) -> None:
+    from huggingface_hub import snapshot_download
+
+    address = push(upload(folder))
+    assert address.startswith(f"{hub.endpoint}/{REPO}/commit/")
+    assert hub.private == {REPO}
+    assert len(hub.commits) == 1
+    back = Path(snapshot_download(REPO, local_dir=tmp_path / "back", endpoint=hub.endpoint))
+    found = {name: content for name, content in contents(back).items() if not name.startswith((".cache/", ".git"))}
+    sent = contents(folder)
+    assert found.pop(CARD).decode() == sent.pop(CARD).decode().replace("OWNER/NAME", REPO)
+    assert found == sent
+    assert sorted([*sent, CARD]) == hub.commits[0]
+
+
+def test_pushing_again_is_one_more_commit_of_what_changed_and_makes_no_repository(folder: Path, hub: HubServer) -> None:
+    push(upload(folder))
+    (folder / CARD).write_text((folder / CARD).read_text() + "\nMore.\n", encoding="utf-8")
+    push(upload(folder))
+    assert hub.repos[REPO][CARD].endswith(b"\nMore.\n")
+    assert [*hub.repos] == [REPO]
+
+
+def test_what_the_kit_keeps_beside_a_model_stays_here_and_is_said(folder: Path, hub: HubServer) -> None:
+    for name in STAYS:
+        (folder / name).write_text('{"secret": "place"}', encoding="utf-8")
+    looked = upload(folder)
+    assert sorted(looked.stays) == sorted(STAYS)
+    assert all(name in looked.text() for name in STAYS)
+    push(looked)
+    assert not STAYS & {*hub.repos[REPO]}
+
+
+def test_only_public_makes_it_public_and_the_text_says_so(folder: Path, hub: HubServer) -> None:
+    looked = upload(folder, public=True)
+    assert "PUBLIC" in looked.text()
+    assert "PUBLIC" not in upload(folder).text()
+    push(looked)
+    assert hub.private == set()
+
+
+def test_a_model_meant_to_be_private_does_not_go_to_a_public_repository(folder: Path, hub: HubServer) -> None:
+    hub.repos[REPO] = {}
+    with pytest.raises(UploadError, match=r"(?s)is public.*--public"):
+        push(upload(folder))
+    assert hub.repos == {REPO: {}}
+
+
+def test_files_of_another_model_on_the_hub_are_not_mixed_with_this_one(folder: Path, hub: HubServer) -> None:
+    hub.repos[REPO], hub.private = {"model-00001-of-00002.safetensors": b"", ".gitattributes": b""}, {REPO}
+    with pytest.raises(UploadError, match=r"(?s)not this model's.*model-00001-of-00002"):
+        push(upload(folder))
+    assert hub.commits == []
+
+
+# --- what never goes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "optimizer.pt",
+        "trainer_state.json",
+        "checkpoints/3/model.safetensors",
+        "run.log",
+        ".env",
+        "1_Pooling/data.jsonl",
+    ],
+)
+def test_a_folder_with_anything_that_is_no_file_of_a_model_is_refused(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("{}", encoding="utf-8")
+    assert name in refused(folder)
+
+
+def test_pickles_links_and_weights_that_belong_to_nothing_are_refused(folder: Path) -> None:
+    (folder / "LICENSE").symlink_to(folder.parent / "elsewhere")
+    assert "LICENSE (a link" in refused(folder)
+    (folder / "LICENSE").unlink()
+    save_file({"x": torch.zeros(1)}, folder / "extra.safetensors")
+    assert "belongs to nothing: extra.safetensors" in refused(folder)
+    (folder / "extra.safetensors").unlink()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "pickle" in refused(folder)
+
+
+@pytest.mark.promise(36)
+@pytest.mark.parametrize("name", [CARD, "config.json"])
+def test_a_token_or_a_place_on_this_machine_in_a_file_is_refused_and_not_shown(
+    folder: Path, name: str, hub: HubServer
+) -> None:
+    kept = (folder / name).read_text(encoding="utf-8")
+    for secret in (WRITER, f"{Path.home()}/private/place"):
+        text = json.dumps({**json.loads(kept), "note": secret}) if name != CARD else kept + secret
+        (folder / name).write_text(text, encoding="utf-8")
+        assert name in refused(folder)
+        assert secret not in refused(folder)
+
+
+@pytest.mark.parametrize("repo", ["name", "a/b/c", "../x", "owner/na me", "owner/x.git", "owner/a--b", "/x", ""])
+def test_names_that_the_hub_does_not_take_are_refused_before_it_is_asked(folder: Path, repo: str) -> None:
+    with pytest.raises(ConfigError, match="OWNER/NAME"):
+        upload(folder, repo)
+
+
+def test_a_folder_without_a_card_and_a_name_without_a_model_are_errors(folder: Path) -> None:
+    (folder / CARD).unlink()
+    with pytest.raises(ConfigError, match="no folder of a model with a card"):
+        find_model(str(folder), "smoke")
+    with pytest.raises(ConfigError, match=r"no model 'boomm'.*did you mean 'boom'"):
+        find_model("boomm", "smoke")
+
+
+def test_a_model_that_is_not_made_is_not_made_by_a_push(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "home"))
+    with pytest.raises(ConfigError, match=r"(?s)not made yet.*boom run --profile smoke"):
+        find_model("boom", "smoke")
+    assert not (tmp_path / "home").exists()
+
+
+# --- models of a study ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def study(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A study whose stages write made-up files in no time."""
+    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("boom_utils.artifacts._git_commit", lambda: None)
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(plain_smoke()), encoding="utf-8")
+    study = Study(load_profile(path))
+    monkeypatch.setattr("boom_utils.study.push.Study", lambda _: study)
+    names = study.profile.corpus.datasets
+    cost = {"seed": 0, "steps": 1, "examples": 2, "tokens": 3, "rows": {names[0]: 2}}
+    facts = {"steps": 1, "examples": 2, "tokens": 3, "mean_loss_last_tenth": 1.0, "trained": {"m": cost}}
+    said = {
+        "examples": {"rows": {f"train/{one.id}": 9 for one in study.manifest.datasets}},
+        "plan": {"datasets": list(names)},
+        "member": facts,
+        "merge": {"trained": {"m": cost}},
+    }
+
+    def make(node: Node, out: Path) -> dict[str, Any]:
+        if node.stage in ("member", "merge"):
+            shutil.copytree(made, out, dirs_exist_ok=True)
+        if node.stage == "scores":
+            values = [0.5, 0.75 if "boom" in node.label else 0.5, 1.0]
+            samples = {"metric": "ndcg_at_10", "ids": ["0", "1", "2"], "columns": {"value": values}}
+            write_json(out / "samples.json", samples)
+        return said.get(node.stage, {})
+
+    for node in study.nodes.values():
+        object.__setattr__(node, "make", lambda out, _, node=node: make(node, out))
+    return study
+
+
+def test_a_model_of_a_study_goes_with_its_scores_once_it_has_them(study: Study, hub: HubServer) -> None:
+    study.build("merge/boom")
+    assert not find_model("boom", "smoke").scored
+    for model in ("boom", study.profile.evaluation.reference):
+        study.build_all(f"scores/{model}/")
+    found = find_model("boom", "smoke")
+    assert found.scored
+    assert "## Scores" in found.card
+    looked = prepare(found, REPO)
+    assert looked.stays == ("record.json",)
+    push(looked)
+    card = hub.repos[REPO][CARD].decode()
+    assert "model-index" in card
+    assert "record.json" not in hub.repos[REPO]
+    assert (study.build("merge/boom").path / CARD).read_text(encoding="utf-8") != card, "artifacts stay as they are"
+
+
+def local(licence: str) -> LocalOrigin:
+    return LocalOrigin.model_validate({"files": ["rows.jsonl"], "licence": licence})
+
+
+def test_a_folder_and_a_model_of_one_name_are_told_apart(
+    study: Study, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.build("merge/boom")
+    monkeypatch.chdir(folder.parent)
+    folder.rename("boom")
+    assert find_model("./boom", "smoke").folder == Path("boom")
+    assert find_model("boom", "smoke").folder == study.build("merge/boom").path
+    Path("boom").rename("mine")
+    assert find_model("mine", "smoke").folder == Path("mine")
+
+
+def test_terms_that_are_unknown_or_restricted_are_named_of_what_the_model_was_trained_on(study: Study) -> None:
+    trained, other = study.profile.corpus.datasets[:2]
+    terms = {trained: "CC-BY-NC-4.0", other: "unknown"}
+    datasets = [one.model_copy(update={"local": local(terms.get(one.id, "MIT"))}) for one in study.manifest.datasets]
+    study.manifest = study.manifest.model_copy(update={"datasets": tuple(datasets)})
+    study.build("merge/boom")
+    text = prepare(find_model("boom", "smoke"), REPO).text()
+    assert f"{trained}: CC-BY-NC-4.0" in text
+    assert other not in text, "only the first dataset was met in training"
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_shows_all_and_asks_no_server(
+    folder: Path, hub: HubServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    assert main(["push", str(folder), "--repo", REPO, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in contents(folder))
+    assert f"to {REPO} (private)" in said
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(("answer", "commits"), [("y\n", 1), ("\n", 0), ("no\n", 0), ("", 0)])
+def test_a_person_is_asked_first(
+    folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, answer: str, commits: int
+) -> None:
+    terminal = io.StringIO(answer)
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdin", terminal)
+    assert main(["push", str(folder), "--repo", REPO]) == 0
+    assert len(hub.commits) == commits
+    assert commits or hub.requests == []
+
+
+def test_a_script_has_to_say_yes(
+    folder: Path, hub: HubServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    assert main(["push", str(folder), "--repo", REPO]) == 2
+    assert "--yes" in capsys.readouterr().out
+    assert hub.requests == []
+    assert main(["push", str(folder), "--repo", REPO, "--yes"]) == 0
+    assert len(hub.commits) == 1
+
+
+def test_boom_card_prints_the_card(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["card", str(folder)]) == 0
+    assert capsys.readouterr().out == (folder / CARD).read_text(encoding="utf-8")
+
+
+# --- what the hub answers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise(36)
+@pytest.mark.parametrize(
+    ("at", "status", "sentence"),
+    [
+        ("create", 401, "does not accept the access token"),
+        ("create", 403, "does not let this token write"),
+        ("preupload", 404, "has no such repository"),
+        ("batch", 403, "does not let this token write"),
+        ("commit", 401, "does not accept the access token"),
+        ("commit", 409, "changed meanwhile"),
+        ("commit", 500, "could not do it"),
+    ],
+)
+def test_each_refusal_is_one_clear_error_without_the_token(
+    folder: Path, hub: HubServer, caplog: pytest.LogCaptureFixture, at: str, status: int, sentence: str
+) -> None:
+    hub.faults[at], hub.forever = [status], True
+    caplog.set_level(logging.DEBUG)
+    try:
+        push(upload(folder))
+    except BoomError as error:
+        shown = "".join(traceback.format_exception(error)) + repr(error) + caplog.text
+        assert isinstance(error, UploadError)
+        assert sentence in str(error)
+        assert WRITER not in shown
+        assert "During handling" not in shown
+    else:
+        pytest.fail("it was pushed")
+    assert hub.commits == []
+
+
+def test_a_front_matter_that_the_hub_refuses_is_said(folder: Path, hub: HubServer) -> None:
+    hub.faults["validate-yaml"] = [400]
+    with pytest.raises(UploadError, match=r"front matter of the card"):
+        push(upload(folder))
+    assert hub.commits == []
+
+
+def test_no_token_no_network_and_offline_are_errors_of_their_own(
+    folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = upload(folder)
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        with pytest.raises(UploadError, match="cannot be reached"):
+            push(looked)
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(UploadError, match="offline"):
+            push(looked)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(UploadError, match=r"(?s)no access token.*HF_TOKEN"):
+        push(looked)
+    assert hub.commits == []
