@@ -31,7 +31,7 @@ from boom_utils.reporting.roles import (
     shuffled_members,
     updated_merges,
 )
-from boom_utils.study import bases, gathering, interactions, members, merges, stages
+from boom_utils.study import bases, gathering, interactions, members, merges, scoring, stages
 from boom_utils.training.schedules import schedule_stages
 
 log = logging.getLogger(__name__)
@@ -259,14 +259,7 @@ def _nodes(profile: Profile, manifest: Manifest, downloads: Path, execution: mem
     nodes |= interactions.interaction_nodes(profile, manifest, nodes, execution)
     nodes |= _model_nodes(profile, manifest, nodes, execution)
     nodes |= merges.geometry_nodes(profile, nodes)
-    prompts, evaluation = stages.prompts_of(profile, manifest), profile.evaluation
-    places = stages.model_nodes(profile)
-    for model in profile.scored_models:
-        name = places[model]
-        for task in (*evaluation.in_domain, *evaluation.out_of_domain):
-            nodes[f"scores/{model}/{task}"] = stages.scores(manifest, model, nodes[name], task, nodes, prompts)
-        for benchmark in (*evaluation.in_domain_benchmarks, *evaluation.out_of_domain_benchmarks):
-            nodes[f"scores/{model}/{benchmark}"] = stages.benchmark_scores(model, nodes[name], benchmark)
+    nodes |= scoring.score_nodes(profile, manifest, nodes, downloads)
     nodes["results"] = gathering.results(profile, manifest, nodes)
     nodes["report"] = gathering.report(nodes)
     return nodes
