@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_train(commands)
     _add_merge(commands)
+    _add_evaluate(commands)
     _add_data(commands)
     check = commands.add_parser("check", help="versions, devices, disk space, corpus sources")
     check.add_argument("--profile", default="smoke", metavar="P", help="profile whose corpus is looked at (smoke)")
@@ -125,6 +126,20 @@ def _add_merge(commands: Any) -> None:
     merge.add_argument("--shard-gb", type=float, default=5.0, metavar="N", help="most gigabytes in one weight file (5)")
     merge.add_argument("--threads", type=int, metavar="N", help="threads (one for each processor, at most 16)")
     merge.set_defaults(command=_merge)
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="score a model on the tasks of a profile, benchmarks of mteb too")
+    evaluate.add_argument("model", metavar="MODEL", help="an encoder folder, or the name of a model of the profile")
+    evaluate.add_argument("--profile", default="smoke", metavar="P", help="name of a profile, or a .yaml file (smoke)")
+    evaluate.add_argument(
+        "--tasks", nargs="+", action="extend", default=[], metavar="T", help="only these tasks, or benchmarks"
+    )
+    evaluate.add_argument("--out", type=Path, metavar="DIR", help="results in mteb's JSON; what is up to date stays")
+    evaluate.add_argument(
+        "--devices", type=int, metavar="N", help="devices (CPU: processes) that share the tasks (every CUDA device)"
+    )
+    evaluate.set_defaults(command=_evaluate)
 
 
 def _add_data(commands: Any) -> None:
@@ -263,23 +278,27 @@ def _plan_merge(options: argparse.Namespace) -> None:
         log.info("%s: grams.npz, plan.json", options.out)
 
 
-def _fetch(options: argparse.Namespace) -> None:
+def _evaluate(options: argparse.Namespace) -> int:
     from boom_utils.config import load_profile
-    from boom_utils.data.corpus_files import chosen_datasets, downloads_folder, fetch_datasets
-    from boom_utils.data.download import FetchOptions
-    from boom_utils.data.manifest import load_manifest
+    from boom_utils.study.evaluating import cuda_devices, evaluate_model
+    from boom_utils.study.graph import Study
 
-    profile = None if options.profile is None else load_profile(options.profile)
-    manifest = load_manifest(options.manifest if profile is None else profile.manifest)
-    datasets = chosen_datasets(manifest, profile, options.only)
-    if not manifest.origins and not manifest.hubs:
-        why = "its files are your own" if manifest.locals else "it is mined from installed distributions"
-        log.info("%s: nothing to fetch, %s", manifest.name, why)
-        return
+    if options.devices is not None and options.devices < 1:
+        raise ConfigError("--devices is a number of devices", expected="1 or more", found=options.devices)
+    quick_processes()
+    devices = options.devices or cuda_devices()
+    done = evaluate_model(Study(load_profile(options.profile)), options.model, options.tasks, options.out, devices)
+    log.info("%s\n%s", done.table, done.folder)
+    return 1 if done.failed else 0
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from boom_utils.data.download import FetchOptions
+    from boom_utils.study.fetching import fetch_corpus
+
     how = FetchOptions(verify=options.verify)
-    done = fetch_datasets(datasets, downloads_folder(), replace(how, offline=how.offline or options.offline))
-    log.info("%s", done.table())
-    log.info("%s: all files are right, in %s (%.1f s)", manifest.name, done.folder, done.seconds)
+    how = replace(how, offline=how.offline or options.offline)
+    fetch_corpus(options.manifest, options.profile, options.only, how)
 
 
 def _data_study(options: argparse.Namespace) -> Any:

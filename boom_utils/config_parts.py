@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 QUERY_TEMPLATE = "Instruct: {instruction}\nQuery: "
-"""What stands before a query in training (authors' 0.6B script), and when models are scored unless `query_template` says
+"""What stands before a query in training (authors' 0.6B script), and when models are scored unless `query_template` is
 another; the authors' evaluation leaves out the last space."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]

@@ -19,7 +19,7 @@ from threading import Event
 from typing import Any
 
 from boom_utils.artifacts import write_json
-from boom_utils.data.download import FetchOptions, Get, fetch
+from boom_utils.data.download import MOST_SHOWN, FetchOptions, Get, fetch
 from boom_utils.data.hub_client import HubClient, Place
 from boom_utils.data.hub_files import file_url
 from boom_utils.data.remote_files import RemoteFile, url_problem
@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 
 _READ = (".parquet", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".gz", ".zip", ".zst", ".bz2", ".xz", ".arrow", ".md")
 """Ends of the files that `datasets` reads; README.md says which of them belong together."""
-MOST_SHOWN = 10
-"""Most problems a list shows."""
 MEGABYTE = 10**6
 
 
@@ -59,12 +57,10 @@ class FetchedBenchmarks:
             DownloadError: At least one repository could not be fetched.
         """
         if self.problems:
-            shown = [f"{repo}: {what}" for repo, what in list(self.problems.items())[:MOST_SHOWN]]
-            more = len(self.problems) - len(shown)
             raise DownloadError(
                 f"the data of {len(self.problems)} benchmark datasets could not be fetched, "
                 f"{len(self.sizes)} are there",
-                found=bullet_list([*shown, *([f"and {more} more"] if more else [])]),
+                found=bullet_list((f"{repo}: {what}" for repo, what in self.problems.items()), MOST_SHOWN),
                 fix="run again, what is finished is kept; offline, set BOOM_MIRROR=<folder>",
             )
 
@@ -206,7 +202,7 @@ def _fetch(repo: str, revision: str, downloads: Path, options: FetchOptions) -> 
         raise DownloadError("the repository has no data files", where=f"datasets/{repo} at {revision}")
     urls = {path: file_url(repo, revision, path) for path in chosen}
     if unsafe := [f"{path} {problem}" for path, url in urls.items() if (problem := url_problem(url))]:
-        raise DownloadError("files have unsafe names", where=f"datasets/{repo}", found=bullet_list(unsafe[:MOST_SHOWN]))
+        raise DownloadError("files have unsafe names", where=f"datasets/{repo}", found=bullet_list(unsafe, MOST_SHOWN))
     files = [RemoteFile(url=urls[path], sha256=sha256, bytes=size) for path, (sha256, size) in chosen.items()]
 
     def network(stopped: Event) -> Get:
