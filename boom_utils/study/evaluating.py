@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,15 @@ def _table(study: Study, found: Any) -> str:
         lines.append(
             "intervals: over queries, pairs, rows or experiments of a task; n/a: only subsets' scores are known"
         )
+    lines = lines if len(rows) > 1 else []
     if found.problems:
-        texts = (f"{name}: {text}".replace("\n", "\n      ") for name, text in found.problems.items())
-        lines += ["", f"{len(found.problems)} tasks failed:" + bullet_list(texts, MOST_SHOWN)]
+        lines += ["", f"{len(found.problems)} tasks failed:" + bullet_list(_failures(found.problems), MOST_SHOWN)]
+        fixes = dict.fromkeys(line.strip() for text in found.problems.values() for line in text.splitlines())
+        lines += [f"  {line}" for line in fixes if line.startswith("what to do: ")]
     return "\n".join(lines)
+
+
+def _failures(problems: Mapping[str, str]) -> list[str]:
+    """What went wrong with each task; what to do is said once for all."""
+    kept = {name: [line for line in text.splitlines() if "what to do: " not in line] for name, text in problems.items()}
+    return [f"{name}: " + "\n      ".join(lines) for name, lines in kept.items()]
