@@ -21,7 +21,7 @@ from made_up_tasks import NAME, benchmark, retrieval_split, task_class, use_word
 from mteb import TaskMetadata
 from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskRetrieval
 
-from boom_utils.artifacts import Node, Workspace
+from boom_utils.artifacts import Node, Workspace, write_json
 from boom_utils.config import PROFILES, Profile, load_profile
 from boom_utils.data.download import FetchOptions
 from boom_utils.data.manifest import Manifest, load_manifest
@@ -32,6 +32,7 @@ from boom_utils.evaluation.benchmarks import BenchmarkTask, find_benchmarks
 from boom_utils.evaluation.prompts import RELEASED, installed_prompts, instruction_of
 from boom_utils.evaluation.random_state import random_state_kept
 from boom_utils.reporting.results import read_samples
+from boom_utils.reporting.tables import score_frame
 from boom_utils.study import scoring
 
 NAMES = ("MTEB(eng, v2)", "MTEB(Code, v1)", "RTEB(beta)", "NanoBEIR")
@@ -176,6 +177,21 @@ def test_study_facts_list_the_tasks_of_a_benchmark_beside_those_of_the_corpus(mo
     assert [(one["name"], one["domain"], one["new_data"]) for one in facts[2:]] == [
         ("docstring_to_code", "out-of-domain", True)
     ]
+
+
+def test_a_mean_over_a_domain_is_over_the_corpus_and_the_benchmarks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    benchmark(monkeypatch, retrieval("One"))
+    evaluation = smoke(in_domain=["exception_class"])[0].evaluation
+    domains = benchmarks.tasks_by_domain(evaluation)
+    assert domains == {"in-domain": ["exception_class", "One"], "out-of-domain": ["docstring_to_code"]}
+    values = {"exception_class": 0.2, "One": 0.4, "docstring_to_code": 0.9}
+    for name, value in values.items():
+        content = {"metric": "m", "ids": ["a", "b"], "columns": {"value": [value, value]}}
+        write_json(tmp_path / name / "samples.json", content)
+    shown = score_frame({"base": {name: tmp_path / name for name in values}}, evaluation).loc["base"]
+    assert shown["in-domain mean"].startswith("30.0 ") and shown["out-of-domain mean"].startswith("90.0 ")
 
 
 def test_a_base_without_instructions_is_scored_without_prompts() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from boom_utils.config import EvaluationConfig
 from boom_utils.errors import ConfigError, bullet_list, nearest
 from boom_utils.evaluation.prompts import instruction_of
 from boom_utils.evaluation.random_state import random_state_kept
@@ -110,6 +111,22 @@ def find_benchmarks(names: Sequence[str]) -> Benchmarks:
             fix="name one of them in the profile",
         )
     return Benchmarks(tasks, members, left_out)
+
+
+def tasks_by_domain(evaluation: EvaluationConfig, found: Benchmarks | None = None) -> dict[str, list[str]]:
+    """Names of all tasks of a profile, of the corpus and of benchmarks, by ``in-domain`` and ``out-of-domain``.
+
+    Args:
+        evaluation: Of the profile.
+        found: The tasks of its benchmarks, where they are known already.
+    """
+    inside, outside = evaluation.in_domain_benchmarks, evaluation.out_of_domain_benchmarks
+    tasks = (found or find_benchmarks((*inside, *outside))).tasks.values()
+    domains = {
+        "in-domain": [*evaluation.in_domain, *(task.name for task in tasks if task.benchmark in inside)],
+        "out-of-domain": [*evaluation.out_of_domain, *(task.name for task in tasks if task.benchmark not in inside)],
+    }
+    return {domain: names for domain, names in domains.items() if names}
 
 
 def _tasks_of(benchmark: str) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:

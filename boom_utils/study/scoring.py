@@ -11,7 +11,7 @@ from boom_utils.artifacts import Make, Node
 from boom_utils.config import PretrainedBase, Profile, query_prompt
 from boom_utils.data.manifest import Manifest
 from boom_utils.errors import ConfigError
-from boom_utils.evaluation.benchmarks import Benchmarks, BenchmarkTask, find_benchmarks, mteb_version
+from boom_utils.evaluation.benchmarks import Benchmarks, BenchmarkTask, find_benchmarks, mteb_version, tasks_by_domain
 from boom_utils.study.stages import VERSION, Inputs, Nodes, model_nodes, prompts_of
 
 if TYPE_CHECKING:
@@ -38,20 +38,15 @@ def profile_benchmarks(profile: Profile) -> Benchmarks:
 
 def task_facts(profile: Profile, manifest: Manifest, benchmarks: Benchmarks) -> list[dict[str, Any]]:
     """Every task with its family and domain, as study.json lists it; of a benchmark's, also the first that has it."""
-    evaluation, new = profile.evaluation, profile.corpus.new_datasets
     facts: list[dict[str, Any]] = []
-    for domain, names, declared in (
-        ("in-domain", evaluation.in_domain, evaluation.in_domain_benchmarks),
-        ("out-of-domain", evaluation.out_of_domain, evaluation.out_of_domain_benchmarks),
-    ):
+    for domain, names in tasks_by_domain(profile.evaluation, benchmarks).items():
         for name in names:
-            known = manifest.task(name)
-            facts.append({"name": name, "family": known.family, "domain": domain, "new_data": known.dataset in new})
-        facts += [
-            {"name": one.name, "family": one.family, "domain": domain, "new_data": False, "benchmark": one.benchmark}
-            for one in benchmarks.tasks.values()
-            if one.benchmark in declared
-        ]
+            if (task := benchmarks.tasks.get(name)) is not None:
+                family, is_new, more = task.family, False, {"benchmark": task.benchmark}
+            else:
+                known = manifest.task(name)
+                family, is_new, more = known.family, known.dataset in profile.corpus.new_datasets, {}
+            facts.append({"name": name, "family": family, "domain": domain, "new_data": is_new, **more})
     return facts
 
 
