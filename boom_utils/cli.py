@@ -129,7 +129,9 @@ def _add_merge(commands: Any) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    evaluate = commands.add_parser("evaluate", help="score a model on the tasks of a profile, benchmarks of mteb too")
+    evaluate = commands.add_parser(
+        "evaluate", help="score a model on a profile's tasks, benchmarks too, with its prompts"
+    )
     evaluate.add_argument("model", metavar="MODEL", help="an encoder folder, or the name of a model of the profile")
     evaluate.add_argument("--profile", default="smoke", metavar="P", help="name of a profile, or a .yaml file (smoke)")
     evaluate.add_argument(

@@ -147,6 +147,7 @@ def test_another_template_precision_revision_or_mteb_is_another_score(
         facts = workspace.build(nodes["One"]).facts
         assert facts["prompt"] == "Instruct: Retrieve text based on user query.\nQuery: "
         assert (facts["template"], facts["dtype"]) == ("Instruct: {instruction}\nQuery: ", "fp32")
+        assert facts["instruction_from"] == "kind"
         assert facts["mteb_version"] == benchmarks.mteb_version()
         assert workspace.find(base_scores(tmp_path)["One"])
         for changed in ({"query_template": "Instruct: {instruction}\nQuery:"}, {"precision": "bf16"}):
@@ -173,6 +174,7 @@ def test_study_facts_list_the_tasks_of_a_benchmark_beside_those_of_the_corpus(mo
     profile, manifest = smoke()
     facts = scoring.task_facts(profile, manifest, scoring.profile_benchmarks(profile))
     shared = {"family": "retrieval", "domain": "in-domain", "new_data": False, "benchmark": NAME}
+    shared |= {"metric": "ndcg_at_10", "languages": ["eng-Latn"]}
     assert facts[:2] == [{"name": "One", **shared}, {"name": "Two", **shared}]
     assert [(one["name"], one["domain"], one["new_data"]) for one in facts[2:]] == [
         ("docstring_to_code", "out-of-domain", True)

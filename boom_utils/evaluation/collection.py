@@ -180,7 +180,7 @@ def _take_device(numbers: Any, workers: int) -> None:
 
     number = numbers.get()
     if torch.cuda.is_available():
-        torch.cuda.set_device(number)
+        torch.cuda.set_device(number % torch.cuda.device_count())
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 

@@ -6,6 +6,7 @@ Shapes: N texts, D dimensions.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -21,8 +22,16 @@ from boom_utils.models import Encoder
 
 BLOCK = 8192
 """Texts that are tokenised and sorted by length together; of a corpus of millions no more are held at a time."""
-KEPT_BYTES = 512 * 2**20
-"""Most bytes of embeddings that are kept for the next task."""
+MOST_KEPT = 4 * 2**30
+"""Most bytes of embeddings that are kept for the next task, on a machine with enough memory."""
+
+
+def kept_bytes() -> int:
+    """How many bytes of embeddings are kept here: `MOST_KEPT`, at most a quarter of the memory."""
+    try:
+        return min(MOST_KEPT, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
+    except (AttributeError, OSError, ValueError):  # a system that does not tell
+        return MOST_KEPT // 8
 
 
 class EmbeddingCache:
@@ -32,11 +41,12 @@ class EmbeddingCache:
     only the same block in the same order gives the same bytes as encoding anew. Two tasks over one corpus have that.
 
     Args:
-        size: Most bytes that are kept.
+        size: Most bytes that are kept; None: `kept_bytes`.
     """
 
-    def __init__(self, size: int = KEPT_BYTES) -> None:
-        self.size, self._kept, self._bytes = size, OrderedDict[tuple[str, bytes], np.ndarray](), 0
+    def __init__(self, size: int | None = None) -> None:
+        self.size = kept_bytes() if size is None else size
+        self._kept, self._bytes = OrderedDict[tuple[str, bytes], np.ndarray](), 0
 
     def encode(self, encoder: Encoder, texts: Sequence[str], prompt: str, tokens_per_batch: int | None) -> np.ndarray:
         """What `Encoder.encode` gives, float32 (N, D); not to be written to."""

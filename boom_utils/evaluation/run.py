@@ -96,6 +96,8 @@ def evaluate_task(
     _check_samples(task.name, score, samples)
     write_json(out / "samples.json", samples)
     made_with = {"prompt": task.prompt, "template": scoring.template, "dtype": scoring.precision}
+    if isinstance(task, BenchmarkTask):
+        made_with["instruction_from"] = task.instruction[1]
     return {
         "main_score": score,
         "metric": samples["metric"],

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boom_utils.artifacts import default_workspace
 from boom_utils.data.corpus_files import downloads_folder
 from boom_utils.data.download import MOST_SHOWN
 from boom_utils.errors import ConfigError, bullet_list, nearest
@@ -59,7 +58,7 @@ def evaluate_model(
     from boom_utils.evaluation.collection import Candidate, collect_scores
 
     name, folder = find_model(study, model)
-    chosen, place = find_tasks(study, tasks), out or default_workspace() / "evaluations"
+    chosen, place = find_tasks(study, tasks), out or study.workspace.root / "evaluations"
     scoring = scoring_of(study.profile, downloads_folder(study.workspace.root))
     found = collect_scores(Candidate(name, folder), chosen, place, scoring, devices)
     return Evaluated(_table(study, found), list(found.problems), place)

@@ -37,12 +37,14 @@ def profile_benchmarks(profile: Profile) -> Benchmarks:
 
 
 def task_facts(profile: Profile, manifest: Manifest, benchmarks: Benchmarks) -> list[dict[str, Any]]:
-    """Every task with its family and domain, as study.json lists it; of a benchmark's, also the first that has it."""
+    """Every task with family and domain, as study.json lists it; of mteb's, also benchmark, metric and languages."""
     facts: list[dict[str, Any]] = []
+    more: dict[str, Any]
     for domain, names in tasks_by_domain(profile.evaluation, benchmarks).items():
         for name in names:
             if (task := benchmarks.tasks.get(name)) is not None:
-                family, is_new, more = task.family, False, {"benchmark": task.benchmark}
+                family, is_new = task.family, False
+                more = {"benchmark": task.benchmark, "metric": task.metric, "languages": list(task.languages)}
             else:
                 known = manifest.task(name)
                 family, is_new, more = known.family, known.dataset in profile.corpus.new_datasets, {}
