@@ -91,8 +91,8 @@ def use_words(patch: pytest.MonkeyPatch, encoder: Any = None) -> Any:
     return encoder
 
 
-def scored(patch: pytest.MonkeyPatch, made: type[AbsTask], out: Path) -> dict[str, Any]:
-    """Facts of the score of `Words` on one made-up task."""
-    use_words(patch)
+def scored(patch: pytest.MonkeyPatch, made: type[AbsTask], out: Path, encoder: Any = None) -> dict[str, Any]:
+    """Facts of the score of `Words`, or of an encoder, on one made-up task."""
+    use_words(patch, encoder)
     (task,) = benchmark(patch, made).values()
     return run.evaluate_task("mock", out, task, out)

@@ -22,6 +22,7 @@ from mteb import TaskMetadata
 from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskRetrieval
 
 from boom_utils.artifacts import Node, Workspace, write_json
+from boom_utils.cli import main
 from boom_utils.config import PROFILES, Profile, load_profile
 from boom_utils.data.download import FetchOptions
 from boom_utils.data.manifest import Manifest, load_manifest
@@ -313,6 +314,27 @@ def test_what_cannot_be_fetched_keeps_nothing_else_from_coming_and_the_next_run_
     hub.faults["queries/test.parquet"], came = [], hub.gets("corpus/test.parquet")
     assert not fetch_benchmarks(tasks.values(), tmp_path, online()).problems
     assert hub.gets("corpus/test.parquet") == came and data_folder(tasks["TinyRetrieval"], tmp_path) is not None
+
+
+def test_the_data_of_a_profile_are_those_of_its_corpus_and_its_benchmarks(
+    monkeypatch: pytest.MonkeyPatch, hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_tasks(monkeypatch)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "home"))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(smoke()[0].model_dump(mode="json")), encoding="utf-8")
+    hub.gated.add("tiny/classes")
+    words = ["data", "fetch", "--profile", str(tmp_path / "mine.yaml")]
+    assert main(words) == 1
+    said = capsys.readouterr().out
+    assert "it is mined from installed distributions" in said and "made-up: 2 tasks" in said
+    assert "tiny/classes: 3 of 3 files cannot be used: the dataset is gated" in said and "1 are there" in said
+    hub.gated.clear()
+    assert main(words) == 0
+    assert "benchmark data: 2 repositories" in (said := capsys.readouterr().out) and "1 of them there before" in said
+    stored = next((tmp_path / "home").rglob("qrels/test.parquet"))
+    stored.write_bytes(stored.read_bytes()[:-1] + b"x")
+    assert main([*words, "--verify"]) == 1 and "tiny/retrieval" in capsys.readouterr().out
 
 
 def test_a_long_list_of_what_could_not_be_fetched_is_cut() -> None:

@@ -20,11 +20,13 @@ from mteb.abstasks import (
     AbsTaskSTS,
 )
 from mteb.abstasks.text.summarization import AbsTaskSummarization
+from mteb.mocks import mock_tasks
 from mteb.results import TaskResult
 from sklearn.exceptions import UndefinedMetricWarning
 
 from boom_utils.evaluation.random_state import random_state_kept
 from boom_utils.evaluation.statistics import Bootstrap
+from boom_utils.models import Encoder
 from boom_utils.reporting.results import read_samples
 
 TWO = {"en": ["eng-Latn"], "de": ["deu-Latn"]}
@@ -169,6 +171,22 @@ def test_a_kind_without_values_of_samples_has_a_score_and_no_interval(
     assert samples.ids == ("test/default",) and list(samples.columns) == ["subset"]
     low_and_high = Bootstrap(100).estimate(1.0, samples.drawn("t", Bootstrap(100)))
     assert np.isnan([low_and_high.low, low_and_high.high]).all() and not low_and_high.excludes_zero
+
+
+@pytest.mark.promise(28)
+def test_every_kind_of_text_task_that_mteb_has_can_be_scored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoder: Encoder
+) -> None:
+    """On mteb's own mocks, one a kind: a score that the kept values do not make up would be an error."""
+    known = [one for one in vars(mock_tasks).values() if isinstance(one, type) and issubclass(one, AbsTask)]
+    kinds = {
+        one.metadata.type: one for one in known if hasattr(one, "metadata") and one.metadata.modalities == ["text"]
+    }
+    assert {"InstructionRetrieval", "MultilabelClassification", "Regression", "BitextMining"} <= {*kinds}
+    for kind, made in kinds.items():
+        (out := tmp_path / kind).mkdir()
+        facts = scored(monkeypatch, made, out, encoder)
+        assert len(read_samples(out).ids) == facts["samples"] > 0, kind
 
 
 def test_draws_are_the_same_however_few_are_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

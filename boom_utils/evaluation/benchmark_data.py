@@ -81,10 +81,15 @@ def fetch_benchmarks(
     for number, (repo, revision) in enumerate(places, 1):
         before = _listed(repo, revision, downloads)
         try:
-            files = before if before and _all_there(before, downloads) else _fetch(repo, revision, downloads, options)
+            if before and _all_there(before, downloads):
+                files = before
+                if options.verify:
+                    fetch(files, downloads, options)
+            else:
+                files = _fetch(repo, revision, downloads, options)
         except DownloadError as error:
-            done.problems[repo] = error.what
-            log.info("benchmark data %d of %d: %s: %s", number, len(places), repo, error.what)
+            done.problems[repo] = _reason(error)
+            log.info("benchmark data %d of %d: %s: %s", number, len(places), repo, done.problems[repo])
             continue
         done.sizes[repo] = sum(file.bytes or 0 for file in files)
         if files is before:
@@ -123,13 +128,19 @@ def load_benchmark_data(made: Any, task: BenchmarkTask, downloads: Path | None) 
     except EvaluationError:
         raise
     except Exception as error:  # whatever the libraries say when data are not there
-        what = error.what if isinstance(error, BoomError) else f"{type(error).__name__}: {str(error)[:200]}"
+        what = _reason(error) if isinstance(error, BoomError) else f"{type(error).__name__}: {str(error)[:200]}"
         raise EvaluationError(
             f"the data of {task.name} cannot be loaded",
             where=f"datasets/{task.dataset[0]} at {task.dataset[1]}",
             found=what,
             fix="boom data fetch --profile <the profile>, where there is a network; what is there is then used offline",
         ) from error
+
+
+def _reason(error: BoomError) -> str:
+    """What an error says first, in one line; of one that lists several, also the first of them."""
+    listed = [line.strip(" -") for line in str(error).splitlines() if line.startswith("    - ")]
+    return f"{error.what}: {listed[0]}" if listed else error.what
 
 
 def _can_fetch(options: FetchOptions) -> bool:

@@ -6,6 +6,7 @@ Shapes: N texts, D dimensions.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from mteb.types import PromptType
 
 from boom_utils.errors import EvaluationError
 from boom_utils.models import Encoder
+from boom_utils.progress import progress
 
 BLOCK = 8192
 """Texts that are tokenised and sorted by length together; of a corpus of millions no more are held at a time."""
@@ -96,7 +98,7 @@ class MtebEncoder:
         self.prompt, self.prompt_documents, self.tokens_per_batch = prompt, prompt_documents, tokens_per_batch
         self._cache = _CACHES.setdefault(encoder, EmbeddingCache())
 
-    def encode(self, inputs: Iterable[Any], *, prompt_type: PromptType | None = None, **_: Any) -> np.ndarray:
+    def encode(self, inputs: Iterable[Any], *, prompt_type: PromptType | None = None, **asked: Any) -> np.ndarray:
         """Embeddings of all batches, float32 (N, D).
 
         Raises:
@@ -104,7 +106,8 @@ class MtebEncoder:
         """
         plain = prompt_type == PromptType.document and not self.prompt_documents
         prompt, blocks, done = "" if plain else self.prompt, [], 0
-        for texts in _blocks(inputs):
+        total, task = len(getattr(inputs, "dataset", ())), getattr(asked.get("task_metadata"), "name", "texts")
+        for texts in progress(_blocks(inputs), math.ceil(total / BLOCK), f"encode {task}", every_seconds=60):
             vectors_ND = self._cache.encode(self.encoder, texts, prompt, self.tokens_per_batch)
             if not np.isfinite(vectors_ND).all():
                 row = int(np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1))[0])
