@@ -282,8 +282,9 @@ def _plan_merge(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from boom_utils.config import load_profile
-    from boom_utils.study.evaluating import cuda_devices, evaluate_model
+    from boom_utils.study.evaluating import evaluate_model
     from boom_utils.study.graph import Study
+    from boom_utils.study.sharing import cuda_devices
 
     if options.devices is not None and options.devices < 1:
         raise ConfigError("--devices is a number of devices", expected="1 or more", found=options.devices)

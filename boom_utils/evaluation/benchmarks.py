@@ -21,6 +21,8 @@ from boom_utils.evaluation.prompts import instruction_of
 from boom_utils.evaluation.random_state import random_state_kept
 
 LISTS = Path(__file__).with_name("benchmark_lists.yaml")
+UNKNOWN_SIZE = 10**7
+"""Characters of a task whose texts nobody counted."""
 CLOSED = "closed: its data are not public"
 
 
@@ -53,6 +55,11 @@ class BenchmarkTask:
     instruction: tuple[str, str]
     characters: int | None = None
     prompt: str = ""
+
+    @property
+    def size(self) -> int:
+        """How much there is to encode, about: characters."""
+        return self.characters or UNKNOWN_SIZE
 
     def described(self) -> dict[str, Any]:
         """Everything of it that a score depends on, as JSON."""

@@ -31,8 +31,6 @@ from boom_utils.model_folder import content_hash
 log = logging.getLogger(__name__)
 
 Task = LocalTask | BenchmarkTask
-UNKNOWN_SIZE = 10**7
-"""Characters of a task whose texts nobody counted."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def collect_scores(
     for task in tasks:
         if (found := _read(_samples_path(model, revision, task, out), _made_with(revision, task, scoring))) is not None:
             done[task.name] = found
-    missing = sorted((task for task in tasks if task.name not in done), key=_size, reverse=True)
+    missing = sorted((task for task in tasks if task.name not in done), key=lambda task: task.size, reverse=True)
     if done:
         log.info("%s: %d of %d tasks up to date", model.name, len(done), len(tasks))
     jobs = [_Job(model, revision, task, out, scoring) for task in missing]
@@ -153,7 +151,7 @@ def _outcomes(jobs: Sequence[_Job], devices: int) -> Iterator[tuple[_Job, str | 
     if min(devices, len(jobs)) <= 1:
         yield from ((job, job.run()) for job in jobs)
         return
-    with _pool(min(devices, len(jobs))) as pool:
+    with device_pool(min(devices, len(jobs))) as pool:
         futures = {pool.submit(job.run): job for job in jobs}
         for future in as_completed(futures):
             error = future.exception()
@@ -161,7 +159,7 @@ def _outcomes(jobs: Sequence[_Job], devices: int) -> Iterator[tuple[_Job, str | 
 
 
 @contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+def device_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes of which each has a device of its own."""
     context = multiprocessing.get_context("spawn")
     numbers = context.Queue()
@@ -225,10 +223,3 @@ def _read(path: Path, made_with: Mapping[str, Any]) -> Scored | None:
         return Scored(path.stem, stored["facts"], samples, before=True)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _size(task: Task) -> int:
-    """How much there is to encode, about: characters."""
-    if isinstance(task, BenchmarkTask):
-        return task.characters or UNKNOWN_SIZE
-    return sum(path.stat().st_size for path in task.folder.glob("*.jsonl"))

@@ -52,6 +52,11 @@ class LocalTask:
     prompt: str = ""
     description: str = "Held-out examples of a corpus of the BOOM kit"
 
+    @property
+    def size(self) -> int:
+        """How much there is to encode, about: bytes."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.jsonl"))
+
 
 def build_task(task: LocalTask) -> AbsTask:
     """The mteb task of a local one; its ``samples`` hold the values behind the score after evaluation.

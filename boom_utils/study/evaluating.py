@@ -32,13 +32,6 @@ class Evaluated:
     folder: Path
 
 
-def cuda_devices() -> int:
-    """How many CUDA devices there are, at least 1."""
-    import torch
-
-    return max(1, torch.cuda.device_count())
-
-
 def evaluate_model(
     study: Study, model: str, tasks: Sequence[str] = (), out: Path | None = None, devices: int = 1
 ) -> Evaluated:
