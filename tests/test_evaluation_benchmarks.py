@@ -295,6 +295,10 @@ def test_fetched_data_are_scored_offline(monkeypatch: pytest.MonkeyPatch, hub: H
         assert facts["main_score"] == 1.0, name
         stored = json.loads((tmp_path / f"{name}.json").read_text())
         assert stored["dataset_revision"] == REVISION and str(tmp_path) not in json.dumps(stored)
+    with random_state_kept():
+        made = benchmarks.make_benchmark_task(tasks["TinyRetrieval"])
+        benchmark_data.load_benchmark_data(made, tasks["TinyRetrieval"], downloads)
+    assert made.metadata.dataset == {"path": "tiny/retrieval", "revision": REVISION}
     again = fetch_benchmarks(tasks.values(), downloads, online(offline=True))
     assert len(again.before) == 2 and len(hub.requests) == asked
 
