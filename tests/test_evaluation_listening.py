@@ -24,6 +24,7 @@ from mteb.mocks import mock_tasks
 from mteb.results import TaskResult
 from sklearn.exceptions import UndefinedMetricWarning
 
+from boom_utils.evaluation.metrics import mean_of_experiments
 from boom_utils.evaluation.random_state import random_state_kept
 from boom_utils.evaluation.statistics import Bootstrap
 from boom_utils.models import Encoder
@@ -158,6 +159,10 @@ def test_the_levels_of_a_clustering_are_groups_of_experiments(monkeypatch: pytes
     assert samples.columns["group"].tolist() == [0.0] * 10 + [1.0] * 10
     assert samples.columns["value"][:10].tolist() == [1.0] * 10
     assert 0.5 < facts["main_score"] < 0.9 and samples.score() == pytest.approx(facts["main_score"], abs=1e-6)
+    # The first level is the same in every experiment: what the score moves by is half of what the second does.
+    level = mean_of_experiments({"value": samples.columns["value"][10:]}, np.arange(10)[None, ::-1] // 2)
+    halves = np.concatenate([np.arange(10), 10 + np.arange(10)[::-1] // 2])[None, :]
+    assert samples.scores(halves) == pytest.approx((1 + level) / 2)
 
 
 def test_a_kind_without_values_of_samples_has_a_score_and_no_interval(

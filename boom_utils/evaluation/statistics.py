@@ -68,8 +68,11 @@ class TaskSamples:
         rule = SCORES.get(self.metric, mean_value)
         if rule is spearman and GOLD not in self.columns:
             rule = mean_value  # one rank correlation a sample, as of summaries
-        groups = [draws_BS[:, start:end] for start, end in self.groups]
-        return np.asarray(np.mean([rule(self.columns, drawn_BS) for drawn_BS in groups], axis=0))
+        scores = []
+        for start, end in self.groups:
+            columns = {name: values_S[start:end] for name, values_S in self.columns.items()}
+            scores.append(rule(columns, draws_BS[:, start:end] - start))
+        return np.asarray(np.mean(scores, axis=0))
 
     @property
     def groups(self) -> list[tuple[int, int]]:
