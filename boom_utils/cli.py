@@ -8,13 +8,13 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import yaml
 
+from boom_utils.cli_data import add_data
 from boom_utils.cli_publishing import add_publishing
 from boom_utils.cli_reports import add_report, add_trace
 from boom_utils.errors import BoomError, ConfigError
@@ -64,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_train(commands)
     _add_merge(commands)
-    _add_data(commands)
+    _add_evaluate(commands)
+    add_data(commands)
     add_report(commands)
     add_trace(commands)
     add_publishing(commands)
@@ -132,27 +133,20 @@ def _add_merge(commands: Any) -> None:
     merge.set_defaults(command=_merge)
 
 
-def _add_data(commands: Any) -> None:
-    data = commands.add_parser("data", help="the data of a corpus").add_subparsers(required=True, metavar="ACTION")
-    fetch = data.add_parser("fetch", help="download the files of a corpus into the workspace; what is there stays")
-    corpus = fetch.add_mutually_exclusive_group(required=True)
-    corpus.add_argument("--manifest", metavar="NAME", help="all of this data manifest (a name, or a .yaml file)")
-    corpus.add_argument("--profile", metavar="P", help="what this profile trains on and evaluates")
-    fetch.add_argument("--only", nargs="+", action="extend", default=[], metavar="DATASET", help="only these datasets")
-    fetch.add_argument("--verify", action="store_true", help="also hash files that are there, not only look at them")
-    fetch.add_argument("--offline", action="store_true", help="use no network, as with HF_HUB_OFFLINE=1")
-    fetch.set_defaults(command=_fetch)
-    for name, command, help_text in (
-        ("convert", _convert, "make training rows and evaluation sets of a profile; fetches what is missing"),
-        ("sample", _sample, "draw the subsets of a profile"),
-        ("overlap", _overlap, "evaluated texts that training rows hold, and the domain of every task"),
-    ):
-        action = data.add_parser(name, help=help_text)
-        action.add_argument(
-            "--profile", default="smoke", metavar="P", help="name of a profile, or a .yaml file (smoke)"
-        )
-        action.add_argument("--on-bad-line", choices=("error", "skip"), help="instead of what the profile says")
-        action.set_defaults(command=command)
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate", help="score a model on a profile's tasks, benchmarks too, with its prompts"
+    )
+    evaluate.add_argument("model", metavar="MODEL", help="an encoder folder, or the name of a model of the profile")
+    evaluate.add_argument("--profile", default="smoke", metavar="P", help="name of a profile, or a .yaml file (smoke)")
+    evaluate.add_argument(
+        "--tasks", nargs="+", action="extend", default=[], metavar="T", help="only these tasks, or benchmarks"
+    )
+    evaluate.add_argument("--out", type=Path, metavar="DIR", help="results in mteb's JSON; what is up to date stays")
+    evaluate.add_argument(
+        "--devices", type=int, metavar="N", help="devices (CPU: processes) that share the tasks (every CUDA device)"
+    )
+    evaluate.set_defaults(command=_evaluate)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -268,63 +262,19 @@ def _plan_merge(options: argparse.Namespace) -> None:
         log.info("%s: grams.npz, plan.json", options.out)
 
 
-def _fetch(options: argparse.Namespace) -> None:
+def _evaluate(options: argparse.Namespace) -> int:
     from boom_utils.config import load_profile
-    from boom_utils.data.corpus_files import chosen_datasets, downloads_folder, fetch_datasets
-    from boom_utils.data.download import FetchOptions
-    from boom_utils.data.manifest import load_manifest
-
-    profile = None if options.profile is None else load_profile(options.profile)
-    manifest = load_manifest(options.manifest if profile is None else profile.manifest)
-    datasets = chosen_datasets(manifest, profile, options.only)
-    if not manifest.origins and not manifest.hubs:
-        why = "its files are your own" if manifest.locals else "it is mined from installed distributions"
-        log.info("%s: nothing to fetch, %s", manifest.name, why)
-        return
-    how = FetchOptions(verify=options.verify)
-    done = fetch_datasets(datasets, downloads_folder(), replace(how, offline=how.offline or options.offline))
-    log.info("%s", done.table())
-    log.info("%s: all files are right, in %s (%.1f s)", manifest.name, done.folder, done.seconds)
-
-
-def _data_study(options: argparse.Namespace) -> Any:
-    from boom_utils.config import load_profile
+    from boom_utils.study.evaluating import evaluate_model
     from boom_utils.study.graph import Study
+    from boom_utils.study.sharing import cuda_devices
 
-    profile = load_profile(options.profile)
-    if options.on_bad_line is not None:
-        corpus = profile.corpus.model_copy(update={"on_bad_line": options.on_bad_line})
-        profile = profile.model_copy(update={"corpus": corpus})
-    return Study(profile)
-
-
-def _summary(study: Any) -> Any:
-    from boom_utils.reporting.results import read_json_object
-
-    return read_json_object(study.build("examples").path / "summary.json")
-
-
-def _convert(options: argparse.Namespace) -> None:
-    from boom_utils.reporting.corpus import corpus_text
-
-    study = _data_study(options)
-    log.info("%s", corpus_text(study.manifest, _summary(study)))
-    log.info("%s", study.build("examples").path)
-
-
-def _sample(options: argparse.Namespace) -> None:
-    from boom_utils.data.sampling import load_subset
-    from boom_utils.reporting.corpus import subset_frame
-
-    drawn = {name: artifact.path for name, artifact in _data_study(options).build_all("subset/").items()}
-    log.info("%s", subset_frame({name: load_subset(path) for name, path in drawn.items()}).to_string())
-    log.info("%s", next(iter(drawn.values())).parent)
-
-
-def _overlap(options: argparse.Namespace) -> None:
-    from boom_utils.reporting.corpus import overlap_text
-
-    log.info("%s", overlap_text(_summary(_data_study(options))))
+    if options.devices is not None and options.devices < 1:
+        raise ConfigError("--devices is a number of devices", expected="1 or more", found=options.devices)
+    quick_processes()
+    devices = options.devices or cuda_devices()
+    done = evaluate_model(Study(load_profile(options.profile)), options.model, options.tasks, options.out, devices)
+    log.info("%s\n%s", done.table, done.folder)
+    return 1 if done.failed else 0
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -9,17 +9,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 QUERY_TEMPLATE = "Instruct: {instruction}\nQuery: "
-"""What stands before a query, in training and evaluation alike (authors' 0.6B script). The authors' evaluation leaves
-out the last space; the kit does not."""
+"""What stands before a query in training (authors' 0.6B script), and when models are scored unless `query_template` is
+another; the authors' evaluation leaves out the last space."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Pooling = Literal["lasttoken", "mean", "cls"]
 
 
-def query_prompt(instruction: str, style: Literal["instruct", "none"] = "instruct") -> str:
+def query_prompt(
+    instruction: str, style: Literal["instruct", "none"] = "instruct", template: str = QUERY_TEMPLATE
+) -> str:
     """The text put before a query: the template filled with a dataset's instruction, or nothing."""
-    return QUERY_TEMPLATE.format(instruction=instruction) if style == "instruct" else ""
+    return template.replace("{instruction}", instruction) if style == "instruct" else ""
 
 
 class Frozen(BaseModel):
@@ -293,6 +295,12 @@ class EvaluationConfig(Frozen):
     out_of_domain: tuple[Name, ...] = ()
     in_domain_benchmarks: tuple[str, ...] = Field(default=(), description="names of mteb benchmarks")
     out_of_domain_benchmarks: tuple[str, ...] = Field(default=(), description="names of mteb benchmarks")
+    query_template: str = Field(
+        default=QUERY_TEMPLATE,
+        pattern=r"^[^{}]*\{instruction\}[^{}]*$",
+        description="stands before a query when models are scored; as in training unless it says another",
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of weights and passes in scoring")
     reference: Name = Field(description="the model every other one is compared with")
     bootstrap_draws: int = Field(default=2000, ge=100)
     confidence: float = Field(default=0.95, gt=0, lt=1)

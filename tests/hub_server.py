@@ -126,7 +126,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         hub, path = self.server_hub, unquote(urlsplit(self.path).path)
         hub.requests.append(Request(self.command, path, dict(self.headers)))
-        if found := re.fullmatch(r"/api/(?:datasets|models)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
+        if found := re.fullmatch(
+            r"/api/(?:datasets|models)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.+))?)?", path
+        ):
             self._api(*found.groups())
         elif found := re.fullmatch(r"(/stored)?(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(*found.groups())
@@ -142,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def _api(self, repo: str, kind: str | None, revision: str | None) -> None:
+    def _api(self, repo: str, kind: str | None, revision: str | None, folder: str | None) -> None:
         if not self._known(repo, revision):
             return
         hub = self.server_hub
@@ -153,7 +155,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif (status := hub.fault("tree")) is not None:
             self._error(status, None)
         else:
-            self._send(json.dumps([self._entry(*item) for item in hub.repos[repo].items()]).encode())
+            inside = f"{folder}/" if folder else ""
+            found = [self._entry(*item) for item in hub.repos[repo].items() if item[0].startswith(inside)]
+            self._send(json.dumps(found).encode())
 
     def _entry(self, path: str, content: bytes) -> dict[str, Any]:
         entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_blob(content)}

@@ -30,7 +30,7 @@ ROOMS = [
     {"evaluation"},
     {"reporting"},
     {"study"},
-    {"cli", "cli_reports", "cli_publishing"},
+    {"cli", "cli_data", "cli_reports", "cli_publishing"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}

@@ -1031,6 +1031,15 @@ def test_offline_uses_what_is_there_and_names_all_that_is_not(
     assert server.asked == []
 
 
+def test_a_long_list_of_absent_files_is_cut_with_the_size_of_all(server: Server, tmp_path: Path) -> None:
+    files = [server.file(f"/{number:02}", content(10**6)) for number in range(14)]
+    for changes in ({"offline": True}, {"mirror": tmp_path}):
+        with pytest.raises(DownloadError, match=r"14 of 14 files") as caught:
+            fetch(files, tmp_path / "files", options(**changes))
+        assert "and 4 more (14.0 MB in all)" in str(caught.value)
+        assert [file.url in str(caught.value) for file in files] == [True] * 10 + [False] * 4
+
+
 @pytest.mark.parametrize(("value", "offline"), [("1", True), ("true", True), ("ON", True), ("0", False), ("", False)])
 def test_offline_is_spelt_as_the_hub_spells_it(monkeypatch: pytest.MonkeyPatch, value: str, offline: bool) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", value)

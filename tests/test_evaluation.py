@@ -28,7 +28,7 @@ class Words:
 
 @pytest.fixture
 def words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_loaded", lambda folder: (Words(), "0" * 40))
+    monkeypatch.setattr(run, "_loaded", lambda *_: (Words(), "0" * 40))
 
 
 def retrieval_task(folder: Path) -> LocalTask:
@@ -116,7 +116,7 @@ def test_queries_get_the_prompt_documents_do_not_and_symmetric_tasks_give_it_to_
             seen[prompt].update(texts)
             return super().encode(texts)
 
-    monkeypatch.setattr(run, "_loaded", lambda folder: (Spy(), "0" * 40))
+    monkeypatch.setattr(run, "_loaded", lambda *_: (Spy(), "0" * 40))
     task = retrieval_task(tmp_path / "set")
     evaluate_task("mock", tmp_path, LocalTask(task.name, "retrieval", task.folder, "P "), tmp_path)
     assert seen == {"": {"1 0", "1 1", "0 1"}, "P ": {"1 0.1"}}
@@ -133,7 +133,7 @@ def test_an_embedding_that_is_not_finite_names_the_text(monkeypatch: pytest.Monk
         def encode(self, texts: list[str], prompt: str = "", tokens_per_batch: int = 0) -> np.ndarray:
             return super().encode(texts) * np.nan
 
-    monkeypatch.setattr(run, "_loaded", lambda folder: (Broken(), "0" * 40))
+    monkeypatch.setattr(run, "_loaded", lambda *_: (Broken(), "0" * 40))
     with pytest.raises(EvaluationError, match=r"(?s)not finite.*text 0"):
         evaluate_task("mock", tmp_path, retrieval_task(tmp_path / "set"), tmp_path)
 

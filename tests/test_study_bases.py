@@ -13,7 +13,7 @@ from conftest import bert_folder
 from boom_utils.artifacts import Artifact, Workspace, write_json
 from boom_utils.config import PROFILES, Profile
 from boom_utils.data.examples import TrainingExample, write_examples, write_jsonl
-from boom_utils.errors import ConfigError, EvaluationError
+from boom_utils.errors import ConfigError
 from boom_utils.model_folder import read_spec
 from boom_utils.study.graph import NOTEBOOKS, Study
 
@@ -95,11 +95,3 @@ def test_a_base_that_is_not_there_is_an_error_only_when_it_is_wanted(tmp_path: P
     study = study_of(tmp_path, {"name": str(tmp_path / "nowhere")})
     with pytest.raises(ConfigError, match="no folder of that base"):
         study.build("base")
-
-
-def test_benchmarks_are_in_the_graph_and_say_that_they_are_not_run(tmp_path: Path) -> None:
-    benchmarks = {"out_of_domain": [], "out_of_domain_benchmarks": ["MTEB(Code, v1)"]}
-    study = study_of(tmp_path, {"name": str(bert_folder(tmp_path / "model"))}, benchmarks)
-    assert "scores/full/MTEB(Code, v1)" in study.nodes_of("02_finetune_subsets")
-    with pytest.raises(EvaluationError, match=r"does not run benchmarks of mteb \(MTEB\(Code, v1\)\)"):
-        study.build("scores/base/MTEB(Code, v1)")

@@ -36,6 +36,8 @@ from boom_utils.errors import ConfigError, DownloadError, bullet_list
 from boom_utils.progress import progress
 
 log = logging.getLogger(__name__)
+MOST_SHOWN = 10
+"""Most files that an error names."""
 Get = Callable[[Target], None]
 Network = Callable[[threading.Event], Get]
 """Given what is set when all work is to end: how one file comes over the network."""
@@ -107,7 +109,7 @@ def fetch(
         elif options.offline:
             raise DownloadError(
                 f"offline, and {len(missing)} of {len(targets)} files are not there",
-                found=bullet_list(target.file.url for target in missing),
+                found=bullet_list((target.file.url for target in missing), MOST_SHOWN, _total(missing)),
                 fix="unset HF_HUB_OFFLINE, or set BOOM_MIRROR=<folder> to read <folder>/<host>/<path> instead",
             )
         elif network is not None:
@@ -181,7 +183,15 @@ def _raise_all(problems: Sequence[DownloadError], total: int) -> None:
         raise problems[0]
     if problems:
         texts = [str(problem).replace("\n", "\n      ") for problem in problems]
-        raise DownloadError(f"{len(problems)} of {total} files cannot be used", found=bullet_list(sorted(texts)))
+        shown = bullet_list(sorted(texts), MOST_SHOWN)
+        raise DownloadError(f"{len(problems)} of {total} files cannot be used", found=shown)
+
+
+def _total(targets: Sequence[Target]) -> str:
+    """Size of some files together, as far as it is known."""
+    sizes = [target.file.bytes for target in targets]
+    known = f"{sum(size or 0 for size in sizes) / 10**6:,.1f} MB in all"
+    return f"at least {known}" if None in sizes else known
 
 
 def _check_space(missing: Sequence[Target], folder: Path) -> None:
@@ -209,11 +219,12 @@ def _from_mirror(missing: Sequence[Target], mirror: Path, options: FetchOptions)
         raise ConfigError(
             "BOOM_MIRROR is no folder", where=mirror, fix="correct it, or unset it to download from the network"
         )
-    if absent := [target.file for target in missing if not (mirror / target.file.path).is_file()]:
+    if absent := [target for target in missing if not (mirror / target.file.path).is_file()]:
+        names = (f"{target.file.path} ({target.file.url})" for target in absent)
         raise DownloadError(
             f"{len(absent)} of {len(missing)} files are not in the mirror",
             where=mirror,
-            found=bullet_list(f"{file.path} ({file.url})" for file in absent),
+            found=bullet_list(names, MOST_SHOWN, _total(absent)),
             fix="add the files to the mirror, or unset BOOM_MIRROR to download from the network",
         )
     stopped = threading.Event()

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 from filelock import FileLock
 
 from boom_utils.artifacts import digest_of
-from boom_utils.data.download import FetchOptions, Get, fetch, lock_entries
+from boom_utils.data.download import MOST_SHOWN, FetchOptions, Get, fetch, lock_entries
 from boom_utils.data.hub_client import Entry, HubClient, Place, nearest_entry
 from boom_utils.data.manifest_hub import HUB, HubFile, HubOrigin
 from boom_utils.data.ready_rows import count_ready
@@ -113,7 +113,7 @@ def find_files(origins: Mapping[str, HubOrigin], folder: Path, options: FetchOpt
     if pending and options.mirror is None and options.offline:
         raise DownloadError(
             f"offline, and nobody knows which files {len(pending)} of {len(origins)} datasets have",
-            found=bullet_list(f"{name}: datasets/{origin.repo}" for name, origin in pending.items()),
+            found=bullet_list((f"{name}: datasets/{origin.repo}" for name, origin in pending.items()), MOST_SHOWN),
             fix="unset HF_HUB_OFFLINE, or set BOOM_MIRROR=<folder> to read <folder>/<host>/<path> instead",
         )
     client, trees = HubClient(options, Event()), dict[tuple[str, str | None], tuple[str, dict[str, Entry]]]()

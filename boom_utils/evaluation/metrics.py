@@ -10,6 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 
 GOLD = "gold"
+GROUP = "group"
+"""Column with the number of each sample's group, where a score is the mean of the scores of several groups."""
+SUBSET = "subset"
+"""Column that stands alone where no more than the score of every group is known."""
 
 
 def mean_value(columns: Mapping[str, np.ndarray], draws_BS: np.ndarray) -> np.ndarray:

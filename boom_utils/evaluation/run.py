@@ -7,143 +7,133 @@ pooling, normalisation, length, dtype): mteb tells scores apart by revision alon
 from __future__ import annotations
 
 import functools
-import random
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mteb
 import numpy as np
 import torch
 from mteb.models import ModelMeta
-from mteb.similarity_functions import cos_sim, pairwise_cos_sim
-from mteb.types import PromptType
 
 from boom_utils.artifacts import write_json
 from boom_utils.errors import EvaluationError
+from boom_utils.evaluation.benchmark_data import load_benchmark_data
+from boom_utils.evaluation.benchmarks import BenchmarkTask, make_benchmark_task, mteb_version
+from boom_utils.evaluation.encoding import MtebEncoder
+from boom_utils.evaluation.random_state import random_state_kept
 from boom_utils.evaluation.statistics import TaskSamples
-from boom_utils.evaluation.tasks import LocalTask, Samples, build_task
+from boom_utils.evaluation.tasks import LocalTask, build_task
 from boom_utils.model_folder import content_hash
 from boom_utils.models import Encoder
 
 SYMMETRIC = ("classification", "clustering", "sts", "pair_classification")
-"""Kinds of tasks all of whose texts are queries: every text gets the prompt."""
+"""Kinds of local tasks all of whose texts are queries: every text gets the prompt. Tasks of mteb tell by themselves."""
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class MtebEncoder:
-    """An `Encoder` behind mteb's encoder protocol, with one task's prompt.
+@dataclass(frozen=True)
+class Scoring:
+    """How a model is scored, besides what its folder says.
 
     Args:
-        encoder: The model.
-        meta: Its mteb metadata (name and content-hash revision).
-        prompt: Put before queries; before every text where ``prompt_documents``.
-        prompt_documents: True for the kinds of `SYMMETRIC`.
-        tokens_per_batch: Tokens of one forward pass; None: as `Encoder.encode` chooses.
+        template: What was filled with the task's instruction to give the prompt; only recorded.
+        precision: Of weights and passes; embeddings are float32 whatever it is.
+        downloads: Where the data of benchmarks are; None leaves them to the Hugging Face libraries.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        meta: ModelMeta,
-        prompt: str,
-        *,
-        prompt_documents: bool,
-        tokens_per_batch: int | None = None,
-    ) -> None:
-        self.encoder, self.mteb_model_meta = encoder, meta
-        self.prompt, self.prompt_documents, self.tokens_per_batch = prompt, prompt_documents, tokens_per_batch
-
-    def encode(self, inputs: Iterable[Any], *, prompt_type: PromptType | None = None, **_: Any) -> np.ndarray:
-        """Embeddings of all batches, float32 (N, D).
-
-        Raises:
-            EvaluationError: An embedding is not finite.
-        """
-        texts = [text for batch in inputs for text in batch["text"]]
-        plain = prompt_type == PromptType.document and not self.prompt_documents
-        vectors_ND = self.encoder.encode(texts, "" if plain else self.prompt, self.tokens_per_batch)
-        if not np.isfinite(vectors_ND).all():
-            row = int(np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1))[0])
-            raise EvaluationError("an embedding is not finite", where=f"text {row}: {texts[row][:80]!r}")
-        return vectors_ND
-
-    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosine of every pair, (N1, N2)."""
-        return cos_sim(embeddings1, embeddings2)
-
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosine row by row, (N,)."""
-        return pairwise_cos_sim(embeddings1, embeddings2)
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Put the global generators back as they were: mteb seeds all three when a task is made, and draws from them."""
-    kept = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])  # noqa: NPY002
+    template: str = ""
+    precision: Precision = "fp32"
+    downloads: Path | None = None
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(folder: Path) -> tuple[Encoder, str]:
+def _loaded(folder: Path, precision: Precision) -> tuple[Encoder, str]:
     """The encoder of a folder and its content hash; the last one stays loaded for the next task."""
-    return Encoder.load(folder), content_hash(folder)
+    encoder = Encoder.load(folder, DTYPES[precision])
+    if torch.cuda.is_available():
+        encoder.transformer.to("cuda")
+    return encoder, content_hash(folder)
 
 
-def evaluate_task(model: str, folder: Path, task: LocalTask, out: Path) -> dict[str, Any]:
-    """Score the encoder in ``folder`` on one task; write mteb's result JSON and the per-query values to ``out``.
+def evaluate_task(
+    model: str, folder: Path, task: LocalTask | BenchmarkTask, out: Path, scoring: Scoring | None = None
+) -> dict[str, Any]:
+    """Score the encoder in ``folder`` on one task; write mteb's result JSON and the values behind it to ``out``.
 
     Args:
         model: Name in tables; mteb's name is ``boom/<model>``.
         folder: An encoder folder that does not change while it exists.
-        task: What to score it on.
+        task: What to score it on; its prompt stands before queries.
         out: Gets ``<task>.json`` (mteb's TaskResult) and ``samples.json``.
+        scoring: Everything else.
 
     Returns:
-        Facts: main score, metric, revision, mteb version.
+        Facts: main score, metric, number of samples, revision, and all that the score was made with.
 
     Raises:
-        EvaluationError: mteb failed, or its score and the per-query values disagree.
+        EvaluationError: mteb failed, the data of a benchmark are not there, or its score and the kept values disagree.
     """
-    encoder, revision = _loaded(folder)
+    scoring = scoring or Scoring()
+    encoder, revision = _loaded(folder, scoring.precision)
     meta = ModelMeta.create_empty({"name": f"boom/{model}", "revision": revision})
-    symmetric = task.kind in SYMMETRIC
+    symmetric = isinstance(task, LocalTask) and task.kind in SYMMETRIC
     wrapped = MtebEncoder(encoder, meta, task.prompt, prompt_documents=symmetric)
     options: dict[str, Any] = {"cache": None, "co2_tracker": False, "show_progress_bar": False}
-    with random_state_kept():
-        made = build_task(task)
+    with random_state_kept(), _quiet():
+        made = build_task(task) if isinstance(task, LocalTask) else make_benchmark_task(task)
+        if isinstance(task, BenchmarkTask):
+            load_benchmark_data(made, task, scoring.downloads)
         result = mteb.evaluate(
             wrapped, made, encode_kwargs={"batch_size": 1024, "show_progress_bar": False}, **options
         ).task_results[0]
     result.to_disk(out / f"{task.name}.json")
-    score = float(result.get_score())
-    _check_samples(task, score, made.samples)
-    write_json(out / "samples.json", asdict(made.samples))
+    score, samples = float(result.get_score()), made.samples.table()
+    _check_samples(task.name, score, samples)
+    write_json(out / "samples.json", samples)
+    made_with = {"prompt": task.prompt, "template": scoring.template, "dtype": scoring.precision}
+    if isinstance(task, BenchmarkTask):
+        made_with["instruction_from"] = task.instruction[1]
     return {
         "main_score": score,
-        "metric": made.samples.metric,
-        "samples": len(made.samples.ids),
+        "metric": samples["metric"],
+        "samples": len(samples["ids"]),
         "revision": revision,
-        "mteb_version": str(result.mteb_version),
-        "prompt": task.prompt,
+        "mteb_version": mteb_version(),
+        **made_with,
+        **_spec(encoder),
     }
 
 
-def _check_samples(task: LocalTask, score: float, samples: Samples) -> None:
+def _spec(encoder: Encoder) -> dict[str, Any]:
+    """Length, pooling and normalisation, as the model's folder says."""
+    spec = getattr(encoder, "spec", None)
+    return {} if spec is None else {key: value for key, value in asdict(spec).items() if key != "prompts"}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a warning an experiment of a classification: the precision of a class that nobody predicts is 0 then."""
+    from sklearn.exceptions import UndefinedMetricWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        yield
+
+
+def _check_samples(task: str, score: float, samples: dict[str, Any]) -> None:
     """The score made of the kept values must be mteb's (which rounds nDCG, MAP and mean accuracy to 5 digits)."""
-    columns = {name: np.asarray(values) for name, values in samples.columns.items()}
-    made = TaskSamples(samples.metric, tuple(samples.ids), columns).score()
+    columns = {name: np.asarray(values) for name, values in samples["columns"].items()}
+    made = TaskSamples(samples["metric"], tuple(samples["ids"]), columns).score()
     # A rank correlation of a constant is NaN for mteb and 0 here.
     if abs(made - score) > 1e-4:
         raise EvaluationError(
             "the values behind the score do not make up mteb's score",
-            where=task.name,
+            where=task,
             expected=score,
             found=made,
             fix="this mteb version scores differently: use the locked one",

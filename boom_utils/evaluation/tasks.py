@@ -8,27 +8,26 @@ own loaders set are not touched: nothing is downloaded.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset, DatasetDict
 from mteb import TaskMetadata
-from mteb.abstasks import (
-    AbsTask,
-    AbsTaskClassification,
-    AbsTaskClustering,
-    AbsTaskPairClassification,
-    AbsTaskRetrieval,
-    AbsTaskSTS,
-)
+from mteb.abstasks import AbsTask
 
 from boom_utils.artifacts import digest_of, sha256_file
 from boom_utils.data.examples import read_jsonl
 from boom_utils.errors import DataError, EvaluationError
-from boom_utils.evaluation.metrics import GOLD
+from boom_utils.evaluation.listening import (
+    KeepsExperiments,
+    KeepsLabelledPairs,
+    KeepsPairs,
+    KeepsQueries,
+    KeepsTestRows,
+    Samples,
+)
 
 SPLIT = "test"
 CLUSTERED_TEXTS = 2048
@@ -53,21 +52,10 @@ class LocalTask:
     prompt: str = ""
     description: str = "Held-out examples of a corpus of the BOOM kit"
 
-
-@dataclass
-class Samples:
-    """The values behind a score, of which `boom_utils.evaluation.statistics` makes it again; filled while mteb scores.
-
-    Args:
-        metric: mteb's name of the main score.
-        ids: Query id, or number of the row or experiment.
-        columns: One value an id each. ``value``: the score is its mean (nDCG@10, MAP, accuracy, V-measure); ``gold``
-            and ``predicted``: rank correlation; ``gold`` and several similarities: average precision of pairs.
-    """
-
-    metric: str = ""
-    ids: list[str] = field(default_factory=list)
-    columns: dict[str, list[float]] = field(default_factory=dict)
+    @property
+    def size(self) -> int:
+        """How much there is to encode, about: bytes."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.jsonl"))
 
 
 def build_task(task: LocalTask) -> AbsTask:
@@ -134,13 +122,11 @@ def _refuse(where: Path, problems: Iterable[str]) -> None:
         raise EvaluationError("an evaluation set is not usable", where=where, found="; ".join(found[:5]) + more)
 
 
-class LocalRetrieval(AbsTaskRetrieval):  # type: ignore[misc]
+class LocalRetrieval(KeepsQueries):
     """Retrieval over corpus.jsonl, queries.jsonl and qrels.jsonl; keeps nDCG@10 of every query."""
 
     files: tuple[str, ...] = ("corpus", "queries", "qrels")
-    kept_score = "ndcg_cut_10"
     folder: Path
-    samples: Samples
 
     def load_data(self, num_proc: int | None = None, **_: Any) -> None:
         """Read the files; a judgement without ``score`` counts 1."""
@@ -165,18 +151,11 @@ class LocalRetrieval(AbsTaskRetrieval):  # type: ignore[misc]
         """The documents to rank for every query; None ranks them all."""
         return None
 
-    def task_specific_scores(self, scores: Mapping[str, Mapping[str, float]], *args: Any, **_: Any) -> dict[str, float]:
-        """Keep the per-query scores mteb passes by; adds none."""
-        self.samples.ids = sorted(scores)
-        self.samples.columns = {"value": [float(scores[query][self.kept_score]) for query in self.samples.ids]}
-        return {}
-
 
 class LocalReranking(LocalRetrieval):
     """Retrieval among the documents that top_ranked.jsonl gives for a query; keeps MAP@1000 of every query."""
 
     files = (*LocalRetrieval.files, "top_ranked")
-    kept_score = "map_cut_1000"
 
     def candidates(self, relevant: Mapping[str, Any], documents: set[str], queries: set[str]) -> dict[str, list[str]]:
         """The documents to rank; a judged query without any would silently be left out of the mean."""
@@ -193,13 +172,11 @@ def _unknown(named: Mapping[str, Iterable[str]], documents: set[str], queries: s
     return problems + [f"there is no document '{d}'" for found in named.values() for d in found if d not in documents]
 
 
-class LocalClassification(AbsTaskClassification):  # type: ignore[misc]
+class LocalClassification(KeepsTestRows):
     """Classification over train.jsonl and test.jsonl; keeps, for every test row, its share of correct experiments."""
 
     files = ("train", SPLIT)
     folder: Path
-    samples: Samples
-    experiments: Sequence[np.ndarray] = ()
 
     def load_data(self, num_proc: int | None = None, **_: Any) -> None:
         """Read the two files."""
@@ -207,20 +184,8 @@ class LocalClassification(AbsTaskClassification):  # type: ignore[misc]
         self.dataset = DatasetDict(splits)
         self.data_loaded = True
 
-    def _run_experiment(self, train: Any, test: Any, *args: Any, **kwargs: Any) -> Any:
-        scores, predictions = super()._run_experiment(train, test, *args, **kwargs)
-        correct = np.asarray(predictions) == np.asarray(test[self.label_column_name])
-        self.experiments = [*self.experiments, correct]
-        self.samples.ids = [str(row) for row in range(len(correct))]
-        self.samples.columns = {"value": np.mean(self.experiments, axis=0).tolist()}
-        return scores, predictions
 
-    def _calculate_scores(self, y_test: Any, y_pred: Any) -> Any:
-        # A column is read row by row from its table each time it is used, and every metric uses it several times.
-        return super()._calculate_scores(np.asarray(y_test), y_pred)
-
-
-class LocalClustering(AbsTaskClustering):  # type: ignore[misc]
+class LocalClustering(KeepsExperiments):
     """Clustering of test.jsonl: mteb draws texts with replacement, clusters them with k-means, and does so ten times.
 
     Kept is the V-measure of every experiment. It is not adjusted for chance, and a text drawn twice lands in the same
@@ -233,7 +198,6 @@ class LocalClustering(AbsTaskClustering):  # type: ignore[misc]
     label_column_name = "label"
     max_fraction_of_documents_to_embed = None
     folder: Path
-    samples: Samples
 
     def load_data(self, num_proc: int | None = None, **_: Any) -> None:
         """Read the file; no more texts are drawn for an experiment than there are."""
@@ -243,19 +207,12 @@ class LocalClustering(AbsTaskClustering):  # type: ignore[misc]
         self.dataset = {"default": {SPLIT: Dataset.from_list(rows)}}
         self.data_loaded = True
 
-    def _evaluate_subset(self, *args: Any, **options: Any) -> Any:
-        scores = super()._evaluate_subset(*args, **options)
-        values = [float(value) for level in scores["v_measures"].values() for value in level]
-        self.samples.ids, self.samples.columns = [str(number) for number in range(len(values))], {"value": values}
-        return scores
 
-
-class LocalSTS(AbsTaskSTS):  # type: ignore[misc]
+class LocalSTS(KeepsPairs):
     """STS over test.jsonl with scores from 0 to 5; keeps gold and predicted similarity of every pair."""
 
     files = (SPLIT,)
     folder: Path
-    samples: Samples
     min_score = 0
     max_score = 5
 
@@ -265,20 +222,13 @@ class LocalSTS(AbsTaskSTS):  # type: ignore[misc]
         self.dataset = {"default": {SPLIT: Dataset.from_list(rows)}}
         self.data_loaded = True
 
-    def _calculate_scores(self, scores: Any, normalized_scores: list[float]) -> Any:
-        predicted = [float(score) for score in scores["cosine_scores"]]
-        self.samples.ids = [str(row) for row in range(len(predicted))]
-        self.samples.columns = {GOLD: [float(score) for score in normalized_scores], "predicted": predicted}
-        return super()._calculate_scores(scores, normalized_scores)
 
-
-class LocalPairClassification(AbsTaskPairClassification):  # type: ignore[misc]
+class LocalPairClassification(KeepsLabelledPairs):
     """Pairs of test.jsonl with label 0 or 1; keeps the label and every similarity mteb tries (the best one counts)."""
 
     files = (SPLIT,)
     label_column_name = "label"
     folder: Path
-    samples: Samples
 
     def load_data(self, num_proc: int | None = None, **_: Any) -> None:
         """Read the file."""
@@ -288,16 +238,6 @@ class LocalPairClassification(AbsTaskPairClassification):  # type: ignore[misc]
         self.dataset = {"default": {SPLIT: Dataset.from_list(rows)}}
         self.data_loaded = True
 
-    def _compute_metrics(self, similarity_scores: Any, labels: Any) -> Any:
-        columns = {name: [float(value) for value in similarity_scores[name]] for name in _SIMILARITIES}
-        columns |= {name: [-float(value) for value in similarity_scores[name]] for name in _DISTANCES}
-        self.samples.ids = [str(row) for row in range(len(labels))]
-        self.samples.columns = {GOLD: [float(label) for label in labels], **columns}
-        return super()._compute_metrics(similarity_scores, labels)
-
-
-_SIMILARITIES = ("similarity_scores", "cosine_scores", "dot_scores")
-_DISTANCES = ("manhattan_distances", "euclidean_distances")
 
 _KINDS: dict[str, tuple[Any, str, str]] = {
     "retrieval": (LocalRetrieval, "Retrieval", "ndcg_at_10"),

@@ -14,6 +14,7 @@ import pandas as pd
 
 from boom_utils.artifacts import write_text
 from boom_utils.config import EvaluationConfig
+from boom_utils.evaluation.benchmarks import tasks_by_domain
 from boom_utils.evaluation.statistics import Bootstrap, Estimate, mean_estimate, score_draws
 from boom_utils.reporting.experiments import average_merges, updates
 from boom_utils.reporting.results import Results, read_json_object, read_samples
@@ -182,8 +183,9 @@ def score_frame(scores: Mapping[str, Mapping[str, Path]], evaluation: Evaluation
         evaluation: Which tasks are in and out of domain, and how intervals are made.
     """
     bootstrap = Bootstrap(evaluation.bootstrap_draws, evaluation.confidence, evaluation.seed)
-    groups = {name: [name] for name in (*evaluation.in_domain, *evaluation.out_of_domain)}
-    groups |= {"in-domain mean": [*evaluation.in_domain], "out-of-domain mean": [*evaluation.out_of_domain]}
+    domains = tasks_by_domain(evaluation)
+    groups = {name: [name] for names in domains.values() for name in names}
+    groups |= {f"{domain} mean": names for domain, names in domains.items()}
     rows = {}
     for model, folders in scores.items():
         samples = {task: read_samples(folder) for task, folder in folders.items()}

@@ -10,9 +10,11 @@ from typing import Any
 from boom_utils.artifacts import RECORD, Node, sha256_file, write_json
 from boom_utils.config import MemberConfig, Profile, SubsetConfig, load_profile
 from boom_utils.data.manifest import Manifest
+from boom_utils.evaluation.benchmarks import Benchmarks
 from boom_utils.reporting.lineage import LINEAGE, workspace_sources, write_lineage
 from boom_utils.reporting.side_by_side import PUBLISHED, PUBLISHED_FILES
 from boom_utils.study.deviations import PAPER_PROFILE, deviations
+from boom_utils.study.scoring import profile_benchmarks, task_facts
 from boom_utils.study.seeds import seeds_of
 from boom_utils.study.stages import VERSION, Inputs, Nodes
 from boom_utils.training.watched_losses import WATCHED_LOSSES
@@ -79,12 +81,7 @@ def result_places(found: Inputs) -> dict[str, Path]:
 
 def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str, Any]:
     """The content of study.json: what was studied, restricted to the models that are among the artifacts ``found``."""
-
-    def _is_new(task: str) -> bool:
-        return manifest.task(task).dataset in profile.corpus.new_datasets
-
-    evaluation = profile.evaluation
-    domains = {"in-domain": evaluation.in_domain, "out-of-domain": evaluation.out_of_domain}
+    benchmarks = profile_benchmarks(profile)
     scored = {name.split("/")[1] for name in found if name.startswith("scores/")}
     members = [member for member in profile.members if f"member/{member.name}" in found]
     trained_on = {member.name: found[f"plan/{member.name}"].facts["datasets"] for member in members}
@@ -109,17 +106,23 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
             for merge in profile.merges
             if {*profile.trained_members(merge.name)} <= {*trained_on}
         },
-        "tasks": [
-            {"name": name, "family": manifest.task(name).family, "domain": domain, "new_data": _is_new(name)}
-            for domain, names in domains.items()
-            for name in names
-        ],
-        "evaluation": evaluation.model_dump(mode="json"),
+        "tasks": task_facts(profile, manifest, benchmarks),
+        **_benchmark_facts(benchmarks),
+        "evaluation": profile.evaluation.model_dump(mode="json"),
         "families": {name: manifest.dataset(name).family for name in used},
         "deviations": deviations(profile, load_profile(PAPER_PROFILE)),
         "sources": {name: [artifact.record["stage"], artifact.key] for name, artifact in found.items()},
         "environment": {**found["base"].record["environment"], "device": _devices(found, members)},
     }
+
+
+def _benchmark_facts(benchmarks: Benchmarks) -> dict[str, Any]:
+    """What each benchmark asks for, and what of it is not scored, with the reason; nothing where there is none."""
+    facts = {
+        name: {"tasks": list(tasks), "left_out": dict(benchmarks.left_out[name])}
+        for name, tasks in benchmarks.members.items()
+    }
+    return {"benchmarks": facts} if facts else {}
 
 
 def _pooled(profile: Profile, scored: Collection[str]) -> dict[str, list[str]]:

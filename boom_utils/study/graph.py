@@ -32,8 +32,9 @@ from boom_utils.reporting.roles import (
     shuffled_members,
     updated_merges,
 )
-from boom_utils.study import bases, gathering, interactions, members, merges, stages
+from boom_utils.study import bases, gathering, interactions, members, merges, scoring, stages
 from boom_utils.study.seeds import seeds_of, with_seeds
+from boom_utils.study.sharing import share_scores
 from boom_utils.training.schedules import schedule_stages
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ class Study:
         if ready:
             log.info("%s: %d of %d up to date", label, len(ready), len(names))
         missing = [name for name in names if name not in ready]
+        share_scores(self.profile, self.workspace, {name: self.node(name) for name in missing})
         made = {name: self.build(name) for name in progress(missing, len(missing), label)}
         if many := sum(self.node(name).one_of_many for name in missing):
             log.info("%s: %d made, done in %.1f s", label, many, time.monotonic() - began)
@@ -279,14 +281,7 @@ def _nodes(profile: Profile, manifest: Manifest, downloads: Path, execution: mem
     nodes |= interactions.interaction_nodes(profile, manifest, nodes, execution)
     nodes |= _model_nodes(whole, manifest, nodes, execution)
     nodes |= merges.geometry_nodes(profile, nodes)
-    prompts, evaluation = stages.prompts_of(profile, manifest), profile.evaluation
-    places = stages.model_nodes(whole)
-    for model in whole.scored_models:
-        name = places[model]
-        for task in (*evaluation.in_domain, *evaluation.out_of_domain):
-            nodes[f"scores/{model}/{task}"] = stages.scores(manifest, model, nodes[name], task, nodes, prompts)
-        for benchmark in (*evaluation.in_domain_benchmarks, *evaluation.out_of_domain_benchmarks):
-            nodes[f"scores/{model}/{benchmark}"] = stages.benchmark_scores(model, nodes[name], benchmark)
+    nodes |= scoring.score_nodes(whole, manifest, nodes, downloads)
     nodes["results"] = gathering.results(profile, manifest, nodes)
     nodes["report"] = gathering.report(nodes)
     return nodes

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from boom_utils.artifacts import Artifact, Node
-from boom_utils.config import PretrainedBase, Profile, SubsetConfig, TinyBase, query_prompt
+from boom_utils.config import QUERY_TEMPLATE, PretrainedBase, Profile, SubsetConfig, TinyBase, query_prompt
 from boom_utils.data.manifest import Manifest
-from boom_utils.errors import EvaluationError
 
 VERSION: Mapping[str, int] = {
     "examples": 2,
@@ -98,13 +97,13 @@ def subset(profile: Profile, config: SubsetConfig, nodes: Nodes) -> Node:
     return Node("subset", VERSION["subset"], f"subset {config.name}", described, make, inputs)
 
 
-def prompts_of(profile: Profile, manifest: Manifest) -> dict[str, str]:
-    """Dataset -> text before its queries, as every encoder folder keeps it."""
+def prompts_of(profile: Profile, manifest: Manifest, template: str = QUERY_TEMPLATE) -> dict[str, str]:
+    """Dataset -> text before its queries; with the template of training, as every encoder folder keeps it."""
     style = profile.base_model.prompts if isinstance(profile.base_model, PretrainedBase) else "instruct"
     asked = {manifest.task(name).dataset for name in _tasks(profile)}
     used = {*profile.corpus.datasets, *profile.corpus.new_datasets, *asked}
     # What a study does not use is left out: a manifest that grows changes no tokenizer and no model.
-    return {one.id: query_prompt(one.prompt, style) for one in manifest.datasets if one.id in used}
+    return {one.id: query_prompt(one.prompt, style, template) for one in manifest.datasets if one.id in used}
 
 
 def tokens(profile: Profile, manifest: Manifest, nodes: Nodes, *, new: bool = False) -> Node:
@@ -134,40 +133,3 @@ def tokens(profile: Profile, manifest: Manifest, nodes: Nodes, *, new: bool = Fa
     inputs = {"examples": nodes["examples"], tokenizer: nodes[tokenizer]}
     label = "tokens of the new examples" if new else "tokens of the training examples"
     return Node("tokens", VERSION["tokens"], label, described, make, inputs)
-
-
-def scores(
-    manifest: Manifest, model: str, source: Node, task_name: str, nodes: Nodes, prompts: Mapping[str, str]
-) -> Node:
-    """Scores of one model on one task."""
-    declared = manifest.task(task_name)
-    origin = manifest.dataset(declared.dataset).origin
-    kind = declared.family if origin is None else origin.task
-    prompt = prompts[declared.dataset]
-
-    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
-        from boom_utils.evaluation.run import evaluate_task
-        from boom_utils.evaluation.tasks import LocalTask
-
-        folder = found["examples"].path / "evaluation" / task_name
-        task = LocalTask(task_name, kind, folder, prompt)
-        return evaluate_task(model, found["model"].path, task, out)
-
-    described = {"model": model, "task": declared.model_dump(mode="json"), "prompt": prompt}
-    inputs = {"model": source, "examples": nodes["examples"]}
-    label = f"scores of {model} on {task_name}"
-    return Node("scores", VERSION["scores"], label, described, make, inputs, one_of_many=True)
-
-
-def benchmark_scores(model: str, source: Node, benchmark: str) -> Node:
-    """Scores of one model on one benchmark of mteb: declared, so that plans count it, but not run by this version."""
-
-    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
-        raise EvaluationError(
-            f"this version of the kit does not run benchmarks of mteb ({benchmark})",
-            where=model,
-            fix=f"run mteb on the model folder yourself: {found['model'].path}",
-        )
-
-    described = {"model": model, "benchmark": benchmark}
-    return Node("scores", VERSION["scores"], f"scores of {model} on {benchmark}", described, make, {"model": source})

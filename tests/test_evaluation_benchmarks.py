@@ -1,0 +1,366 @@
+"""Benchmarks of mteb: their tasks, prompts and scores as nodes, and their data from a hub on this machine."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mteb  # before any test: importing it seeds the global random generators
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hub_server import REVISION, HubServer
+from made_up_tasks import NAME, benchmark, retrieval_split, task_class, use_words
+from mteb import TaskMetadata
+from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskRetrieval
+
+from boom_utils.artifacts import Node, Workspace, write_json
+from boom_utils.cli import main
+from boom_utils.config import PROFILES, Profile, load_profile
+from boom_utils.data.download import FetchOptions
+from boom_utils.data.manifest import Manifest, load_manifest
+from boom_utils.errors import ConfigError, DownloadError, EvaluationError
+from boom_utils.evaluation import benchmark_data, benchmarks, run
+from boom_utils.evaluation.benchmark_data import FetchedBenchmarks, data_folder, fetch_benchmarks
+from boom_utils.evaluation.benchmarks import BenchmarkTask, find_benchmarks
+from boom_utils.evaluation.prompts import RELEASED, installed_prompts, instruction_of
+from boom_utils.evaluation.random_state import random_state_kept
+from boom_utils.reporting.results import read_samples
+from boom_utils.reporting.tables import score_frame
+from boom_utils.study import scoring
+
+NAMES = ("MTEB(eng, v2)", "MTEB(Code, v1)", "RTEB(beta)", "NanoBEIR")
+
+
+# --- lists and prompts ------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmarks_of_the_paper_have_the_tasks_they_had_then_each_once() -> None:
+    found = find_benchmarks(NAMES)
+    assert {name: len(tasks) for name, tasks in found.members.items()} == dict(
+        zip(NAMES, (41, 12, 16, 13), strict=True)
+    )
+    assert len(found.tasks) == 41 + 12 + 16 + 13 - 1  # AppsRetrieval is in two
+    assert found.tasks["AppsRetrieval"].benchmark == "MTEB(Code, v1)"
+    left_out = found.left_out["RTEB(beta)"]
+    assert len(left_out) == 14 and "after the paper" in left_out["SWEbenchCodeRetrieval"]
+    assert sum("not public" in reason for reason in left_out.values()) == 13
+    assert not any(found.left_out[name] for name in NAMES if name != "RTEB(beta)")
+
+
+def test_a_task_of_many_languages_keeps_those_its_benchmark_names() -> None:
+    tasks = find_benchmarks(NAMES[:2]).tasks
+    assert (tasks["STS22.v2"].subsets, tasks["STS22.v2"].splits) == (("en",), ("test",))
+    assert tasks["MassiveIntentClassification"].splits == ("test",)
+    made = benchmarks.make_benchmark_task(tasks["STS22.v2"])
+    assert (made.hf_subsets, made.eval_splits) == (["en"], ["test"])
+    families = {task.family for task in tasks.values()}
+    assert families == {
+        *("retrieval", "reranking", "classification", "clustering", "sts", "pair_classification", "summarization")
+    }
+
+
+def test_an_unknown_benchmark_is_named_with_the_nearest_one() -> None:
+    with pytest.raises(ConfigError, match=r"no benchmark 'MTEB\(eng, v3\)'; did you mean 'MTEB\(eng, v"):
+        find_benchmarks(["MTEB(eng, v3)"])
+
+
+def test_the_released_prompts_are_those_of_the_installed_mteb() -> None:
+    assert yaml.safe_load(RELEASED.read_text(encoding="utf-8")) == installed_prompts()
+
+
+def test_a_prompt_is_the_released_one_then_the_tasks_own_then_that_of_its_kind() -> None:
+    known = {task.metadata.name: task for name in NAMES for task in mteb.get_benchmark(name).tasks}
+    assert instruction_of(known["STS12"]) == ("Retrieve semantically similar text.", "released")
+    own = instruction_of(known["BiorxivClusteringP2P.v2"])
+    assert own[1] == "task" and own[0].startswith("Identify the main category of Biorxiv")
+    assert instruction_of(known["NanoArguAnaRetrieval"]) == (
+        "Given a claim, find documents that refute the claim",
+        "task",
+    )
+    assert instruction_of(known["AILACasedocs"])[1] == "kind"
+
+
+# --- scores as nodes --------------------------------------------------------------------------------------------------
+
+
+JUDGED = {"q1": "a", "q2": "b", "q3": "c"}
+
+
+def retrieval(name: str, data: Any = None, **more: Any) -> type[AbsTask]:
+    data = data or {"default": {"test": retrieval_split(JUDGED)}}
+    return task_class(AbsTaskRetrieval, "Retrieval", "ndcg_at_10", data, name=name, **more)
+
+
+def smoke(**evaluation: Any) -> tuple[Profile, Manifest]:
+    """Smoke, with the made-up benchmark in domain, and the base scored alone."""
+    content = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
+    chosen = {"in_domain_benchmarks": [NAME], "reference": "base", **evaluation}
+    content["evaluation"] = {"out_of_domain": ["docstring_to_code"], **chosen}
+    profile = Profile.model_validate(content)
+    return profile, load_manifest(profile.manifest)
+
+
+def base_scores(workspace: Path, **evaluation: Any) -> dict[str, Node]:
+    """Nodes of the base's scores; the base is an empty file."""
+    source = Node("base", 1, "base", {}, lambda out, _: (out / "x").write_text("x") and {})
+    nodes = scoring.score_nodes(*smoke(**evaluation), defaultdict(lambda: source), workspace / "downloads")
+    return {name.split("/")[2]: node for name, node in nodes.items() if name.startswith("scores/base/")}
+
+
+@pytest.mark.promise(29)
+def test_a_crash_after_k_tasks_keeps_k(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = [True]
+
+    def data() -> Any:
+        if broken[0]:
+            raise OSError("the disk is gone")
+        return {"default": {"test": retrieval_split(JUDGED)}}
+
+    use_words(monkeypatch)
+    benchmark(monkeypatch, retrieval("One"), retrieval("Two"), retrieval("Three", data), retrieval("Four"))
+    workspace, nodes = Workspace(tmp_path), base_scores(tmp_path)
+    with pytest.raises(EvaluationError, match=r"(?s)data of Three cannot be loaded.*the disk is gone"):
+        for name in ("One", "Two", "Three", "Four"):
+            workspace.build(nodes[name])
+    assert [name for name in nodes if workspace.find(nodes[name])] == ["One", "Two"]
+    broken[0], done = False, workspace.build(nodes["One"])
+    artifact = workspace.build(nodes["Three"])
+    assert workspace.build(nodes["One"]).record == done.record
+    assert read_samples(artifact.path).score() == pytest.approx(artifact.facts["main_score"], abs=1e-5)
+
+
+@pytest.mark.promise(29)
+def test_another_template_precision_revision_or_mteb_is_another_score(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use_words(monkeypatch, Numbers())
+    with monkeypatch.context() as patch:
+        benchmark(patch, retrieval("One"))
+        workspace, nodes = Workspace(tmp_path), base_scores(tmp_path)
+        facts = workspace.build(nodes["One"]).facts
+        assert facts["prompt"] == "Instruct: Retrieve text based on user query.\nQuery: "
+        assert (facts["template"], facts["dtype"]) == ("Instruct: {instruction}\nQuery: ", "fp32")
+        assert facts["instruction_from"] == "kind"
+        assert facts["mteb_version"] == benchmarks.mteb_version()
+        assert workspace.find(base_scores(tmp_path)["One"])
+        for changed in ({"query_template": "Instruct: {instruction}\nQuery:"}, {"precision": "bf16"}):
+            assert workspace.find(base_scores(tmp_path, **changed)["One"]) is None
+        patch.setattr(scoring, "mteb_version", lambda: "2.99.0")
+        assert workspace.find(base_scores(tmp_path)["One"]) is None
+    newer = retrieval("One")
+    newer.metadata = newer.metadata.model_copy(update={"dataset": {**newer.metadata.dataset, "revision": "2" * 40}})
+    benchmark(monkeypatch, newer)
+    assert workspace.find(base_scores(tmp_path)["One"]) is None
+
+
+class Numbers:
+    """Reads a text behind its prompt."""
+
+    def encode(self, texts: list[str], prompt: str = "", tokens_per_batch: int | None = None) -> Any:
+        from made_up_tasks import Words
+
+        return Words().encode(texts)
+
+
+def test_study_facts_list_the_tasks_of_a_benchmark_beside_those_of_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark(monkeypatch, retrieval("One"), retrieval("Two"))
+    profile, manifest = smoke()
+    facts = scoring.task_facts(profile, manifest, scoring.profile_benchmarks(profile))
+    shared = {"family": "retrieval", "domain": "in-domain", "new_data": False, "benchmark": NAME}
+    shared |= {"metric": "ndcg_at_10", "languages": ["eng-Latn"]}
+    assert facts[:2] == [{"name": "One", **shared}, {"name": "Two", **shared}]
+    assert [(one["name"], one["domain"], one["new_data"]) for one in facts[2:]] == [
+        ("docstring_to_code", "out-of-domain", True)
+    ]
+
+
+def test_a_mean_over_a_domain_is_over_the_corpus_and_the_benchmarks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    benchmark(monkeypatch, retrieval("One"))
+    evaluation = smoke(in_domain=["exception_class"])[0].evaluation
+    domains = benchmarks.tasks_by_domain(evaluation)
+    assert domains == {"in-domain": ["exception_class", "One"], "out-of-domain": ["docstring_to_code"]}
+    values = {"exception_class": 0.2, "One": 0.4, "docstring_to_code": 0.9}
+    for name, value in values.items():
+        content = {"metric": "m", "ids": ["a", "b"], "columns": {"value": [value, value]}}
+        write_json(tmp_path / name / "samples.json", content)
+    shown = score_frame({"base": {name: tmp_path / name for name in values}}, evaluation).loc["base"]
+    assert shown["in-domain mean"].startswith("30.0 ") and shown["out-of-domain mean"].startswith("90.0 ")
+
+
+def test_a_base_without_instructions_is_scored_without_prompts() -> None:
+    content = load_profile("mini").model_dump(mode="json")
+    content["evaluation"] |= {"in_domain": [], "out_of_domain": [], "in_domain_benchmarks": ["NanoBEIR"]}
+    content["base_model"]["prompts"] = "none"
+    assert {task.prompt for task in scoring.profile_benchmarks(Profile.model_validate(content)).tasks.values()} == {""}
+
+
+def test_a_template_has_one_place_for_the_instruction() -> None:
+    for template in ("Query: ", "{instruction} {instruction}", "{query}"):
+        with pytest.raises(ValueError, match="query_template"):
+            smoke(query_template=template)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def parquet(*rows: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows)), buffer)
+    return buffer.getvalue()
+
+
+def card(**files: Mapping[str, str]) -> bytes:
+    """A README that says which files make up which configuration."""
+    configs = [
+        {"config_name": name, "data_files": [{"split": split, "path": path} for split, path in some.items()]}
+        for name, some in files.items()
+    ]
+    return f"---\n{yaml.safe_dump({'configs': configs})}---\n".encode()
+
+
+RETRIEVAL = {
+    "README.md": card(**{name: {"test": f"{name}/test.parquet"} for name in ("corpus", "queries", "qrels")}),
+    "corpus/test.parquet": parquet(*({"id": n, "title": "", "text": t} for n, t in (("a", "1 0"), ("b", "0 1")))),
+    "queries/test.parquet": parquet({"id": "q", "text": "1 0.1"}),
+    "qrels/test.parquet": parquet({"query-id": "q", "corpus-id": "a", "score": 1}),
+    "picture.png": b"no data",
+}
+CLASSES = {
+    "README.md": card(default={"train": "train.parquet", "test": "test.parquet"}),
+    "train.parquet": parquet(*[{"text": f"{1 - n} {n}", "label": n} for n in (0, 1)] * 9),
+    "test.parquet": parquet(*[{"text": f"{1 - n} {n}", "label": n} for n in (0, 1)] * 2),
+}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub that is asked although the tests are offline."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True, raising=False)
+    hurried = SimpleNamespace(sleep=lambda _: None, time=time.time, monotonic=time.monotonic)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", hurried)
+    with HubServer({"tiny/retrieval": dict(RETRIEVAL), "tiny/classes": dict(CLASSES)}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        yield server
+
+
+def hub_task(kind: type[AbsTask], mteb_type: str, repo: str, score: str) -> type[AbsTask]:
+    """A task as mteb has them: its own loader reads the repository its metadata name."""
+    metadata = TaskMetadata(
+        name=f"Tiny{mteb_type}",
+        description="made up",
+        dataset={"path": repo, "revision": REVISION},
+        type=mteb_type,
+        category="t2t",
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+        main_score=score,
+    )
+    return type(f"Tiny{mteb_type}", (kind,), {"metadata": metadata})
+
+
+def tiny_tasks(monkeypatch: pytest.MonkeyPatch) -> dict[str, BenchmarkTask]:
+    return benchmark(
+        monkeypatch,
+        hub_task(AbsTaskRetrieval, "Retrieval", "tiny/retrieval", "ndcg_at_10"),
+        hub_task(AbsTaskClassification, "Classification", "tiny/classes", "accuracy"),
+    )
+
+
+def online(**changes: Any) -> FetchOptions:
+    return FetchOptions(**{"mirror": None, "offline": False, "sleep": lambda _: None, "attempts": 2, **changes})
+
+
+@pytest.mark.promise(6)
+def test_fetched_data_are_scored_offline(monkeypatch: pytest.MonkeyPatch, hub: HubServer, tmp_path: Path) -> None:
+    tasks, downloads = tiny_tasks(monkeypatch), tmp_path / "downloads"
+    done = fetch_benchmarks(tasks.values(), downloads, online())
+    assert not done.problems and set(done.sizes) == {"tiny/retrieval", "tiny/classes"}
+    assert not hub.gets("picture.png")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    use_words(monkeypatch)
+    asked = len(hub.requests)
+    for name, task in tasks.items():
+        facts = run.evaluate_task("m", tmp_path, task, tmp_path, run.Scoring(downloads=downloads))
+        assert facts["main_score"] == 1.0, name
+        stored = json.loads((tmp_path / f"{name}.json").read_text())
+        assert stored["dataset_revision"] == REVISION and str(tmp_path) not in json.dumps(stored)
+    with random_state_kept():
+        made = benchmarks.make_benchmark_task(tasks["TinyRetrieval"])
+        benchmark_data.load_benchmark_data(made, tasks["TinyRetrieval"], downloads)
+    assert made.metadata.dataset == {"path": "tiny/retrieval", "revision": REVISION}
+    again = fetch_benchmarks(tasks.values(), downloads, online(offline=True))
+    assert len(again.before) == 2 and len(hub.requests) == asked
+
+
+def test_what_cannot_be_fetched_keeps_nothing_else_from_coming_and_the_next_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, hub: HubServer, tmp_path: Path
+) -> None:
+    tasks = tiny_tasks(monkeypatch)
+    hub.faults["queries/test.parquet"], hub.forever = [500], True
+    done = fetch_benchmarks(tasks.values(), tmp_path, online())
+    assert list(done.problems) == ["tiny/retrieval"] and list(done.sizes) == ["tiny/classes"]
+    with pytest.raises(
+        DownloadError, match=r"(?s)1 benchmark datasets could not be fetched, 1 are there.*tiny/retrieval"
+    ):
+        done.raise_problems()
+    assert data_folder(tasks["TinyRetrieval"], tmp_path) is None
+    hub.faults["queries/test.parquet"], came = [], hub.gets("corpus/test.parquet")
+    assert not fetch_benchmarks(tasks.values(), tmp_path, online()).problems
+    assert hub.gets("corpus/test.parquet") == came and data_folder(tasks["TinyRetrieval"], tmp_path) is not None
+
+
+def test_the_data_of_a_profile_are_those_of_its_corpus_and_its_benchmarks(
+    monkeypatch: pytest.MonkeyPatch, hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_tasks(monkeypatch)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "home"))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(smoke()[0].model_dump(mode="json")), encoding="utf-8")
+    hub.gated.add("tiny/classes")
+    words = ["data", "fetch", "--profile", str(tmp_path / "mine.yaml")]
+    assert main(words) == 1
+    said = capsys.readouterr().out
+    assert "it is mined from installed distributions" in said and "made-up: 2 tasks" in said
+    assert "tiny/classes: 3 of 3 files cannot be used: the dataset is gated" in said and "1 are there" in said
+    hub.gated.clear()
+    assert main(words) == 0
+    assert "benchmark data: 2 repositories" in (said := capsys.readouterr().out) and "1 of them there before" in said
+    stored = next((tmp_path / "home").rglob("qrels/test.parquet"))
+    stored.write_bytes(stored.read_bytes()[:-1] + b"x")
+    assert main([*words, "--verify"]) == 1 and "tiny/retrieval" in capsys.readouterr().out
+
+
+def test_a_long_list_of_what_could_not_be_fetched_is_cut() -> None:
+    problems = {f"owner/data{number}": "gone" for number in range(14)}
+    with pytest.raises(DownloadError, match=r"(?s)14 benchmark datasets.*data9: gone\n    - and 4 more") as caught:
+        FetchedBenchmarks(problems=problems).raise_problems()
+    assert "data10" not in str(caught.value)
+
+
+def test_absent_data_name_the_command_that_fetches_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_words(monkeypatch)
+    task = tiny_tasks(monkeypatch)["TinyRetrieval"]
+    with pytest.raises(EvaluationError, match=r"(?s)data of TinyRetrieval.*tiny/retrieval at 0123.*boom data fetch"):
+        run.evaluate_task("m", tmp_path, task, tmp_path, run.Scoring(downloads=tmp_path / "downloads"))
+
+
+def test_data_that_are_not_there_are_fetched_when_they_are_needed(
+    monkeypatch: pytest.MonkeyPatch, hub: HubServer, tmp_path: Path
+) -> None:
+    use_words(monkeypatch)
+    monkeypatch.setattr(benchmark_data, "FetchOptions", online)
+    task = tiny_tasks(monkeypatch)["TinyRetrieval"]
+    with random_state_kept():
+        facts = run.evaluate_task("m", tmp_path, task, tmp_path, run.Scoring(downloads=tmp_path / "downloads"))
+    assert facts["main_score"] == 1.0 and data_folder(task, tmp_path / "downloads") is not None
