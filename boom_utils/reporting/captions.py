@@ -14,6 +14,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "Mean score (0 to 100) in and out of domain with intervals, difference to the full corpus,",
         "and the examples that had to be trained on for it.",
         "The plain mean of the weights of the same members is a control.",
+        "Over tasks too: the interval if tasks are drawn anew as well, for other tasks of the same kind.",
         *(_PAIRED, *_VERDICT),
     ),
     "models": (

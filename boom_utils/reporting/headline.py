@@ -43,10 +43,16 @@ def headline_table(results: Results) -> pd.DataFrame:
     rows = []
     for model, what in chosen.items():
         row: dict[str, Any] = {"model": model, "what": what}
+        if results.study.get("seeds"):
+            row["seeds"] = len(results.seeds(model))
         for domain in results.domains:
             row |= estimate_columns(domain, results.domain_mean(model, domain))
             gap, verdict = compared(results, model, str(full), results.tasks(domain))
             row |= estimate_columns(f"{domain} minus {full}", gap) | {f"{domain} verdict": verdict}
+            tasks = results.tasks(domain)
+            if model != full and len(tasks) > 1:
+                wider = results.difference(model, str(full), tasks, draw_tasks=True)
+                row |= estimate_columns(f"{domain} minus {full}, over tasks too", wider)
         row["corpus passes"] = results.cost(model)
         row["examples"] = sum(members[name]["examples"] for name in results.behind(model) if name in members)
         rows.append(row)

@@ -145,9 +145,7 @@ def _headline(making: Page, results: Results) -> str:
         examples = [f"{count:,} examples" for count in frame["examples"]]
         shown = frame.drop(columns="examples").assign(**{"corpus passes note": examples})
         table = making.table("headline", shown)
-    ledger = making.folder / "claims.csv"
-    limits = sections.limits(results, read_table(ledger) if ledger.name in making.files else None)
-    return sections.headline_text(results, frame) + limits + table
+    return sections.headline_text(results, frame) + sections.limits(results) + table
 
 
 def _claims(making: Page, results: Results) -> str:

@@ -45,11 +45,16 @@ def headline_text(results: Results, frame: pd.DataFrame | None) -> str:
     return f"<p>{text}<strong>{escape('; '.join(said))}</strong>.</p>\n"
 
 
-def limits(results: Results, claims: pd.DataFrame | None) -> str:
+def limits(results: Results) -> str:
     """What the intervals are, and what they leave out, as the ledger says it."""
     confidence = f"{100 * results.bootstrap.confidence:g} %"
     text = f"Intervals are {confidence} bootstrap intervals ({results.bootstrap.draws:,} draws)."
-    if claims is not None and claims["what limits it"].fillna("").str.startswith("one seed").any():
+    seeds = results.study.get("seeds", {})
+    if len(seeds) > 1:
+        count = min(map(len, seeds.values()))
+        text += f" They are over queries and seeds: {', '.join(seeds)} were made with {count} seeds each, and the spread"
+        text += " they show is given to every other model, too."
+    else:
         text += " Every model was trained once: intervals are over queries only, and another seed may differ."
     return f"<p>{escape(text)} The ledger of claims says of every comparison what limits it.</p>\n"
 

@@ -171,16 +171,16 @@ class Results:
         spread = self._spread(spread_of_scores, tasks) if self._trained(model) else None
         return (with_spread(found, spread, 1, len(made), self.bootstrap) if spread else found).estimate
 
-    def difference(self, model: str, other: str, tasks: list[str]) -> Estimate:
-        """Paired difference of two models' means over ``tasks``."""
-        return self.comparison(model, other, tasks).estimate
+    def difference(self, model: str, other: str, tasks: list[str], *, draw_tasks: bool = False) -> Estimate:
+        """Paired difference of two models' means over ``tasks``; see `comparison`."""
+        return self.comparison(model, other, tasks, draw_tasks=draw_tasks).estimate
 
-    def comparison(self, model: str, other: str, tasks: list[str]) -> Comparison:
+    def comparison(self, model: str, other: str, tasks: list[str], *, draw_tasks: bool = False) -> Comparison:
         """What is known of the difference of two models' means over ``tasks``, from draws that are made once.
 
         Seeds are paired; of two models of which one has more seeds, those that both have are compared. Where some
         models of the study have several, the spread of seeds they show is a second level of every comparison; see
-        `boom_utils.evaluation.seed_spread`.
+        `boom_utils.evaluation.seed_spread`. With ``draw_tasks``, tasks are one too: other tasks of their kind.
 
         Raises:
             ResultsError: There are no tasks, or the two models were scored on different queries.
@@ -191,7 +191,7 @@ class Results:
         for task in tasks:
             if len({read_samples(self._at(name, task)).ids for name in (*ours, *theirs)}) > 1:
                 raise ResultsError("two models were scored on different queries", where=task, fix="evaluate both again")
-        found, trained = self._compared([ours, theirs], tasks), sum(map(self._trained, (model, other)))
+        found, trained = self._compared([ours, theirs], tasks, draw_tasks), sum(map(self._trained, (model, other)))
         spread = self._spread(spread_of_differences, tasks) if trained else None
         return with_spread(found, spread, trained, len(ours), self.bootstrap) if spread else found
 
@@ -206,13 +206,13 @@ class Results:
         ours, theirs = (names[:common] if len(names) >= common else names * common for names in made)
         return ours, theirs
 
-    def _compared(self, sides: list[list[str]], tasks: list[str]) -> Comparison:
+    def _compared(self, sides: list[list[str]], tasks: list[str], draw_tasks: bool = False) -> Comparison:
         """A mean over runs and tasks, or the difference of two, by queries alone."""
         drawn = [self._drawn(made, tasks).mean(axis=0) for made in sides]
         values = [float(self._scores(made, tasks).mean()) for made in sides]
         queries = min(len(read_samples(self._at(sides[0][0], task)).ids) for task in tasks)
         gap, value = (drawn[0] - drawn[1], values[0] - values[1]) if len(sides) == 2 else (drawn[0], values[0])
-        return compare_drawn(gap, value, queries, self.bootstrap)
+        return compare_drawn(gap, value, queries, self.bootstrap, draw_tasks=draw_tasks)
 
     def _spread(self, measure: Callable[[np.ndarray], SeedSpread], tasks: list[str]) -> SeedSpread | None:
         """The spread of seeds over all models that have several; None where fewer than two have."""
