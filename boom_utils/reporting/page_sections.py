@@ -52,8 +52,8 @@ def limits(results: Results) -> str:
     seeds = results.study.get("seeds", {})
     if len(seeds) > 1:
         count = min(map(len, seeds.values()))
-        text += f" They are over queries and seeds: {', '.join(seeds)} were made with {count} seeds each, and the spread"
-        text += " they show is given to every other model, too."
+        text += f" They are over queries and seeds: {', '.join(seeds)} were made with {count} seeds each,"
+        text += " and the spread they show is given to every other model, too."
     else:
         text += " Every model was trained once: intervals are over queries only, and another seed may differ."
     return f"<p>{escape(text)} The ledger of claims says of every comparison what limits it.</p>\n"
