@@ -26,6 +26,8 @@ from boom_utils.reporting.claims import (
     verdict,
     write_claims,
 )
+from boom_utils.reporting.published import NOT_FILLED
+from boom_utils.reporting.published_files import PaperCell
 from boom_utils.reporting.results import Results, read_results
 
 BOOM = "BOOM of samples {20, 40, 60, 80, 100} % beats batch-level shuffling"
@@ -219,3 +221,17 @@ def test_the_page_counts_the_verdicts_and_has_a_table_for_every_part(
     again = write_claims(results, tmp_path / "again")
     assert again[1].read_text(encoding="utf-8") == page
     assert not [name for name in unscored() if f" {name} minus" in page]
+
+
+def test_the_papers_difference_stands_beside_ours_once_a_reader_filled_both_values(results: Results) -> None:
+    def cell(row: str, value: float, column: str = "in-domain") -> PaperCell:
+        return PaperCell("2", row, column, value, 7, "paper_tables.csv: line 2")
+
+    compared = "boom minus full, in-domain"
+
+    def said(*cells: PaperCell) -> str:
+        return str(claims_table(results, cells).set_index("comparison").loc[compared, "paper"])
+
+    assert said() == said(cell("boom", 64.5)) == NOT_FILLED
+    assert said(cell("boom", 64.5), cell("full", 64.25, "out-of-domain")) == NOT_FILLED
+    assert said(cell("boom", 64.5), cell("full", 64.25)) == "+0.25 (table 2)"

@@ -10,6 +10,7 @@ confidence, and the whole interval on that side; everything else is *inconclusiv
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from boom_utils.errors import ResultsError
 from boom_utils.evaluation.comparison import Comparison, family, holm
 from boom_utils.evaluation.power import minimal_detectable_difference
 from boom_utils.reporting.claim_list import MARGIN, Claim, Expected, Pair, Share, all_claims
+from boom_utils.reporting.published import NOT_FILLED
+from boom_utils.reporting.published_files import PaperCell
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import markdown
 
@@ -72,11 +75,12 @@ def verdict(found: Finding, expected: Expected, adjusted: float) -> str:
     return REFUTED if not found.holds and outside else INCONCLUSIVE
 
 
-def claims_table(results: Results) -> pd.DataFrame:
+def claims_table(results: Results, paper: Sequence[PaperCell] = ()) -> pd.DataFrame:
     """The ledger: one row a claim and comparison, or one that says that the study does not test it.
 
     ``difference`` is in points of a score of 0 to 100, or in the unit named beside it; ``p (Holm)`` is corrected over
-    all rows; ``detectable`` is the smallest true difference that such a comparison finds with a power of 80 %.
+    all rows; ``paper`` is the same difference of the values in ``paper`` that a reader copied from the paper's tables, on
+    its own scale; ``detectable`` is the smallest true difference that such a comparison finds with a power of 80 %.
     """
     entries: list[tuple[Claim, Pair | Share | None]] = []
     for claim in all_claims():
@@ -92,6 +96,7 @@ def claims_table(results: Results) -> pd.DataFrame:
         row: dict[str, Any] = {"claim": claim.text, "part": claim.part, "known from": claim.known_from}
         if isinstance(test, Pair):
             row |= _pair_row(claim, test, found[str(number)], adjusted[str(number)], warning)
+            row["paper"] = paper_difference(paper, test)
         elif isinstance(test, Share):
             row |= _share_row(claim, test)
         else:
@@ -102,7 +107,7 @@ def claims_table(results: Results) -> pd.DataFrame:
 
 _COLUMNS = [
     *("claim", "part", "known from", "comparison", "expected", "difference", "difference low", "difference high"),
-    *("unit", "p (Holm)", "verdict", "detectable", "what limits it"),
+    *("unit", "paper", "p (Holm)", "verdict", "detectable", "what limits it"),
 ]
 
 
@@ -126,6 +131,20 @@ def _pair_row(claim: Claim, pair: Pair, found: Finding, adjusted: float, warning
         "detectable": round(100 * minimal_detectable_difference(comparison), 2),
         "what limits it": "; ".join(text for text in (*limits, warning) if text),
     }
+
+
+def paper_difference(cells: Sequence[PaperCell], pair: Pair) -> str:
+    """The difference of two models in a table of the paper, as far as a reader has filled both values in.
+
+    Args:
+        cells: As in ``results/published/paper_tables.csv``: ``row`` is a model of ours, ``column`` a group of tasks.
+        pair: The two models and the group.
+    """
+    values = {(cell.table, cell.row): cell.value for cell in cells if cell.column == pair.where}
+    for table in sorted({table for table, _ in values}):
+        if {(table, pair.model), (table, pair.other)} <= {*values}:
+            return f"{values[table, pair.model] - values[table, pair.other]:+.6g} (table {table})"
+    return NOT_FILLED
 
 
 def _seeds_text(comparison: Comparison) -> str:
@@ -157,9 +176,9 @@ def _corrected(comparisons: dict[str, Comparison], results: Results) -> tuple[di
         return holm({key: found.p_value for key, found in comparisons.items()}), warning
 
 
-def write_claims(results: Results, out: Path) -> list[Path]:
+def write_claims(results: Results, out: Path, paper: Sequence[PaperCell] = ()) -> list[Path]:
     """Write the ledger as ``claims.csv`` and ``claims.md`` into ``out``."""
-    frame = claims_table(results)
+    frame = claims_table(results, paper)
     write_text(out / "claims.csv", frame.to_csv(index=False, lineterminator="\n"))
     write_text(out / "claims.md", claims_text(frame, results))
     return [out / "claims.csv", out / "claims.md"]
@@ -182,6 +201,7 @@ def claims_text(frame: pd.DataFrame, results: Results) -> str:
         f"{1 - results.bootstrap.confidence:.2g} when corrected over all rows (Holm). Equally good means: the whole",
         f"interval lies within {100 * MARGIN:g} point, a margin of ours. Detectable: the true difference found with a",
         "power of 80 %.",
+        "Paper: the same difference in the paper's tables, once a reader fills `results/published/paper_tables.csv`.",
         "Not supported means that our models show the opposite; it says nothing of other models and data.",
     ]
     for part in dict.fromkeys(frame["part"]):

@@ -47,12 +47,17 @@ def write_report(folder: Path, out: Path, published: Path = PUBLISHED) -> dict[s
     figures = {**wanted_figures(results), **ablation_figures(results), **shared}
     written = write_tables(results, out / "tables", notes.noting("tables", tables))
     written += write_figures(results, out / "figures", notes.noting("figures", figures))
-    written += notes.note("claims", lambda: write_claims(results, out))
+    written += notes.note("claims", lambda: write_claims(results, out, others.paper if others else ()))
     written += notes.note("deviations", lambda: write_deviations(results, out))
     names = [path.relative_to(out).as_posix() for path in written]
     write_text(out / PAGE, page(found, out, names, others))
     written += [out / PAGE]
-    holding = [*(f"tables/{name}" for name in beside), *(f"figures/{name}" for name in shared), Path(PAGE).stem]
+    holding = [
+        *(f"tables/{name}" for name in beside),
+        *(f"figures/{name}" for name in shared),
+        "claims",
+        Path(PAGE).stem,
+    ]
     sources = [published / name for name in PUBLISHED_FILES] if others else []
     written += [write_provenance(notes, out, written, dict.fromkeys(holding if others else [], sources))]
     return {"written": [path.relative_to(out).as_posix() for path in written]}

@@ -28,8 +28,8 @@ VERSION: Mapping[str, int] = {
     "losses": 2,
     "interaction": 1,
     "scores": 1,
-    "results": 6,
-    "report": 5,
+    "results": 7,
+    "report": 6,
 }
 
 Nodes = Mapping[str, Node]
