@@ -79,8 +79,8 @@ def claims_table(results: Results, paper: Sequence[PaperCell] = ()) -> pd.DataFr
     """The ledger: one row a claim and comparison, or one that says that the study does not test it.
 
     ``difference`` is in points of a score of 0 to 100, or in the unit named beside it; ``p (Holm)`` is corrected over
-    all rows; ``paper`` is the same difference of the values in ``paper`` that a reader copied from the paper's tables, on
-    its own scale; ``detectable`` is the smallest true difference that such a comparison finds with a power of 80 %.
+    all rows; ``paper`` is the same difference of the values that a reader copied from the paper's tables, on its own
+    scale; ``detectable`` is the smallest true difference that such a comparison finds with a power of 80 %.
     """
     entries: list[tuple[Claim, Pair | Share | None]] = []
     for claim in all_claims():
