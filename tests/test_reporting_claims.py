@@ -223,7 +223,9 @@ def test_the_page_counts_the_verdicts_and_has_a_table_for_every_part(
     assert not [name for name in unscored() if f" {name} minus" in page]
 
 
-def test_the_papers_difference_stands_beside_ours_once_a_reader_filled_both_values(results: Results) -> None:
+def test_the_papers_difference_stands_beside_ours_once_a_reader_filled_both_values(folder: Path) -> None:
+    results = read_results(folder)
+
     def cell(row: str, value: float, column: str = "in-domain") -> PaperCell:
         return PaperCell("2", row, column, value, 7, "paper_tables.csv: line 2")
 
