@@ -183,7 +183,7 @@ def test_members_of_some_datasets_are_neither_merged_as_samples_nor_compared_as_
 def test_a_comparison_from_stored_draws_is_the_one_of_the_evaluation(results: Results) -> None:
     tasks = results.tasks("out-of-domain")
     found = results.comparison("boom", "full", tasks)
-    expected = compare([results.samples("boom")], [results.samples("full")], tasks, results.bootstrap)
+    expected = compare(results.samples("boom"), results.samples("full"), tasks, results.bootstrap)
     assert (found.estimate.low, found.estimate.high) == (expected.estimate.low, expected.estimate.high)
     assert found.estimate.value == pytest.approx(expected.estimate.value, abs=1e-12)
     assert (found.p_value, found.queries, found.levels) == (expected.p_value, expected.queries, expected.levels)
