@@ -300,7 +300,7 @@ def _check_rows(name: str, data: PlanInput) -> None:
 
 
 def _report(batches: Sequence[Batch], left_out: Mapping[str, int]) -> None:
-    log.info("plan: %d batches, %d rows", len(batches), sum(len(batch.rows) for batch in batches))
+    log.debug("plan: %d batches, %d rows", len(batches), sum(len(batch.rows) for batch in batches))
     planned = {batch.dataset for batch in batches}
     for name, rows in left_out.items():
         if name not in planned:
