@@ -14,6 +14,10 @@ from boom_utils.reporting.tables import ROLES, Table, compared, estimate_columns
 BASE, REFERENCE, BOOM, CONTROL = "base", "full corpus", "BOOM", "plain mean"
 
 
+WIDER = ", over tasks too"
+"""Ends the name of a column whose interval speaks of other tasks of the same kind, too."""
+
+
 def headline_models(results: Results) -> dict[str, str]:
     """The models of the headline table -> what they are: the base, the full corpus, BOOM, controls of the same members.
 
@@ -52,7 +56,7 @@ def headline_table(results: Results) -> pd.DataFrame:
             tasks = results.tasks(domain)
             if model != full and len(tasks) > 1:
                 wider = results.difference(model, str(full), tasks, draw_tasks=True)
-                row |= estimate_columns(f"{domain} minus {full}, over tasks too", wider)
+                row |= estimate_columns(f"{domain} minus {full}{WIDER}", wider)
         row["corpus passes"] = results.cost(model)
         row["examples"] = sum(members[name]["examples"] for name in results.behind(model) if name in members)
         rows.append(row)

@@ -142,9 +142,7 @@ def _headline(making: Page, results: Results) -> str:
     frame = read_table(making.folder / "tables/headline.csv") if "tables/headline.csv" in making.files else None
     table = ""
     if frame is not None:
-        examples = [f"{count:,} examples" for count in frame["examples"]]
-        shown = frame.drop(columns="examples").assign(**{"corpus passes note": examples})
-        table = making.table("headline", shown)
+        table = making.table("headline", sections.headline_frame(frame))
     return sections.headline_text(results, frame) + sections.limits(results) + table
 
 

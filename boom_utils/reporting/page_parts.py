@@ -113,9 +113,10 @@ def _verdict_column(column: str, names: Sequence[str]) -> str | None:
 def _cell(row: Mapping[Any, Any], column: str, names: Sequence[str], missing: str) -> Cell:
     value, bounds = row[column], [f"{column} low", f"{column} high"]
     note, tone = row.get(f"{column} note"), ""
+    notes = [note]
     if verdict := _verdict_column(column, names):
-        note, tone = row[verdict], _TONES.get(str(row[verdict]), "")
-    small = "" if note is None or pd.isna(note) else str(note)
+        notes, tone = [row[verdict], note], _TONES.get(str(row[verdict]), "")
+    small = "; ".join(str(one) for one in notes if one is not None and not pd.isna(one))
     if bounds[0] not in names:
         shown = plain(value)
         return Cell(shown, number_of(value), small, _TONES.get(shown, "") if column.endswith(_JUDGED) else "")

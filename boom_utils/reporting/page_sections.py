@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+import numpy as np
 import pandas as pd
 
 from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTESTED
 from boom_utils.reporting.deviations import UNKNOWN
-from boom_utils.reporting.headline import BOOM
+from boom_utils.reporting.headline import BOOM, WIDER
 from boom_utils.reporting.page_parts import facts_list, number_of, points
 from boom_utils.reporting.published import Published, measured_scores
 from boom_utils.reporting.results import Results
@@ -28,6 +29,20 @@ def standfirst(results: Results) -> str:
     )
     link = f'<a href="{PAPER_ADDRESS}">arXiv 2602.05787</a>'
     return f'<p class="standfirst">{escape(text)} The paper: {link}.</p>\n'
+
+
+def headline_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """The headline table for a page: the wider intervals and the examples stand small below what they belong to."""
+    shown = frame.drop(columns="examples")
+    shown["corpus passes note"] = [f"{count:,} examples" for count in frame["examples"]]
+    for wide in [str(name) for name in frame if str(name).endswith(WIDER)]:
+        columns = [f"{wide} low", f"{wide} high"]
+        said = [
+            "tasks too: [{}, {}]".format(*(points(one, True) for one in pair)) for pair in frame[columns].to_numpy()
+        ]
+        shown[f"{wide.removesuffix(WIDER)} note"] = np.where(frame[wide].notna(), said, None)
+        shown = shown.drop(columns=[wide, *columns])
+    return shown
 
 
 def headline_text(results: Results, frame: pd.DataFrame | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from boom_utils.study.gathering import passes
 from boom_utils.study.stages import VERSION, Inputs, Nodes, model_nodes, prompts_of
 from boom_utils.training.base_source import source_kind
 from boom_utils.training.watched_losses import WATCHED_LOSSES
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from boom_utils.training.watch import Watch
@@ -79,6 +82,8 @@ def plan(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Node
         made = plan_batches(data, PlanOptions(**options), stages)
         made.save(out / "plan.npz")
         facts = {"batches": len(made), "examples": made.examples, "rows_in_no_batch": dict(made.left_out)}
+        over = ", ".join(f"{count} of {name}" for name, count in made.left_out.items() if count)
+        log.info("plan of %s: %d batches; rows in no batch: %s", config.name, len(made), over or "none")
         return {**facts, "datasets": sorted(data)}
 
     schedule = config.model_dump(mode="json", include={"schedule", "order", "stages"})

@@ -140,9 +140,7 @@ def require_same_kind(model: Path, base: Path) -> None:
         )
 
 
-def encoder_losses(
-    encoder: Encoder, jobs: Mapping[str, TrainingJob], log_level: int = logging.INFO
-) -> dict[str, BatchLosses]:
+def encoder_losses(encoder: Encoder, jobs: Mapping[str, TrainingJob]) -> dict[str, BatchLosses]:
     """InfoNCE of an encoder on the batches of `held_out_jobs`; it may be in the middle of its training.
 
     Its weights, gradients and mode are left as they were, and nothing is drawn from a random generator.
@@ -150,7 +148,6 @@ def encoder_losses(
     Args:
         encoder: The model.
         jobs: What to evaluate.
-        log_level: Of the line a dataset.
 
     Raises:
         TrainingError: A loss is not finite.
@@ -161,7 +158,7 @@ def encoder_losses(
         found = {}
         for name, job in sorted(jobs.items()):
             found[name] = _losses(name, encoder, job)
-            log.log(log_level, "held out: %s, %d rows in %d batches", name, found[name].rows, len(found[name].values))
+            log.debug("held out: %s, %d rows in %d batches", name, found[name].rows, len(found[name].values))
         return found
     finally:
         for module, training in modes.items():

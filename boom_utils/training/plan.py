@@ -306,7 +306,7 @@ def _report(batches: Sequence[Batch], left_out: Mapping[str, int]) -> None:
         if name not in planned:
             log.warning("plan: '%s' fills no batch, so none of its rows is trained on", name)
         elif rows:
-            log.info("plan: %d rows of '%s' are in no batch (last incomplete batch of an epoch)", rows, name)
+            log.debug("plan: %d rows of '%s' are in no batch (last incomplete batch of an epoch)", rows, name)
     if not batches:
         raise DataError("no dataset fills a single batch", fix="lower per_device_train_batch_size or take more rows")
 

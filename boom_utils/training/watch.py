@@ -194,7 +194,7 @@ class Watcher:
                 # A compiled model keeps the graphs of its training: none is made for this.
                 eager = torch.compiler.set_stance("force_eager") if job.config.torch_compile else nullcontext()
                 with eager:
-                    losses |= encoder_losses(encoder, {name: job}, logging.DEBUG)
+                    losses |= encoder_losses(encoder, {name: job})
             self.processes.barrier()  # after every dataset: no process waits for all of them at once
         self.points.append(WatchedPoint(done, done / self.total, losses))
         if self.processes.first:
