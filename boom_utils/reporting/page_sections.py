@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-import numpy as np
 import pandas as pd
 
 from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTESTED
@@ -36,12 +35,10 @@ def headline_frame(frame: pd.DataFrame) -> pd.DataFrame:
     shown = frame.drop(columns="examples")
     shown["corpus passes note"] = [f"{count:,} examples" for count in frame["examples"]]
     for wide in [str(name) for name in frame if str(name).endswith(WIDER)]:
-        columns = [f"{wide} low", f"{wide} high"]
-        said = [
-            "tasks too: [{}, {}]".format(*(points(one, True) for one in pair)) for pair in frame[columns].to_numpy()
-        ]
-        shown[f"{wide.removesuffix(WIDER)} note"] = np.where(frame[wide].notna(), said, None)
-        shown = shown.drop(columns=[wide, *columns])
+        bounds = [f"{wide} low", f"{wide} high"]
+        said = [f"tasks too: [{points(low, True)}, {points(high, True)}]" for low, high in frame[bounds].to_numpy()]
+        shown[f"{wide.removesuffix(WIDER)} note"] = pd.Series(said, frame.index).where(frame[wide].notna())
+        shown = shown.drop(columns=[wide, *bounds])
     return shown
 
 
