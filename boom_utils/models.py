@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from boom_utils.errors import CheckpointError
+from boom_utils.fast_linear import fast_linear
 from boom_utils.model_folder import EncoderSpec, check_folder, read_spec, write_spec
 from boom_utils.packing import ATTENTION, length_sorted_batches, pack
 
@@ -119,7 +120,7 @@ class Encoder:
         if not texts:
             return np.zeros((0, self.dimension), dtype=np.float32)
         budget = tokens_per_batch or (2048 if self.device.type == "cpu" else 8192)
-        with torch.inference_mode():
+        with torch.inference_mode(), fast_linear(self.transformer):
             vectors_ND = self.embed(self.tokenize([prompt + text for text in texts]), budget)
         return vectors_ND.float().cpu().numpy()
 

@@ -23,7 +23,7 @@ ROOMS = [
     {"errors", "yaml_files", "config", "config_checks", "config_parts", "artifacts", "progress"},
     {"data"},
     {"model_folder"},
-    {"packing"},
+    {"packing", "fast_linear"},
     {"models", "cards"},
     {"training"},
     {"merging"},

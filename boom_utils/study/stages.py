@@ -27,7 +27,7 @@ VERSION: Mapping[str, int] = {
     "geometry": 2,
     "losses": 2,
     "interaction": 1,
-    "scores": 1,
+    "scores": 2,
     "results": 7,
     "report": 6,
 }
