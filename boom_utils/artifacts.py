@@ -57,6 +57,13 @@ def derive_seed(root: int, *names: str | int) -> int:
 
     Adding a dataset or a member therefore never changes what is drawn for the others.
 
+    Args:
+        root: The seed of the whole.
+        names: What the stream is for: kind, dataset, epoch.
+
+    Returns:
+        A number in [0, 2^63).
+
     >>> derive_seed(0, "sample", "a") == derive_seed(0, "sample", "a")
     True
     >>> derive_seed(0, "sample", "a") == derive_seed(0, "sample", "b")

@@ -226,8 +226,18 @@ def _place_of(name_or_path: str, folder: Path) -> Path | None:
 def load_profile(name_or_path: str | Path) -> Profile:
     """Read a profile by name (``smoke``) or from a YAML file.
 
+    Args:
+        name_or_path: One of `boom_utils/profiles`, or a file of the same form.
+
+    Returns:
+        The profile, checked.
+
     Raises:
         ConfigError: No such profile, or any number of problems in it, listed together.
+
+    >>> profile = load_profile("smoke")
+    >>> profile.evaluation.reference, profile.subset("p20").ratio
+    ('full', 0.2)
     """
     path = _place_of(str(name_or_path), Path())
     if path is None:

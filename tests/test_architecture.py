@@ -105,16 +105,23 @@ def functions(path: Path) -> list[ast.FunctionDef]:
     return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef)]
 
 
+def docstring_lines(node: ast.FunctionDef) -> int:
+    first = node.body[0]
+    return (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(node) else 0
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_functions_fit_on_a_screen_and_modules_tell_one_story(path: Path) -> None:
     for node in functions(path):
-        body = node.end_lineno - node.body[0].lineno + 1 if node.end_lineno else 0
+        body = (node.end_lineno or 0) - node.body[0].lineno + 1 - docstring_lines(node)
         arguments = [
             argument.arg for argument in (*node.args.args, *node.args.kwonlyargs) if argument.arg not in ("self", "cls")
         ]
-        assert body <= 60, f"{path.name}: {node.name} has {body} lines"
+        assert body <= 45, f"{path.name}: {node.name} has {body} lines"
         assert len(arguments) <= 6, f"{path.name}: {node.name} takes {len(arguments)} parameters"
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, f"{path.name} is long: does it tell two stories?"
+    described = sum(docstring_lines(node) for node in functions(path))
+    length = len(path.read_text(encoding="utf-8").splitlines()) - described
+    assert length <= 320, f"{path.name} is long: does it tell two stories?"
 
 
 def test_nothing_in_the_package_draws_from_a_global_generator() -> None:

@@ -19,6 +19,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from docstring_examples import examples, needs_a_finished_run
+from docstring_examples import run as run_example
 
 from boom_utils.artifacts import PROJECT_ROOT, Workspace
 from boom_utils.cli import main
@@ -110,6 +112,16 @@ def test_every_notebook_runs_headless_to_its_end(smoke: Run, name: str) -> None:
     assert counts == list(range(1, len(code) + 1))
     assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
     assert (executed / f"{name}.html").stat().st_size > 100_000
+
+
+@pytest.mark.promise(43)
+@pytest.mark.parametrize("name", [name for name, test in examples().items() if needs_a_finished_run(test)])
+def test_the_example_of_a_docstring_works_after_the_run(
+    smoke: Run, name: str, monkeypatch: pytest.MonkeyPatch, logging_is_put_back: None
+) -> None:
+    monkeypatch.chdir(smoke.results.parent.parent)
+    monkeypatch.setenv("BOOM_HOME", str(smoke.home))
+    assert not run_example(examples()[name])
 
 
 @pytest.mark.promise(40)

@@ -91,6 +91,10 @@ def read_examples(path: Path, on_bad_line: Literal["error", "skip"] = "error") -
 
     Raises:
         DataError: A line is malformed (``file:line:column`` and the rule, for the first ten), or no example is left.
+
+    >>> _ = write_jsonl(Path("mine.jsonl"), [{"query": "a question", "pos": ["its answer"], "neg": ["another text"]}])
+    >>> read_examples(Path("mine.jsonl"))[0].pos
+    ('its answer',)
     """
     return list(iter_examples(path, on_bad_line))
 
@@ -100,11 +104,19 @@ def iter_examples(path: Path, on_bad_line: Literal["error", "skip"] = "error") -
 
     After a bad line nothing more is yielded: the rest of the file is only checked, so that the error lists them all.
 
+    Args:
+        path: The file.
+        on_bad_line: ``error`` or ``skip``.
+
     Yields:
         The good examples.
 
     Raises:
         DataError: As `read_examples`; when the stream ends, so nothing made from a stream is good before its end.
+
+    >>> _ = write_jsonl(Path("mine.jsonl"), [{"anchor": "a question", "positive": "its answer"}])
+    >>> [example.query for example in iter_examples(Path("mine.jsonl"))]
+    ['a question']
     """
     good = count = 0
     bad_lines: list[BadLine] = []
@@ -129,7 +141,19 @@ def iter_examples(path: Path, on_bad_line: Literal["error", "skip"] = "error") -
 
 
 def check_examples(path: Path) -> ExampleFile:
-    """Read a training file completely and return good examples and bad lines side by side."""
+    """Read a training file completely and return good examples and bad lines side by side.
+
+    Args:
+        path: As for `read_examples`.
+
+    Returns:
+        All examples that can be read, and every line that cannot.
+
+    >>> _ = write_jsonl(Path("mine.jsonl"), [{"anchor": "question", "positive": "answer"}, {"anchor": "no answer"}])
+    >>> found = check_examples(Path("mine.jsonl"))
+    >>> len(found.examples), [bad.where for bad in found.bad_lines]
+    (1, ['mine.jsonl:2'])
+    """
     found = list(_examples_and_bad_lines(path))
     good = [one for one in found if isinstance(one, TrainingExample)]
     return ExampleFile(good, [one for one in found if isinstance(one, BadLine)])
@@ -192,8 +216,19 @@ def write_examples(path: Path, examples: Iterable[TrainingExample]) -> int:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read a file of one JSON object a line.
 
+    Args:
+        path: The file, UTF-8.
+
+    Returns:
+        The objects, in order.
+
     Raises:
         DataError: The first malformed line, as ``file:line:column`` and the rule.
+
+    >>> write_jsonl(Path("queries.jsonl"), [{"id": "q1", "text": "a question"}])
+    1
+    >>> read_jsonl(Path("queries.jsonl"))
+    [{'id': 'q1', 'text': 'a question'}]
     """
     rows = []
     for number, line in _lines(path):

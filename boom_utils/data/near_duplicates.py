@@ -62,6 +62,13 @@ class NearOptions:
 def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
     """Shared shingles over all shingles of two texts.
 
+    Args:
+        left: Shingles of the one.
+        right: Shingles of the other.
+
+    Returns:
+        A share in [0, 1]; 0 when both are empty.
+
     >>> jaccard(frozenset("abc"), frozenset("bcd"))
     0.5
     """
@@ -70,7 +77,18 @@ def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
 
 
 def word_shingles(text: str, size: int) -> frozenset[str]:
-    """All runs of ``size`` words of a normalised text; none when it has fewer words."""
+    """All runs of ``size`` words of a normalised text; none when it has fewer words.
+
+    Args:
+        text: Words with one space between them.
+        size: Words a run.
+
+    Returns:
+        The runs, each once.
+
+    >>> sorted(word_shingles("one two three", 2))
+    ['one two', 'two three']
+    """
     words = text.split(" ")
     return frozenset(map(" ".join, zip(*(words[start:] for start in range(size)), strict=False)))
 

@@ -57,6 +57,13 @@ class Subset:
 def subset_size(ratio: float, rows: int) -> int:
     """Rows that ``ratio`` of ``rows`` means: rounded half up, at least one.
 
+    Args:
+        ratio: In (0, 1].
+        rows: Rows there are.
+
+    Returns:
+        Rows to draw.
+
     >>> subset_size(0.29, 50), subset_size(0.2, 2), subset_size(1.0, 7)
     (15, 1, 7)
     """
@@ -85,6 +92,10 @@ def draw_subset(
 
     Raises:
         DataError: A dataset is empty, or the subset to complement was not drawn from these rows.
+
+    >>> drawn = draw_subset({"nq": 10, "stsb": 7}, SubsetConfig(name="s40", ratio=0.4))
+    >>> {name: len(ids) for name, ids in drawn.items()}
+    {'nq': 4, 'stsb': 3}
     """
     empty = [dataset for dataset, count in sorted(rows.items()) if count < 1]
     if empty or not rows:
@@ -143,9 +154,19 @@ def save_subset(path: Path, subset: Subset) -> dict[str, Any]:
 def load_subset(path: Path) -> Subset:
     """Read a subset's folder and check it.
 
+    Args:
+        path: A folder that `save_subset` wrote.
+
+    Returns:
+        Its rule and row ids.
+
     Raises:
         DataError: A file is missing or was changed, or row ids are out of range, repeated or not ascending; all
             problems together.
+
+    >>> _ = save_subset(Path("s40"), make_subset({"nq": 10}, SubsetConfig(name="s40", ratio=0.4)))
+    >>> load_subset(Path("s40")).sizes
+    {'nq': 4}
     """
     try:
         facts = json.loads((path / RULE).read_text(encoding="utf-8"))
@@ -183,7 +204,18 @@ def _problems(dataset: str, ids: RowIds, count: int) -> list[str]:
 
 
 def overlap_shares(subsets: Sequence[Subset]) -> dict[str, dict[str, float]]:
-    """Share of every subset's rows (first name) that are also in another one (second name), over all datasets."""
+    """Share of every subset's rows (first name) that are also in another one (second name), over all datasets.
+
+    Args:
+        subsets: Of one corpus.
+
+    Returns:
+        Name -> name -> share in [0, 1]; not symmetric where sizes differ.
+
+    >>> small, large = (SubsetConfig(name=name, ratio=r, mode="nested") for name, r in (("n20", 0.2), ("n80", 0.8)))
+    >>> overlap_shares([make_subset({"nq": 10}, rule) for rule in (small, large)])
+    {'n20': {'n20': 1.0, 'n80': 1.0}, 'n80': {'n20': 0.25, 'n80': 1.0}}
+    """
     return {a.name: {b.name: _share(a, b) for b in subsets} for a in subsets}
 
 

@@ -278,5 +278,21 @@ def _slice(tokens: np.ndarray, offsets: np.ndarray, number: int) -> np.ndarray:
 
 
 def open_tokens(*folders: Path) -> dict[str, TokenTable]:
-    """All token tables of the folders, by dataset."""
+    """All token tables of the folders, by dataset.
+
+    Args:
+        folders: Each with one ``.arrow`` file a dataset; a later folder wins where two have the same dataset.
+
+    Returns:
+        Dataset -> its table, memory-mapped.
+
+    Raises:
+        DataError: A file is not a table of this kit.
+
+    >>> from boom_utils.config import load_profile
+    >>> from boom_utils.study.graph import Study
+    >>> tables = open_tokens(Study(load_profile("smoke")).build("tokens").path)
+    >>> len(tables["exception_class"]) > 100
+    True
+    """
     return {path.stem: TokenTable(path) for folder in folders for path in sorted(folder.glob("*.arrow"))}

@@ -126,6 +126,16 @@ def tasks_by_domain(evaluation: EvaluationConfig, found: Benchmarks | None = Non
     Args:
         evaluation: Of the profile.
         found: The tasks of its benchmarks, where they are known already.
+
+    Returns:
+        Domain -> names, in the profile's order; a domain without tasks is left out.
+
+    Raises:
+        ConfigError: The installed mteb lacks tasks of a benchmark.
+
+    >>> from boom_utils.config import load_profile
+    >>> tasks_by_domain(load_profile("smoke").evaluation)["out-of-domain"]
+    ['docstring_to_code', 'summary_to_description_held_out', 'parameter_question_held_out']
     """
     inside, outside = evaluation.in_domain_benchmarks, evaluation.out_of_domain_benchmarks
     tasks = (found or find_benchmarks((*inside, *outside))).tasks.values()

@@ -51,8 +51,19 @@ def loss_curves(watched: Watched, bootstrap: Bootstrap | None = None) -> dict[st
 
     `boom_utils.reporting.interaction.forgetting_curves` draws them; ``low`` and ``high`` are the interval over batches.
 
+    Args:
+        watched: Dataset -> (share of steps done, losses there), as `read_watched` reads them.
+        bootstrap: How intervals are made.
+
+    Returns:
+        Dataset -> points, in order; losses in nats.
+
     Raises:
         ResultsError: A dataset has no point, points out of order, or points on different batches; all problems.
+
+    >>> start, end = (BatchLosses(v, rows=8, rows_in_no_batch=0, batches="b") for v in ((2.0, 1.0), (0.5, 0.5)))
+    >>> [(share, loss) for share, loss, low, high in loss_curves({"nq": [(0.0, start), (1.0, end)]})["nq"]]
+    [(0.0, 1.5), (1.0, 0.5)]
     """
     _check(watched)
     curves = {}
@@ -68,8 +79,20 @@ def forgotten(watched: Watched, bootstrap: Bootstrap | None = None) -> dict[str,
     The point of the lowest loss is chosen once, on all batches, and is the same in every draw. The lowest of several
     points is a little too low by chance, and so the difference a little too high.
 
+    Args:
+        watched: As for `loss_curves`.
+        bootstrap: How intervals are made.
+
+    Returns:
+        Dataset -> the difference of the end to the best earlier point.
+
     Raises:
         ResultsError: As `loss_curves`, or the end of the training or a point before it is missing.
+
+    >>> half, end = (BatchLosses(v, rows=8, rows_in_no_batch=0, batches="b") for v in ((0.5, 0.5), (1.0, 0.75)))
+    >>> found = forgotten({"nq": [(0.5, half), (1.0, end)]})["nq"]
+    >>> found.lowest_at, found.difference.value
+    (0.5, 0.375)
     """
     bootstrap = bootstrap or Bootstrap()
     _check(watched, to_the_end=True)

@@ -112,8 +112,18 @@ def interaction_matrix(
         joint: Pair of datasets (in either order, once) -> losses of the model trained on both, on both of them.
         bootstrap: How intervals are made.
 
+    Returns:
+        Differences with intervals, nats: negative where the two help one another.
+
     Raises:
         ResultsError: Fewer than two datasets, a loss is missing, or two models met different batches; all problems.
+
+    >>> def losses(value):
+    ...     return BatchLosses((value, value), rows=8, rows_in_no_batch=0, batches="b")
+    >>> alone = {"nq": {"nq": losses(1.0)}, "stsb": {"stsb": losses(0.5)}}
+    >>> found = interaction_matrix(alone, {("nq", "stsb"): {"nq": losses(1.25), "stsb": losses(0.5)}})
+    >>> found.pair("nq", "stsb").value
+    0.125
     """
     names, bootstrap = tuple(separate), bootstrap or Bootstrap()
     problems = _problems(separate, joint)
@@ -227,8 +237,16 @@ def clusters(
         threshold: Clusters are joined while their difference is at most this, nats; 0 joins what does not conflict.
         linkage: ``average`` (mean of pairs), ``complete`` (worst pair) or ``single`` (best pair).
 
+    Returns:
+        The clusters and their tree.
+
     Raises:
         ConfigError: Not exactly one of count and threshold is given, or one is out of range.
+
+    >>> values = np.array([[0.0, -0.2, 0.3], [-0.2, 0.0, 0.4], [0.3, 0.4, 0.0]])
+    >>> seen = Interaction(("nq", "fiqa", "sts"), (2, 2, 2), 0.95, *[values] * 6)
+    >>> clusters(seen, threshold=0.0).groups
+    (('nq', 'fiqa'), ('sts',))
     """
     from scipy.cluster.hierarchy import linkage as join
     from scipy.spatial.distance import squareform

@@ -160,8 +160,22 @@ def difference_estimate(
 ) -> Estimate:
     """Paired difference of two models' mean scores over the tasks ``names``, on the same draws of queries.
 
+    Args:
+        ours: Task -> the values behind the one model's score.
+        theirs: The same of the other model.
+        names: The tasks of the mean.
+        bootstrap: How the interval is made.
+
+    Returns:
+        Ours minus theirs, in the unit of the scores.
+
     Raises:
         ResultsError: A task is missing, or the two were scored on different queries.
+
+    >>> good, bad = (TaskSamples("accuracy", ("a", "b"), {"value": np.array(v)}) for v in ([1.0, 1.0], [1.0, 0.0]))
+    >>> gap = difference_estimate({"task": good}, {"task": bad}, ["task"], Bootstrap(draws=200))
+    >>> gap.value, gap.low, gap.high
+    (0.5, 0.0, 1.0)
     """
     _require(ours, names)
     _require(theirs, names)

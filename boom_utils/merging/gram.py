@@ -85,7 +85,17 @@ class TensorGram:
 
 
 def norms(gram: Array) -> Array:
-    """(M,), lengths of the vectors whose inner products (M, M) are given."""
+    """Lengths of vectors from their inner products.
+
+    Args:
+        gram: float (M, M).
+
+    Returns:
+        float (M,).
+
+    >>> norms(np.array([[25.0, 0.0], [0.0, 4.0]])).tolist()
+    [5.0, 2.0]
+    """
     return np.sqrt(np.clip(np.diag(gram), 0.0, None))
 
 
@@ -169,8 +179,15 @@ def tensor_gram(name: str, tensors: Sequence[ArrayLike], has_base: bool, labels:
         has_base: Whether the first of ``tensors`` is the base.
         labels: What messages call the owners of ``tensors``.
 
+    Returns:
+        Inner products, M versions beside one another.
+
     Raises:
         MergeError: A value is NaN or infinite, or too large for its square.
+
+    >>> gram = tensor_gram("w", [np.array([3.0, 4.0]), np.array([0.0, 2.0])], has_base=False, labels=["a", "b"])
+    >>> gram.models.tolist()
+    [[25.0, 8.0], [8.0, 4.0]]
     """
     flat = [np.asarray(tensor).reshape(-1) for tensor in tensors]
     kind = np.result_type(np.float32, *flat)
@@ -271,8 +288,20 @@ def save_grams(path: Path, table: GramTable) -> None:
 def load_grams(path: Path) -> GramTable:
     """Read what `save_grams` wrote.
 
+    Args:
+        path: The ``.npz`` file.
+
+    Returns:
+        Inner products of every tensor of the models.
+
     Raises:
         MergeError: The file is something else.
+
+    >>> from boom_utils.config import load_profile
+    >>> from boom_utils.study.graph import Study
+    >>> table = load_grams(Study(load_profile("smoke")).build("geometry").path / "grams.npz")
+    >>> table.models[0], table.has_base
+    ('base', True)
     """
     keys = ("models", "fingerprints", "has_base", "names", "sizes", "matrices")
     try:

@@ -75,8 +75,17 @@ def multislerp(gram: TensorGram, settings: Settings) -> Coefficients:
         gram: Inner products of M models, and of the base if there is one.
         settings: Their M weights; ``normalized`` (else the length grows with Σw); ``eps``.
 
+    Returns:
+        The coefficient of each model, and of the base.
+
     Raises:
         MergeError: Three or more models cancel; or the weights sum to zero and are to be normalised.
+
+    >>> from boom_utils.merging.gram import tensor_gram
+    >>> vectors = np.array([[2.0, 0.0], [0.0, 1.0]])
+    >>> gram = tensor_gram("w", vectors, has_base=False, labels=["a", "b"])
+    >>> (multislerp(gram, Settings((1.0, 1.0))).members @ vectors).round(4).tolist()  # 1.5 long, half-way in angle
+    [1.0607, 1.0607]
     """
     if len(settings.weights) == 1:
         return Coefficients(0.0, np.ones(1))

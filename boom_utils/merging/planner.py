@@ -170,8 +170,19 @@ def forecast(
         settings: Its settings at each tensor, or the same ones for all.
         on_base: Whether to merge task vectors; None: if there is a base.
 
+    Returns:
+        Coefficients, length, and distance to the base and to the weighted mean; nothing is merged for it.
+
     Raises:
         MergeError: As `coefficients_of`.
+
+    >>> from boom_utils.config import load_profile
+    >>> from boom_utils.study.graph import Study
+    >>> from boom_utils.merging.gram import load_grams
+    >>> table = load_grams(Study(load_profile("smoke")).build("geometry").path / "grams.npz")
+    >>> seen = forecast(table, "linear", Settings((1.0,) * (len(table.models) - 1)), on_base=False)
+    >>> round(sum(seen.coefficients.values()), 9), round(seen.from_mean, 6)
+    (1.0, 0.0)
     """
     made_of = coefficients_of(table, method, settings, on_base)
     views = table.views()

@@ -46,7 +46,22 @@ from boom_utils.reporting.results import Results
 
 
 def ablation_figures(results: Results) -> dict[str, Draw]:
-    """Name -> figure, for what the study has."""
+    """Name -> figure, for what the study has.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        Name -> function that draws it from results.
+
+    Raises:
+        ResultsError: A file of the results is missing or damaged.
+
+    >>> from boom_utils.reporting.results import read_results
+    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
+    >>> "method_comparison" in ablation_figures(results)
+    True
+    """
     wanted: dict[str, tuple[object, Draw]] = {
         "granularity_comparison": (granularity_rows(results), granularity_comparison),
         "method_comparison": (method_groups(results), method_comparison),
@@ -60,7 +75,22 @@ def ablation_figures(results: Results) -> dict[str, Draw]:
 
 
 def granularity_comparison(results: Results) -> Figure:
-    """Merges of every granularity and BOOM: paired difference to the reference in and out of domain, and the cost."""
+    """Merges of every granularity and BOOM: paired difference to the reference in and out of domain, and the cost.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ResultsError: A file of the results is missing or damaged.
+
+    >>> from boom_utils.reporting.results import read_results
+    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
+    >>> granularity_comparison(results).get_size_inches()[1] > 1
+    True
+    """
     rows = {model: what for model, what in granularity_rows(results).items() if model != results.reference}
     return _differences(results, {model: f"{what}\n{model}" for model, what in rows.items()}, "merging granularities")
 
@@ -76,6 +106,20 @@ def method_comparison(results: Results) -> Figure:
     """Every merge method on the same members: paired difference to the reference in and out of domain.
 
     A dashed line marks multislerp on the weights. One row of panels a set of members.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ResultsError: A file of the results is missing or damaged.
+
+    >>> from boom_utils.reporting.results import read_results
+    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
+    >>> len(method_comparison(results).axes) >= 2
+    True
     """
     groups = method_groups(results)
     heights = [len(group) + 2.2 for group in groups] or [1.0]

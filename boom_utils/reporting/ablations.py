@@ -35,6 +35,20 @@ def granularity_table(results: Results) -> pd.DataFrame:
     """Merges of models of a dataset, a family or a cluster each, beside the reference and BOOM, with what each cost.
 
     Empty for a study without such merges.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        One row a model.
+
+    Raises:
+        ResultsError: A file of the results is missing or damaged.
+
+    >>> from boom_utils.reporting.results import read_results
+    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
+    >>> "by-dataset" in set(granularity_table(results)["model"])
+    True
     """
     rows = []
     for model, what in granularity_rows(results).items():
@@ -60,6 +74,20 @@ def method_table(results: Results) -> pd.DataFrame:
     """Every method on the weights and on the task vectors of the same members, compared with multislerp on the weights.
 
     Empty for a study without two methods on the same members.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        One row a merge.
+
+    Raises:
+        ResultsError: A file of the results is missing or damaged.
+
+    >>> from boom_utils.reporting.results import read_results
+    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
+    >>> {"ties", "sce"} <= set(method_table(results)["method"])
+    True
     """
     rows = []
     for number, group in enumerate(method_groups(results), start=1):

@@ -43,7 +43,22 @@ STYLE: dict[Any, Any] = {
 
 
 def model_means(results: Results) -> Figure:
-    """Mean score of every model in and out of domain, with intervals; a line marks the reference."""
+    """Mean score of every model in and out of domain, with intervals; a line marks the reference.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ResultsError: A file of the results is missing or damaged.
+
+    >>> from boom_utils.reporting.results import read_results
+    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
+    >>> len(model_means(results).axes)
+    2
+    """
     figure = Figure(figsize=(8, 0.34 * len(results.models) + 1.3), layout="constrained")
     axes = figure.subplots(1, len(results.domains), sharey=True, squeeze=False)[0]
     for axis, domain in zip(axes, results.domains, strict=True):
@@ -138,6 +153,12 @@ def plan_strips(sequences: Mapping[str, Sequence[str]]) -> Figure:
 
     Args:
         sequences: Name of the plan -> dataset of each step.
+
+    Returns:
+        The figure.
+
+    >>> len(plan_strips({"shuffled": ["nq", "sts", "nq"], "sequential": ["nq", "nq", "sts"]}).axes)
+    2
     """
     datasets = sorted({dataset for sequence in sequences.values() for dataset in sequence})
     colours = dict(zip(datasets, _colours(len(datasets)), strict=True))
@@ -173,7 +194,22 @@ def schedule_strips(results: Results) -> Figure:
 
 
 def schedule_comparison(results: Results) -> Figure:
-    """Paired difference of every schedule to batch-level shuffling in and out of domain, with intervals."""
+    """Paired difference of every schedule to batch-level shuffling in and out of domain, with intervals.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ResultsError: A file of the results is missing or damaged.
+
+    >>> from boom_utils.reporting.results import read_results
+    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
+    >>> len(schedule_comparison(results).axes)
+    2
+    """
     pairs = [(member, baseline) for member, baseline in results.schedules.items() if member != baseline]
     figure = Figure(figsize=(8, 0.4 * len(pairs) + 1.2), layout="constrained")
     axes = figure.subplots(1, len(results.domains), sharey=True, squeeze=False)[0]
@@ -189,7 +225,22 @@ def schedule_comparison(results: Results) -> Figure:
 
 
 def schedule_losses(results: Results) -> Figure:
-    """Training loss along the run under every schedule, one panel a dataset: when it is seen, and at which loss."""
+    """Training loss along the run under every schedule, one panel a dataset: when it is seen, and at which loss.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ResultsError: A file of the results is missing or damaged.
+
+    >>> from boom_utils.reporting.results import read_results
+    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
+    >>> len(schedule_losses(results).axes) >= 2
+    True
+    """
     logs = {member: results.training_log(member) for member in results.schedules}
     datasets = sorted({line["dataset"] for log in logs.values() for line in log})
     figure = Figure(figsize=(8, 1.35 * len(datasets) + 0.8), layout="constrained")
@@ -212,6 +263,20 @@ def incremental_comparison(results: Results) -> Figure:
     """Old, new and other tasks after an update and after retraining, with intervals, and what has to be trained.
 
     A dashed line marks the retrained model.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ResultsError: A file of the results is missing or damaged.
+
+    >>> from boom_utils.reporting.results import read_results
+    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
+    >>> len(incremental_comparison(results).axes) >= 3
+    True
     """
     models, groups, retrained = results.incremental, results.task_groups, results.retrained
     colours = [_incremental_colour(results, model) for model in models]

@@ -18,6 +18,14 @@ def angles_and_sizes(geometry: Mapping[str, Any]) -> Figure:
 
     Args:
         geometry: As `boom_utils.merging.planner.Geometry.as_json` gives it, of members with a base.
+
+    Returns:
+        The figure.
+
+    >>> from boom_utils.reporting.results import read_json_object
+    >>> geometry = read_json_object(Path("results/smoke/geometry.json"))  # after `boom run --profile smoke`
+    >>> len(angles_and_sizes(geometry).axes) >= 3
+    True
     """
     names = geometry["members"]
     angles_MM = np.degrees(np.arccos(np.clip(_array(geometry["cosines"]), -1, 1)))
@@ -41,6 +49,14 @@ def layer_heat_map(geometry: Mapping[str, Any]) -> Figure:
 
     Args:
         geometry: As for `angles_and_sizes`.
+
+    Returns:
+        The figure.
+
+    >>> from boom_utils.reporting.results import read_json_object
+    >>> geometry = read_json_object(Path("results/smoke/geometry.json"))  # after `boom run --profile smoke`
+    >>> len(layer_heat_map(geometry).axes) >= 1
+    True
     """
     names, layers = geometry["members"], geometry["layers"]
     sizes_LM = 100 * _array(geometry["by_layer"])

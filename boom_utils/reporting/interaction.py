@@ -36,8 +36,16 @@ def interaction_heat_map(interaction: Interaction, found: Clusters | None = None
         found: Clusters of the same datasets; None joins what does not conflict (threshold 0, average linkage).
         directed: Show each direction by itself: the row's dataset, trained with the column's.
 
+    Returns:
+        The figure.
+
     Raises:
         ResultsError: The clusters are those of other datasets.
+
+    >>> values = np.array([[0.0, -0.2, 0.3], [-0.2, 0.0, 0.4], [0.3, 0.4, 0.0]])
+    >>> seen = Interaction(("nq", "fiqa", "sts"), (2, 2, 2), 0.95, *[values] * 6)
+    >>> len(interaction_heat_map(seen).axes) >= 2
+    True
     """
     found = found or clusters(interaction, threshold=0)
     if found.datasets != interaction.datasets:
@@ -84,8 +92,15 @@ def forgetting_curves(losses: Mapping[str, Mapping[str, Curve]], families: Mappi
         families: Dataset -> family: panels stand family by family, and say which it is. Without it they stand in the
             order of ``losses``.
 
+    Returns:
+        The figure.
+
     Raises:
         ResultsError: There is nothing to draw, or points are not in order or not finite; all problems.
+
+    >>> figure = forgetting_curves({"full": {"nq": [(0.0, 1.5, 1.4, 1.6), (1.0, 0.5, 0.4, 0.6)]}})
+    >>> figure.axes[0].get_title(loc="left")
+    'nq'
     """
     datasets = _by_family([*dict.fromkeys(dataset for curves in losses.values() for dataset in curves)], families)
     problems = [

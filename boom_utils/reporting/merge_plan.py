@@ -34,7 +34,17 @@ def layer_frame(geometry: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def outlier_frame(geometry: Mapping[str, Any]) -> pd.DataFrame:
-    """One row for everything that stands apart; empty when nothing does."""
+    """Members and tensors that stand apart in a family of checkpoints.
+
+    Args:
+        geometry: As `boom_utils.merging.planner.Geometry.as_json` gives it.
+
+    Returns:
+        One row for everything that stands apart; empty when nothing does.
+
+    >>> len(outlier_frame({"outliers": []}))
+    0
+    """
     columns = ["model", "what", "value", "typical"]
     rows = [[found["model"], found["what"], *_values(found)] for found in geometry["outliers"]]
     return pd.DataFrame(rows, columns=columns)

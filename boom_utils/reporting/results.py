@@ -279,8 +279,18 @@ def _task_score(folder: Path) -> float:
 def read_results(folder: Path) -> Results:
     """Open a results folder.
 
+    Args:
+        folder: ``results/PROFILE``, or a copy of it.
+
+    Returns:
+        The results; files are read, and checked, when they are asked for.
+
     Raises:
         ResultsError: It has no readable study.json.
+
+    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
+    >>> results.models[:2]
+    ['random', 'base']
     """
     study = read_json_object(folder / "study.json")
     missing = [key for key in ("models", "tasks", "evaluation", "members", "merges") if key not in study]
@@ -304,8 +314,17 @@ def read_training_log(path: Path) -> list[dict[str, Any]]:
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read one JSON object.
 
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
     Raises:
         ResultsError: The file is missing or not JSON.
+
+    >>> sorted(read_json_object(Path("results/smoke/geometry.json")))[:2]  # after `boom run --profile smoke`
+    ['base', 'cosines']
     """
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))

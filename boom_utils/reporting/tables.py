@@ -39,7 +39,22 @@ UPDATES = {
 
 
 def model_table(results: Results) -> pd.DataFrame:
-    """The study's main table: every model's mean in and out of domain, and its difference to the reference."""
+    """The study's main table: every model's mean in and out of domain, and its difference to the reference.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        One row a model; scores times 100, with ``low`` and ``high`` beside each.
+
+    Raises:
+        ResultsError: A file of the results is missing or damaged.
+
+    >>> from boom_utils.reporting.results import read_results
+    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
+    >>> list(model_table(results)["model"])[:2]
+    ['random', 'base']
+    """
     rows = []
     for model in results.models:
         row: dict[str, Any] = {"model": model, "what": describe(results, model), "corpus passes": results.cost(model)}
@@ -69,7 +84,22 @@ def task_table(results: Results) -> pd.DataFrame:
 
 
 def member_table(results: Results) -> pd.DataFrame:
-    """What each member was trained on and how its training ended."""
+    """What each member was trained on and how its training ended.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        One row a member.
+
+    Raises:
+        ResultsError: A file of the results is missing or damaged.
+
+    >>> from boom_utils.reporting.results import read_results
+    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
+    >>> member_table(results)["model"].iloc[0]
+    's20'
+    """
     rows = [
         {"member": name, "subset": facts["subset"], "seed": facts["seed"], "schedule": SCHEDULES[facts["schedule"]]}
         | {"ratio": facts["ratio"] or 0.0, "new data": facts["new_data"] or 0.0}
@@ -85,6 +115,20 @@ def schedule_table(results: Results) -> pd.DataFrame:
 
     ``better`` or ``worse`` is said where the interval of the difference excludes zero, else ``inconclusive``.
     Empty for a study that compares no schedules.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        One row a schedule.
+
+    Raises:
+        ResultsError: A file of the results is missing or damaged.
+
+    >>> from boom_utils.reporting.results import read_results
+    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
+    >>> set(schedule_table(results)["schedule"]) >= {"batch_shuffled", "two_stage"}
+    True
     """
     rows = []
     for member, baseline in results.schedules.items():
@@ -109,6 +153,20 @@ def incremental_table(results: Results) -> pd.DataFrame:
     Any number of updates: with more or less old data beside the new, merged with other weights, or trained on from the
     existing model. Differences to the retrained model are paired, verdicts as in `schedule_table`. Empty for a study
     without new data.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        One row a model.
+
+    Raises:
+        ResultsError: A file of the results is missing or damaged.
+
+    >>> from boom_utils.reporting.results import read_results
+    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
+    >>> "retrained" in set(incremental_table(results)["model"])
+    True
     """
     rows = []
     retrained, found = results.retrained, {update.model: update for update in updates(results)}
@@ -143,6 +201,20 @@ def checks_table(results: Results) -> pd.DataFrame:
 
     Members trained with other schedules than batch-level shuffling or on some datasets only, and merges of those or by
     other methods than an average, are left out: they may be worse than the base, and that is a finding.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        One row a comparison, with its interval and verdict.
+
+    Raises:
+        ResultsError: A file of the results is missing or damaged.
+
+    >>> from boom_utils.reporting.results import read_results
+    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
+    >>> set(checks_table(results)["verdict"])
+    {'OK'}
     """
     in_domain = results.tasks("in-domain")
     fine_tuned = [*results.shuffled, *average_merges(results)]
@@ -158,14 +230,41 @@ def checks_table(results: Results) -> pd.DataFrame:
 
 
 def verdict_of(difference: Estimate, above: str, below: str) -> str:
-    """``above`` or ``below`` where the interval lies on that side of zero, else ``inconclusive``."""
+    """What a difference with its interval allows to say.
+
+    Args:
+        difference: An estimate with its interval.
+        above: The word for above zero.
+        below: The word for below zero.
+
+    Returns:
+        ``above`` or ``below`` where the interval lies on that side of zero, else ``inconclusive``.
+
+    >>> verdict_of(Estimate(0.5, 0.1, 0.9), "better", "worse"), verdict_of(Estimate(0.5, -0.1, 1.1), "better", "worse")
+    ('better', 'inconclusive')
+    """
     if not difference.excludes_zero:
         return "inconclusive"
     return above if difference.low > 0 else below
 
 
 def corpus_table(results: Results) -> pd.DataFrame:
-    """Rows and text lengths of every set of the corpus."""
+    """Rows and text lengths of every set of the corpus.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        One row a set.
+
+    Raises:
+        ResultsError: A file of the results is missing or damaged.
+
+    >>> from boom_utils.reporting.results import read_results
+    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
+    >>> list(corpus_table(results))
+    ['set', 'rows', 'median words']
+    """
     summary = read_json_object(results.place("corpus/summary.json"))
     rows = []
     for name, facts in summary["sets"].items():
@@ -181,6 +280,19 @@ def score_frame(scores: Mapping[str, Mapping[str, Path]], evaluation: Evaluation
     Args:
         scores: Model -> task -> folder with its ``samples.json``.
         evaluation: Which tasks are in and out of domain, and how intervals are made.
+
+    Returns:
+        Text like ``41.2 [39.8, 42.5]``, scores times 100.
+
+    Raises:
+        ResultsError: A folder has no readable samples, or a task of the means is missing.
+
+    >>> from boom_utils.config import load_profile
+    >>> from boom_utils.study.graph import Study
+    >>> study = Study(load_profile("smoke"))  # scored by `boom run --profile smoke`
+    >>> folders = {task: one.path for task, one in study.scores_of(["base"])["base"].items()}
+    >>> list(score_frame({"base": folders}, study.profile.evaluation))[-2:]
+    ['in-domain mean', 'out-of-domain mean']
     """
     bootstrap = Bootstrap(evaluation.bootstrap_draws, evaluation.confidence, evaluation.seed)
     domains = tasks_by_domain(evaluation)
@@ -215,6 +327,15 @@ def markdown(frame: pd.DataFrame, missing: str = "reference") -> str:
     Args:
         frame: The table.
         missing: What stands where such a value is not a number.
+
+    Returns:
+        The table, one line a row.
+
+    >>> text = markdown(pd.DataFrame({"model": ["boom"], "mean": [41.2], "mean low": [39.8], "mean high": [42.5]}))
+    >>> print(text.replace(" ", " ").rstrip())  # no line breaks inside a cell
+    | model | mean |
+    |---|---|
+    | boom | 41.2 [39.8, 42.5] |
     """
     shown = pd.DataFrame(index=frame.index)
     for column in frame.columns:

@@ -205,7 +205,23 @@ class Study:
 
 
 def open_study(profile: str, workspace: Path | None = None) -> Study:
-    """Open a study from a notebook: logging to the notebook's output, one line an event, and the profile echoed."""
+    """Open a study from a notebook: logging to the notebook's output, one line an event, and the profile echoed.
+
+    Args:
+        profile: Name of a profile, or the path of a YAML file.
+        workspace: Folder of the artifacts; None takes ``$BOOM_HOME``, else ``workspace/`` in the project.
+
+    Returns:
+        The study; nothing is built yet.
+
+    Raises:
+        ConfigError: As `boom_utils.config.load_profile`, or the profile asks for what its manifest lacks.
+
+    >>> study = open_study("smoke")  # doctest: +ELLIPSIS
+    profile smoke: ...
+    >>> study.group("schedules")
+    ['full', 'seq-datasets', 'seq-families', 'two-stage']
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("boom_utils").setLevel(logging.INFO)
     quiet_libraries()

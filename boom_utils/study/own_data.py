@@ -51,8 +51,17 @@ def own_files(place: str | Path, names: Sequence[str] | None = None) -> list[Pat
         place: A file, or a folder.
         names: Of a folder, only the files of these names (without ``.jsonl``); None takes all.
 
+    Returns:
+        Their paths, by name.
+
     Raises:
         ConfigError: There is none, or one of the named ones is missing.
+
+    >>> from boom_utils.data.examples import write_jsonl
+    >>> for name in ("code", "faq"):
+    ...     _ = write_jsonl(Path(f"{name}.jsonl"), [{"query": "a question", "pos": ["its answer"]}])
+    >>> [path.name for path in own_files(".")], [path.name for path in own_files(".", ["faq"])]
+    (['code.jsonl', 'faq.jsonl'], ['faq.jsonl'])
     """
     path = Path(place).expanduser()
     if path.is_file():
@@ -83,6 +92,12 @@ def write_own_study(own: OwnData, like: Profile, folder: Path) -> Path:
 
     Raises:
         ConfigError: Two files give one dataset name, or the ratios hold no 1.0.
+
+    >>> from boom_utils.config import load_profile
+    >>> own = OwnData([Path("faq.jsonl")], "sentence-transformers/all-MiniLM-L6-v2", "Find the answer.")
+    >>> path = write_own_study(own, load_profile("smoke"), Path("own"))
+    >>> path.name, [merge.name for merge in load_profile(path).merges]
+    ('profile.yaml', ['plain-mean', 'boom'])
     """
     datasets = _dataset_names(own.files)
     if 1.0 not in own.ratios or len(set(own.ratios)) != len(own.ratios):

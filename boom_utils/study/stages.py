@@ -37,7 +37,18 @@ Inputs = Mapping[str, Artifact]
 
 
 def model_nodes(profile: Profile) -> dict[str, str]:
-    """Every model of the study -> name of the node that makes it."""
+    """Every model of the study -> name of the node that makes it.
+
+    Args:
+        profile: The study's.
+
+    Returns:
+        Model -> node, in the order they are shown.
+
+    >>> from boom_utils.config import load_profile
+    >>> model_nodes(load_profile("smoke"))["boom"]
+    'merge/boom'
+    """
     members = {member.name: f"member/{member.name}" for member in profile.members}
     merges = {merge.name: f"merge/{merge.name}" for merge in profile.merges}
     first = {"random": "random"} if isinstance(profile.base_model, TinyBase) else {}

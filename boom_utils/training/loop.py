@@ -95,6 +95,22 @@ def learning_rate(step: int, plan: BatchPlan, config: TrainingConfig, *, restart
     """Learning rate of a step: linear warm-up from 0, then linear decay to 0, over the plan or over each stage.
 
     The first step has rate 0, as in transformers' linear schedule.
+
+    Args:
+        step: From 0.
+        plan: The steps there are, and where stages begin.
+        config: The highest rate and the share of steps that warm up.
+        restart: Whether every stage warms up and decays by itself.
+
+    Returns:
+        The rate, from 0 to ``config.learning_rate``.
+
+    >>> from boom_utils.training.plan import DatasetRules, PlanInput, PlanOptions, plan_batches
+    >>> rows = PlanInput(DatasetRules(), np.arange(40, dtype=np.uint32), np.ones(40, int), np.ones(40, int))
+    >>> plan = plan_batches({"nq": rows}, PlanOptions(per_device_train_batch_size=4, train_group_size=2))
+    >>> config = TrainingConfig(learning_rate=1.0, per_device_train_batch_size=4, warmup_ratio=0.2)
+    >>> [round(learning_rate(step, plan, config), 3) for step in (0, 1, 2, 6)]
+    [0.0, 0.5, 1.0, 0.5]
     """
     steps = plan.stage_of(step) if restart else range(len(plan))
     done, total = step - steps.start, len(steps)

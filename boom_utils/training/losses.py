@@ -37,6 +37,10 @@ def info_nce(
 
     Raises:
         ValueError: P is not a multiple of Q.
+
+    >>> queries = torch.eye(2)
+    >>> round(float(info_nce(queries, queries, temperature=1.0)), 4)  # log(1 + 1/e): one negative each
+    0.3133
     """
     count_Q, count_P = len(queries_QD), len(passages_PD)
     if count_Q == 0 or count_P % count_Q:

@@ -228,8 +228,17 @@ def plan_batches(
         options: Sizes and seed.
         stages: Names of the datasets of each stage; one stage of all when None.
 
+    Returns:
+        The batches in the order of training.
+
     Raises:
         DataError: A dataset has no rows, a row has no positive, or has no negative where its group needs some.
+
+    >>> rows = PlanInput(DatasetRules(), np.arange(8, dtype=np.uint32), np.ones(8, int), np.ones(8, int))
+    >>> options = PlanOptions(per_device_train_batch_size=4, train_group_size=2)
+    >>> plan = plan_batches({"nq": rows, "stsb": rows}, options, stages=[["nq"], ["stsb"]])
+    >>> [batch.dataset for batch in plan.batches]
+    ['nq', 'nq', 'stsb', 'stsb']
     """
     batches: list[Batch] = []
     starts, left_out = [], dict.fromkeys(datasets, 0)
@@ -260,6 +269,10 @@ def draw_negatives(counts: np.ndarray, size: int, rng: np.random.Generator) -> n
 
     Returns:
         uint32 (B, size), indices into each row's negatives.
+
+    >>> drawn = draw_negatives(np.array([2, 5]), 3, np.random.default_rng(0))
+    >>> drawn.shape, len(set(drawn[0].tolist())), len(set(drawn[1].tolist()))
+    ((2, 3), 2, 3)
     """
     drawn = np.zeros((len(counts), size), dtype=np.uint32)
     for count in np.unique(counts) if size else ():

@@ -92,10 +92,22 @@ def read_points(folder: Path) -> list[WatchedPoint]:
 
 
 def read_watched(folder: Path) -> dict[str, list[tuple[float, BatchLosses]]]:
-    """Dataset -> share of steps done and losses there, in order; for `boom_utils.evaluation.forgetting`.
+    """Losses on the same rows at some points of one training; for `boom_utils.evaluation.forgetting`.
+
+    Args:
+        folder: Of a trained member.
+
+    Returns:
+        Dataset -> share of steps done and losses there, in order.
 
     Raises:
         ResultsError: As `read_points`.
+
+    >>> from boom_utils.config import load_profile
+    >>> from boom_utils.study.graph import Study
+    >>> watched = read_watched(Study(load_profile("smoke")).build("member/two-stage").path)
+    >>> [share for share, _ in watched["exception_class"]][-1]
+    1.0
     """
     points = read_points(folder)
     return {name: [(point.share, point.losses[name]) for point in points] for name in sorted(points[0].losses)}
