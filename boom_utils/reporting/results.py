@@ -323,8 +323,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         ResultsError: The file is missing or not JSON.
 
-    >>> sorted(read_json_object(Path("results/smoke/geometry.json")))[:2]  # after `boom run --profile smoke`
-    ['base', 'cosines']
+    >>> "cosines" in read_json_object(Path("results/smoke/geometry.json"))  # after `boom run --profile smoke`
+    True
     """
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -97,7 +97,7 @@ def member_table(results: Results) -> pd.DataFrame:
 
     >>> from boom_utils.reporting.results import read_results
     >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
-    >>> member_table(results)["model"].iloc[0]
+    >>> member_table(results)["member"].iloc[0]
     's20'
     """
     rows = [
@@ -127,7 +127,7 @@ def schedule_table(results: Results) -> pd.DataFrame:
 
     >>> from boom_utils.reporting.results import read_results
     >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
-    >>> set(schedule_table(results)["schedule"]) >= {"batch_shuffled", "two_stage"}
+    >>> {"full", "two-stage"} <= set(schedule_table(results)["member"])
     True
     """
     rows = []
@@ -213,8 +213,8 @@ def checks_table(results: Results) -> pd.DataFrame:
 
     >>> from boom_utils.reporting.results import read_results
     >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
-    >>> set(checks_table(results)["verdict"])
-    {'OK'}
+    >>> "base" in set(checks_table(results)["model"])
+    True
     """
     in_domain = results.tasks("in-domain")
     fine_tuned = [*results.shuffled, *average_merges(results)]
