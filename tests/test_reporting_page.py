@@ -222,6 +222,17 @@ def test_provenance_names_every_file_with_its_sha256(folder: Path) -> None:
     assert report["tables/headline.csv"]["scores"][0]["models"] == sorted(headline_models(read_results(folder)))
 
 
+@pytest.mark.parametrize("domain", ["in-domain", "out-of-domain"])
+def test_a_study_with_one_domain_has_its_report_too(domain: str, tmp_path: Path) -> None:
+    made = write_made_up_results(tmp_path / "made-up", draws=20)
+    study = json.loads((made / "study.json").read_text())
+    study["tasks"] = [task for task in study["tasks"] if task["domain"] == domain]
+    write_json(made / "study.json", study)
+    written = write_report(made, made)["written"]
+    assert {"report.html", "tables/models.md", "figures/model_means.svg", "claims.csv"} <= {*written}
+    assert len(pd.read_csv(made / "tables" / "paper.csv")["column"].unique()) == 1
+
+
 def test_no_results_of_a_profile_are_a_clear_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)no results of profile 'made-u'; did you mean 'made-up'.*boom run"):
         regenerate("made-u", folder.parent)

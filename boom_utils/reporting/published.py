@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from boom_utils.errors import ResultsError
 from boom_utils.reporting.figures import COLOURS
 from boom_utils.reporting.published_files import PaperCell, PublishedMean, PublishedScore, read_rows
-from boom_utils.reporting.results import DOMAINS, Results, read_json_object
+from boom_utils.reporting.results import Results, read_json_object
 
 NOT_FILLED = "not filled"
 MEAN_TASK, MEAN_TYPE = "mean (task)", "mean (type)"
@@ -313,7 +313,7 @@ def paper_table(results: Results, published: Published, table: str) -> pd.DataFr
     filled = {(cell.row, cell.column): cell for cell in published.paper if cell.table == table}
     rows: list[dict[str, Any]] = []
     for model in results.models:
-        for domain in DOMAINS:
+        for domain in results.domains:
             mean, cell = results.domain_mean(model, domain), filled.pop((model, domain), None)
             row = {"row": model, "column": domain, "ours": round(100 * mean.value, 4)}
             row |= {"ours low": round(100 * mean.low, 4), "ours high": round(100 * mean.high, 4)}

@@ -165,7 +165,13 @@ class Results:
         return list(self.study.get("seeds", {}).get(model, [model]))
 
     def mean(self, model: str, tasks: list[str]) -> Estimate:
-        """Mean score of a model over ``tasks`` and its seeds."""
+        """Mean score of a model over ``tasks`` and its seeds.
+
+        Raises:
+            ResultsError: There are no tasks.
+        """
+        if not tasks:
+            raise ResultsError("a mean over no tasks", found=model)
         made = self.seeds(model)
         found = self._compared([made], tasks)
         spread = self._spread(spread_of_scores, tasks) if self._trained(model) else None

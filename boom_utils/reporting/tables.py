@@ -206,7 +206,7 @@ def checks_table(results: Results) -> pd.DataFrame:
         results: Of a finished study.
 
     Returns:
-        One row a comparison, with its interval and verdict.
+        One row a comparison, with its interval and verdict; none where nothing is evaluated in domain.
 
     Raises:
         ResultsError: A file of the results is missing or damaged.
@@ -220,7 +220,7 @@ def checks_table(results: Results) -> pd.DataFrame:
     fine_tuned = [*results.shuffled, *average_merges(results)]
     fine_tuned += [name for name in results.incremental if name not in fine_tuned]
     made_here = [("base", "random")] if "random" in results.models else []  # a pretrained base has no random model
-    pairs = [*made_here, *((name, "base") for name in fine_tuned)]
+    pairs = [*made_here, *((name, "base") for name in fine_tuned)] if in_domain else []
     rows = []
     for model, other in pairs:
         found = results.difference(model, other, in_domain)
