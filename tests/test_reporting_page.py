@@ -23,6 +23,7 @@ from made_up_results import write_made_up_results
 from boom_utils.artifacts import PROJECT_ROOT, sha256_file, write_json
 from boom_utils.cli import main
 from boom_utils.errors import ConfigError
+from boom_utils.reporting.figures import task_deltas
 from boom_utils.reporting.headline import cost_table, headline_models, headline_table
 from boom_utils.reporting.page_parts import TableText, html_table, number_of, plain, points, shown_columns
 from boom_utils.reporting.provenance import result_files
@@ -231,6 +232,17 @@ def test_a_study_with_one_domain_has_its_report_too(domain: str, tmp_path: Path)
     written = write_report(made, made)["written"]
     assert {"report.html", "tables/models.md", "figures/model_means.svg", "claims.csv"} <= {*written}
     assert len(pd.read_csv(made / "tables" / "paper.csv")["column"].unique()) == 1
+
+
+def test_a_study_that_merges_nothing_has_its_report_too(tmp_path: Path) -> None:
+    made = write_made_up_results(tmp_path / "made-up", draws=20)
+    study = json.loads((made / "study.json").read_text())
+    kept = [name for name in study["models"] if name in ("random", "base", "half", "full")]
+    study |= {"models": kept, "members": {name: study["members"][name] for name in kept[2:]}, "merges": {}}
+    write_json(made / "study.json", study)
+    assert {"report.html", "figures/task_deltas.svg", "claims.csv"} <= {*write_report(made, made)["written"]}
+    titles = [axis.get_title() for axis in task_deltas(read_results(made)).axes]
+    assert titles == [f"{name} minus full" for name in ("base", "half")]
 
 
 def test_no_results_of_a_profile_are_a_clear_error(folder: Path, tmp_path: Path) -> None:

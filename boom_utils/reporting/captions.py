@@ -84,7 +84,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
         "Points are means over the tasks of a domain, lines their intervals; the dashed line marks the reference.",
     ),
     "task_deltas": (
-        "Averages of members, task by task",
+        "Against the reference, task by task",
         "Paired difference to the reference on every task, with intervals; blue in domain, orange out of domain.",
     ),
     "variant_comparison": ("Variants of BOOM against the reference", _AGAINST),

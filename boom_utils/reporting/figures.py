@@ -73,19 +73,23 @@ def model_means(results: Results) -> Figure:
 
 
 def task_deltas(results: Results) -> Figure:
-    """Difference of every average of members to the reference on every task, paired, with intervals."""
-    merges, tasks = average_merges(results), [task["name"] for task in results.study["tasks"]]
-    columns = max(1, min(3, len(merges)))
-    rows = max(1, math.ceil(len(merges) / columns))
+    """Difference of every average of members to the reference on every task, paired, with intervals.
+
+    A study that merges nothing has its other models there.
+    """
+    others = [model for model in results.models if model not in ("random", results.reference)]
+    models, tasks = average_merges(results) or others, [task["name"] for task in results.study["tasks"]]
+    columns = max(1, min(3, len(models)))
+    rows = max(1, math.ceil(len(models) / columns))
     figure = Figure(figsize=(max(8, 2.2 + 2.6 * columns), rows * (0.26 * len(tasks) + 1.4)), layout="constrained")
     axes = figure.subplots(rows, columns, sharey=True, sharex=True, squeeze=False).ravel()
-    for axis in axes[len(merges) :]:
+    for axis in axes[len(models) :]:
         axis.remove()
-    for axis, merge in zip(axes, merges, strict=False):
-        found = [results.difference(merge, results.reference, [task]) for task in tasks]
+    for axis, model in zip(axes, models, strict=False):
+        found = [results.difference(model, results.reference, [task]) for task in tasks]
         _dots(axis, found, [BLUE if task in results.tasks("in-domain") else ORANGE for task in tasks])
         axis.axvline(0, color=GREY, lw=0.8, zorder=0)
-        axis.set_title(f"{merge} minus {results.reference}")
+        axis.set_title(f"{model} minus {results.reference}")
         axis.set_xlabel(f"points, {interval_text(results)}")
     labels = [f"{task['name']} ({'in' if task['domain'] == 'in-domain' else 'out'})" for task in results.study["tasks"]]
     axes[0].set_yticks(range(len(tasks)), labels)
