@@ -64,6 +64,12 @@ TABLES: dict[str, tuple[str, ...]] = {
         "Change of a dataset's held-out loss when it is trained with another one, in thousandths of a nat:",
         "below zero they help each other.",
     ),
+    "reach": (
+        "What it would take to see smaller differences",
+        "Detectable: the true difference that such a comparison finds with a power of 80 %, not corrected for others.",
+        "Queries: what the smallest task has and would need, all tasks growing alike, at the present number of seeds.",
+        "Seeds: runs a side, on the present queries. No number: the other of the two alone moves the result too far.",
+    ),
     "tasks": ("Every model on every task", "Score (0 to 100) with its interval over queries."),
     "corpus": ("The corpus", "Rows and the median number of words of every set."),
     "members": ("What each member was trained on", "The loss is InfoNCE in nats, over the last tenth of the steps."),

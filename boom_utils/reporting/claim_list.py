@@ -62,6 +62,11 @@ class Pair:
     tasks: tuple[str, ...]
     note: str = ""
 
+    @property
+    def name(self) -> str:
+        """What is compared, in words; the same for every claim it tests."""
+        return f"{self.model} minus {self.other}, {self.where}"
+
 
 @dataclass(frozen=True)
 class Share:

@@ -120,7 +120,7 @@ def _pair_row(claim: Claim, pair: Pair, found: Finding, adjusted: float, warning
         limits.append(f"{uncorrected} before the correction for all rows")
     estimate = comparison.estimate
     return {
-        "comparison": f"{pair.model} minus {pair.other}, {pair.where}",
+        "comparison": pair.name,
         "expected": claim.expected.text,
         "difference": round(100 * estimate.value, 4),
         "difference low": round(100 * estimate.low, 4),

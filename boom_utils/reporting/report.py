@@ -19,6 +19,7 @@ from boom_utils.reporting.headline import HEADLINE_TABLES
 from boom_utils.reporting.page import page
 from boom_utils.reporting.provenance import PAGE, Notes, WatchedResults, write_provenance
 from boom_utils.reporting.published import read_published
+from boom_utils.reporting.reach import REACH_TABLES
 from boom_utils.reporting.results import read_results
 from boom_utils.reporting.side_by_side import PUBLISHED, PUBLISHED_FILES, shared_figures, side_by_side_tables
 from boom_utils.reporting.tables import TABLES, write_tables
@@ -43,7 +44,7 @@ def write_report(folder: Path, out: Path, published: Path = PUBLISHED) -> dict[s
     others = read_published(published) if published.is_dir() else None
     beside, shared = side_by_side_tables(results, others), shared_figures(results, others)
     notes = Notes(results)
-    tables = {**TABLES, **ABLATION_TABLES, **HEADLINE_TABLES, **beside}
+    tables = {**TABLES, **ABLATION_TABLES, **HEADLINE_TABLES, **REACH_TABLES, **beside}
     figures = {**wanted_figures(results), **ablation_figures(results), **shared}
     written = write_tables(results, out / "tables", notes.noting("tables", tables))
     written += write_figures(results, out / "figures", notes.noting("figures", figures))

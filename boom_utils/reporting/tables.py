@@ -332,7 +332,7 @@ def markdown(frame: pd.DataFrame, missing: str = "reference") -> str:
         The table, one line a row.
 
     >>> text = markdown(pd.DataFrame({"model": ["boom"], "mean": [41.2], "mean low": [39.8], "mean high": [42.5]}))
-    >>> print(text.replace(" ", " ").rstrip())  # no line breaks inside a cell
+    >>> print(text.replace(NO_BREAK_SPACE, " ").rstrip())  # no line breaks inside a cell
     | model | mean |
     |---|---|
     | boom | 41.2 [39.8, 42.5] |

@@ -29,7 +29,7 @@ VERSION: Mapping[str, int] = {
     "interaction": 1,
     "scores": 2,
     "results": 7,
-    "report": 6,
+    "report": 7,
 }
 
 Nodes = Mapping[str, Node]

@@ -1,0 +1,53 @@
+"""What the comparisons of the ledger can find, and the queries or seeds that would find less: a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from boom_utils.evaluation.comparison import Comparison
+from boom_utils.evaluation.power import minimal_detectable_difference, queries_needed, seeds_needed
+from boom_utils.reporting.claim_list import MARGIN, Pair, all_claims
+from boom_utils.reporting.results import Results
+from boom_utils.reporting.tables import Table, estimate_columns
+
+TARGETS = (MARGIN, MARGIN / 2)
+"""True differences to be found, in scores from 0 to 1."""
+NEVER, ONE_SEED = "no number", "unknown: one seed"
+
+
+def reach_table(results: Results) -> pd.DataFrame:
+    """One row a comparison of the claims ledger: the true difference within its reach, and what would do for less.
+
+    ``detectable`` is found with a power of 80 % by an interval that is not corrected for other comparisons. Queries are
+    those of the smallest task, all tasks growing alike, at the present number of seeds; seeds are runs a side, at the
+    present queries. ``no number``: the other of the two alone moves the result too far.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        The table; empty for a study that tests no claim.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for claim in all_claims():
+        for pair in claim.tests(results):
+            if isinstance(pair, Pair) and pair.name not in rows:
+                found = results.comparison(pair.model, pair.other, [*pair.tasks])
+                rows[pair.name] = {"comparison": pair.name} | _reach(found)
+    return pd.DataFrame(rows.values())
+
+
+def _reach(found: Comparison) -> dict[str, Any]:
+    row: dict[str, Any] = estimate_columns("difference", found.estimate)
+    row |= {"seeds": found.seeds, "queries": found.queries}
+    row["detectable"] = round(100 * minimal_detectable_difference(found), 2)
+    for target in TARGETS:
+        points = f"for {100 * target:g} point"
+        row[f"queries {points}"] = queries_needed(found, target) or NEVER
+        row[f"seeds {points}"] = (seeds_needed(found, target) or NEVER) if "seeds" in found.levels else ONE_SEED
+    return row
+
+
+REACH_TABLES: dict[str, Table] = {"reach": reach_table}
