@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import pytest
 
 from boom_utils.artifacts import PROJECT_ROOT, write_json, write_text
 from boom_utils.errors import ResultsError
+from boom_utils.reporting.reading import LINK, with_values
 from boom_utils.reporting.readme import BEGIN, END, results_section, with_results
+from boom_utils.reporting.tables import NO_BREAK_SPACE
 
 README = PROJECT_ROOT / "README.md"
+READING = PROJECT_ROOT / "results" / "README.md"
 
 
 def test_the_readme_says_what_the_committed_results_say(pytestconfig: pytest.Config) -> None:
@@ -20,6 +24,50 @@ def test_the_readme_says_what_the_committed_results_say(pytestconfig: pytest.Con
     if pytestconfig.getoption("--regenerate-golden"):
         write_text(README, expected)
     assert README.read_text(encoding="utf-8") == expected, "write the section anew; it says how"
+
+
+def test_every_number_of_the_reading_is_what_its_table_says(pytestconfig: pytest.Config) -> None:
+    """`pytest tests/test_reporting_readme.py --regenerate-golden` fills the links in anew."""
+    expected = with_values(READING.read_text(encoding="utf-8"), READING.parent)
+    if pytestconfig.getoption("--regenerate-golden"):
+        write_text(READING, expected)
+    assert READING.read_text(encoding="utf-8") == expected, "a table has changed; read the sentence again, then fill in"
+
+
+def test_no_result_is_typed_into_the_reading() -> None:
+    prose = re.sub(r"`[^`]*`", "", LINK.sub("", READING.read_text(encoding="utf-8")))
+    assert not re.findall(r"\d+\.\d+", prose)
+
+
+def test_a_link_of_the_reading_is_filled_with_its_cell_and_others_are_left_alone(tmp_path: Path) -> None:
+    write_text(
+        tmp_path / "mini" / "tables" / "models.csv",
+        "model,kind,gap minus full,gap minus full low,gap minus full high,n\nboom,a,0.25,-0.5,1,3\nboom,b,,,,\n",
+    )
+    text = (
+        "See [?](mini/tables/models.md#boom+a/gap%20minus%20full), [old [x]](mini/tables/models.md#a/n), [b](c.md#d)."
+    )
+    gap, number = "[+0.2 [-0.5, +1.0]]", "[3]"
+    filled = with_values(text, tmp_path)
+    assert filled.replace(NO_BREAK_SPACE, " ") == (
+        f"See {gap}(mini/tables/models.md#boom+a/gap%20minus%20full), {number}(mini/tables/models.md#a/n), [b](c.md#d)."
+    )
+    assert with_values(filled, tmp_path) == filled
+
+
+@pytest.mark.parametrize(
+    ("link", "message"),
+    [
+        ("mini/tables/gone.md#boom/n", "table that does not exist"),
+        ("mini/tables/models.md#boom/n", "found: 2"),
+        ("mini/tables/models.md#bom/n", "found: 0"),
+        ("mini/tables/models.md#a/m", "the column 'm'"),
+    ],
+)
+def test_a_link_of_the_reading_that_leads_nowhere_is_an_error(link: str, message: str, tmp_path: Path) -> None:
+    write_text(tmp_path / "mini" / "tables" / "models.csv", "model,kind,n\nboom,a,3\nboom,b,4\n")
+    with pytest.raises(ResultsError, match=message):
+        with_values(f"[?]({link})", tmp_path)
 
 
 def test_every_benchmark_and_released_model_has_a_line_and_no_mean_is_over_fewer_tasks() -> None:
@@ -47,6 +95,10 @@ def test_no_committed_study_is_said_and_a_committed_one_is_shown(tmp_path: Path)
     assert "| boom |" in section
     assert "[`report.html`](results/mini/report.html)" in section
     assert "committed yet" not in section
+    write_json(tmp_path / "mini-validation" / "study.json", {})
+    write_text(tmp_path / "mini-validation" / "claims.csv", "claim,verdict\na,not tested by this profile\n")
+    expected = "It tests no claim of the paper; [its models](results/mini-validation/tables/models.md)."
+    assert f"**Study `mini-validation`.** {expected}" in results_section(tmp_path)
 
 
 def test_a_benchmark_nobody_described_is_shown_by_its_ratios_and_a_malformed_one_is_an_error(tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ def _verdicts(folder: Path) -> str:
     if not path.is_file():
         return ""
     counts = Counter(pd.read_csv(path)["verdict"])
+    if set(counts) == {UNTESTED}:
+        return f"It tests no claim of the paper; [its models](results/{folder.name}/tables/models.md)."
     words = ", ".join(f"{counts[name]} {name}" for name in (SUPPORTED, REFUTED, INCONCLUSIVE, UNTESTED))
     return f"Comparisons that test claims of the paper: {words}."
 
