@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from boom_utils.errors import ResultsError, bullet_list
-from boom_utils.evaluation.interaction import loss_estimate
+from boom_utils.evaluation.interaction import batch_draws, loss_estimate
 from boom_utils.evaluation.statistics import Bootstrap, Estimate
 from boom_utils.training.batch_losses import BatchLosses
 
@@ -101,8 +101,7 @@ def forgotten(watched: Watched, bootstrap: Bootstrap | None = None) -> dict[str,
         *earlier, (_, end) = points
         share, lowest = min(earlier, key=lambda point: point[1].mean)
         change = np.subtract(end.values, lowest.values)
-        drawn = change[bootstrap.positions(dataset, len(change))].mean(axis=1)
-        difference = bootstrap.estimate(end.mean - lowest.mean, drawn)
+        difference = bootstrap.estimate(end.mean - lowest.mean, batch_draws(change, dataset, bootstrap))
         found[dataset] = Forgotten(difference, lowest.mean, share, end.mean)
     return found
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boom_utils.errors import ConfigError, ResultsError, bullet_list
+from boom_utils.evaluation.comparison import student_ratio
 from boom_utils.evaluation.statistics import Bootstrap, Estimate
 from boom_utils.training.batch_losses import BatchLosses
 
@@ -73,7 +74,7 @@ class Interaction:
 
     def as_json(self) -> dict[str, Any]:
         """Plain lists and numbers."""
-        matrices = {name: getattr(self, name).tolist() for name in _MATRICES}
+        matrices = {name: _plain(getattr(self, name)) for name in _MATRICES}
         facts = {"datasets": [*self.datasets], "batches": [*self.batches], "confidence": self.confidence}
         return {**facts, "unit": "nats, joint minus separate training", **matrices}
 
@@ -95,7 +96,9 @@ class Interaction:
         wrong = [f"{name}: {m.shape}" for name, m in zip(_MATRICES, matrices, strict=True) if m.shape != shape]
         if wrong or len(batches) != len(names) or len(set(names)) != len(names):
             raise _damaged("; ".join(wrong) or f"datasets {names}, batches {batches}")
-        if not all(np.isfinite(matrix).all() for matrix in matrices) or not np.array_equal(matrices[3], matrices[3].T):
+        numbers = dict(zip(_MATRICES, matrices, strict=True))
+        finite = all(np.isfinite(numbers[name]).all() for name in ("changes", "values"))
+        if not finite or not np.array_equal(numbers["values"], numbers["values"].T):
             raise _damaged("a number that is not finite, or values that are not symmetric")
         return cls(names, batches, confidence, *matrices)
 
@@ -139,7 +142,7 @@ def interaction_matrix(
     for a, b in permutations(range(len(names)), 2):
         together = joint[_key(joint, names[a], names[b])][names[a]]
         change = np.subtract(together.values, separate[names[a]][names[a]].values)
-        draws[a, b] = change[bootstrap.positions(names[a], len(change))].mean(axis=1)
+        draws[a, b] = batch_draws(change, names[a], bootstrap)
         _set(found, "changes", (a, b), bootstrap.estimate(float(change.mean()), draws[a, b]))
     for a, b in combinations(range(len(names)), 2):
         value = float(found["changes"][a, b] + found["changes"][b, a]) / 2
@@ -153,9 +156,27 @@ def interaction_matrix(
 def loss_estimate(losses: BatchLosses, dataset: str, bootstrap: Bootstrap | None = None) -> Estimate:
     """Mean held-out loss of one model on ``dataset``, with its interval over batches; for curves of forgetting."""
     bootstrap = bootstrap or Bootstrap()
-    values = np.array(losses.values)
-    drawn = values[bootstrap.positions(dataset, len(values))].mean(axis=1)
-    return bootstrap.estimate(losses.mean, drawn)
+    return bootstrap.estimate(losses.mean, batch_draws(np.array(losses.values), dataset, bootstrap))
+
+
+def batch_draws(values_N: np.ndarray, dataset: str, bootstrap: Bootstrap) -> np.ndarray:
+    """Means of values drawn anew from few batches, float (B,), far enough apart for an interval of percentiles.
+
+    A few numbers know little of their own spread: of two, no draw lies outside them. So deviations are widened as for
+    few tasks, see `boom_utils.evaluation.comparison`. One batch knows nothing of it: its draws are NaN, and so is its
+    interval.
+
+    Args:
+        values_N: One value a batch.
+        dataset: Whose batches they are: other models' are drawn alike.
+        bootstrap: How many draws, for which confidence.
+    """
+    count, mean = len(values_N), values_N.mean()
+    if count == 1:
+        return np.full(bootstrap.draws, np.nan)
+    drawn_B = values_N[bootstrap.positions(dataset, count)].mean(axis=1)
+    widened = math.sqrt(count / (count - 1)) * student_ratio(count - 1, bootstrap.confidence)
+    return np.asarray(mean + (drawn_B - mean) * widened)
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,6 +334,11 @@ def _problems(separate: Mapping[str, ModelLosses], joint: Mapping[tuple[str, str
                 found.append(f"{pair[0]} with {pair[1]}: other batches of {name} than alone")
     strange = sorted({name for key in joint for name in key} - set(names))
     return [*found, *(f"{name}: in a pair, but not alone" for name in strange)]
+
+
+def _plain(matrix: Matrix) -> list[list[float | None]]:
+    """Rows for JSON; None where there is no interval."""
+    return [[None if math.isnan(value) else value for value in row] for row in matrix.tolist()]
 
 
 def _key(joint: Mapping[tuple[str, str], ModelLosses], a: str, b: str) -> tuple[str, str]:

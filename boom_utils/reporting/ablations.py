@@ -6,6 +6,7 @@ else ``inconclusive``, before any correction for their number: claims are judged
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -184,8 +185,8 @@ def pareto_front(results: Results, domain: str) -> list[str]:
 def dataset_table(results: Results) -> pd.DataFrame:
     """Every dataset with its family, its cluster, and those that help and disturb it most when trained together.
 
-    Differences of its own held-out loss in nats (times 1000), of which the interval is that pair's alone. Empty for a
-    study without the interaction analysis.
+    Differences of its own held-out loss in nats (times 1000), of which the interval is that pair's alone, over so many
+    held-out batches. Empty for a study without the interaction analysis.
     """
     found = read_interaction(results)
     if found is None:
@@ -198,6 +199,7 @@ def dataset_table(results: Results) -> pd.DataFrame:
         changes = {other: interaction.change(name, trained_with=other) for other in others}
         row: dict[str, Any] = {"dataset": name, "family": families.get(name, "")}
         row["cluster"] = clusters.labels[place] if clusters else ""
+        row["held-out batches"] = interaction.batches[place]
         for title, pick in (("strongest synergy", min), ("strongest conflict", max)):
             other = pick(others, key=lambda key: changes[key].value)
             exists = changes[other].value < 0 if title.endswith("synergy") else changes[other].value > 0
@@ -212,7 +214,9 @@ def dataset_families(results: Results) -> dict[str, str]:
 
 
 def _milli(title: str, other: str, change: Estimate | None) -> dict[str, Any]:
-    shown = f"{1000 * change.value:+.1f} [{1000 * change.low:+.1f}, {1000 * change.high:+.1f}]" if change else ""
+    shown = f"{1000 * change.value:+.1f}" if change else ""
+    if change and not math.isnan(change.low):
+        shown += f" [{1000 * change.low:+.1f}, {1000 * change.high:+.1f}]"
     return {title: other, f"{title}, nats x 1000": shown}
 
 

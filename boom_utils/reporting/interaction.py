@@ -79,7 +79,9 @@ def interaction_heat_map(interaction: Interaction, found: Clusters | None = None
     axis.set_title("row's loss when trained with column" if directed else "mean of both directions", loc="left")
     figure.colorbar(image, ax=axis, label="nats; - synergy, + conflict", fraction=0.05, pad=0.02)
     figure.suptitle("Held-out loss: trained together minus apart", fontsize=10)
-    interval = f"{100 * interaction.confidence:g} % interval over held-out batches"
+    fewest, most = min(interaction.batches), max(interaction.batches)
+    counts = f"{fewest} held-out batches" if fewest == most else f"{fewest} to {most} held-out batches"
+    interval = f"{100 * interaction.confidence:g} % interval over {counts}"
     figure.supxlabel(f"* the {interval} leaves out 0; lines: {len(found.groups)} cluster(s)", fontsize=8)
     return figure
 
@@ -216,7 +218,7 @@ def _problems(curve: Curve, model: str, dataset: str) -> list[str]:
     where = f"{model}, {dataset}"
     if points.ndim != 2 or points.shape[1] != 4:
         return [f"{where}: points of shape {points.shape}, not (share, loss, low, high)"]
-    if not np.isfinite(points).all():
+    if not np.isfinite(points[:, :2]).all():  # one batch has no interval
         return [f"{where}: a number is not finite"]
     shares = points[:, 0]
     ascending = shares[0] >= 0 and shares[-1] <= 1 and (np.diff(shares) > 0).all()

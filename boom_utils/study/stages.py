@@ -26,7 +26,7 @@ VERSION: Mapping[str, int] = {
     "merge": 2,
     "geometry": 2,
     "losses": 2,
-    "interaction": 1,
+    "interaction": 2,
     "scores": 2,
     "results": 7,
     "report": 7,
