@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import norm, t
 
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.forgetting import Forgotten, forgotten, loss_curves
@@ -51,11 +52,13 @@ def test_intervals_are_paired_over_batches_so_what_all_points_share_does_not_wid
     assert (found.low, found.high) == (pytest.approx(0.25), pytest.approx(0.25))
 
 
-def test_intervals_are_percentiles_of_resampled_batches_between_the_same_two_points() -> None:
+def test_intervals_are_widened_percentiles_of_resampled_batches_between_the_same_two_points() -> None:
     noise = np.random.default_rng(1).normal(0, 0.5, 12)
     found = forgotten({"a": points(3.0, 1.0, noise + 1.1)}, QUICK)["a"].difference
     drawn = (noise + 0.1)[QUICK.positions("a", 12)].mean(axis=1)
-    assert [found.low, found.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]))
+    mean, wider = (noise + 0.1).mean(), np.sqrt(12 / 11) * t.ppf(0.975, 11) / norm.ppf(0.975)
+    expected = mean + wider * (np.quantile(drawn, [0.025, 0.975]) - mean)
+    assert [found.low, found.high] == pytest.approx(expected)
     assert found.low < found.value < found.high
     assert found.value == pytest.approx((noise + 0.1).mean())
 

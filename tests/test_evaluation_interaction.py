@@ -14,9 +14,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm, t
 
 from boom_utils.errors import ConfigError, ResultsError
-from boom_utils.evaluation.interaction import Clusters, Interaction, clusters, interaction_matrix, loss_estimate
+from boom_utils.evaluation.interaction import (
+    Clusters,
+    Interaction,
+    batch_draws,
+    clusters,
+    interaction_matrix,
+    loss_estimate,
+)
 from boom_utils.evaluation.statistics import Bootstrap
 from boom_utils.training.batch_losses import BatchLosses
 
@@ -29,10 +37,10 @@ def batch_losses(values: np.ndarray, batches: str = "same") -> BatchLosses:
     return BatchLosses(tuple(values.tolist()), 4 * len(values), 0, batches)
 
 
-def made(names: str, change: Callable[[str, str], np.ndarray | float]) -> tuple[Separate, Joint]:
+def made(names: str, change: Callable[[str, str], np.ndarray | float], batches: int = 10) -> tuple[Separate, Joint]:
     """Losses of models on datasets of ten batches; ``change`` is what training with another does to one."""
     rng = np.random.default_rng(0)
-    alone = {name: rng.uniform(1, 3, 10) for name in sorted(names)}
+    alone = {name: rng.uniform(1, 3, batches) for name in sorted(names)}
     separate = {name: {name: batch_losses(alone[name])} for name in names}
     joint = {
         (a, b): {a: batch_losses(alone[a] + change(a, b)), b: batch_losses(alone[b] + change(b, a))}
@@ -71,15 +79,38 @@ def test_intervals_are_paired_so_what_two_models_share_does_not_widen_them() -> 
     assert found.pair("a", "b").excludes_zero
 
 
-def test_intervals_are_percentiles_of_resampled_batches_of_each_direction() -> None:
+def test_intervals_are_percentiles_of_resampled_batches_of_each_direction_widened_for_their_number() -> None:
     rng = np.random.default_rng(3)
     noise = {pair: rng.normal(0.05, 0.1, 10) for pair in (("a", "b"), ("b", "a"))}
     found = interaction_matrix(*made("ab", lambda of, by: noise[of, by]), QUICK)
-    draws = {of: noise[of, by][QUICK.positions(of, 10)].mean(axis=1) for of, by in noise}
+    draws, wider = {}, np.sqrt(10 / 9) * t.ppf(0.975, 9) / norm.ppf(0.975)
+    for of, by in noise:
+        drawn, mean = noise[of, by][QUICK.positions(of, 10)].mean(axis=1), noise[of, by].mean()
+        draws[of] = mean + wider * (drawn - mean)
     assert [found.changes_low[0, 1], found.changes_high[0, 1]] == pytest.approx(np.quantile(draws["a"], [0.025, 0.975]))
     both = (draws["a"] + draws["b"]) / 2
     assert [found.low[1, 0], found.high[1, 0]] == pytest.approx(np.quantile(both, [0.025, 0.975]))
     assert found.low[0, 1] < found.values[0, 1] < found.high[0, 1]
+
+
+@pytest.mark.parametrize("batches", [2, 3, 6])
+def test_an_interval_over_few_batches_is_wide_enough(batches: int) -> None:
+    rng, missed, trials = np.random.default_rng(batches), 0, 400
+    for _ in range(trials):
+        values = rng.normal(0.3, 0.1, batches)
+        estimate = QUICK.estimate(float(values.mean()), batch_draws(values, "a", QUICK))
+        missed += not estimate.low < 0.3 < estimate.high
+    assert missed / trials < 0.09
+
+
+def test_one_batch_has_no_interval_and_decides_nothing() -> None:
+    found = interaction_matrix(*made("ab", lambda *_: 0.25, batches=1), QUICK)
+    assert found.pair("a", "b").value == pytest.approx(0.25)
+    assert np.isnan(found.low[0, 1])
+    assert not found.pair("a", "b").excludes_zero
+    again = Interaction.from_json(json.loads(json.dumps(found.as_json(), allow_nan=False)))
+    assert np.array_equal(again.low, found.low, equal_nan=True)
+    assert np.array_equal(again.values, found.values)
 
 
 def test_pairs_may_be_named_in_either_order_and_datasets_too() -> None:
@@ -120,7 +151,9 @@ def test_everything_that_is_missing_or_not_comparable_is_one_error() -> None:
 def test_the_interval_of_a_loss_is_over_its_batches() -> None:
     found = loss_estimate(batch_losses(np.array([1.0, 2.0, 3.0, 6.0])), "a", QUICK)
     assert found.value == 3.0
-    assert 1.0 <= found.low < 3.0 < found.high <= 6.0
+    drawn = np.array([1.0, 2.0, 3.0, 6.0])[QUICK.positions("a", 4)].mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert found.low < low < 3.0 < high < found.high
     assert loss_estimate(batch_losses(np.full(5, 2.0)), "a") == found.__class__(2.0, 2.0, 2.0)
 
 
