@@ -6,87 +6,149 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp, ttest_ind
 
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.comparison import Comparison, compare_drawn
 from boom_utils.evaluation.power import minimal_detectable_difference, seeds_needed
-from boom_utils.evaluation.seed_spread import SeedSpread, spread_of_differences, spread_of_scores, with_spread
+from boom_utils.evaluation.seed_spread import SeedSpread, moved, seed_spread, shares_of, with_spread
 from boom_utils.evaluation.statistics import Bootstrap
 
 QUICK = Bootstrap(draws=1000)
 SIGMA, QUERY = 0.01, 0.004
+RATIOS = {"s20": 0.2, "s40": 0.4, "s60": 0.6, "s80": 0.8, "full": 1.0}
+MEMBERS = {name: {"start": None} for name in (*RATIOS, "half", "rest", "two-stage", "update", "retrained")}
+MEMBERS |= {"continued": {"start": "boom"}}
+MERGES = {
+    "boom": {"method": "multislerp", "members": [*RATIOS], "weights": [*RATIOS.values()]},
+    "plain-mean": {"method": "linear", "members": [*RATIOS], "weights": [1.0] * 5},
+    "boom-80-100": {"method": "multislerp", "members": ["s80", "full"], "weights": [0.8, 1.0]},
+    "boom-halves": {"method": "multislerp", "members": ["half", "rest"], "weights": [0.5, 0.5]},
+    "boom-updated": {"method": "multislerp", "members": ["boom", "update"], "weights": [1.0, 1.0]},
+    "sum": {"method": "task_arithmetic", "members": ["half", "rest"], "weights": [1.0, 1.0]},
+    "between": {"method": "slerp", "members": ["half", "rest"], "weights": [1.0, 1.0], "parameters": {"t": 0.2}},
+}
+POOLED = ("full", "retrained", "boom", "plain-mean", "boom-80-100", "boom-halves", "boom-updated")
+"""Models with several seeds; many share members, as in a study of BOOM."""
 
 
-def simulated(rng: np.random.Generator, models: int, seeds: int, shared: float = 0.02) -> np.ndarray:
-    """Scores of models of equal quality: what a seed does to all, and what it does to each."""
-    return 0.5 + rng.normal(0, shared, (1, seeds)) + rng.normal(0, SIGMA, (models, seeds))
+def shares(model: str) -> dict[str, float]:
+    return shares_of(model, MEMBERS, MERGES)
 
 
-def compared(scores_MS: np.ndarray, runs: int, rng: np.random.Generator) -> Comparison:
-    """The first model against the second, whose true difference is zero; queries move it too."""
-    value = float((scores_MS[0, :runs] - scores_MS[1, :runs]).mean()) + rng.normal(0, QUERY)
-    drawn_TB = (value + rng.normal(0, QUERY, QUICK.draws))[None, :]
-    found = compare_drawn(drawn_TB, value, 100, QUICK)
-    return with_spread(found, spread_of_differences(scores_MS), 2, runs, QUICK)
+def simulated(rng: np.random.Generator, models: tuple[str, ...], seeds: int) -> dict[str, np.ndarray]:
+    """Scores (S,) of models of equal quality, each moved by its members."""
+    moves = {name: rng.normal(0, SIGMA, seeds) for name in MEMBERS}
+    return {model: 0.5 + sum(share * moves[name] for name, share in shares(model).items()) for model in models}
 
 
-@pytest.mark.parametrize(("models", "seeds", "runs"), [(6, 3, 3), (6, 3, 1), (2, 4, 4), (9, 2, 2)])
-def test_intervals_with_seeds_cover_and_tests_err_as_often_as_they_say(models: int, seeds: int, runs: int) -> None:
+def compared(
+    rng: np.random.Generator, ours: str, theirs: str, runs: int, pooled: tuple[str, ...] = POOLED
+) -> Comparison:
+    """Two models whose true difference is zero; queries move it too. What nobody trained always scores 0.5."""
+    scores = simulated(rng, (*dict.fromkeys((*pooled, ours, theirs)),), 3)
+    spread = seed_spread(np.array([scores[model] for model in pooled]), [shares(model) for model in pooled])
+    value = float((scores[ours] - scores[theirs])[:runs].mean()) + rng.normal(0, QUERY)
+    found = compare_drawn((value + rng.normal(0, QUERY, QUICK.draws))[None, :], value, 100, QUICK)
+    return with_spread(found, spread, moved(shares(ours), shares(theirs)), runs, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "runs"),
+    [
+        ("boom", "full", 3),
+        ("boom-halves", "full", 3),
+        ("boom-updated", "retrained", 3),
+        ("boom", "plain-mean", 3),
+        ("full", "two-stage", 1),
+        ("continued", "boom", 1),
+        ("full", "base", 3),
+        ("boom", "base", 3),
+    ],
+)
+def test_intervals_cover_and_tests_err_as_often_as_they_say_also_where_members_are_shared(
+    ours: str, theirs: str, runs: int
+) -> None:
     trials, rng = 500, np.random.default_rng(7)
-    found = [compared(simulated(rng, models, seeds), runs, rng) for _ in range(trials)]
-    error = 4 * math.sqrt(0.05 * 0.95 / trials)
+    found = [compared(rng, ours, theirs, runs) for _ in range(trials)]
     missed = np.mean([one.estimate.excludes_zero for one in found])
-    assert missed == pytest.approx(0.05, abs=error)
+    assert missed == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / trials))
     assert np.mean([one.p_value < 0.05 for one in found]) == pytest.approx(missed, abs=0.01)
 
 
-def test_the_spread_is_right_on_average_and_what_seeds_do_to_all_models_is_no_part_of_it() -> None:
-    rng = np.random.default_rng(0)
-    for shared in (0.0, 0.1):
-        spreads = [spread_of_differences(simulated(rng, 5, 3, shared)) for _ in range(2000)]
-        assert np.mean([one.variance for one in spreads]) == pytest.approx(SIGMA**2, rel=0.05)
-        assert {one.freedom for one in spreads} == {8}
-    wide = np.mean([spread_of_scores(simulated(rng, 5, 3, 0.1)).variance for _ in range(2000)])
-    assert wide == pytest.approx(SIGMA**2 + 0.1**2, rel=0.1)
+def test_one_model_with_seeds_is_enough_and_has_few_degrees_of_freedom() -> None:
+    rng, trials = np.random.default_rng(3), 500
+    found = [compared(rng, "full", "base", 3, pooled=("full",)) for _ in range(trials)]
+    assert {one.pooled_freedom for one in found} == {2}
+    missed = np.mean([one.estimate.excludes_zero for one in found])
+    assert missed == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / trials))
 
 
-def test_with_two_models_it_is_the_paired_t_test_of_their_seeds() -> None:
-    scores_MS = simulated(np.random.default_rng(3), 2, 5)
-    scores_MS[0] += 0.01
-    spread = spread_of_differences(scores_MS)
-    standard_error = math.sqrt(2 * spread.variance / 5)
-    expected = ttest_rel(*scores_MS)
-    assert (scores_MS[0] - scores_MS[1]).mean() / standard_error == pytest.approx(expected.statistic)
-    assert spread.freedom == expected.df
+def test_the_variance_of_a_member_is_right_on_average_whatever_shares_members() -> None:
+    rng, made = np.random.default_rng(0), [shares(model) for model in POOLED]
+    spreads = [seed_spread(np.array([*simulated(rng, POOLED, 3).values()]), made) for _ in range(3000)]
+    variances = np.array([one.variance for one in spreads])
+    assert variances.mean() == pytest.approx(SIGMA**2, rel=0.05)
+    # Satterthwaite: a scaled chi-square of so many degrees of freedom has the same variance.
+    assert spreads[0].freedom == pytest.approx(2 * variances.mean() ** 2 / variances.var(), rel=0.15)
+    assert spreads[0].freedom < 2 * len(POOLED)
+
+
+def test_with_models_that_share_nothing_it_is_the_t_test_of_their_seeds() -> None:
+    rng = np.random.default_rng(3)
+    scores = simulated(rng, ("full", "retrained"), 5)
+    scores["full"] += 0.01
+    both = np.array([*scores.values()])
+    spread = seed_spread(both, [{"full": 1.0}, {"retrained": 1.0}])
+    expected = ttest_ind(*both)
+    error = math.sqrt(moved({"full": 1.0}, {"retrained": 1.0}) * spread.variance / 5)
+    assert (both[0] - both[1]).mean() / error == pytest.approx(expected.statistic)
+    assert spread.freedom == pytest.approx(expected.df)
+    alone = seed_spread(both[:1], [{"full": 1.0}])
+    expected = ttest_1samp(both[0], 0.5)
+    assert (both[0].mean() - 0.5) / math.sqrt(alone.variance / 5) == pytest.approx(expected.statistic)
+    assert alone.freedom == pytest.approx(expected.df)
+
+
+def test_shares_follow_merges_of_merges_starts_and_the_rules_of_methods() -> None:
+    assert shares("boom") == pytest.approx({name: ratio / 3 for name, ratio in RATIOS.items()})
+    assert shares("boom-updated") == pytest.approx({**{n: r / 6 for n, r in RATIOS.items()}, "update": 0.5})
+    assert shares("continued") == pytest.approx({"continued": 1.0, **shares("boom")})
+    assert shares("sum") == {"half": 1.0, "rest": 1.0}
+    assert shares("between") == pytest.approx({"half": 0.8, "rest": 0.2})
+    assert shares("base") == {}
+    assert moved(shares("boom"), shares("boom")) == 0
+    assert moved(shares("continued"), shares("boom")) == pytest.approx(1.0)
 
 
 def test_one_seed_is_judged_more_carefully_than_three_and_three_less_than_none_at_all() -> None:
-    rng = np.random.default_rng(1)
-    scores_MS = simulated(rng, 6, 3)
-    value = 0.02
+    rng, value = np.random.default_rng(1), 0.02
+    spread = seed_spread(np.array([*simulated(rng, POOLED, 3).values()]), [shares(model) for model in POOLED])
     found = compare_drawn((value + rng.normal(0, QUERY, QUICK.draws))[None, :], value, 100, QUICK)
-    spread = spread_of_differences(scores_MS)
     one, three = (with_spread(found, spread, 2, runs, QUICK) for runs in (1, 3))
     reach = [minimal_detectable_difference(comparison) for comparison in (found, three, one)]
     assert reach == sorted(reach)
     assert found.p_value <= three.p_value <= one.p_value
     base = with_spread(found, spread, 1, 3, QUICK)
     assert minimal_detectable_difference(base) < reach[1], "what nobody trained has no spread of its own"
+    same = with_spread(found, spread, 0, 3, QUICK)
+    assert (same.estimate, same.levels) == (found.estimate, ("queries", "seeds"))
 
 
 def test_more_seeds_are_asked_for_where_seeds_limit() -> None:
     found = compare_drawn(np.full((1, QUICK.draws), 0.01), 0.01, 100, QUICK)
-    few = with_spread(found, SeedSpread(SIGMA**2, 8, 5), 2, 3, QUICK)
+    few = with_spread(found, SeedSpread(SIGMA**2, 8, 3), 2, 3, QUICK)
     needed = seeds_needed(few, 0.01)
     assert needed is not None
     assert needed > 3
     # Normal theory: 2 sigma^2 (1.96 + 0.84)^2 / 0.01^2 = 15.7; a few more with few degrees of freedom.
     assert needed == pytest.approx(16, abs=2)
+    assert seeds_needed(few, 0.2) == 1, "one is enough for what is large, since others tell its spread"
 
 
-def test_a_spread_of_one_model_or_one_seed_is_refused() -> None:
-    for shape in ((1, 3), (3, 1)):
-        for measure in (spread_of_differences, spread_of_scores):
-            with pytest.raises(ResultsError, match="two models with two seeds"):
-                measure(np.zeros(shape))
+@pytest.mark.parametrize(("shape", "made"), [((1, 1), [{"a": 1.0}]), ((2, 3), [{"a": 1.0}, {}]), ((0, 3), [])])
+def test_a_spread_of_one_seed_or_of_what_nobody_trained_is_refused(
+    shape: tuple[int, int], made: list[dict[str, float]]
+) -> None:
+    with pytest.raises(ResultsError, match="a trained model with two seeds"):
+        seed_spread(np.zeros(shape), made)

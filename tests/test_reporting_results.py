@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_up_results import write_made_up_results
-from scipy.stats import ttest_rel
 
+from boom_utils.evaluation.seed_spread import moved
 from boom_utils.reporting.claims import claims_table
 from boom_utils.reporting.results import Results, read_results, read_samples
 
@@ -42,8 +43,10 @@ def test_a_comparison_of_several_seeds_has_the_mean_over_them_and_their_spread(p
     ]
     assert found.estimate.value == pytest.approx(np.mean(by_seed[1]) - np.mean(by_seed[0]))
     assert (found.levels, found.seeds) == (("queries", "seeds"), 3)
-    expected = ttest_rel(by_seed[1], by_seed[0]).confidence_interval(0.95)
-    assert found.estimate.high - found.estimate.low == pytest.approx(expected.high - expected.low, rel=0.2)
+    boom, full = pooled.shares("boom"), pooled.shares("full")
+    member = np.var(by_seed, axis=1, ddof=1).sum() / (moved(boom, {}) + moved(full, {}))
+    assert found.seed_variance == pytest.approx(member * moved(boom, full))
+    assert found.standard_error() > math.sqrt(found.seed_variance / 3)
 
 
 def test_a_model_of_one_seed_is_compared_with_the_first_one_and_the_spread_of_the_others(pooled: Results) -> None:
@@ -52,7 +55,10 @@ def test_a_model_of_one_seed_is_compared_with_the_first_one_and_the_spread_of_th
     assert (found.levels, found.seeds) == (("queries", "seeds"), 1)
     expected = np.mean([score(pooled, "boom-equal", task) - score(pooled, "full", task) for task in tasks])
     assert found.estimate.value == pytest.approx(expected)
-    assert found.seed_variance == pytest.approx(pooled.comparison("boom", "full", tasks).seed_variance)
+    several = pooled.comparison("boom", "full", tasks)
+    shares = {name: pooled.shares(name) for name in ("boom-equal", "boom", "full")}
+    units = [moved(shares[name], shares["full"]) for name in ("boom-equal", "boom")]
+    assert found.seed_variance / units[0] == pytest.approx(several.seed_variance / units[1])
 
 
 def test_what_nobody_trained_is_the_same_for_every_seed(pooled: Results) -> None:

@@ -53,6 +53,8 @@ class Drawn:
 
         Widening depends on alpha, so that the draws themselves do.
         """
+        if not np.isfinite(self.by_queries).all():
+            return 1.0  # a score without values behind it decides nothing
         if np.ndim(self.by_seeds) == np.ndim(self.by_tasks) == 0:
             return of(self.by_queries)
         low, high = 0.0, _LARGEST_ALPHA

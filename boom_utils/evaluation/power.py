@@ -45,6 +45,8 @@ def seeds_needed(found: Comparison, difference: float, power: float = POWER) -> 
         raise ResultsError("one seed says nothing about the spread of seeds", fix="compare two seeds at least")
     if found.query_variance + found.task_variance >= allowed**2:
         return None
+    if found.standard_error(seeds=1) <= allowed:
+        return 1
     low, high = 1, 2
     while found.standard_error(seeds=high) > allowed:
         low, high = high, 2 * high

@@ -22,6 +22,8 @@ TABLES: dict[str, tuple[str, ...]] = {
         "Mean score (0 to 100) over the tasks of each domain, with intervals, and the difference to the reference.",
         _PAIRED,
         "A corpus pass is the cost of training once on all old data, summed over the members behind a model.",
+        "Means are over all seeds of a model, differences over those that both models have. For models that know new",
+        "data its tasks are no longer out of domain: see the incremental setting.",
     ),
     "checks": (
         "What has to hold for the study to mean anything",
@@ -67,10 +69,14 @@ TABLES: dict[str, tuple[str, ...]] = {
     "reach": (
         "What it would take to see smaller differences",
         "Detectable: the true difference that such a comparison finds with a power of 80 %, not corrected for others.",
-        "Queries: what the smallest task has and would need, all tasks growing alike, at the present number of seeds.",
-        "Seeds: runs a side, on the present queries. No number: the other of the two alone moves the result too far.",
+        "Queries (pairs, texts): of every task, at the present number of seeds.",
+        "Seeds: runs a side, on the present queries.",
+        "No number: the other of the two alone moves the result too far, as far as these runs can tell.",
     ),
-    "tasks": ("Every model on every task", "Score (0 to 100) with its interval over queries."),
+    "tasks": (
+        "Every model on every task",
+        "Score (0 to 100) with its interval over queries, and seeds where there are some.",
+    ),
     "corpus": ("The corpus", "Rows and the median number of words of every set."),
     "members": ("What each member was trained on", "The loss is InfoNCE in nats, over the last tenth of the steps."),
     "costs": (

@@ -200,7 +200,7 @@ def claims_text(frame: pd.DataFrame, results: Results) -> str:
         "A verdict needs a p value below",
         f"{1 - results.bootstrap.confidence:.2g} when corrected over all rows (Holm). Equally good means: the whole",
         f"interval lies within {100 * MARGIN:g} point, a margin of ours. Detectable: the true difference found with a",
-        "power of 80 %.",
+        "power of 80 %, not corrected for the other rows.",
         "Paper: the same difference in the paper's tables, once a reader fills `results/published/paper_tables.csv`.",
         "Not supported means that our models show the opposite; it says nothing of other models and data.",
     ]

@@ -162,7 +162,7 @@ def _claims(making: Page, results: Results) -> str:
 CLAIMS = (
     "Each claim of the paper in our words, what tests it here, and whether it holds. Differences are ours, paired, in "
     "the unit named beside them, with intervals; p values are corrected over all rows (Holm); `detectable` is the true "
-    "difference found with a power of 80 %."
+    "difference found with a power of 80 %, not corrected for the other rows."
 )
 
 

@@ -20,9 +20,9 @@ NEVER, ONE_SEED = "no number", "unknown: one seed"
 def reach_table(results: Results) -> pd.DataFrame:
     """One row a comparison of the claims ledger: the true difference within its reach, and what would do for less.
 
-    ``detectable`` is found with a power of 80 % by an interval that is not corrected for other comparisons. Queries are
-    those of the smallest task, all tasks growing alike, at the present number of seeds; seeds are runs a side, at the
-    present queries. ``no number``: the other of the two alone moves the result too far.
+    ``detectable`` is found with a power of 80 % by an interval that is not corrected for other comparisons. Queries
+    (pairs, texts) are those of every task, at the present number of seeds; seeds are runs a side, on the present
+    queries. ``no number``: the other of the two alone moves the result too far, as far as can be seen.
 
     Args:
         results: Of a finished study.
@@ -41,11 +41,12 @@ def reach_table(results: Results) -> pd.DataFrame:
 
 def _reach(found: Comparison) -> dict[str, Any]:
     row: dict[str, Any] = estimate_columns("difference", found.estimate)
-    row |= {"seeds": found.seeds, "queries": found.queries}
+    row["seeds"] = found.seeds
     row["detectable"] = round(100 * minimal_detectable_difference(found), 2)
     for target in TARGETS:
         points = f"for {100 * target:g} point"
-        row[f"queries {points}"] = queries_needed(found, target) or NEVER
+        queries = queries_needed(found, target)
+        row[f"queries {points}"] = f"{queries / found.queries:.2g} times as many" if queries else NEVER
         row[f"seeds {points}"] = (seeds_needed(found, target) or NEVER) if "seeds" in found.levels else ONE_SEED
     return row
 

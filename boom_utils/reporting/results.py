@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from boom_utils.config import trained_members
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.comparison import Comparison, compare_drawn
-from boom_utils.evaluation.seed_spread import SeedSpread, spread_of_differences, spread_of_scores, with_spread
+from boom_utils.evaluation.seed_spread import SeedSpread, moved, seed_spread, shares_of, with_spread
 from boom_utils.evaluation.statistics import Bootstrap, Estimate, TaskSamples, score_draws
 from boom_utils.reporting.roles import (
     SHUFFLED,
@@ -158,7 +158,7 @@ class Results:
     @property
     def levels(self) -> str:
         """What intervals speak of, in words."""
-        return "queries and seeds" if len(self.study.get("seeds", {})) > 1 else "queries"
+        return "queries and seeds" if self.study.get("seeds") else "queries"
 
     def seeds(self, model: str) -> list[str]:
         """The model of every seed, the first of which has its name; one where it was made once."""
@@ -173,9 +173,10 @@ class Results:
         if not tasks:
             raise ResultsError("a mean over no tasks", found=model)
         made = self.seeds(model)
-        found = self._compared([made], tasks)
-        spread = self._spread(spread_of_scores, tasks) if self._trained(model) else None
-        return (with_spread(found, spread, 1, len(made), self.bootstrap) if spread else found).estimate
+        found, shares, spread = self._compared([made], tasks), self.shares(model), self._spread(tasks)
+        if not shares or spread is None:
+            return found.estimate
+        return with_spread(found, spread, moved(shares, {}), len(made), self.bootstrap).estimate
 
     def difference(self, model: str, other: str, tasks: list[str], *, draw_tasks: bool = False) -> Estimate:
         """Paired difference of two models' means over ``tasks``; see `comparison`."""
@@ -197,17 +198,18 @@ class Results:
         for task in tasks:
             if len({read_samples(self._at(name, task)).ids for name in (*ours, *theirs)}) > 1:
                 raise ResultsError("two models were scored on different queries", where=task, fix="evaluate both again")
-        found, trained = self._compared([ours, theirs], tasks, draw_tasks), sum(map(self._trained, (model, other)))
-        spread = self._spread(spread_of_differences, tasks) if trained else None
-        return with_spread(found, spread, trained, len(ours), self.bootstrap) if spread else found
+        found, shares = self._compared([ours, theirs], tasks, draw_tasks), [*map(self.shares, (model, other))]
+        spread = self._spread(tasks) if any(shares) else None
+        return with_spread(found, spread, moved(*shares), len(ours), self.bootstrap) if spread else found
 
-    def _trained(self, model: str) -> bool:
-        return model in self.study["members"] or model in self.study["merges"]
+    def shares(self, model: str) -> dict[str, float]:
+        """The trained members in a model; see `shares_of`."""
+        return shares_of(model, self.study["members"], self.study["merges"])
 
     def _paired(self, model: str, other: str) -> tuple[list[str], list[str]]:
         """The models of the seeds that two models have in common; what nobody trained is the same for every seed."""
         made = [self.seeds(name) for name in (model, other)]
-        counts = [len(names) for name, names in zip((model, other), made, strict=True) if self._trained(name)]
+        counts = [len(names) for name, names in zip((model, other), made, strict=True) if self.shares(name)]
         common = min(counts, default=1)
         ours, theirs = (names[:common] if len(names) >= common else names * common for names in made)
         return ours, theirs
@@ -220,13 +222,14 @@ class Results:
         gap, value = (drawn[0] - drawn[1], values[0] - values[1]) if len(sides) == 2 else (drawn[0], values[0])
         return compare_drawn(gap, value, queries, self.bootstrap, draw_tasks=draw_tasks)
 
-    def _spread(self, measure: Callable[[np.ndarray], SeedSpread], tasks: list[str]) -> SeedSpread | None:
-        """The spread of seeds over all models that have several; None where fewer than two have."""
-        many = [list(names) for names in self.study.get("seeds", {}).values()]
-        if len(many) < 2:
+    def _spread(self, tasks: list[str]) -> SeedSpread | None:
+        """The spread of seeds, from all models that have several; None where none has."""
+        many = {model: list(names) for model, names in self.study.get("seeds", {}).items()}
+        if not many:
             return None
-        count = min(map(len, many))
-        return measure(np.array([self._scores(names[:count], tasks).mean(axis=1) for names in many]))
+        count = min(map(len, many.values()))
+        scores_MS = np.array([self._scores(names[:count], tasks).mean(axis=1) for names in many.values()])
+        return seed_spread(scores_MS, [self.shares(model) for model in many])
 
     def _scores(self, made: list[str], tasks: list[str]) -> np.ndarray:
         """Score of every model on every task, (R, T)."""
