@@ -88,6 +88,20 @@ def test_any_weights_are_planned_from_one_pass_with_and_without_the_base(family,
         coefficients_of(table, "ties", Settings((1.0, 1.0, 1.0)))
 
 
+def test_a_part_of_a_table_is_that_of_the_part_of_the_models(family):
+    base, one, _, three = family
+    whole = family_grams(open_checkpoints(family), has_base=True)
+    part, alone = whole.of(["m3", "m1"]), family_grams(open_checkpoints([base, three, one]), has_base=True)
+    assert (part.models, part.fingerprints) == (alone.models, alone.fingerprints)
+    for method in ("linear", "multislerp"):
+        for on_base in (True, False):
+            told, expected = (forecast(t, method, Settings((0.3, 0.7)), on_base) for t in (part, alone))
+            assert told.norm == pytest.approx(expected.norm, rel=1e-9)
+            assert told.relative_update == pytest.approx(expected.relative_update, rel=1e-6)
+    with pytest.raises(MergeError, match="not in this table"):
+        whole.of(["strange"])
+
+
 def test_a_member_and_a_tensor_that_stand_apart_are_named(tmp_path):
     folders = [make_folder(tmp_path / f"m{seed}", seed) for seed in range(8)]
     shapes = {f"layers.{n}.mlp.up_proj.weight": (30, 30) for n in range(6)}

@@ -59,6 +59,12 @@ def test_the_table_has_every_dataset_and_counts_what_was_made_and_dropped() -> N
     assert frame.loc["summary_to_description", ["rows", "query words", "dropped"]].tolist() == [300, 7.0, 3]
     assert frame.loc["exception_class", "dropped"] == 6
     assert frame.loc["parameter_question", "rows"] == 0
+    assert set(frame["for"]) <= {"train, evaluated", "new data, evaluated", "train", "new data", "evaluated"}
+    apart = {
+        **SUMMARY,
+        "dropped": {"train/exception_class": {"no negative": 2}, "evaluation/exception_class": {"no": 9}},
+    }
+    assert corpus_frame(manifest, apart).loc["exception_class", "dropped"] == 2, "where tasks have rows of their own"
 
 
 def test_without_examples_rows_are_those_the_manifest_states_and_unknown_ones_are_not_a_number() -> None:

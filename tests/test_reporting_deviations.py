@@ -78,6 +78,17 @@ def test_the_page_parts_what_differs_from_what_is_the_same_and_from_what_is_ours
     assert UNKNOWN not in differs.split("\n", 1)[1]
 
 
+def test_line_breaks_spaces_at_the_ends_and_values_that_are_not_set_can_be_seen(paper: Profile) -> None:
+    changed = paper.model_copy(update={"description": "x"})
+    template = changed.evaluation.model_copy(update={"query_template": "{prompt}\n{query} "})
+    base = changed.base_model.model_copy(update={"revision": None})
+    found = {
+        e["key"]: e for e in deviations(changed.model_copy(update={"evaluation": template, "base_model": base}), paper)
+    }
+    assert found["evaluation.query_template"]["value"] == "'{prompt}\\n{query} '"
+    assert found["base_model.revision"]["value"] == "not set"
+
+
 def test_a_bar_in_a_value_does_not_break_the_table() -> None:
     entry = {"key": "a", "value": "x|y", "paper": None, "source": "ours", "note": ""}
     assert "x\\|y" in deviations_text(deviations_table([entry]), "mine")

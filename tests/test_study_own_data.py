@@ -44,6 +44,15 @@ def test_files_of_a_folder_are_found_and_missing_ones_named(tmp_path: Path) -> N
             own_files(tmp_path / place)
 
 
+def test_a_model_is_given_instructions_only_if_there_is_one(tmp_path: Path) -> None:
+    file, smoke = rows(tmp_path / "faq.jsonl"), load_profile("smoke")
+    for prompt, style in ((PROMPT, "instruct"), ("", "none")):
+        profile = load_profile(write_own_study(OwnData([file], "someone/model", prompt), smoke, tmp_path / "own"))
+        assert isinstance(profile.base_model, PretrainedBase)
+        assert profile.base_model.prompts == style
+        assert (PROMPT in (tmp_path / "own" / "manifest.yaml").read_text(encoding="utf-8")) == bool(prompt)
+
+
 def test_names_that_collide_and_ratios_without_a_reference_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     files = [rows(tmp_path / "a" / "My Data.jsonl"), rows(tmp_path / "b" / "my_data.jsonl")]
     smoke = load_profile("smoke")

@@ -91,7 +91,7 @@ def test_a_truncated_or_missing_file_is_an_error(folder: Path) -> None:
     with pytest.raises(ResultsError, match=f"{WATCHED_LOSSES}:3"):
         read_watched(folder)
     path.unlink()
-    with pytest.raises(ResultsError, match="there are no held-out losses of this training"):
+    with pytest.raises(ResultsError, match="there are no watched losses of this training"):
         read_watched(folder)
 
 

@@ -1,8 +1,8 @@
-"""Forgetting along a training: held-out loss of every dataset at some points, and how much of it was lost again.
+"""Forgetting along a training: loss on watched rows of every dataset at some points, and how much of it was lost again.
 
 The paper explains the scheduling strategies by catastrophic forgetting and gives no measure of it. The kit's: mean
-held-out InfoNCE at the end minus the lowest at any earlier point. Intervals resample held-out batches, paired: every
-point meets the same ones. They say how far a number would move with other held-out batches, not with other seeds.
+InfoNCE at the end minus the lowest at any earlier point. Intervals resample batches, paired: every
+point meets the same ones. They say how far a number would move with other batches, not with other seeds.
 """
 
 from __future__ import annotations

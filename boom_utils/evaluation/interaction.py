@@ -154,7 +154,7 @@ def interaction_matrix(
 
 
 def loss_estimate(losses: BatchLosses, dataset: str, bootstrap: Bootstrap | None = None) -> Estimate:
-    """Mean held-out loss of one model on ``dataset``, with its interval over batches; for curves of forgetting."""
+    """Mean loss of one model on ``dataset``, with its interval over batches; for curves of forgetting."""
     bootstrap = bootstrap or Bootstrap()
     return bootstrap.estimate(losses.mean, batch_draws(np.array(losses.values), dataset, bootstrap))
 

@@ -166,6 +166,20 @@ class GramTable:
             members, base = range(self.has_base, len(self.models)), 0 if self.has_base else None
         return [tensor.view(members, base) for tensor in self.tensors]
 
+    def of(self, members: Sequence[str]) -> GramTable:
+        """The same table for some of the models, in that order, with the base if there is one.
+
+        Raises:
+            MergeError: One of them is not in the table.
+        """
+        if missing := [name for name in members if name not in self.models]:
+            raise MergeError("models are not in this table", expected=", ".join(self.models), found=", ".join(missing))
+        kept = [*range(self.has_base), *map(self.models.index, members)]
+        # The pivot is the first model kept: with a base it stays what it was.
+        tensors = tuple(FamilyGram(one.name, one.size, one.view(kept[1:], kept[0]).matrix) for one in self.tensors)
+        names, prints = ([column[number] for number in kept] for column in (self.models, self.fingerprints))
+        return GramTable(tuple(names), tuple(prints), self.has_base, tensors)
+
 
 def tensor_gram(name: str, tensors: Sequence[ArrayLike], has_base: bool, labels: Sequence[str]) -> TensorGram:
     """The Gram matrix of one tensor in memory.

@@ -47,17 +47,23 @@ def corpus_frame(manifest: Manifest, summary: Mapping[str, Any] | None = None) -
             {
                 "dataset": dataset.id,
                 "family": dataset.family,
-                "for": ", ".join(use.replace("_", " ") for use in manifest.uses(dataset)),
+                "for": ", ".join(_purposes(manifest, dataset)),
                 "languages": " ".join(dataset.languages),
                 "rows": _rows(dataset, made) if summary else _number(dataset.stated_rows),
                 "query words": _median(made, dataset, "query_words"),
                 "passage words": _median(made, dataset, "passage_words"),
-                "dropped": _total(dropped.get(dataset.id, 0)) if summary else np.nan,
+                "dropped": _dropped(dropped, dataset) if summary else np.nan,
                 "licence": dataset.licence or "that of the package",
             }
             for dataset in manifest.datasets
         ]
     ).set_index("dataset")
+
+
+def _purposes(manifest: Manifest, dataset: Dataset) -> list[str]:
+    """What a dataset is there for. Whether a task is in domain depends on what is trained on, and is not said here."""
+    trained, *evaluated = manifest.uses(dataset) if dataset.role != "evaluation" else ("", True)
+    return [word for word in (trained.replace("_", " "), "evaluated" if evaluated else "") if word]
 
 
 def corpus_treemap(frame: pd.DataFrame, title: str = "training rows") -> Figure:
@@ -185,6 +191,11 @@ def _rows(dataset: Dataset, made: Mapping[str, Any]) -> float:
 
 def _median(made: Mapping[str, Any], dataset: Dataset, key: str) -> float:
     return float(made.get(f"train/{dataset.id}", {}).get(key, {}).get("median", np.nan))
+
+
+def _dropped(dropped: Mapping[str, Any], dataset: Dataset) -> int:
+    """Rows left out of a dataset: by its id, or, where tasks have rows of their own, by ``train/`` and its id."""
+    return _total(dropped.get(dataset.id, dropped.get(f"train/{dataset.id}", 0)))
 
 
 def _total(dropped: Any) -> int:

@@ -84,4 +84,7 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
-    return "none" if value is None else str(value)
+    if value is None:
+        return "not set"
+    text = str(value).replace("\n", "\\n")
+    return f"'{text}'" if text != text.strip() or not text else text  # spaces at the ends would not be seen

@@ -15,12 +15,13 @@ from typing import Any
 import yaml
 
 from boom_utils.artifacts import write_text
-from boom_utils.config import PretrainedBase, Profile
+from boom_utils.config import Profile
 from boom_utils.errors import ConfigError, bullet_list, nearest
 from boom_utils.training.base_source import source_kind
 
 PROFILE, MANIFEST = "profile.yaml", "manifest.yaml"
 _HEAD = "# Written by the kit for your own data; edit it, and give the path of {profile} as profile.\n"
+_NO_PROMPT = "Not used: the model takes no instruction."
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class OwnData:
     Args:
         files: JSONL files, one a dataset.
         model: Hub repository, folder, or distribution of the model to start from.
-        prompt: Instruction of the queries.
+        prompt: Instruction of the queries; empty for a model that takes none.
         held_out: Share of the queries that is evaluated and not trained on.
         ratios: Shares of every dataset that the members to merge are trained on; 1.0 is the reference.
         train_rows: Most rows of a dataset; None takes all.
@@ -135,7 +136,7 @@ def _manifest(own: OwnData, files: dict[str, str]) -> dict[str, Any]:
                 "id": name,
                 "family": "retrieval",
                 "role": "train",
-                "prompt": own.prompt,
+                "prompt": own.prompt or _NO_PROMPT,
                 "in_batch_negatives": True,
                 "halve_batch": False,
                 "instruction_on_passages": False,
@@ -158,7 +159,7 @@ def _profile(own: OwnData, like: Profile, datasets: list[str], folder: Path) -> 
         "name": "own",
         "description": f"{', '.join(datasets)}, with the training settings of {like.name}.",
         "corpus": {**corpus, "seed": like.corpus.seed},
-        "base_model": _base(own.model, like, folder),
+        "base_model": _base(own, like, folder),
         "training": like.training.model_dump(mode="json", exclude_defaults=True),
         "subsets": [{"name": subset, "ratio": ratio} for ratio, subset in subsets.items()],
         "members": [
@@ -172,12 +173,12 @@ def _profile(own: OwnData, like: Profile, datasets: list[str], folder: Path) -> 
     }
 
 
-def _base(model: str, like: Profile, folder: Path) -> dict[str, Any]:
-    place = Path(model).expanduser()
-    is_folder = source_kind(model) == "folder" or place.is_dir()
+def _base(own: OwnData, like: Profile, folder: Path) -> dict[str, Any]:
+    place = Path(own.model).expanduser()
+    is_folder = source_kind(own.model) == "folder" or place.is_dir()
     longest = max(like.training.query_max_len, like.training.passage_max_len)
-    style = like.base_model.prompts if isinstance(like.base_model, PretrainedBase) else "instruct"
-    name = f"./{_relative(place, folder)}" if is_folder else model
+    name = f"./{_relative(place, folder)}" if is_folder else own.model
+    style = "instruct" if own.prompt else "none"
     return {"kind": "pretrained", "name": name, "max_seq_length": longest, "prompts": style}
 
 

@@ -36,10 +36,10 @@ class Watch:
     """What to look at along the training of a member, and how often.
 
     Args:
-        rows: JSON file: dataset -> ids of its held-out rows. Every one needs tokens and rules in the job.
+        rows: JSON file: dataset -> ids of its watched rows. Every one needs tokens and rules in the job.
         points: Number of evenly spaced points, the start and the end among them. A training with fewer steps is looked
             at after every step.
-        seed: Of the held-out batches.
+        seed: Of the watched batches.
         seen: The rows may be trained on too: then it is the loss of what was learnt, and how much of it is lost again.
 
     Raises:
@@ -183,7 +183,7 @@ class Watcher:
         """Evaluate ``encoder`` if a point is due after ``done`` steps and not made yet.
 
         Raises:
-            TrainingError: A held-out loss is not finite.
+            TrainingError: A watched loss is not finite.
         """
         if done not in self.steps or any(point.step == done for point in self.points):
             return
@@ -200,6 +200,6 @@ class Watcher:
         if self.processes.first:
             write_points(self.out, self.points)
             log.info(
-                "held-out losses of %d datasets after step %d of %d: %.1f s",
+                "watched losses of %d datasets after step %d of %d: %.1f s",
                 *(len(losses), done, self.total, time.perf_counter() - began),
             )

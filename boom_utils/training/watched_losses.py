@@ -72,7 +72,7 @@ def read_points(folder: Path) -> list[WatchedPoint]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ResultsError(
-            "there are no held-out losses of this training", where=path, found=error, fix="train it with a watch"
+            "there are no watched losses of this training", where=path, found=error, fix="train it with a watch"
         ) from None
     points = []
     for number, line in enumerate(lines, start=1):
@@ -119,5 +119,5 @@ def _batches(point: WatchedPoint) -> dict[str, tuple[str, int]]:
 
 def _damaged(path: Path, number: int, found: object) -> ResultsError:
     return ResultsError(
-        "the held-out losses of a training are damaged", where=f"{path}:{number}", found=found, fix="train it again"
+        "the watched losses of a training are damaged", where=f"{path}:{number}", found=found, fix="train it again"
     )
