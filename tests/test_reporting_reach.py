@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from made_up_results import write_made_up_results
 
 from boom_utils.reporting.claims import claims_table
-from boom_utils.reporting.reach import NEVER, ONE_SEED, reach_table
+from boom_utils.reporting.reach import NEVER, ONE_SEED, reach_table, seed_table
 from boom_utils.reporting.results import Results, read_results
 
 
@@ -62,3 +63,17 @@ def test_with_seeds_their_number_is_said_or_that_none_is_enough(pooled: Results)
 def test_a_study_that_tests_no_claim_has_no_such_table(results: Results) -> None:
     study = {**results.study, "models": ["base"], "members": {}, "merges": {}}
     assert reach_table(Results(Path(results.folder), study)).empty
+
+
+def test_what_seeds_move_stands_beside_what_is_expected(pooled: Results, results: Results) -> None:
+    table = seed_table(pooled).set_index("model")
+    assert list(table.index) == ["full", "boom"]
+    tasks = pooled.tasks("in-domain")
+    scores = [[pooled.run_mean(name, tasks) for name in pooled.seeds(model)] for model in table.index]
+    assert table["in-domain deviation"].tolist() == pytest.approx([100 * np.std(s, ddof=1) for s in scores], abs=1e-3)
+    units = table["members' variance in it"]
+    assert units["full"] == 1
+    expected = table["in-domain deviation expected"]
+    assert expected["boom"] / expected["full"] == pytest.approx(units["boom"] ** 0.5, abs=1e-2)
+    assert (expected**2).sum() == pytest.approx((table["in-domain deviation"] ** 2).sum(), rel=1e-2)
+    assert seed_table(results).empty

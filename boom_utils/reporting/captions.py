@@ -73,6 +73,12 @@ TABLES: dict[str, tuple[str, ...]] = {
         "Seeds: runs a side, on the present queries.",
         "No number: the other of the two alone moves the result too far, as far as these runs can tell.",
     ),
+    "seeds": (
+        "What seeds move",
+        "Standard deviation of the mean score over the seeds of each model, in points, beside the one expected if every",
+        "trained member moved by as much and merges by the mean of their members: that is what intervals are made with.",
+        "Few seeds: a deviation of three is known to a factor of two or so.",
+    ),
     "tasks": (
         "Every model on every task",
         "Score (0 to 100) with its interval over queries, and seeds where there are some.",

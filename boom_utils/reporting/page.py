@@ -22,7 +22,7 @@ from boom_utils.reporting.page_parts import TableText, html_figure, html_table, 
 from boom_utils.reporting.published import Published
 from boom_utils.reporting.results import Results
 
-MAIN_TABLES = ("headline", "reach")
+MAIN_TABLES = ("headline", "reach", "seeds")
 COST_TABLES = ("members", "costs")
 ORDER = (
     *("models", "checks", "schedules", "incremental", "variants", "pareto", "granularities", "methods", "datasets"),
@@ -156,7 +156,7 @@ def _claims(making: Page, results: Results) -> str:
     frame = frame[[*first, *(name for name in frame if name not in (*first, *last)), *last]]
     counts = Counter(frame["verdict"])
     table = making.table("claims", frame, title="Claims ledger", source="claims.csv", groups="verdict", caption=CLAIMS)
-    return sections.claim_counts(counts, results) + table + making.table("reach")
+    return sections.claim_counts(counts, results) + table + making.table("reach") + making.table("seeds")
 
 
 CLAIMS = (

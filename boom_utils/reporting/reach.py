@@ -1,13 +1,16 @@
-"""What the comparisons of the ledger can find, and the queries or seeds that would find less: a table."""
+"""What the comparisons of the ledger can find, queries or seeds that would find less, and what seeds move: tables."""
 
 from __future__ import annotations
 
+import math
+import statistics
 from typing import Any
 
 import pandas as pd
 
 from boom_utils.evaluation.comparison import Comparison
 from boom_utils.evaluation.power import minimal_detectable_difference, queries_needed, seeds_needed
+from boom_utils.evaluation.seed_spread import moved
 from boom_utils.reporting.claim_list import MARGIN, Pair, all_claims
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import Table, estimate_columns
@@ -51,4 +54,27 @@ def _reach(found: Comparison) -> dict[str, Any]:
     return row
 
 
-REACH_TABLES: dict[str, Table] = {"reach": reach_table}
+def seed_table(results: Results) -> pd.DataFrame:
+    """How far seeds move the mean of each model that has several, beside what one spread for all members expects.
+
+    Args:
+        results: Of a finished study.
+
+    Returns:
+        One row a model: standard deviations of its seeds, in points; empty for a study of one seed.
+    """
+    rows = []
+    for model in results.study.get("seeds", {}):
+        row: dict[str, Any] = {"model": model, "seeds": len(results.seeds(model))}
+        row["members' variance in it"] = round(moved(results.shares(model), {}), 4)
+        for domain in results.domains:
+            tasks = results.tasks(domain)
+            found, spread = [results.run_mean(name, tasks) for name in results.seeds(model)], results.spread(tasks)
+            expected = math.sqrt(moved(results.shares(model), {}) * spread.variance) if spread else math.nan
+            row |= {f"{domain} deviation": round(100 * statistics.stdev(found), 3)}
+            row |= {f"{domain} deviation expected": round(100 * expected, 3)}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+REACH_TABLES: dict[str, Table] = {"reach": reach_table, "seeds": seed_table}

@@ -173,10 +173,14 @@ class Results:
         if not tasks:
             raise ResultsError("a mean over no tasks", found=model)
         made = self.seeds(model)
-        found, shares, spread = self._compared([made], tasks), self.shares(model), self._spread(tasks)
+        found, shares, spread = self._compared([made], tasks), self.shares(model), self.spread(tasks)
         if not shares or spread is None:
             return found.estimate
         return with_spread(found, spread, moved(shares, {}), len(made), self.bootstrap).estimate
+
+    def run_mean(self, name: str, tasks: list[str]) -> float:
+        """Mean score of one run, which is the model of one seed, over ``tasks``."""
+        return float(self._scores([name], tasks).mean())
 
     def difference(self, model: str, other: str, tasks: list[str], *, draw_tasks: bool = False) -> Estimate:
         """Paired difference of two models' means over ``tasks``; see `comparison`."""
@@ -199,7 +203,7 @@ class Results:
             if len({read_samples(self._at(name, task)).ids for name in (*ours, *theirs)}) > 1:
                 raise ResultsError("two models were scored on different queries", where=task, fix="evaluate both again")
         found, shares = self._compared([ours, theirs], tasks, draw_tasks), [*map(self.shares, (model, other))]
-        spread = self._spread(tasks) if any(shares) else None
+        spread = self.spread(tasks) if any(shares) else None
         return with_spread(found, spread, moved(*shares), len(ours), self.bootstrap) if spread else found
 
     def shares(self, model: str) -> dict[str, float]:
@@ -222,8 +226,8 @@ class Results:
         gap, value = (drawn[0] - drawn[1], values[0] - values[1]) if len(sides) == 2 else (drawn[0], values[0])
         return compare_drawn(gap, value, queries, self.bootstrap, draw_tasks=draw_tasks)
 
-    def _spread(self, tasks: list[str]) -> SeedSpread | None:
-        """The spread of seeds, from all models that have several; None where none has."""
+    def spread(self, tasks: list[str]) -> SeedSpread | None:
+        """The spread of seeds of one member, from all models that have several; None where none has."""
         many = {model: list(names) for model, names in self.study.get("seeds", {}).items()}
         if not many:
             return None
