@@ -75,8 +75,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     ),
     "seeds": (
         "What seeds move",
-        "Standard deviation of the mean score over the seeds of each model, in points, beside the one expected if every",
-        "trained member moved by as much and merges by the mean of their members: that is what intervals are made with.",
+        "Standard deviation of the mean score over the seeds of each model, in points, beside the one expected if",
+        "every trained member moved by as much, and merges by the mean of their members: intervals are made with that.",
         "Few seeds: a deviation of three is known to a factor of two or so.",
     ),
     "tasks": (
