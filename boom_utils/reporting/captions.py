@@ -69,7 +69,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "reach": (
         "What it would take to see smaller differences",
         "Detectable: the true difference that such a comparison finds with a power of 80 %, not corrected for others.",
-        "Queries (pairs, texts): of every task, at the present number of seeds.",
+        "Queries (pairs, texts): times those of every task, at the present number of seeds.",
         "Seeds: runs a side, on the present queries.",
         "No number: the other of the two alone moves the result too far, as far as these runs can tell.",
     ),

@@ -49,7 +49,7 @@ def _reach(found: Comparison) -> dict[str, Any]:
     for target in TARGETS:
         points = f"for {100 * target:g} point"
         queries = queries_needed(found, target)
-        row[f"queries {points}"] = f"{queries / found.queries:.2g} times as many" if queries else NEVER
+        row[f"queries {points}"] = f"{queries / found.queries:.2g} times" if queries else NEVER
         row[f"seeds {points}"] = (seeds_needed(found, target) or NEVER) if "seeds" in found.levels else ONE_SEED
     return row
 
