@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,17 @@ def test_every_notebook_runs_headless_to_its_end(smoke: Run, name: str) -> None:
     assert counts == list(range(1, len(code) + 1))
     assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
     assert (executed / f"{name}.html").stat().st_size > 100_000
+
+
+@pytest.fixture
+def logging_is_put_back() -> Iterator[None]:
+    """`open_study` makes logs a notebook's."""
+    loggers = [logging.getLogger(name) for name in (None, "boom_utils")]
+    before = [(logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, (level, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.mark.promise(43)
