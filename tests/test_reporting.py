@@ -258,6 +258,16 @@ def test_models_that_know_new_data_are_in_the_overall_tables_and_not_in_those_of
     assert member_table(results).set_index("member")["new data"].to_dict()["update"] == 1.0
 
 
+def test_a_schedule_with_hyper_parameters_of_its_own_is_not_compared_and_they_are_said(scheduled: Path) -> None:
+    study = json.loads((scheduled / "study.json").read_text())
+    study["members"]["sets"]["training"] = {"learning_rate": 2e-5, "num_train_epochs": None}
+    write_json(scheduled / "study.json", study)
+    results = read_results(scheduled)
+    assert results.schedules == {"full": "full", "stages": "full"}
+    what = model_table(results).set_index("model")["what"]
+    assert what["sets"].endswith("learning_rate 2e-05")
+
+
 def test_a_schedule_of_new_data_is_not_compared_with_those_of_old_data(updated: Path) -> None:
     study = json.loads((updated / "study.json").read_text())
     study["members"]["other"] = {**study["members"]["retrained"], "schedule": "sequential_datasets"}

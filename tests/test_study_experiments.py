@@ -19,6 +19,7 @@ from boom_utils.errors import ConfigError
 from boom_utils.evaluation.interaction import Clusters
 from boom_utils.merging.parameters import METHOD_NAMES
 from boom_utils.reporting.results import read_json_object
+from boom_utils.study.gathering import passes
 from boom_utils.study.graph import Study
 from boom_utils.study.merges import recipe_of
 from boom_utils.training.plan import BatchPlan
@@ -207,6 +208,12 @@ def test_a_member_is_planned_and_trained_with_its_own_hyper_parameters_and_no_ot
     assert trained == {**study.profile.training.model_dump(mode="json"), "num_train_epochs": 2, "learning_rate": 1e-5}
     for name in ("plan/full", "member/full"):
         assert study.node(name).config == before.node(name).config
+    rows = {f"train/{name}": 100 for name in (*study.profile.corpus.datasets, *study.profile.corpus.new_datasets)}
+    members = {member.name: member for member in study.profile.members}
+    costs = {
+        name: passes(study.profile, members[name], rows, study.profile.corpus.datasets) for name in ("full", "twice")
+    }
+    assert costs == {"full": 1.0, "twice": 2.0}
 
 
 def test_hyper_parameters_of_a_member_that_others_share_are_refused() -> None:

@@ -84,7 +84,7 @@ def compared_schedules(members: Mapping[str, Mapping[str, Any]]) -> dict[str, st
             if name not in (*shuffled, *found)
             and facts["new_data"] is None
             and from_base(facts)
-            and all(facts[key] == members[baseline][key] for key in ("subset", "seed"))
+            and all(facts.get(key) == members[baseline].get(key) for key in ("subset", "seed", "training"))
         ]
         if alike:
             found |= dict.fromkeys((baseline, *alike), baseline)

@@ -407,7 +407,8 @@ def _describe_member(facts: Mapping[str, Any]) -> str:
     if facts["new_data"] is not None:
         old = share.replace("every dataset", "every old dataset") if facts["ratio"] else "nothing of the old"
         share = f"{old} and {100 * facts['new_data']:g} % of the new data"
-    return f"fine-tuned{start} on {share}{schedule}"
+    own = [f", {name} {value:g}" for name, value in (facts.get("training") or {}).items() if value is not None]
+    return f"fine-tuned{start} on {share}{schedule}{''.join(own)}"
 
 
 def _stage_order(facts: Mapping[str, Any]) -> str:

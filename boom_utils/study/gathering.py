@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from boom_utils.artifacts import RECORD, Node, sha256_file, write_json
-from boom_utils.config import MemberConfig, Profile, SubsetConfig, load_profile
+from boom_utils.config import MemberConfig, Profile, load_profile
 from boom_utils.data.manifest import Manifest
 from boom_utils.evaluation.benchmarks import Benchmarks
 from boom_utils.reporting.lineage import LINEAGE, workspace_sources, write_lineage
@@ -93,7 +93,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
             member.name: {
                 "ratio": profile.member_ratio(member.name),
                 "new_data": profile.member_subset(member.name).new_data,
-                "passes": passes(profile, profile.member_subset(member.name), rows, trained_on[member.name]),
+                "passes": passes(profile, member, rows, trained_on[member.name]),
                 "trained_on": trained_on[member.name],
                 **member.model_dump(mode="json", include=_MEMBER_CONFIG),
                 **{key: found[f"member/{member.name}"].facts[key] for key in _MEMBER_FACTS},
@@ -140,15 +140,16 @@ def _devices(found: Inputs, members: Sequence[MemberConfig]) -> str | None:
     return "; ".join(f"{count} x {name}" if count > 1 else name for name, count in sorted(counts.items())) or None
 
 
-def passes(profile: Profile, subset: SubsetConfig, rows: Mapping[str, int], datasets: Collection[str]) -> float:
-    """Rows of a subset, of some datasets, in units of the old corpus: what a member costs."""
-    corpus = profile.corpus
+def passes(profile: Profile, member: MemberConfig, rows: Mapping[str, int], datasets: Collection[str]) -> float:
+    """Rows that a member is trained on, those of some datasets, every time; in units of the old corpus: its cost."""
+    corpus, subset = profile.corpus, profile.subset(member.subset)
+    epochs = member.training.of(profile.training).num_train_epochs
     whole = sum(rows[f"train/{name}"] for name in corpus.datasets)
     old, new = (
         sum(rows[f"train/{name}"] for name in names if name in datasets)
         for names in (corpus.datasets, corpus.new_datasets)
     )
-    return (profile.ratio(subset) * old + (subset.new_data or 0.0) * new) / whole
+    return epochs * (profile.ratio(subset) * old + (subset.new_data or 0.0) * new) / whole
 
 
 def _copy(source: Path, folder: Path, pattern: str) -> None:

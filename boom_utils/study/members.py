@@ -187,7 +187,7 @@ def _provenance(profile: Profile, manifest: Manifest, config: MemberConfig, foun
         start=start,
         on_hub=on_hub,
         data=training_data(manifest, datasets_of(profile, manifest, config)),
-        passes=passes(profile, profile.subset(config.subset), rows, trained_on) if known else None,
+        passes=passes(profile, config, rows, trained_on) if known else None,
         trained=found["base"].facts.get("trained", {}),
     )
 

@@ -28,7 +28,7 @@ VERSION: Mapping[str, int] = {
     "losses": 2,
     "interaction": 2,
     "scores": 2,
-    "results": 8,
+    "results": 9,
     "report": 7,
 }
 
