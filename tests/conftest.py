@@ -37,6 +37,8 @@ settings.register_profile("kit", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kit"))
 
 SHARED = PROJECT_ROOT.parent / "shared"
+HANGS = 3600
+"""Seconds after which another process is taken to hang: no test measures how fast a machine is."""
 TEXTS = [
     "return the mean of an array along an axis",
     "sort the values of a frame in place",

