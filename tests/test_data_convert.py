@@ -16,8 +16,7 @@ from conftest import SHARED
 from boom_utils.config import CorpusConfig
 from boom_utils.data import convert
 from boom_utils.data.convert import files_fingerprint, make_examples
-from boom_utils.data.docs_pairs import normalise
-from boom_utils.data.examples import BadLine, read_examples, read_jsonl
+from boom_utils.data.examples import BadLine, normalise, read_examples, read_jsonl
 from boom_utils.data.manifest import Dataset, Manifest, load_manifest
 from boom_utils.data.readers import Raw
 from boom_utils.errors import DataError, ManifestError

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boom_utils.data.docs_pairs import Labelled
 from boom_utils.data.example_sets import WrittenSets, draw, draw_retrieval, labelled_examples
-from boom_utils.data.examples import TrainingExample, read_examples, read_jsonl
+from boom_utils.data.examples import Labelled, TrainingExample, read_examples, read_jsonl
 from boom_utils.data.manifest import load_manifest
 from boom_utils.errors import DataError
 

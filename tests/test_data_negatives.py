@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boom_utils.data.docs_pairs import normalise
+from boom_utils.data.examples import normalise
 from boom_utils.data.negatives import RANKS, NegativePool, Wanted, mine_negatives, words
 
 PASSAGES = [

@@ -13,8 +13,7 @@ from hub_server import HubServer
 from test_data_hub_files import fetch, hub, origin, raw_corpus  # noqa: F401
 
 from boom_utils.config import CorpusConfig
-from boom_utils.data.docs_pairs import hash_share, normalise
-from boom_utils.data.examples import read_examples, read_jsonl
+from boom_utils.data.examples import hash_share, normalise, read_examples, read_jsonl
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.data.ready_convert import convert_ready, ready_files, ready_fingerprint
 from boom_utils.errors import DataError, ManifestError

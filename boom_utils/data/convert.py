@@ -20,9 +20,9 @@ import pyarrow as pa
 
 from boom_utils.artifacts import derive_seed, digest_of, write_json
 from boom_utils.config import CorpusConfig
-from boom_utils.data.docs_pairs import normalise
 from boom_utils.data.evaluation_sets import Limits, evaluation_set
 from boom_utils.data.example_sets import WrittenSets
+from boom_utils.data.examples import normalise
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
 from boom_utils.data.overlap import Overlap, find_overlap, task_domains
 from boom_utils.data.readers import Raw, read_dataset

@@ -6,18 +6,16 @@ text; duplicates are merged first. Draws nothing and writes nothing (`boom_utils
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from boom_utils.artifacts import derive_seed
 from boom_utils.data.docstrings import Parameter, clean_text, is_readable, truncate_words
+from boom_utils.data.examples import Labelled, Split, hash_share, normalise
 from boom_utils.data.mining import PLACEHOLDER, Definition, Mined, RaisedMessage
-
-Split = Literal["pretraining", "train", "evaluation", "held_out"]
 
 LONGEST_PASSAGE = 60
 """Words; the base of the smoke profile reads 64-128 tokens."""
@@ -71,20 +69,6 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """A text and its label: a raise message and its class, a documentation and its place."""
-
-    text: str
-    label: str
-    split: Split
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The text."""
-        return (self.text,)
-
-
-@dataclass(frozen=True, slots=True)
 class Described:
     """A function described by its summary and parameters, and the names that grade a pair of them."""
 
@@ -96,28 +80,6 @@ class Described:
     def texts(self) -> tuple[str, ...]:
         """The description."""
         return (self.text,)
-
-
-def normalise(text: str) -> str:
-    """Form in which two texts count as the same: case folded, white space collapsed."""
-    return " ".join(text.casefold().split())
-
-
-def hash_share(text: str) -> float:
-    """A number in [0, 1) that depends on the normalised text only: splits by it hold on every machine.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The first 64 bits of the text's SHA-256, as a share of all.
-
-    >>> hash_share("Two  words") == hash_share("two words")
-    True
-    >>> 0 <= hash_share("another text") < 1
-    True
-    """
-    return int.from_bytes(hashlib.sha256(normalise(text).encode()).digest()[:8], "big") / 2**64
 
 
 SplitDefinition = tuple[Definition, Split]

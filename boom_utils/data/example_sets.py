@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from boom_utils.data.docs_pairs import Labelled
-from boom_utils.data.examples import TrainingExample, write_examples, write_jsonl
+from boom_utils.data.examples import Labelled, TrainingExample, write_examples, write_jsonl
 from boom_utils.data.manifest import Dataset
 from boom_utils.errors import DataError, bullet_list
 

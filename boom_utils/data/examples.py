@@ -5,6 +5,7 @@ Also the JSONL reader and atomic writer of the whole data side. It does not toke
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -24,6 +25,7 @@ LONGEST_LINE = 16 * 2**20
 """Bytes; a longer line is a file that is not JSONL (a JSON array on one line, binary data)."""
 _SHOWN = 10
 _BOM = b"\xef\xbb\xbf"
+Split = Literal["pretraining", "train", "evaluation", "held_out"]
 _SENTENCE_TRANSFORMERS_NEGATIVE = re.compile(r"negative(_\d+)?")
 
 
@@ -50,6 +52,42 @@ class TrainingExample:
         row: dict[str, Any] = {"query": self.query, "pos": list(self.pos), "neg": list(self.neg)}
         extras = {"prompt": self.prompt, "type": self.type}
         return row | {key: value for key, value in extras.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text and its label: a raise message and its class, a documentation and its place."""
+
+    text: str
+    label: str
+    split: Split
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text."""
+        return (self.text,)
+
+
+def normalise(text: str) -> str:
+    """Form in which two texts count as the same: case folded, white space collapsed."""
+    return " ".join(text.casefold().split())
+
+
+def hash_share(text: str) -> float:
+    """A number in [0, 1) that depends on the normalised text only: splits by it hold on every machine.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The first 64 bits of the text's SHA-256, as a share of all.
+
+    >>> hash_share("Two  words") == hash_share("two words")
+    True
+    >>> 0 <= hash_share("another text") < 1
+    True
+    """
+    return int.from_bytes(hashlib.sha256(normalise(text).encode()).digest()[:8], "big") / 2**64
 
 
 @dataclass(frozen=True, slots=True)

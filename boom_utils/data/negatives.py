@@ -16,8 +16,8 @@ import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
-from boom_utils.data.docs_pairs import normalise
 from boom_utils.data.example_sets import draw
+from boom_utils.data.examples import normalise
 from boom_utils.progress import progress
 
 How = Literal["nearest", "random"]

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boom_utils.data.docs_pairs import normalise
-from boom_utils.data.examples import TrainingExample, batches, iter_examples
+from boom_utils.data.examples import TrainingExample, batches, iter_examples, normalise
 from boom_utils.data.manifest import EvaluationTask
 from boom_utils.data.near_duplicates import NearDuplicates, NearOptions
 from boom_utils.errors import DataError

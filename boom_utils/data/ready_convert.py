@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from boom_utils.artifacts import derive_seed, sha256_file, write_json
 from boom_utils.config import CorpusConfig
-from boom_utils.data.docs_pairs import hash_share, normalise
 from boom_utils.data.example_sets import WrittenSets, draw_retrieval, word_numbers
-from boom_utils.data.examples import BadLine, TrainingExample, iter_examples, write_examples
+from boom_utils.data.examples import BadLine, TrainingExample, hash_share, iter_examples, normalise, write_examples
 from boom_utils.data.hub_files import known_files, known_rows
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
 from boom_utils.data.overlap import Overlap, find_overlap, task_domains

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from boom_utils.data.docs_pairs import normalise
-from boom_utils.data.examples import TrainingExample
+from boom_utils.data.examples import TrainingExample, normalise
 from boom_utils.data.readers import Raw
 from boom_utils.errors import DataError
 

@@ -28,9 +28,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from boom_utils.data.docs_pairs import Labelled, normalise
 from boom_utils.data.example_sets import draw, example, labelled_examples
-from boom_utils.data.examples import TrainingExample
+from boom_utils.data.examples import Labelled, TrainingExample, normalise
 from boom_utils.data.manifest import Dataset
 from boom_utils.data.negatives import How, NegativePool, Wanted, mine_negatives
 from boom_utils.data.read_rules import Shape
