@@ -1,44 +1,382 @@
-"""Stage: the embedded corpus `python_docs`, from installed distributions to training and evaluation files.
+"""Stage: the embedded corpus `python_docs`, from installed distributions to training rows and evaluation sets.
 
-Mining reads sources with `ast` (`boom_utils.data.mining`), candidates are built and split in
-`boom_utils.data.docs_corpus`, rows are drawn in `boom_utils.data.docs_rows`; this module decides what goes into which
-file and proves that no evaluated text is trained on.
+`MAKERS` says which texts of a mined definition become candidates of which dataset. A definition is in one split for
+all datasets, chosen by a hash of its text, so what is evaluated is trained on nowhere; `build_corpus` also drops what
+shares a text with another split. `EXAMPLES` says how rows are drawn from the candidates: with negatives from near by,
+by the overlap of parameter names, or by class. Reranking and clustering take the candidates of
+`summary_to_description` in another way (`VIEWS`): turned round, and by their module.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from boom_utils.artifacts import derive_seed, write_json
 from boom_utils.config import CorpusConfig
-from boom_utils.data.docs_corpus import DATASETS, LABELLED, PRETRAINING, RERANKING, STS, Corpus, build_corpus
-from boom_utils.data.docs_names import same_name_examples, same_name_rows
-from boom_utils.data.docs_pairs import Split, Unit
-from boom_utils.data.docs_rows import (
-    classification_rows,
-    clustering_rows,
-    graded_rows,
-    overlap_examples,
-    pair_examples,
-    retrieval_rows,
-)
-from boom_utils.data.example_sets import Row, WrittenSets, draw, labelled_examples
-from boom_utils.data.examples import TrainingExample
+from boom_utils.data.docstrings import clean_text, is_readable, truncate_words
+from boom_utils.data.evaluation_sets import EvaluationSet, Limits, evaluation_set
+from boom_utils.data.example_sets import NEGATIVES, POSITIVES, WrittenSets, draw, example, labelled_examples
+from boom_utils.data.examples import Labelled, Split, TrainingExample, hash_share, normalise
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
-from boom_utils.data.mining import corpus_deviations, corpus_fingerprint, mine
-from boom_utils.data.overlap import Overlap, OverlapOptions, find_overlap, task_domains
+from boom_utils.data.mining import PLACEHOLDER, Definition, Mined, corpus_deviations, corpus_fingerprint, mine
+from boom_utils.data.overlap import OverlapOptions, find_overlap, task_domains
+from boom_utils.data.read_rules import COLUMNS, Shape
+from boom_utils.data.readers import Raw
 from boom_utils.errors import DataError, ManifestError
 
 log = logging.getLogger(__name__)
 
-AnyUnit = TypeVar("AnyUnit", bound=Unit)
+LONGEST_PASSAGE = 60
+"""Words; the base of the smoke profile reads 64-128 tokens."""
+PRETRAINING_SHARE, EVALUATION_SHARE = 0.53, 0.15
+CLASSIFICATION_EVALUATION_SHARE, CLASSIFICATION_FIT_SHARE = 0.35, 0.4
+"""Shares of the messages that are evaluated, and of these that the classifier on top of the embeddings is fitted on."""
+EXCEPTION_CLASSES, MODULES = 6, 20
+"""Classes of the classification and the clustering dataset: the most frequent ones."""
+CODE_WORDS, CODE_CHARACTERS, STS_WORDS = 60, 480, 48
+HIGH_OVERLAP, LOW_OVERLAP, GRADES = 0.5, 0.2, 5
+"""Jaccard overlap from which two functions count as similar, up to which as different, and the score of equal ones."""
+QUESTIONS = (
+    "What does the parameter {parameter} of {function} do?",
+    "What is {parameter} in {function} from {package}?",
+    "Meaning of the {parameter} argument of {function} in {module}",
+    "How is the argument {parameter} of {package}'s {function} used?",
+    "{function}: which values can {parameter} take and what do they mean?",
+)
 
-__all__ = ["Corpus", "build_corpus", "corpus_fingerprint", "make_examples"]
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What one row of a dataset can be made of.
+
+    Args:
+        text: A query, or the text that is classified or compared.
+        split: The part of the corpus it belongs to.
+        document: The text that answers a query, empty where there is none.
+        groups: Where it is from or what class it has, from near to far; negatives come from the same groups.
+        names: Lower-case names of its parameters.
+    """
+
+    text: str
+    split: Split
+    document: str = ""
+    groups: tuple[str, ...] = ()
+    names: frozenset[str] = frozenset()
+
+    @property
+    def normalised(self) -> set[str]:
+        """The texts that must not occur in another split."""
+        return {normalise(text) for text in (self.text, self.document) if text}
+
+
+def summary_to_description(definition: Definition, split: Split, seed: int) -> Iterator[Candidate]:
+    """First sentence of a docstring -> the text after it, up to the first section."""
+    doc = definition.doc
+    if is_readable(doc.summary, 3, 30) and is_readable(doc.description, 6, 1000):
+        document = truncate_words(doc.description, LONGEST_PASSAGE)
+        yield Candidate(doc.summary, split, document, (definition.module, definition.package))
+
+
+def parameter_question(definition: Definition, split: Split, seed: int) -> Iterator[Candidate]:
+    """Question about one parameter of a function -> its documentation."""
+    place = {"function": definition.name, "package": definition.package}
+    place["module"] = ".".join(part for part in definition.module.split(".") if not part.startswith("_"))
+    groups = (f"{definition.module}:{definition.name}", definition.module, definition.package)
+    for parameter in definition.doc.parameters:
+        if len(parameter.name) > 1 and is_readable(parameter.text, 5, 1000):
+            number = derive_seed(seed, "question", definition.module, definition.name, parameter.name)
+            question = QUESTIONS[number % len(QUESTIONS)].format(parameter=parameter.name, **place)
+            yield Candidate(question, split, truncate_words(parameter.text, LONGEST_PASSAGE), groups)
+
+
+def docstring_to_code(definition: Definition, split: Split, seed: int) -> Iterator[Candidate]:
+    """Docstring up to its first section -> source without docstring and decorators."""
+    query = truncate_words(f"{definition.doc.summary} {definition.doc.description}".strip(), LONGEST_PASSAGE)
+    code = shorten_code(definition.code)
+    if is_readable(query, 4, 1000) and len(code.split()) >= 10 and code.count("\n") >= 2:
+        yield Candidate(query, split, code, (definition.module, definition.package))
+
+
+def shorten_code(code: str) -> str:
+    """The first whole lines of a source that stay below `CODE_WORDS` words and `CODE_CHARACTERS` characters."""
+    lines = code.split("\n")
+    words, characters = (
+        np.cumsum([len(part) for part in parts]) for parts in (map(str.split, lines), map(str.strip, lines))
+    )
+    return "\n".join(lines[: int(((words <= CODE_WORDS) & (characters <= CODE_CHARACTERS)).sum())])
+
+
+def parameter_overlap(definition: Definition, split: Split, seed: int) -> Iterator[Candidate]:
+    """A function with two or more documented parameters: its summary and the start of each parameter's text."""
+    doc = definition.doc
+    names = frozenset(parameter.name.lower() for parameter in doc.parameters)
+    texts = [parameter.text for parameter in doc.parameters]
+    if is_readable(doc.summary, 3, 30) and 2 <= len(names) <= 12 and all(is_readable(text, 2, 1000) for text in texts):
+        summary = truncate_words(doc.summary, STS_WORDS // 4)
+        each = max(3, (STS_WORDS - len(summary.split())) // len(texts))
+        starts = [" ".join(re.split(r"(?<=\w)\.\s", text)[0].split()[:each]).rstrip(" .,;:") for text in texts]
+        yield Candidate(
+            truncate_words(f"{summary.rstrip('.')}. {'; '.join(starts)}.", STS_WORDS + 4), split, names=names
+        )
+
+
+def exception_class(messages: Iterable[tuple[str, str]]) -> Iterator[Candidate]:
+    """Raise messages of the most frequent exception classes; a message raised as two classes is left out."""
+    classes: dict[str, set[str]] = defaultdict(set)
+    texts: dict[str, str] = {}
+    for message, exception in messages:
+        text = clean_text(message)
+        if is_readable(text.replace(PLACEHOLDER, ""), 3, 60):
+            classes[normalise(text)].add(exception)
+            texts.setdefault(normalise(text), truncate_words(text, LONGEST_PASSAGE // 2))
+    clear = [(text, *classes[key]) for key, text in texts.items() if len(classes[key]) == 1]
+    for text, label in balanced(clear, EXCEPTION_CLASSES, 4):
+        is_evaluated = hash_share(text) < CLASSIFICATION_EVALUATION_SHARE
+        yield Candidate(text, "evaluation" if is_evaluated else "train", groups=(label,))
+
+
+def balanced(rows: Sequence[Any], classes: int, times: int) -> list[tuple[str, str]]:
+    """Texts of the most frequent labels, none more than ``times`` as often as the rarest, in the order of a hash.
+
+    Args:
+        rows: Pairs of text and label.
+        classes: Number of labels.
+        times: How much more frequent a label may be.
+    """
+    counts = Counter(label for _, label in rows)
+    frequent = sorted(counts, key=lambda label: (-counts[label], label))[:classes]
+    places: Counter[str] = Counter()
+    kept = []
+    for text, label in sorted(rows, key=lambda row: (hash_share(f"cap {row[0]}"), row[0])):
+        if label in frequent and places[label] < times * counts[frequent[-1]]:
+            places[label] += 1
+            kept.append((text, label))
+    return kept
+
+
+MAKERS: dict[str, Callable[[Definition, Split, int], Iterator[Candidate]]] = {
+    "summary_to_description": summary_to_description,
+    "parameter_question": parameter_question,
+    "docstring_to_code": docstring_to_code,
+    "parameter_overlap_sts": parameter_overlap,
+}
+"""Dataset -> the candidates that one definition gives; the seed chooses the wording of questions."""
+PRETRAINING, EXCEPTIONS = "summary_to_description", "exception_class"
+"""Datasets whose pre-training split the tiny base learns from, and that is made of messages."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Candidates of every dataset, and how many were dropped to keep the splits apart."""
+
+    candidates: dict[str, list[Candidate]]
+    dropped: dict[str, int]
+
+    def part(self, dataset: str, split: Split) -> list[Candidate]:
+        """The candidates of one split."""
+        if dataset in VIEWS:
+            return VIEWS[dataset](self.part("summary_to_description", split))
+        return [one for one in self.candidates[dataset] if one.split == split]
+
+
+def build_corpus(mined: Mined, seed: int) -> Corpus:
+    """The candidates, duplicates merged, with no text in two of evaluation, pre-training and training.
+
+    Args:
+        mined: What `boom_utils.data.mining.mine` found.
+        seed: Draws the wording of questions; the splits do not depend on it.
+    """
+    definitions: dict[str, Definition] = {}
+    for definition in mined.definitions:
+        definitions.setdefault(normalise(definition.doc.text), definition)
+    placed = [(definition, _split_of(text, definition.held_out)) for text, definition in definitions.items()]
+    made = {
+        name: merge_duplicates(one for place in placed for one in make(*place, seed)) for name, make in MAKERS.items()
+    }
+    made[EXCEPTIONS] = merge_duplicates(exception_class(mined.messages))
+    evaluated = _texts(one for units in made.values() for one in units if one.split in ("evaluation", "held_out"))
+    pretrained = _texts(one for one in made[PRETRAINING] if one.split == "pretraining")
+    forbidden = {"pretraining": evaluated, "train": evaluated | pretrained}
+    kept = {
+        name: [one for one in units if not one.normalised & forbidden.get(one.split, set())]
+        for name, units in made.items()
+    }
+    return Corpus(kept, {name: len(made[name]) - len(units) for name, units in kept.items()})
+
+
+def _split_of(text: str, held_out: bool) -> Split:
+    share = hash_share(text)
+    if held_out or share >= 1 - EVALUATION_SHARE:
+        return "held_out" if held_out else "evaluation"
+    return "pretraining" if share < PRETRAINING_SHARE else "train"
+
+
+def _texts(candidates: Iterable[Candidate]) -> set[str]:
+    return set().union(*(one.normalised for one in candidates))
+
+
+def merge_duplicates(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Keep a candidate only if none of its texts was in an earlier one (exact, after `normalise`)."""
+    seen: set[str] = set()
+    kept = []
+    for one in candidates:
+        if not one.normalised & seen:
+            kept.append(one)
+        seen |= one.normalised
+    return kept
+
+
+def near_examples(
+    pool: Sequence[Candidate], dataset: Dataset, generator: np.random.Generator
+) -> Iterator[TrainingExample]:
+    """Rows of query, document and negatives: documents of the pool that share the nearest group, then farther ones."""
+    documents: dict[str, list[str]] = defaultdict(list)
+    for one in pool:
+        for group in (*one.groups, ""):
+            documents[group].append(one.document)
+    for one in pool:
+        negatives: list[str] = []
+        for group in (*one.groups, ""):
+            others = documents[group]
+            # A sample of a large group is enough: most of it is not the document itself.
+            places = generator.permutation(len(others))[: 2 * NEGATIVES + 1]
+            negatives += [others[p] for p in places if others[p] != one.document and others[p] not in negatives]
+        yield example(one.text, [one.document], negatives[:NEGATIVES], dataset)
+
+
+def overlap_examples(
+    pool: Sequence[Candidate], dataset: Dataset, generator: np.random.Generator
+) -> Iterator[TrainingExample]:
+    """Rows of a function, functions of high overlap and functions of low overlap, half of them sharing a name."""
+    texts = np.array([one.text for one in pool], dtype=object)
+    for place, overlap in enumerate(jaccard(pool)):
+        overlap[place] = np.nan
+        close = texts[overlap >= HIGH_OVERLAP].tolist()
+        if close:
+            hard = generator.permutation(texts[(overlap > 0) & (overlap <= LOW_OVERLAP)])[: NEGATIVES // 2]
+            easy = generator.permutation(texts[overlap == 0])[: NEGATIVES - len(hard)]
+            yield example(texts[place], draw(close, POSITIVES, generator), [*hard, *easy], dataset)
+
+
+def class_examples(
+    pool: Sequence[Candidate], dataset: Dataset, generator: np.random.Generator
+) -> Iterator[TrainingExample]:
+    """Rows of a text, texts of its class and texts of other classes."""
+    labelled = [Labelled(one.text, one.groups[0], one.split) for one in pool]
+    return labelled_examples(labelled, labelled, dataset, generator)
+
+
+def jaccard(pool: Sequence[Candidate]) -> NDArray[np.float64]:
+    """Overlap of the names, (candidates, candidates): shared names divided by all names of both."""
+    place = {name: number for number, name in enumerate(sorted(frozenset().union(*(one.names for one in pool))))}
+    held = np.zeros((len(pool), len(place)), dtype=np.float32)
+    for row, one in enumerate(pool):
+        held[row, [place[name] for name in one.names]] = 1
+    shared: NDArray[np.float64] = (held @ held.T).astype(np.float64)
+    union: NDArray[np.float64] = held.sum(1)[:, None] + held.sum(1)[None, :] - shared
+    return shared / np.maximum(union, 1)
+
+
+def graded_pairs(
+    pool: Sequence[Candidate], limit: int | None, generator: np.random.Generator
+) -> list[tuple[str, str, float]]:
+    """Pairs of functions scored 0-5 by overlap, spread evenly over the rounded scores as far as pairs exist."""
+    first, second = np.triu_indices(len(pool), k=1)
+    scores = GRADES * jaccard(pool)[first, second]
+    grades = np.rint(scores).astype(int)
+    wanted = min(len(pool), limit or len(pool))
+    pairs: list[tuple[str, str, float]] = []
+    # Rare grades first: what they cannot fill is shared by the others.
+    for left, grade in enumerate(sorted(range(GRADES + 1), key=lambda grade: (int((grades == grade).sum()), grade))):
+        size = (wanted - len(pairs)) // (GRADES + 1 - left)
+        for place in np.sort(generator.permutation(np.flatnonzero(grades == grade))[:size]):
+            pairs.append((pool[first[place]].text, pool[second[place]].text, float(scores[place])))
+    return sorted(pairs, key=lambda pair: (normalise(pair[0]), normalise(pair[1])))
+
+
+def classified(pool: Sequence[Candidate], limit: int | None, generator: np.random.Generator) -> EvaluationSet:
+    """Rows to fit a classifier on and rows to test it on: both are evaluation only."""
+    labels = sorted({one.groups[0] for one in pool})
+    files: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    for one in pool:
+        is_fitted = hash_share(f"fit {one.text}") < CLASSIFICATION_FIT_SHARE
+        files["train" if is_fitted else "test"].append({"text": one.text, "label": labels.index(one.groups[0])})
+    return EvaluationSet({name: draw(rows, limit, generator) for name, rows in files.items()}, labels)
+
+
+def turned_round(pool: Sequence[Candidate]) -> list[Candidate]:
+    """Description of a function -> its summary."""
+    return [replace(one, text=one.document, document=one.text) for one in pool]
+
+
+def by_module(pool: Sequence[Candidate]) -> list[Candidate]:
+    """Summary of a function and its module, where the summary does not name the package."""
+    rows = []
+    for one in pool:
+        parts = [part for part in one.groups[0].split(".") if not part.startswith("_")]
+        if parts and parts[0] not in one.text.lower():
+            rows.append((one.text, ".".join(parts[:2])))
+    return [Candidate(text, pool[0].split, groups=(label,)) for text, label in balanced(rows, MODULES, 2)]
+
+
+VIEWS: dict[str, Callable[[Sequence[Candidate]], list[Candidate]]] = {
+    "summary_reranking": turned_round,
+    "summary_to_module": by_module,
+}
+"""Dataset -> its candidates, made of those of `summary_to_description`."""
+EXAMPLES: dict[str, Callable[[Sequence[Candidate], Dataset, np.random.Generator], Iterator[TrainingExample]]] = {
+    **dict.fromkeys(("retrieval", "code", "reranking"), near_examples),
+    **dict.fromkeys(("classification", "clustering"), class_examples),
+    "sts": overlap_examples,
+}
+"""Family of a dataset -> how its training rows are drawn from its candidates."""
+
+
+def training_examples(dataset: Dataset, built: Corpus, corpus: CorpusConfig) -> list[TrainingExample]:
+    """Rows of one training dataset, at most ``corpus.train_rows``."""
+    generator = np.random.default_rng(derive_seed(corpus.seed, "train", dataset.id))
+    # All rows are made before they are drawn: some candidates give none.
+    rows = list(EXAMPLES[dataset.family](built.part(dataset.id, "train"), dataset, generator))
+    return draw(rows, corpus.train_rows, generator)
+
+
+def pretraining_examples(built: Corpus, corpus: CorpusConfig) -> list[TrainingExample]:
+    """Pairs for the tiny base, at most ``corpus.pretraining_pairs``; no other set has their texts."""
+    generator = np.random.default_rng(derive_seed(corpus.seed, "pretraining"))
+    chosen = draw(built.part(PRETRAINING, "pretraining"), corpus.pretraining_pairs, generator)
+    return [TrainingExample(one.text, (one.document,)) for one in chosen]
+
+
+def evaluation_rows(task: EvaluationTask, dataset: Dataset, built: Corpus, corpus: CorpusConfig) -> EvaluationSet:
+    """The files of one task: its queries, pairs or texts, at most ``corpus.evaluation_queries``."""
+    pool = built.part(dataset.id, "held_out" if task.held_out else "evaluation")
+    generator = np.random.default_rng(derive_seed(corpus.seed, "evaluation", task.id))
+    limits = Limits(corpus.evaluation_queries, corpus.evaluation_documents)
+    if dataset.family == "classification":
+        return classified(pool, limits.queries, generator)
+    shape: Shape = "pairs"
+    records: list[tuple[Any, ...]] = [(one.text, one.document) for one in pool]
+    if dataset.family == "clustering":
+        shape, records = "labelled", [(one.text, one.groups[0]) for one in pool]
+    elif dataset.family == "sts":
+        shape, records = "graded", graded_pairs(pool, limits.queries, generator)
+    elif dataset.family == "reranking":
+        rows = near_examples(pool, dataset, generator)
+        # In the order of the texts: the place in a list must not give the answer away.
+        candidates = ((row, text) for row in rows for text in sorted((*row.pos, *row.neg)))
+        shape, records = "candidates", [(row.query, text, str(int(text in row.pos))) for row, text in candidates]
+    table = pa.table({name: [row[place] for row in records] for place, name in enumerate(COLUMNS[shape])})
+    return evaluation_set(Raw(shape, {"test": table}, ()), dataset, limits, generator)
 
 
 def make_examples(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str], out: Path) -> dict[str, Any]:
@@ -57,123 +395,46 @@ def make_examples(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]
         ManifestError: A dataset that this corpus cannot make, or a task that the manifest does not have.
         DataError: Nothing to mine, a set without rows, or an evaluated text among the training texts.
     """
-    datasets, evaluated = _wanted_datasets(manifest, corpus), [manifest.task(name) for name in tasks]
-    for deviation in (deviations := corpus_deviations(manifest)):
-        log.warning("python_docs: %s", deviation)
-    mined = mine(manifest)
-    built = build_corpus(mined, corpus.seed, {*(one.id for one in datasets), *(one.dataset for one in evaluated)})
-    report = WrittenSets(out)
-    for dataset in datasets:
-        _write_train(dataset, built, corpus, report)
-    _write_pretraining(built, corpus, report)
-    for task in evaluated:
-        _write_task(task, built, corpus, report)
-    overlap = find_overlap(
-        {name.removeprefix("train/"): out / f"{name}.jsonl" for name in report.trained_on},
-        report.evaluated,
-        OverlapOptions(near=False),
-    )
-    _check(report, overlap)
-    facts = {
-        "rows": report.rows,
-        "fingerprint": corpus_fingerprint(manifest),
-        "deviations": deviations,
-        "dropped": dict(built.dropped),
-        "shared_texts": overlap.exact,
-    }
-    mining = {"files": mined.files, "unreadable": mined.unreadable, "definitions": len(mined.definitions)}
-    domains = task_domains(evaluated, corpus.datasets, overlap)
-    found = {"mining": mining, "sets": report.sets, "overlap": overlap.ledger, "domains": domains}
-    write_json(out / "summary.json", {**facts, **found})
-    return facts
-
-
-def _wanted_datasets(manifest: Manifest, corpus: CorpusConfig) -> list[Dataset]:
-    unknown = [dataset.id for dataset in manifest.datasets if dataset.id not in DATASETS]
-    if unknown:
+    known = {*MAKERS, *VIEWS, EXCEPTIONS}
+    if unknown := [dataset.id for dataset in manifest.datasets if dataset.id not in known]:
         raise ManifestError(
             f"python_docs has no rule for {', '.join(unknown)}",
             where=f"manifest '{manifest.name}'",
-            expected=f"datasets among {', '.join(sorted(DATASETS))}",
+            expected=f"datasets among {', '.join(sorted(known))}",
         )
-    chosen = [manifest.dataset(name) for name in corpus.datasets]
-    return chosen + [dataset for dataset in manifest.datasets if dataset.role == "new_data" and dataset not in chosen]
-
-
-def _write_train(dataset: Dataset, built: Corpus, corpus: CorpusConfig, report: WrittenSets) -> None:
-    generator = np.random.default_rng(derive_seed(corpus.seed, "train", dataset.id))
-    examples = _train_examples(dataset, built, corpus.train_rows, generator)
-    report.write_examples(f"train/{dataset.id}", examples)
-
-
-def _train_examples(
-    dataset: Dataset, built: Corpus, limit: int | None, generator: np.random.Generator
-) -> list[TrainingExample]:
-    """All rows are made before they are drawn: some candidates give none (no positive partner)."""
-    if dataset.id in LABELLED:
-        labelled = _part(built.labelled[dataset.id], "train")
-        rows = list(labelled_examples(labelled, labelled, dataset, generator))
-    elif dataset.id == STS:
-        described = _part(built.described, "train")
-        rows = list(overlap_examples(described, described, dataset, generator))
-    elif dataset.id == RERANKING:
-        rows = list(same_name_examples(_part(built.named, "train"), dataset, generator))
-    else:
-        pairs = _part(built.pairs[dataset.id], "train")
-        rows = list(pair_examples(pairs, pairs, dataset, generator))
-    return draw(rows, limit, generator)
-
-
-def _write_pretraining(built: Corpus, corpus: CorpusConfig, report: WrittenSets) -> None:
-    generator = np.random.default_rng(derive_seed(corpus.seed, "pretraining"))
-    chosen = draw(_part(built.pairs[PRETRAINING], "pretraining"), corpus.pretraining_pairs, generator)
-    examples = [TrainingExample(pair.query, (pair.document,)) for pair in chosen]
-    report.write_examples("pretraining", examples)
-
-
-def _write_task(task: EvaluationTask, built: Corpus, corpus: CorpusConfig, report: WrittenSets) -> None:
-    generator = np.random.default_rng(derive_seed(corpus.seed, "evaluation", task.id))
-    split: Split = "held_out" if task.held_out else "evaluation"
-    files, labels = _task_rows(task, built, corpus, split, generator)
-    if labels:
-        write_json(report.folder / "evaluation" / task.id / "labels.json", labels)
-    report.write_task(task.id, files)
-
-
-def _task_rows(
-    task: EvaluationTask, built: Corpus, corpus: CorpusConfig, split: Split, generator: np.random.Generator
-) -> tuple[dict[str, list[Row]], list[str]]:
-    """Rows of every file of a task, and the names of the labels where it has any."""
-    limit = corpus.evaluation_queries
-    if task.dataset in LABELLED and task.family == "clustering":
-        test, labels = clustering_rows(_part(built.labelled[task.dataset], split), limit, generator)
-        return {"test": test}, labels
-    if task.dataset in LABELLED:
-        fit, test, labels = classification_rows(_part(built.labelled[task.dataset], split), limit, generator)
-        return {"train": fit, "test": test}, labels
-    if task.dataset == STS:
-        return {"test": graded_rows(_part(built.described, split), limit, generator)}, []
-    if task.dataset == RERANKING:
-        asked = _part(built.named, split)
-        # The held-out packages alone have few names in common: their functions are looked for in the others too.
-        pool = [*asked, *_part(built.named, "evaluation")] if task.held_out else asked
-        return same_name_rows(asked, pool, limit, generator), []
-    queries, documents, judgements = retrieval_rows(
-        _part(built.pairs[task.dataset], split), limit, corpus.evaluation_documents, generator
-    )
-    return {"queries": queries, "corpus": documents, "qrels": judgements}, []
-
-
-def _part(units: Sequence[AnyUnit], split: Split) -> list[AnyUnit]:
-    return [unit for unit in units if unit.split == split]
-
-
-def _check(report: WrittenSets, overlap: Overlap) -> None:
-    """Refuse empty sets and any evaluated text among those that models learn from."""
-    report.refuse_empty("install the distributions that the manifest names")
+    arriving = [dataset.id for dataset in manifest.datasets if dataset.role == "new_data"]
+    datasets = [manifest.dataset(name) for name in dict.fromkeys((*corpus.datasets, *arriving))]
+    evaluated = [manifest.task(name) for name in tasks]
+    for deviation in (deviations := corpus_deviations(manifest)):
+        log.warning("python_docs: %s", deviation)
+    built = build_corpus(mined := mine(manifest), corpus.seed)
+    written = WrittenSets(out)
+    for dataset in datasets:
+        written.write_examples(f"train/{dataset.id}", training_examples(dataset, built, corpus))
+    written.write_examples("pretraining", pretraining_examples(built, corpus))
+    for task in evaluated:
+        made = evaluation_rows(task, manifest.dataset(task.dataset), built, corpus)
+        written.write_task(task.id, made.files)
+        if made.labels:
+            write_json(out / "evaluation" / task.id / "labels.json", made.labels)
+    trained_on = {name.removeprefix("train/"): out / f"{name}.jsonl" for name in written.trained_on}
+    overlap = find_overlap(trained_on, written.evaluated, OverlapOptions(near=False))
+    written.refuse_empty("install the distributions that the manifest names")
     if overlap.exact:
         raise DataError(
             "evaluated texts are also trained on",
             found=[entry for entry in overlap.ledger if entry["exact"]],
             fix="this is a fault of the kit: please report it",
         )
+    facts = {
+        "rows": written.rows,
+        "fingerprint": corpus_fingerprint(manifest),
+        "deviations": deviations,
+        "dropped": built.dropped,
+        "shared_texts": overlap.exact,
+    }
+    mining = {"files": mined.files, "unreadable": mined.unreadable, "definitions": len(mined.definitions)}
+    domains = task_domains(evaluated, corpus.datasets, overlap)
+    found = {"mining": mining, "sets": written.sets, "overlap": overlap.ledger, "domains": domains}
+    write_json(out / "summary.json", {**facts, **found})
+    return facts

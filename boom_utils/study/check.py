@@ -16,7 +16,7 @@ from boom_utils.config import load_profile
 from boom_utils.data.corpus_files import chosen_datasets, downloads_folder, files_of, files_there, hub_files_of
 from boom_utils.data.download import FetchOptions, offline_from_environment
 from boom_utils.data.manifest import Dataset, Manifest, load_manifest
-from boom_utils.data.python_docs import corpus_fingerprint
+from boom_utils.data.mining import corpus_fingerprint
 
 log = logging.getLogger(__name__)
 NEEDED_BYTES = 2 * 2**30
