@@ -21,16 +21,11 @@ PLAIN = TextRules("", "", 40, 40)
 def test_prompts_stand_before_queries_and_on_passages_only_where_asked(encoder: Encoder, tmp_path: Path) -> None:
     example = TrainingExample("sort the values", ("order them",), ("draw a line",))
     for passage_prompt in ("", "Instruct: find it\nQuery: "):
-        write_tokens(
-            tmp_path / "toy.arrow",
-            [example],
-            TextRules("Instruct: find it\nQuery: ", passage_prompt, 40, 40),
-            encoder.tokenize,
-        )
+        rules = TextRules("Instruct: find it\nQuery: ", passage_prompt, 40, 40)
+        write_tokens(tmp_path / "toy.arrow", [example], rules, encoder.tokenize)
         table = TokenTable(tmp_path / "toy.arrow")
-        texts = [
-            encoder.tokenizer.decode(ids, skip_special_tokens=True) for ids in (table.query(0), table.positive(0, 0))
-        ]
+        both = table.query(0), table.positive(0, 0)
+        texts = [encoder.tokenizer.decode(ids, skip_special_tokens=True) for ids in both]
         assert texts == ["Instruct: find it\nQuery: sort the values", f"{passage_prompt}order them"]
 
 
@@ -60,10 +55,10 @@ def test_a_text_that_tokenises_to_nothing_is_an_error_that_names_its_row(
     assert not (tmp_path / "toy.arrow").exists()
 
 
-def test_every_text_comes_back_as_it_was_tokenised_also_across_chunks(
+def test_every_text_comes_back_as_it_was_tokenised_also_across_batches(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokens, "_ROWS_A_CHUNK", 3)
+    monkeypatch.setattr(tokens, "_ROWS_A_BATCH", 3)
     rng = np.random.default_rng(0)
     words = ["sort", "mean of the array", "file", "draw a line of text", "inverse"]
 
@@ -124,40 +119,26 @@ def written_whole(path: Path, examples: Sequence[TrainingExample], most: int) ->
         writer.write_table(table, max_chunksize=most)
 
 
-@pytest.mark.parametrize("rows", [1, 2500])
-def test_a_stream_gives_the_bytes_of_a_table_made_in_one_piece(rows: int, tmp_path: Path) -> None:
-    assert write_tokens(tmp_path / "stream.arrow", many(rows), PLAIN, words_as_tokens) == rows
-    written_whole(tmp_path / "whole.arrow", list(many(rows)), 65_536)
-    assert (tmp_path / "stream.arrow").read_bytes() == (tmp_path / "whole.arrow").read_bytes()
-
-
-@pytest.mark.parametrize(("rows", "most"), [(2500, 1024), (2048, 1024), (7, 2)])
-def test_chunks_of_a_stream_are_those_of_a_table_made_in_one_piece(
+@pytest.mark.parametrize(("rows", "most"), [(1, 8192), (2500, 8192), (2500, 1024), (2048, 1024), (7, 2)])
+def test_a_stream_gives_the_batches_of_a_table_made_in_one_piece(
     rows: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokens, "_ROWS_A_CHUNK", most)
-    write_tokens(tmp_path / "stream.arrow", many(rows), PLAIN, words_as_tokens)
+    monkeypatch.setattr(tokens, "_ROWS_A_BATCH", most)
+    monkeypatch.setattr(tokens, "_TEXTS_AT_ONCE", 100)
+    assert write_tokens(tmp_path / "stream.arrow", many(rows), PLAIN, words_as_tokens) == rows
     written_whole(tmp_path / "whole.arrow", list(many(rows)), most)
     stream, whole = (pa.ipc.open_file(tmp_path / f"{name}.arrow") for name in ("stream", "whole"))
     assert stream.num_record_batches == whole.num_record_batches == -(-rows // most)
     for number in range(stream.num_record_batches):
         assert stream.get_batch(number).equals(whole.get_batch(number))
+    same = (tmp_path / "stream.arrow").read_bytes() == (tmp_path / "whole.arrow").read_bytes()
+    assert same or whole.num_record_batches > 1, "a table of one batch has the same bytes"
 
 
-def test_a_chunk_with_many_tokens_is_written_early_and_holds_the_same_texts(
+def test_a_text_is_tokenised_once_a_batch_and_examples_are_taken_as_they_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_tokens(tmp_path / "one.arrow", many(50), PLAIN, words_as_tokens)
-    monkeypatch.setattr(tokens, "_TOKENS_A_CHUNK", 100)
-    monkeypatch.setattr(tokens, "_ROWS_AT_ONCE", 4)
-    write_tokens(tmp_path / "many.arrow", many(50), PLAIN, words_as_tokens)
-    one, cut = (pa.ipc.open_file(tmp_path / f"{name}.arrow") for name in ("one", "many"))
-    assert one.num_record_batches == 1
-    assert cut.num_record_batches >= 5
-    assert cut.read_all().equals(one.read_all())
-
-
-def test_a_text_is_tokenised_once_a_chunk_and_examples_are_taken_as_they_come(tmp_path: Path) -> None:
+    monkeypatch.setattr(tokens, "_ROWS_A_BATCH", 1024)
     asked: list[str] = []
     taken = 0
 
@@ -173,19 +154,18 @@ def test_a_text_is_tokenised_once_a_chunk_and_examples_are_taken_as_they_come(tm
 
     write_tokens(tmp_path / "toy.arrow", examples(), PLAIN, tokenize)
     passages = [text for text in asked if text and not text.startswith("query")]
-    assert len(passages) == len(set(passages)) == len({text for e in many(3000) for text in (*e.pos, *e.neg)})
+    per_batch = [list(many(3000))[start : start + 1024] for start in (0, 1024, 2048)]
+    assert len(passages) == sum(len({text for e in part for text in (*e.pos, *e.neg)}) for part in per_batch)
     assert taken == 3000
 
 
-def test_the_rows_without_tokens_are_counted_over_all_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "_ROWS_A_CHUNK", 2)
-    rows = [TrainingExample("a", ("b",), ("" if number in (3, 5) else "c",)) for number in range(8)]
-    with pytest.raises(DataError, match=r"(?s)a negative of 'toy'.*row 3 \(from 0\); 2 such"):
+def test_rows_without_tokens_are_numbered_over_all_batches_and_no_table_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "_ROWS_A_BATCH", 3)
+    rows = [TrainingExample("a", ("b",), ("" if number in (3, 5, 6) else "c",)) for number in range(8)]
+    with pytest.raises(DataError, match=r"(?s)a negative of 'toy'.*row 3, 5 \(from 0\)"):
         write_tokens(tmp_path / "toy.arrow", iter(rows), PLAIN, words_as_tokens)
-    assert not list(tmp_path.iterdir())
-
-
-def test_no_table_is_left_when_the_stream_of_examples_ends_in_a_bad_line(tmp_path: Path) -> None:
     (tmp_path / "toy.jsonl").write_bytes(b'{"query": "q", "pos": ["p"], "neg": []}\n{"query": "cut o')
     with pytest.raises(DataError, match=r"toy\.jsonl:2"):
         write_tokens(tmp_path / "toy.arrow", iter_examples(tmp_path / "toy.jsonl"), PLAIN, words_as_tokens)

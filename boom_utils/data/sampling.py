@@ -73,10 +73,7 @@ def subset_size(ratio: float, rows: int) -> int:
 
 
 def draw_subset(
-    rows: Mapping[str, int],
-    subset: SubsetConfig,
-    earlier: Mapping[str, Subset] | None = None,
-    new: Collection[str] = (),
+    rows: Mapping[str, int], subset: SubsetConfig, other: Subset | None = None, new: Collection[str] = ()
 ) -> dict[str, RowIds]:
     """Draw the rows of one subset from every dataset, without replacement.
 
@@ -84,7 +81,7 @@ def draw_subset(
         rows: Number of rows of every dataset.
         subset: The rule. ``nested`` takes prefixes of one permutation a dataset and seed, so a smaller ratio of the
             same seed lies inside a larger one; ``independent`` draws by the subset's name as well.
-        earlier: Subsets drawn before, by name; needed for ``complement_of``.
+        other: The subset that a rule with ``complement_of`` complements.
         new: Those of the datasets that arrived later: their share is the rule's ``new_data``, without it nothing.
 
     Returns:
@@ -101,33 +98,36 @@ def draw_subset(
     if empty or not rows:
         raise DataError(f"subset '{subset.name}' cannot be drawn", found=f"no rows in {', '.join(empty) or 'any file'}")
     if subset.complement_of is not None:
-        return _complement(rows, subset, earlier or {})
-    shares = {dataset: subset.new_data if dataset in new else subset.ratio for dataset in sorted(rows)}
-    return {name: _draw(name, rows[name], share, subset) for name, share in shares.items() if share is not None}
-
-
-def _draw(dataset: str, count: int, share: float, subset: SubsetConfig) -> RowIds:
-    size = subset_size(share, count)
+        return _complement(rows, subset, other)
     stream = ["nested"] if subset.mode == "nested" else ["independent", subset.name]
-    generator = np.random.default_rng(derive_seed(subset.seed, "subset", *stream, dataset))
-    return np.sort(generator.permutation(count)[:size]).astype(np.uint32)
+    drawn = {}
+    for dataset, count in sorted(rows.items()):
+        share = subset.new_data if dataset in new else subset.ratio
+        if share is not None:
+            generator = np.random.default_rng(derive_seed(subset.seed, "subset", *stream, dataset))
+            drawn[dataset] = np.sort(generator.permutation(count)[: subset_size(share, count)]).astype(np.uint32)
+    return drawn
 
 
-def _complement(rows: Mapping[str, int], subset: SubsetConfig, earlier: Mapping[str, Subset]) -> dict[str, RowIds]:
-    other = earlier.get(str(subset.complement_of))
-    if other is None or dict(other.corpus_rows) != dict(rows):
+def _complement(rows: Mapping[str, int], subset: SubsetConfig, other: Subset | None) -> dict[str, RowIds]:
+    if other is None or other.name != subset.complement_of or dict(other.corpus_rows) != dict(rows):
         raise DataError(
             f"subset '{subset.name}' complements '{subset.complement_of}', which was not drawn from these rows",
-            found=f"drawn so far: {', '.join(earlier) or 'none'}{nearest(str(subset.complement_of), earlier)}",
-            fix="declare the other subset first",
+            found="no subset" if other is None else f"subset '{other.name}' of {dict(other.corpus_rows)}",
+            fix="draw that subset from the same rows first",
         )
-    left = {
-        dataset: np.setdiff1d(np.arange(count, dtype=np.uint32), other.rows[dataset], assume_unique=True)
-        for dataset, count in sorted(rows.items())
-    }
-    for dataset in (dataset for dataset, ids in left.items() if not len(ids)):
+    left = {name: np.setdiff1d(np.arange(count, dtype=np.uint32), other.rows[name]) for name, count in rows.items()}
+    for dataset in (dataset for dataset, ids in sorted(left.items()) if not len(ids)):
         log.warning("subset %s: '%s' left no row of %s", subset.name, subset.complement_of, dataset)
-    return left
+    return dict(sorted(left.items()))
+
+
+def make_subset(
+    rows: Mapping[str, int], config: SubsetConfig, other: Subset | None = None, new: Collection[str] = ()
+) -> Subset:
+    """One subset of a corpus with its rule; arguments and errors as for `draw_subset`."""
+    drawn = draw_subset(rows, config, other, new)
+    return Subset(config.rule(), {dataset: rows[dataset] for dataset in drawn}, drawn)
 
 
 def save_subset(path: Path, subset: Subset) -> dict[str, Any]:
@@ -161,46 +161,28 @@ def load_subset(path: Path) -> Subset:
         Its rule and row ids.
 
     Raises:
-        DataError: A file is missing or was changed, or row ids are out of range, repeated or not ascending; all
-            problems together.
+        DataError: A file is missing or was changed, or row ids are out of range, repeated or not ascending.
 
     >>> _ = save_subset(Path("s40"), make_subset({"nq": 10}, SubsetConfig(name="s40", ratio=0.4)))
     >>> load_subset(Path("s40")).sizes
     {'nq': 4}
     """
+    problems = []
     try:
         facts = json.loads((path / RULE).read_text(encoding="utf-8"))
         counts = {str(dataset): int(count) for dataset, count in facts["corpus_rows"].items()}
-        rows = {dataset: _read_ids(path / f"{dataset}.npy") for dataset in counts}
-        sha256 = {dataset: facts["sha256"][dataset] for dataset in counts}
+        rows = {dataset: np.load(path / f"{dataset}.npy", allow_pickle=False) for dataset in counts}
+        for dataset, ids in rows.items():
+            if not np.array_equal(ids, np.unique(ids)) or (ids >= counts[dataset]).any():
+                problems.append(f"{dataset}: row ids are not ascending, each once, from 0 to {counts[dataset] - 1}")
+            if sha256_file(path / f"{dataset}.npy") != facts["sha256"][dataset]:
+                problems.append(f"{dataset}: changed after it was drawn")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-        raise DataError(
-            f"subset {path.name} cannot be read", where=path, found=repr(error), fix="draw it again"
-        ) from error
-    problems = [p for dataset, ids in rows.items() for p in _problems(dataset, ids, counts[dataset])]
-    problems += [f"{d}: changed after it was drawn" for d in rows if sha256_file(path / f"{d}.npy") != sha256[d]]
+        problems.append(f"cannot be read: {error!r}")
     if problems:
-        raise DataError(
-            f"subset {path.name} is not valid", where=path, found=bullet_list(problems), fix="draw it again"
-        )
+        fix = "draw it again"
+        raise DataError(f"subset {path.name} is not valid", where=path, found=bullet_list(problems), fix=fix)
     return Subset(facts["rule"], counts, rows)
-
-
-def _read_ids(path: Path) -> RowIds:
-    ids = np.load(path, allow_pickle=False)
-    if ids.dtype.kind != "u" or ids.dtype.itemsize != 4 or ids.ndim != 1:
-        raise ValueError(f"{path.name} holds {ids.dtype} of shape {ids.shape}, not one row of uint32")
-    return np.asarray(ids, dtype=np.uint32)
-
-
-def _problems(dataset: str, ids: RowIds, count: int) -> list[str]:
-    steps = np.diff(ids.astype(np.int64))
-    checks = {
-        f"row id {int(ids.max(initial=0))} is not below {count}": bool(len(ids)) and int(ids.max()) >= count,
-        "row ids are repeated": bool((steps == 0).any()),
-        "row ids are not ascending": bool((steps < 0).any()),
-    }
-    return [f"{dataset}: {problem}" for problem, wrong in checks.items() if wrong]
 
 
 def overlap_shares(subsets: Sequence[Subset]) -> dict[str, dict[str, float]]:
@@ -216,25 +198,12 @@ def overlap_shares(subsets: Sequence[Subset]) -> dict[str, dict[str, float]]:
     >>> overlap_shares([make_subset({"nq": 10}, rule) for rule in (small, large)])
     {'n20': {'n20': 1.0, 'n80': 1.0}, 'n80': {'n20': 0.25, 'n80': 1.0}}
     """
-    return {a.name: {b.name: _share(a, b) for b in subsets} for a in subsets}
+    return {one.name: {other.name: _share(one, other) for other in subsets} for one in subsets}
 
 
 def _share(subset: Subset, other: Subset) -> float:
-    both = [(ids, other.rows[dataset]) for dataset, ids in subset.rows.items() if dataset in other.rows]
-    shared = sum(len(np.intersect1d(*ids, assume_unique=True)) for ids in both)
-    return round(shared / max(1, sum(subset.sizes.values())), 6)
-
-
-def make_subset(
-    rows: Mapping[str, int], config: SubsetConfig, other: Subset | None = None, new: Collection[str] = ()
-) -> Subset:
-    """Draw one subset of a corpus; ``other`` is the one it complements, if it does, ``new`` as in `draw_subset`.
-
-    Raises:
-        DataError: As `draw_subset`.
-    """
-    drawn = draw_subset(rows, config, {other.name: other} if other else None, new)
-    return Subset(config.rule(), {dataset: rows[dataset] for dataset in drawn}, drawn)
+    shared = sum(np.isin(ids, other.rows[name]).sum() for name, ids in subset.rows.items() if name in other.rows)
+    return round(float(shared) / max(1, sum(subset.sizes.values())), 6)
 
 
 def corpus_rows(examples_folder: Path, datasets: Sequence[str]) -> dict[str, int]:
@@ -243,15 +212,11 @@ def corpus_rows(examples_folder: Path, datasets: Sequence[str]) -> dict[str, int
     Raises:
         DataError: A dataset has no training file.
     """
-    return {dataset: _rows_of(examples_folder, dataset) for dataset in datasets}
-
-
-def _rows_of(folder: Path, dataset: str) -> int:
-    path = folder / "train" / f"{dataset}.jsonl"
-    if not path.is_file():
-        known = [file.stem for file in (folder / "train").glob("*.jsonl")]
-        raise DataError(
-            f"there is no training file of dataset '{dataset}'{nearest(dataset, known)}",
-            expected=f"one of {', '.join(sorted(known)) or 'none was written'}",
-        )
-    return count_rows(path)
+    files = {path.stem: path for path in sorted((examples_folder / "train").glob("*.jsonl"))}
+    for dataset in datasets:
+        if dataset not in files:
+            raise DataError(
+                f"there is no training file of dataset '{dataset}'{nearest(dataset, files)}",
+                expected=f"one of {', '.join(files) or 'none was written'}",
+            )
+    return {dataset: count_rows(files[dataset]) for dataset in datasets}
