@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from manifest_pages import CARDS, EXAMPLE, PAGE, data_cards, manifests_page
 
-from boom_utils.data.data_cards import CARDS, data_cards
 from boom_utils.data.manifest import load_manifest, manifest_names
-from boom_utils.data.manifest_page import EXAMPLE, PAGE, manifests_page
 
 
 def test_the_committed_page_is_what_the_manifests_give(pytestconfig: pytest.Config) -> None:

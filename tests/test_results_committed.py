@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from readme_results import UNCOMMITTED
 
 from boom_utils.artifacts import PROJECT_ROOT, sha256_file
 from boom_utils.config import PROFILES, load_profile
-from boom_utils.reporting.readme import UNCOMMITTED
 from boom_utils.reporting.report import write_report
 
 RESULTS = PROJECT_ROOT / "results"

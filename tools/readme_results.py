@@ -1,4 +1,4 @@
-"""The section "Results" of the project's README, written from what is committed; a test compares the two.
+"""Writes the section "Results" of the project's README from what is committed; a test compares the two.
 
 Nothing in it is typed: benchmarks from ``results/benchmarks``, the released models' means from ``results/published``,
 and the headline table of every committed profile.
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from manifest_pages import cell, table
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import PROFILES
-from boom_utils.data.manifest_page import cell, table
 from boom_utils.errors import ResultsError
 from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTESTED
 from boom_utils.reporting.provenance import PAGE
@@ -23,7 +23,7 @@ from boom_utils.reporting.published import NOT_FILLED, Published, means_of, read
 from boom_utils.reporting.results import read_json_object
 from boom_utils.reporting.side_by_side import released
 
-BEGIN, END = "<!-- results: begin, written by reporting/readme.py -->", "<!-- results: end -->"
+BEGIN, END = "<!-- results: begin, written by tools/readme_results.py -->", "<!-- results: end -->"
 UNCOMMITTED = ("smoke",)
 """Profiles whose results are made on the spot and not committed."""
 _GENERATE = ".venv/bin/python -m pytest tests/test_reporting_readme.py --regenerate-golden"
