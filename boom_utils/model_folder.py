@@ -25,7 +25,16 @@ _MODULES = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Norma
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PREFIX = "model."  # before a tensor's name in some files of a model, and not in others
+VOCABULARY_FILES = frozenset(
+    {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "bpe.codes"}
+    | {"tokenizer.model", "spiece.model", "sentencepiece.bpe.model"}
+)
+TOKENIZER_FILES = VOCABULARY_FILES | {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+_MODEL_FILES = TOKENIZER_FILES | {
+    *("config.json", "modules.json", "config_sentence_transformers.json", "generation_config.json"),
+    *("chat_template.jinja", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE"),
+}
+_OF_MODULES = ("_config.json", ".safetensors", ".safetensors.index.json")
 RUN_FILES = frozenset({"training_log.jsonl", "watched_losses.jsonl", "watched_rows.json"})
 """What the kit writes beside a model about its training."""
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
@@ -108,6 +117,23 @@ def module_folders(folder: Path) -> list[str]:
         if path.startswith("/") or "\\" in path or ".." in PurePosixPath(path).parts:
             raise CheckpointError("a module lies outside the model folder", where=folder / "modules.json", found=path)
     return paths
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files a model consists of, but for weights at the top and its card; what else lies there is not its own.
+
+    Raises:
+        CheckpointError: modules.json is malformed or names a place outside the folder.
+    """
+    top = [*(folder / name for name in _MODEL_FILES), *folder.glob("sentence_*_config.json")]
+    inside = [path for module in module_folders(folder) for path in module_files(folder, module)]
+    return sorted(path for path in {*top, *inside} if path.is_file())
+
+
+def module_files(folder: Path, module: str) -> list[Path]:
+    """The files of a module in a subfolder: settings, vocabulary, weights."""
+    files = (path for path in (folder / module).rglob("*") if path.is_file())
+    return sorted(path for path in files if path.name in _MODEL_FILES or path.name.endswith(_OF_MODULES))
 
 
 def model_parts(path: Path, exists: Callable[[Path], bool] = Path.exists) -> tuple[Path, ...]:

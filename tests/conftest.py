@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,17 @@ def global_random_state_is_left_alone() -> Iterator[None]:
     after = torch.random.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
     assert torch.equal(before[0], after[0]), "torch's global random state was touched"
     assert np.array_equal(before[1], after[1]), "NumPy's global random state was touched"
+
+
+@pytest.fixture(scope="session")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small models, rows and recipes of the kinds that users bring, with what should come of them."""
+    maker = SHARED / "cases" / "make_cases.py"
+    if not maker.is_file():
+        pytest.skip("the cases that users bring (../shared/cases) are not on this machine")
+    out = tmp_path_factory.mktemp("cases")
+    subprocess.run([sys.executable, str(maker), str(out)], check=True, capture_output=True, timeout=HANGS)
+    return out
 
 
 def bert_folder(folder: Path, *, pooling: str = "mean", normalize: bool = True) -> Path:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_merging_checkpoints import change_json, make_encoder, write_json
+from test_merging_checkpoints import make_encoder, write_json
 
-from boom_utils.errors import CheckpointError
+from boom_utils.errors import CheckpointError, MergeError
 from boom_utils.merging.adapters import AdapterCheckpoint
-from boom_utils.merging.family import open_checkpoints
+from boom_utils.merging.family import open_checkpoints, reconcile
 from boom_utils.merging.recipe import load_recipe, make_recipe
 from boom_utils.merging.writer import merge
 
@@ -45,6 +45,13 @@ def train_adapter(base, folder, seed, **changes):
     return dict(model.merge_and_unload().state_dict())
 
 
+def read(model, name):
+    """A whole tensor, in its shape."""
+    values = np.empty(model.tensors[name].shape, np.float32)
+    model.read_into(name, 0, values.reshape(-1))
+    return values
+
+
 @pytest.mark.parametrize("changes", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}},
                                      {"alpha_pattern": {"layers.1.mlp.down_proj": 1}}])  # fmt: skip
 def test_an_adapter_is_read_as_the_model_that_peft_makes_of_it(base, tmp_path, changes):
@@ -55,7 +62,7 @@ def test_an_adapter_is_read_as_the_model_that_peft_makes_of_it(base, tmp_path, c
     changed = {name for name in expected if not torch.equal(expected[name], plain[name])}
     assert changed == {name for name in expected if name.split(".")[-2] in TARGETS}
     for name, tensor in expected.items():
-        found = model.read(name)
+        found = read(model, name)
         assert found.shape == tensor.shape
         assert np.allclose(found, tensor.numpy(), rtol=1e-6, atol=1e-7)
 
@@ -64,7 +71,7 @@ def test_a_chunk_of_an_adapted_weight_is_that_part_of_the_whole(base, tmp_path):
     train_adapter(base, tmp_path / "adapter", 1)
     model = AdapterCheckpoint(base, tmp_path / "adapter")
     name = "layers.0.mlp.down_proj.weight"
-    whole = model.read(name).reshape(-1)
+    whole = read(model, name).reshape(-1)
     for start, size in ((0, 1), (5, 30), (23, 2), (24, 24), (100, 0), (380, 4)):
         part = np.empty(size, np.float32)
         model.read_into(name, start, part)
@@ -98,46 +105,43 @@ def test_adapters_merge_like_the_models_they_stand_for(base, tmp_path):
     ).read_bytes()
 
 
+LORA = "base_model.model.layers.0.mlp.up_proj.lora_{}.weight"
+
+
+def adapter_folder(folder, tensors=(), **changes):
+    """An adapter of rank 1 on ../base."""
+    folder.mkdir(exist_ok=True)
+    fine = {LORA.format("A"): torch.ones(1, 4), LORA.format("B"): torch.ones(5, 1)}
+    save_file(fine | dict(tensors), folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": "../base"}
+    write_json(folder / "adapter_config.json", config | changes)
+    return folder
+
+
 def test_an_adapter_takes_tokenizer_and_modules_from_its_base_or_brings_its_own(tmp_path):
     make_encoder(tmp_path / "base", 0)
-    tensors = {"a": torch.ones(1, 4), "b": torch.ones(5, 1)}
-    names = {side: f"base_model.model.layers.0.mlp.up_proj.lora_{side.upper()}.weight" for side in "ab"}
-    for adapter in ("one", "two"):
-        (tmp_path / adapter).mkdir()
-        save_file({names[side]: t for side, t in tensors.items()}, tmp_path / adapter / "adapter_model.safetensors")
-        config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": "../base"}
-        write_json(tmp_path / adapter / "adapter_config.json", config)
-    models = [{"model": tmp_path / name, "parameters": {"weight": 1}} for name in ("one", "two")]
+    folders = [adapter_folder(tmp_path / name) for name in ("one", "two")]
+    models = [{"model": folder, "parameters": {"weight": 1}} for folder in folders]
     merge(make_recipe({"merge_method": "linear", "models": models}), tmp_path / "out")
     kept = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"modules.json", "1_Pooling", "tokenizer.json", "config.json"} <= kept
     (tmp_path / "two" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"z": 0}}}))
-    one, two = open_checkpoints([tmp_path / "one", tmp_path / "two"])
-    assert one.model_settings != two.model_settings
+    with pytest.raises(MergeError, match=r"two: tokenizer\.json: model\.vocab"):
+        reconcile(open_checkpoints(folders))
 
 
 @pytest.mark.promise(20)
-def test_a_pickled_adapter_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["adapter_model.bin", "2_Dense/pytorch_model.bin"])
+def test_a_pickled_adapter_or_module_of_it_is_refused(tmp_path, name):
     make_encoder(tmp_path / "base", 0)
-    write_json(tmp_path / "adapter" / "adapter_config.json", {"base_model_name_or_path": "../base"})
-    (tmp_path / "adapter" / "adapter_model.bin").write_bytes(b"a pickle")
-    with pytest.raises(CheckpointError, match=r"pickled(.|\n)*adapter_model\.bin"):
-        open_checkpoints([tmp_path / "adapter"])
-
-
-@pytest.mark.promise(20)
-def test_a_pickle_in_a_module_of_the_adapters_own_folder_is_refused(tmp_path):
-    make_encoder(tmp_path / "base", 0)
-    folder = tmp_path / "adapter"
-    write_json(folder / "adapter_config.json", {"r": 1, "lora_alpha": 1, "base_model_name_or_path": "../base"})
-    name = "base_model.model.layers.0.mlp.up_proj.lora_{}.weight"
-    tensors = {name.format("A"): torch.ones(1, 4), name.format("B"): torch.ones(5, 1)}
-    save_file(tensors, folder / "adapter_model.safetensors")
+    folder = adapter_folder(tmp_path / "adapter")
     write_json(folder / "modules.json", [{"idx": 0, "name": "0", "path": "2_Dense", "type": "models.Dense"}])
     open_checkpoints([folder])
-    (folder / "2_Dense").mkdir()
-    (folder / "2_Dense" / "pytorch_model.bin").write_bytes(b"a pickle")
-    with pytest.raises(CheckpointError, match=r"pickled(.|\n)*2_Dense"):
+    if "/" not in name:
+        (folder / "adapter_model.safetensors").unlink()
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"a pickle")
+    with pytest.raises(CheckpointError, match=rf"pickled(.|\n)*{name}"):
         open_checkpoints([folder])
 
 
@@ -150,20 +154,12 @@ def test_a_pickle_in_a_module_of_the_adapters_own_folder_is_refused(tmp_path):
         ({"init_lora_weights": "pissa"}, {}, "changes the base"),
         ({}, {"base_model.model.norm.weight": torch.ones(4)}, "no LoRA matrix"),
         ({}, {"base_model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(1, 4)}, "lora_A alone"),
-        ({}, {"base_model.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(1, 3)}, "do not fit"),
+        ({}, {LORA.format("A"): torch.ones(1, 3)}, "do not fit"),
         ({"base_model_name_or_path": "someone/model"}, {}, r"BASE\+ADAPTER"),
     ],
 )
 def test_an_adapter_that_is_more_than_two_matrices_a_weight_is_refused(tmp_path, changes, tensors, said):
     make_encoder(tmp_path / "base", 0)
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    name = "base_model.model.layers.0.mlp.up_proj.lora_{}.weight"
-    fine = {name.format("A"): torch.ones(1, 4), name.format("B"): torch.ones(5, 1)}
-    save_file(fine, folder / "adapter_model.safetensors")
-    write_json(folder / "adapter_config.json", {"r": 1, "lora_alpha": 1, "base_model_name_or_path": "../base"})
-    assert len(open_checkpoints([folder])[0].tensors) == 3
-    change_json(folder / "adapter_config.json", **changes)
-    save_file(fine | tensors, folder / "adapter_model.safetensors")
+    assert len(open_checkpoints([adapter_folder(tmp_path / "adapter")])[0].tensors) == 3
     with pytest.raises(CheckpointError, match=said):
-        open_checkpoints([folder])
+        open_checkpoints([adapter_folder(tmp_path / "adapter", tensors, **changes)])

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from boom_utils.errors import CheckpointError, bullet_list
 from boom_utils.merging.checkpoints import Checkpoint, Values, read_values
-from boom_utils.merging.weight_files import OpenFile, TensorInfo, read_header
+from boom_utils.merging.weight_files import OpenFile, TensorInfo, read_header, unified_name
 from boom_utils.model_folder import (
     ADAPTER,
     ADAPTER_CONFIG,
     INDEX,
-    PREFIX,
     WEIGHTS,
     no_weights,
     read_mapping,
@@ -133,10 +132,8 @@ def _read_updates(folder: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, 
 
 def _foreign(config: Mapping[str, Any]) -> list[str]:
     problems = [f"{key}: {config[key]!r}" for key in _FOREIGN if config.get(key)]
-    if config.get("peft_type", "LORA") != "LORA":
-        problems.append(f"peft_type: {config['peft_type']!r}")
-    if config.get("bias", "none") != "none":
-        problems.append(f"bias: {config['bias']!r}")
+    plain = {"peft_type": "LORA", "bias": "none"}
+    problems += [f"{key}: {config[key]!r}" for key, value in plain.items() if config.get(key, value) != value]
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_FOREIGN_STARTS):
         problems.append(f"init_lora_weights: {start!r}, which changes the base")
@@ -144,7 +141,7 @@ def _foreign(config: Mapping[str, Any]) -> list[str]:
 
 
 def _weight(module: str) -> str:
-    return f"{module.removeprefix(PREFIX)}.weight"
+    return unified_name(f"{module}.weight")
 
 
 def _pair_problems(module: str, pair: Mapping[str, TensorInfo], tensors: Mapping[str, TensorInfo]) -> list[str]:
@@ -160,14 +157,11 @@ def _pair_problems(module: str, pair: Mapping[str, TensorInfo], tensors: Mapping
 
 def _scale(config: Mapping[str, Any], module: str, pair: Mapping[str, TensorInfo]) -> float:
     """Alpha / r of a module, or alpha / sqrt(r) with rsLoRA; both may be set for modules by name."""
-    r = pair["A"].shape[0]
-    alpha = float(_for_module(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", r)))
-    return float(alpha / (np.sqrt(r) if config.get("use_rslora") else r))
-
-
-def _for_module(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+    r, patterns = pair["A"].shape[0], config.get("alpha_pattern") or {}
     # peft's rule: the pattern is the end of the module's name, after a dot.
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+    named = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+    alpha = float(next(named, config.get("lora_alpha", r)))
+    return float(alpha / (np.sqrt(r) if config.get("use_rslora") else r))
 
 
 def _matrix(file: OpenFile, info: TensorInfo) -> NDArray[np.float64]:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from boom_utils.artifacts import digest_of
 from boom_utils.errors import MergeError, bullet_list
 from boom_utils.merging.adapters import AdapterCheckpoint, adapter_base, is_adapter
-from boom_utils.merging.checkpoints import Checkpoint, require_compatible
+from boom_utils.merging.checkpoints import HEAD, Checkpoint, same_bytes
 from boom_utils.merging.parameters import Settings, places_of
 from boom_utils.merging.recipe import Recipe, missing_folders
+from boom_utils.merging.settings import OF_EVERY_MODEL, compare_parts
 from boom_utils.model_folder import model_parts
+
+log = logging.getLogger(__name__)
+
+# What transformers makes anew when it opens a model, and a head that none of its states of tokens goes through.
+_NOT_READ = re.compile(r"(?:^|\.)(?:position_ids|token_type_ids|inv_freq)$|^pooler\.")
+_HEADS = re.compile(r"^(?:lm_head|cls|classifier|qa_outputs)\.")  # not read by an embedding model
 
 
 def open_checkpoints(folders: Sequence[Path], names: Mapping[Path, str] | None = None) -> list[Checkpoint]:
@@ -34,11 +45,14 @@ def open_checkpoints(folders: Sequence[Path], names: Mapping[Path, str] | None =
     return models
 
 
-def open_family(recipes: Sequence[Recipe], names: Mapping[Path, str] | None = None) -> dict[Path, Checkpoint]:
+def open_family(
+    recipes: Sequence[Recipe], names: Mapping[Path, str] | None = None
+) -> tuple[dict[Path, Checkpoint], list[str]]:
     """Open every model of some recipes once, and compare them; every problem is reported at once.
 
     Returns:
-        The models, by their paths in the recipes: bases first, then the others in the recipes' order.
+        The models, by their paths in the recipes: bases first, then the others in the recipes' order; and what was
+        reconciled.
 
     Raises:
         MergeError: Models are missing or do not fit.
@@ -52,8 +66,98 @@ def open_family(recipes: Sequence[Recipe], names: Mapping[Path, str] | None = No
     members = dict.fromkeys(entry.model for recipe in recipes for entry in recipe.models)
     undecided = any(recipe.dtype is None and recipe.out_dtype is None for recipe in recipes)
     only_bases = [model for folder, model in family.items() if folder not in members]
-    require_compatible([family[folder] for folder in members], only_bases, one_dtype=undecided)
-    return family
+    return family, reconcile([family[folder] for folder in members], only_bases, one_dtype=undecided)
+
+
+def reconcile(members: Sequence[Checkpoint], bases: Sequence[Checkpoint] = (), one_dtype: bool = False) -> list[str]:
+    """Find out whether models can be merged: whether all say the same once the libraries have loaded them.
+
+    Compared with the first member are names, shapes and kinds of the tensors, config, tokenizer, modules, pooling,
+    prompts and input length; a base that is no embedding model has nothing to say about the last four. Tensors that
+    nothing reads (buffers, and heads of an embedding model) are left out of all models unless all have them. Values are
+    looked at when they are read: `boom_utils.merging.gram.not_finite` names all that cannot be merged.
+
+    Args:
+        members: The models to merge.
+        bases: Models that are only the base of others.
+        one_dtype: Whether members of several dtypes are a difference too.
+
+    Returns:
+        One sentence for everything in which they differ without meaning to, which is logged too.
+
+    Raises:
+        MergeError: They differ; every difference is listed.
+    """
+    first, models = members[0], [*members, *bases]
+    notes = _leave_out_not_read(models)
+    problems = [f"{model.label}: {HEAD} is not the embedding that config.json ties it to" for model in models
+                if model.head_differs()]  # fmt: skip
+    for other in models[1:]:
+        problems += _tensor_differences(first, other)
+        some = OF_EVERY_MODEL if other in bases and "modules.json" not in other.parts else {*first.parts, *other.parts}
+        ours, theirs = ({file: model.parts[file] for file in some & model.parts.keys()} for model in (first, other))
+        differences, respelled = compare_parts(ours, theirs)
+        problems += [f"{other.label}: {key}: {_short(b)}, in {first.label} {_short(a)}" for key, a, b in differences]
+        if respelled:
+            notes.append(f"{other.label}: {', '.join(respelled)}: spelt otherwise than in {first.label}, same meaning")
+        if (a := _prefixes(first)) != (b := _prefixes(other)):
+            notes.append(f"{other.label}: names of tensors begin with {b}, in {first.label} with {a}")
+    if problems := [*problems, *(_mixed_dtypes(members) if one_dtype else [])]:
+        raise MergeError(
+            "the models cannot be merged, because they differ" + bullet_list(problems),
+            fix="merge models that were trained from one base, with one tokenizer, pooling and set of prompts",
+        )
+    if notes:
+        log.info("the models differ in nothing but spelling and what is not read%s", bullet_list(notes))
+    return notes
+
+
+def _leave_out_not_read(models: Sequence[Checkpoint]) -> list[str]:
+    in_all = set.intersection(*(set(model.tensors) for model in models))
+    notes = []
+    for model in models:
+        encoder = "modules.json" in models[0].parts
+        out = [name for name in model.tensors if name not in in_all
+               and (_NOT_READ.search(name) or (encoder and _HEADS.match(name)))]  # fmt: skip
+        model.tensors = {name: info for name, info in model.tensors.items() if name not in out}
+        notes += [f"{model.label}: {', '.join(out)} left out, which not every model has and none reads"] if out else []
+    return notes
+
+
+def _prefixes(model: Checkpoint) -> str:
+    found = {info.stored.removesuffix(name) for name, info in model.tensors.items()} - {""}
+    return " and ".join(sorted(found)) or "nothing"
+
+
+def _tensor_differences(first: Checkpoint, other: Checkpoint) -> list[str]:
+    ours, theirs = first.tensors, other.tensors
+    problems = [f"{other.label}: has no {name}, {first.label} has" for name in ours if name not in theirs]
+    problems += [f"{other.label}: has {name}, {first.label} has not" for name in theirs if name not in ours]
+    for name in ours.keys() & theirs.keys():
+        a, b = ours[name], theirs[name]
+        if a.shape != b.shape:
+            problems.append(f"{other.label}: {name} has shape {list(b.shape)}, in {first.label} {list(a.shape)}")
+        elif a.is_float != b.is_float or (not a.is_float and a.dtype != b.dtype):
+            problems.append(f"{other.label}: {name} is {b.dtype}, in {first.label} {a.dtype}")
+        elif not a.is_float and not same_bytes(first, a, other, b):
+            problems.append(f"{other.label}: {name} ({a.dtype}, cannot be averaged) differs from {first.label}")
+    return sorted(problems)
+
+
+def _mixed_dtypes(members: Sequence[Checkpoint]) -> list[str]:
+    first = members[0]
+    return [
+        f"{other.label}: {name} is {found.dtype}, in {first.label} {info.dtype}; the recipe sets no dtype"
+        for other in members[1:]
+        for name, info in first.tensors.items()
+        if (found := other.tensors.get(name, info)).is_float and info.is_float and found.dtype != info.dtype
+    ]
+
+
+def _short(value: Any) -> str:
+    """The value, or its kind and a digest where it is long (a vocabulary)."""
+    text = value if isinstance(value, str) and value in ("present", "missing") else repr(value)
+    return text if len(text) <= 60 else f"{type(value).__name__} of sha256 {digest_of(value)[:8]}"
 
 
 def settings_of(recipe: Recipe, names: Sequence[str]) -> dict[str, Settings]:
@@ -71,9 +175,8 @@ def settings_of(recipe: Recipe, names: Sequence[str]) -> dict[str, Settings]:
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        lines = [str(problem).replace("\n ", ";") for problem in problems[:20]]
-        more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
-        raise MergeError("the recipe does not fit these models" + bullet_list([*lines, *more]))
+        lines = [str(problem).replace("\n ", ";") for problem in problems]
+        raise MergeError("the recipe does not fit these models" + bullet_list(lines, 20))
     return found
 
 

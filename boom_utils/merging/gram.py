@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from boom_utils.artifacts import atomic_path
 from boom_utils.errors import MergeError, bullet_list
-from boom_utils.merging.checkpoints import CHUNK, Checkpoint, digest_chunks, fingerprint_of
+from boom_utils.merging.checkpoints import CHUNK, Checkpoint, digest_chunks, fingerprints
 from boom_utils.merging.kernels import add_products
 from boom_utils.merging.streaming import Rows, Streams, gather
 from boom_utils.progress import progress
@@ -258,7 +258,7 @@ def family_grams(models: Sequence[Checkpoint], has_base: bool, threads: int | No
     """Read every model once and keep the Gram matrices of all floating-point tensors.
 
     Args:
-        models: Models found to fit (`require_compatible`), the base first if there is one.
+        models: Models found to fit (`boom_utils.merging.family.reconcile`), the base first if there is one.
         has_base: Whether the first one is the base of the others.
         threads: As for `Streams`.
 
@@ -272,10 +272,7 @@ def family_grams(models: Sequence[Checkpoint], has_base: bool, threads: int | No
     if problems := [problem for found in passed for problem in found.problems]:
         raise not_finite(problems)
     digests = {found.gram.name: found.digests for found in passed}
-    prints = tuple(
-        fingerprint_of(model, {name: found[number] for name, found in digests.items()})
-        for number, model in enumerate(models)
-    )
+    prints = tuple(fingerprints(models, digests))
     return GramTable(tuple(model.label for model in models), prints, has_base, tuple(found.gram for found in passed))
 
 

@@ -17,12 +17,9 @@ from boom_utils.errors import MergeError
 from boom_utils.merging.checkpoints import Checkpoint
 from boom_utils.merging.recipe import Recipe, recipe_yaml
 from boom_utils.merging.weight_files import FLOAT_NAMES
-from boom_utils.model_folder import ADAPTER_CONFIG, INDEX, PICKLES, RUN_FILES, module_folders, read_mapping
+from boom_utils.model_folder import ADAPTER, ADAPTER_CONFIG, INDEX, model_files, module_folders, read_mapping
 
 RECIPE_FILE = "mergekit_config.yaml"
-# Files of the first model that say something about it and would be false, or unsafe, beside merged weights.
-WEIGHT_SUFFIXES = PICKLES | {".safetensors", ".onnx", ".onnx_data", ".xml", ".gguf", ".h5", ".msgpack", ".npz"}
-NOT_KEPT = RUN_FILES | {INDEX, ADAPTER_CONFIG, RECIPE_FILE, "record.json", "README.md", "trainer_state.json"}
 
 
 def require_free(out: Path) -> None:
@@ -31,8 +28,7 @@ def require_free(out: Path) -> None:
     Raises:
         MergeError: It does.
     """
-    empty = out.is_dir() and not any(out.iterdir())
-    if out.exists() and not empty:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MergeError(
             "the output folder already exists", where=out, fix="name another folder, or remove this one first"
         )
@@ -51,26 +47,19 @@ def temporary_folder(out: Path) -> Path:
 
 
 def copy_folder(model: Checkpoint, target: Path) -> list[str]:
-    """Copy a model folder, weights aside, without what is of that model only; returns the names of the latter."""
-    replaced = {INDEX, ADAPTER_CONFIG, *(info.file.name for info in model.tensors.values())}
+    """Copy what a model consists of beside its weights; returns what else lies in its folder (only top names)."""
+    weights = {INDEX, ADAPTER, ADAPTER_CONFIG, *(info.file.name for info in model.tensors.values())}
     left_out: set[str] = set()
     for source in model.sources:
-        modules = tuple(f"{path}/" for path in module_folders(source))
-        for path in sorted(path for path in source.rglob("*") if path.is_file()):
-            name = path.relative_to(source)
-            if name.as_posix().startswith(modules) or _kept(name):
-                (target / name.parent).mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target / name)
-            elif name.as_posix() not in replaced:
-                left_out.add(name.as_posix())
-        for module in modules:  # a module without files still has its folder
+        kept = {path.relative_to(source) for path in model_files(source)}
+        for name in sorted(kept):
+            (target / name.parent).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, target / name)
+        for module in module_folders(source):  # a module without files still has its folder
             (target / module).mkdir(parents=True, exist_ok=True)
+        others = {path.relative_to(source) for path in source.rglob("*") if path.is_file()} - kept
+        left_out |= {name.parts[0] + "/" * (len(name.parts) > 1) for name in others if str(name) not in weights}
     return sorted(left_out)
-
-
-def _kept(name: Path) -> bool:
-    run_files = any(part.startswith((".", "checkpoint-")) for part in name.parts)
-    return not run_files and name.suffix not in WEIGHT_SUFFIXES | {".py"} and name.as_posix() not in NOT_KEPT
 
 
 def write_config(folder: Path, dtypes: set[str]) -> None:

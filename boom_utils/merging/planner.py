@@ -217,7 +217,7 @@ def plan(recipe: Recipe, threads: int | None = None) -> tuple[GramTable, dict[st
         MergeError: As `merge_all`, for the recipe and its models.
         CheckpointError: A model folder cannot be read.
     """
-    models = list(open_family([recipe]).values())
+    models = list(open_family([recipe])[0].values())
     table = family_grams(models, recipe.task_base is not None, threads)
     settings = settings_of(recipe, [tensor.name for tensor in table.tensors])
     forecasts = {}

@@ -209,7 +209,7 @@ def load_recipe(path: Path) -> Recipe:
         data = read_yaml(path, MergeError)
     except OSError as error:
         raise MergeError("the recipe cannot be read", where=path, found=error) from error
-    data, paths = _absolute_paths(data, path.resolve().parent)
+    paths = _make_absolute(data, path.resolve().parent)
     recipe, problems = _validated(data)
     problems += missing_folders(paths)
     if recipe is None or problems:
@@ -296,22 +296,16 @@ def _complain(problems: Iterable[str]) -> None:
         raise ValueError(text)
 
 
-def _absolute_paths(data: Any, folder: Path) -> tuple[Any, list[Path]]:
-    """``data`` with its model paths resolved, and these; what is not shaped like a recipe is left to validation."""
-    if not isinstance(data, dict):
-        return data, []
-    models = data.get("models")
-    entries = (
-        [dict(entry) if isinstance(entry, dict) else entry for entry in models] if isinstance(models, list) else []
-    )
-    data = {**data, "models": entries} if entries else dict(data)
-    places = [(entry, "model") for entry in entries if isinstance(entry, dict)] + [(data, "base_model")]
+def _make_absolute(data: Any, folder: Path) -> list[Path]:
+    """Resolve the model paths in ``data``, and list them; what is not shaped like a recipe is left to validation."""
+    models = data.get("models") if isinstance(data, dict) else None
+    places = [(entry, "model") for entry in (models if isinstance(models, list) else [])] + [(data, "base_model")]
     found = []
     for place, key in places:
-        if isinstance(place.get(key), str):
+        if isinstance(place, dict) and isinstance(place.get(key), str):
             place[key] = _resolve(place[key], folder)
             found.append(place[key])
-    return data, found
+    return found
 
 
 def _resolve(path: str, folder: Path) -> Path:

@@ -1,159 +1,202 @@
-"""What a model folder says besides its weights, in one comparable form: config, tokenizer, modules, pooling, prompts.
+"""What a model folder says besides its weights: as its files are written, and as the libraries load them.
 
-Files written by different versions of transformers or sentence-transformers say the same thing in different words;
-here they come out equal, so that a difference that is reported is one of meaning. Nothing here needs torch.
+Versions of transformers and sentence-transformers write one setting in different words, or leave out what is their
+default. Files that are written alike say the same; of others it counts what the libraries make of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import logging
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from boom_utils.artifacts import sha256_file
-from boom_utils.model_folder import is_sentence_transformer, module_folders, read_json, read_mapping, read_modules
+from boom_utils.model_folder import (
+    TOKENIZER_FILES,
+    VOCABULARY_FILES,
+    is_sentence_transformer,
+    module_files,
+    read_mapping,
+    read_modules,
+)
 
-# Which program wrote the file, and in which precision: no part of what the model computes.
-CONFIG_NOISE = frozenset(
+log = logging.getLogger(__name__)
+
+Values = Mapping[str, Any]
+OF_EVERY_MODEL = frozenset({"config.json", "tokenizer.json"})
+"""The parts that are not those of an embedding model alone."""
+# Who wrote config.json, in which precision, for which training and which head: embeddings do not depend on it.
+_NOISE = frozenset(
     {"_attn_implementation_autoset", "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
-    | {"use_cache"}
+    | {"use_cache", "gradient_checkpointing", "id2label", "label2id"}
 )
-VOCABULARY_FILES = (
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-)
-POOLING_NAMES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-
-Settings = dict[str, dict[str, Any]]
+# What sentence-transformers takes where nothing is written, and what older versions of transformers did.
+_SIMILARITY = {"similarity_fn_name": "cosine", "model_type": "SentenceTransformer"}
+_TASK = {"transformer_task": "feature-extraction"}
+_POSITIONS = {"position_embedding_type": "absolute"}
 
 
-def model_settings(folder: Path) -> Settings:
-    """config.json and tokenizer of a model folder: for each file, its settings as a flat mapping.
+@dataclass(frozen=True)
+class Part:
+    """A file of a model folder, or the files of its tokenizer.
 
-    Raises:
-        CheckpointError: A file is malformed.
+    Attributes:
+        written: What stands there, flat; empty where there is no such file.
+        load: Gives what the libraries make of it, flat.
     """
-    return {"config.json": _config(read_mapping(folder / "config.json")), **_tokenizer(folder)}
+
+    written: Values
+    load: Callable[[], Values]
+
+    def loaded(self) -> Values | None:
+        """What the libraries make of it; None where they cannot open it."""
+        try:
+            return self.load()
+        except Exception as error:  # they let through whatever their own parts raise
+            log.debug("compared as it is written: %s", error)
+            return None
 
 
-def encoder_settings(folder: Path) -> Settings:
-    """Modules, pooling, prompts and input length of a sentence-transformers folder; empty for any other folder.
+def parts_of(folder: Path) -> dict[str, Part]:
+    """Config and tokenizer of a model folder; of an embedding model also modules, pooling, prompts and input length.
 
     Raises:
         CheckpointError: A file is malformed, or modules.json points outside the folder.
     """
-    if not is_sentence_transformer(folder):
-        return {}
-    extra = read_mapping(folder / "config_sentence_transformers.json")
-    prompts = {f"prompts.{name}": text for name, text in (extra.get("prompts") or {}).items()}
-    kept = {
-        "default_prompt_name": extra.get("default_prompt_name"),
-        "similarity_fn_name": extra.get("similarity_fn_name") or "cosine",
+    config = read_mapping(folder / "config.json")
+    tokenizer = _written_tokenizer(folder)
+    parts = {
+        "config.json": Part(_flat(config, _NOISE), partial(_loaded_config, config)),
+        "tokenizer.json": Part(tokenizer, partial(_loaded_tokenizer, folder) if tokenizer else dict),
     }
-    settings: Settings = {
-        "modules.json": _modules(folder),
-        "config_sentence_transformers.json": {**prompts, **kept},
-        "sentence_bert_config.json": _input_rules(folder),
-    }
-    for path in module_folders(folder):
-        settings.update(_module_files(folder, path))
-    return settings
+    return {**parts, **(_encoder_parts(folder, config) if is_sentence_transformer(folder) else {})}
 
 
-def setting_differences(ours: Settings, theirs: Settings) -> list[tuple[str, Any, Any]]:
-    """Where two folders disagree: (file and key, our value, their value).
+def compare_parts(ours: Mapping[str, Part], theirs: Mapping[str, Part]) -> tuple[list[tuple[str, Any, Any]], list[str]]:
+    """What two folders say differently.
 
     A missing key is equal to null, false, zero or empty: that is what newer versions write for what older ones omit.
-    A file that only one folder has is one difference, not one per key.
+    A part that only one folder has is one difference, not one per key.
+
+    Returns:
+        Differences of meaning (file and key, our value, their value), and files that differ in their spelling alone.
     """
-    found: list[tuple[str, Any, Any]] = []
+    differences: list[tuple[str, Any, Any]] = []
+    respelled = []
     for file in sorted({*ours, *theirs}):
-        mine, other = ours.get(file, {}), theirs.get(file, {})
-        if not any(mine.values()) and not any(other.values()):
+        mine, other = (parts.get(file, Part({}, dict)) for parts in (ours, theirs))
+        if mine.written == other.written:
             continue
-        if not any(mine.values()) or not any(other.values()):
-            found.append((file, _presence(mine), _presence(other)))
-            continue
-        keys = sorted({*mine, *other})
-        pairs = ((key, mine.get(key) or None, other.get(key) or None) for key in keys)
-        found += [(f"{file}: {key}", a, b) for key, a, b in pairs if a != b]
+        a, b = mine.loaded(), other.loaded()
+        if a is None or b is None:
+            a, b = mine.written, other.written
+        found = [(f"{file}: {key}", a.get(key), b.get(key)) for key in sorted({*a, *b})]
+        found = [(key, one, two) for key, one, two in found if (one or None) != (two or None)]
+        if any(a.values()) != any(b.values()):
+            found = [(file, "present", "missing") if any(a.values()) else (file, "missing", "present")]
+        differences += found
+        respelled += [] if found else [file]
+    return differences, respelled
+
+
+def _loaded_config(config: Values) -> Values:
+    """config.json with the defaults of its kind of model."""
+    from transformers import CONFIG_MAPPING
+
+    loaded = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    return _with_defaults(_POSITIONS, _flat(loaded.to_dict(), _NOISE))
+
+
+def _flat(values: Values, noise: Set[str] = frozenset(), prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in noise:
+            name = f"{prefix}{key}"
+            found |= _flat(value, noise, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return found
 
 
-def _presence(settings: Mapping[str, Any]) -> str:
-    return "present" if any(settings.values()) else "missing"
+def _with_defaults(defaults: Values, values: Values) -> dict[str, Any]:
+    return {**defaults, **{key: value for key, value in values.items() if value is not None}}
 
 
-def _config(config: dict[str, Any]) -> dict[str, Any]:
-    """config.json without noise, rotary settings in one spelling (transformers 5 moved them to ``rope_parameters``)."""
-    kept = {key: value for key, value in config.items() if key not in CONFIG_NOISE}
-    rope = {"rope_theta": kept.pop("rope_theta", None), **(kept.pop("rope_scaling", None) or {})}
-    rope |= kept.pop("rope_parameters", None) or {}
-    kind = rope.pop("rope_type", None) or rope.pop("type", None)
-    rope["rope_type"] = None if kind == "default" else kind
-    kept |= {f"rope.{key}": value for key, value in rope.items()}
-    if set(kept.get("layer_types") or []) == {"full_attention"}:
-        del kept["layer_types"]  # the default, which older files do not spell out
-    return kept
+def _written_tokenizer(folder: Path) -> dict[str, Any]:
+    """tokenizer.json by its sections, the other files by their bytes; empty where there is no vocabulary."""
+    others = TOKENIZER_FILES - {"tokenizer.json"}
+    found = {name: sha256_file(folder / name) for name in others if (folder / name).is_file()}
+    sections = _sections(read_mapping(folder / "tokenizer.json"))
+    return {**sections, **found} if sections or VOCABULARY_FILES & found.keys() else {}
 
 
-def _tokenizer(folder: Path) -> Settings:
-    """The tokenizer by its sections, or the vocabulary files by their bytes where there is no tokenizer.json."""
-    tokenizer = read_mapping(folder / "tokenizer.json")
-    if not tokenizer:
-        found = [name for name in VOCABULARY_FILES if (folder / name).is_file()]
-        return {name: {"sha256": sha256_file(folder / name)} for name in found}
-    # What the last call to the tokenizer left behind is saved with it.
-    sections = {key: value for key, value in tokenizer.items() if key not in ("truncation", "padding", "model")}
-    model = dict(tokenizer.get("model") or {})
-    if model.get("merges"):  # "a b" in older files, ["a", "b"] in newer ones
-        model["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    return {"tokenizer.json": sections | {f"model.{key}": value for key, value in model.items()}}
+def _loaded_tokenizer(folder: Path) -> Values:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    sections = _sections(json.loads(tokenizer.backend_tokenizer.to_str()))
+    # Only what stands around one text; pairs of texts are joined differently from version to version.
+    return {**sections, "post_processor": tokenizer("").input_ids, "truncation_side": tokenizer.truncation_side}
 
 
-def _modules(folder: Path) -> dict[str, Any]:
-    # Classes moved between Python modules from version to version; their names did not change.
+def _sections(tokenizer: Values) -> dict[str, Any]:
+    """What decides how a text becomes tokens; not what the last call left behind, nor how they become text again."""
+    model = {f"model.{key}": value for key, value in (tokenizer.get("model") or {}).items()}
+    if merges := model.get("model.merges"):  # "a b" in older files, ["a", "b"] in newer ones
+        model["model.merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+    unread = {"version", "truncation", "padding", "decoder", "model"}
+    return {**{key: value for key, value in tokenizer.items() if key not in unread}, **model}
+
+
+def _encoder_parts(folder: Path, config: Values) -> dict[str, Part]:
     modules = read_modules(folder)
-    return {
-        f"module {n}": f"{module['type'].rsplit('.', 1)[-1]} in {module['path'] or '.'}"
-        for n, module in enumerate(modules)
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]  # classes moved, their names did not change
+    listed = {f"module {n}": f"{kind} in {modules[n]['path'] or '.'}" for n, kind in enumerate(kinds)}
+    extra = "config_sentence_transformers.json"
+    said = _flat(read_mapping(folder / extra), {"__version__"})
+    parts = {
+        "modules.json": Part(listed, lambda: listed),
+        extra: Part(said, lambda: _with_defaults(_SIMILARITY, said)),
+        "sentence_bert_config.json": _input_rules(folder, config),
     }
+    for module in modules:
+        if path := module["path"]:
+            files = module_files(folder, path)
+            others = {file.name: sha256_file(file) for file in files if file.name != "config.json"}
+            written = {**read_mapping(folder / path / "config.json"), **others}
+            parts[f"{path}/config.json"] = Part(written, partial(_loaded_module, folder, module))
+    return parts
 
 
-def _input_rules(folder: Path) -> dict[str, Any]:
-    """Longest input in tokens (newer versions keep it with the tokenizer) and lower-casing."""
-    rules = read_mapping(folder / "sentence_bert_config.json")
-    longest = rules.get("max_seq_length") or read_mapping(folder / "tokenizer_config.json").get("model_max_length")
-    return {"max_seq_length": longest, "do_lower_case": rules.get("do_lower_case")}
+def _input_rules(folder: Path, config: Values) -> Part:
+    """How the first module reads a text; the longest input is the tokenizer's or all positions where none is stated."""
+    tokenizer = read_mapping(folder / "tokenizer_config.json")
+    limits = (tokenizer.get("model_max_length"), config.get("max_position_embeddings"))
+    longest = min((one for one in limits if isinstance(one, int) and one > 0), default=None)
+    files = {path.name: read_mapping(path) for path in folder.glob("sentence_*_config.json")}
+
+    def load() -> Values:
+        from sentence_transformers.sentence_transformer.modules import Transformer
+
+        rules = Transformer.load_config(str(folder), local_files_only=True)
+        rules["modality_config"].pop("message", None)  # of a chat, not of a text
+        return _with_defaults({"max_seq_length": longest, **_TASK}, _flat(rules))
+
+    return Part({"limits": limits, **files}, load)
 
 
-def _module_files(folder: Path, module: str) -> Settings:
-    """The files of one module: configuration by meaning, anything else (weights of a Dense layer) by its bytes."""
-    found: Settings = {}
-    for path in sorted(p for p in (folder / module).rglob("*") if p.is_file()):
-        name = path.relative_to(folder).as_posix()
-        config = read_json(path) if path.suffix == ".json" else None
-        found[name] = _pooling(config) if isinstance(config, dict) else {"sha256": sha256_file(path)}
-    return found
+def _loaded_module(folder: Path, module: Mapping[str, str]) -> Values:
+    """Settings of a module, and digests of its weights (of a Dense layer)."""
+    from sentence_transformers.util import import_from_string
 
-
-def _pooling(config: dict[str, Any]) -> dict[str, Any]:
-    """A module's configuration, with the older spelling of pooling turned into the newer one."""
-    kept = {key: value for key, value in config.items() if key not in POOLING_NAMES}
-    if "word_embedding_dimension" in kept:
-        kept["embedding_dimension"] = kept.pop("word_embedding_dimension")
-    if modes := [new for old, new in POOLING_NAMES.items() if config.get(old)]:
-        kept["pooling_mode"] = modes[0] if len(modes) == 1 else modes
-        kept.setdefault("include_prompt", True)
-    return kept
+    if not module["type"].startswith("sentence_transformers."):
+        raise ValueError(f"{module['type']} is code of another place")
+    made = import_from_string(module["type"]).load(str(folder), subfolder=module["path"], local_files_only=True)
+    tensors = {name: tensor.double().numpy() for name, tensor in made.state_dict().items()}
+    digests = {name: [values.shape, xxhash.xxh3_128_hexdigest(values.data)] for name, values in tensors.items()}
+    return {**made.get_config_dict(), **digests}

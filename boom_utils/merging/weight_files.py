@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from boom_utils.errors import CheckpointError
 from boom_utils.merging.direct_file import DirectFile
-from boom_utils.model_folder import INDEX, WEIGHTS
+from boom_utils.model_folder import INDEX
 
 # Name in a safetensors header -> how NumPy holds an element, in the order in which safetensors lays tensors out: widest
 # first, so that every tensor is aligned. NumPy has no bfloat16: its 16 bits stand for it.
@@ -31,6 +34,11 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
     "U8": np.dtype("u1"), "BOOL": np.dtype("u1"),
 }  # fmt: skip
+_WRAPPED = re.compile(r"^(?:_orig_mod\.|module\.)+")
+# Not in DistilBERT, whose layers have such a name.
+_PREFIX = re.compile(
+    r"^(?:model|bert|roberta|distilbert|mpnet|electra|albert|deberta|nomic_bert|transformer(?!\.layer\.))\."
+)
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 FLOAT_NAMES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -40,7 +48,7 @@ class TensorInfo:
     """Where a tensor is stored and what it looks like, from the header of its file.
 
     Attributes:
-        stored: Its name in the file; the unified name is this one without a leading ``model.``.
+        stored: Its name in the file.
         file: Its file.
         dtype: Its dtype in safetensors' spelling, such as ``BF16``.
         shape: Its shape.
@@ -67,6 +75,16 @@ class TensorInfo:
     def nbytes(self) -> int:
         """Number of bytes in the file."""
         return self.size * DTYPES[self.dtype].itemsize
+
+
+def plain_name(stored: str) -> str:
+    """The name that libraries look for: without what a compiled or wrapped module put before it."""
+    return _WRAPPED.sub("", stored)
+
+
+def unified_name(stored: str) -> str:
+    """The name in a model without a head; transformers also takes it with the prefix that a model with a head has."""
+    return _PREFIX.sub("", plain_name(stored))
 
 
 @contextmanager
@@ -159,31 +177,32 @@ class WeightWriter:
 
     Args:
         folder: An existing folder.
-        layout: Name -> dtype (safetensors' spelling) and shape of every tensor.
+        layout: Name, dtype and shape of every tensor.
         max_shard_bytes: Most bytes of tensors in one file (a larger tensor has a file of its own); None: one file.
 
     Raises:
         OSError: The files cannot be made.
     """
 
-    def __init__(
-        self, folder: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]], max_shard_bytes: int | None = None
-    ) -> None:
-        shards = _shards(layout, max_shard_bytes)
-        names = [WEIGHTS] if len(shards) == 1 else [_shard_name(n, len(shards)) for n in range(len(shards))]
+    def __init__(self, folder: Path, layout: Iterable[TensorInfo], max_shard_bytes: int | None = None) -> None:
+        named = {info.stored: info for info in layout}
+        split = split_state_dict_into_shards_factory(
+            named,
+            get_storage_size=lambda info: info.nbytes,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_bytes or sys.maxsize,
+        )
         self.places: dict[str, tuple[DirectFile, int]] = {}
         self._files: list[DirectFile] = []
         try:
-            for file, tensors in zip(names, shards, strict=True):
-                self._create(folder / file, {name: layout[name] for name in tensors})
+            for file, tensors in split.filename_to_tensors.items():
+                self._create(folder / file, [named[name] for name in tensors])
         except BaseException:
             self.close(complete=False)
             raise
-        if len(shards) > 1:
-            index = {name: file for file, tensors in zip(names, shards, strict=True) for name in tensors}
-            total = sum(_nbytes(*layout[name]) for name in layout)
-            text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))}, indent=2)
-            (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+        if split.is_sharded:
+            index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
+            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def write(self, name: str, offset: int, values: NDArray[Any]) -> None:
         """Write elements of a tensor, of its dtype, beginning with its element number ``offset``.
@@ -203,46 +222,24 @@ class WeightWriter:
         for file in self._files:
             file.close(complete)
 
-    def _create(self, path: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    def _create(self, path: Path, infos: Sequence[TensorInfo]) -> None:
         order = list(DTYPES)
-        names = sorted(layout, key=lambda name: (order.index(layout[name][0]), name))
-        header, offsets = _header(names, layout)
-        file = DirectFile(path, len(header) + sum(_nbytes(*layout[name]) for name in names))
+        infos = sorted(infos, key=lambda info: (order.index(info.dtype), info.stored))
+        header, starts = _header(infos)
+        file = DirectFile(path, len(header) + sum(info.nbytes for info in infos))
         self._files.append(file)
-        self.places |= {name: (file, len(header) + offset) for name, offset in offsets.items()}
+        self.places |= {name: (file, len(header) + start) for name, start in starts.items()}
         file.write(0, np.frombuffer(header, dtype=np.uint8))
 
 
-def _nbytes(dtype: str, shape: Sequence[int]) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize
-
-
-def _shards(layout: Mapping[str, tuple[str, tuple[int, ...]]], most: int | None) -> list[list[str]]:
-    """Names cut into files, in their order."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name in layout:
-        size = _nbytes(*layout[name])
-        if most is not None and shards[-1] and filled + size > most:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    return shards
-
-
-def _shard_name(number: int, count: int) -> str:
-    return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-
-
-def _header(names: Sequence[str], layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:
+def _header(infos: Sequence[TensorInfo]) -> tuple[bytes, dict[str, int]]:
     """The bytes before the tensors, and where each tensor begins after them."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offsets, end = {}, 0
-    for name in names:
-        dtype, shape = layout[name]
-        offsets[name], end = end, end + _nbytes(dtype, shape)
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offsets[name], end]}
+    starts, end = {}, 0
+    for info in infos:
+        starts[info.stored], end = end, end + info.nbytes
+        place = [starts[info.stored], end]
+        entries[info.stored] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": place}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, offsets
+    return len(text).to_bytes(8, "little") + text, starts

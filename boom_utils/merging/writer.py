@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from boom_utils.cards import Provenance
 from boom_utils.errors import MergeError
 from boom_utils.merging import kernels, methods, output
-from boom_utils.merging.checkpoints import Checkpoint, fingerprint_of
+from boom_utils.merging.checkpoints import Checkpoint, fingerprints
 from boom_utils.merging.elementwise import ELEMENTWISE
 from boom_utils.merging.family import open_family, settings_of
 from boom_utils.merging.gram import FamilyGram, not_finite, stream_grams
 from boom_utils.merging.parameters import Settings
 from boom_utils.merging.recipe import Recipe
 from boom_utils.merging.streaming import Rows, Streams, gather
-from boom_utils.merging.weight_files import DTYPES, FLOAT_NAMES, TensorInfo, WeightWriter
+from boom_utils.merging.weight_files import DTYPES, FLOAT_NAMES, TensorInfo, WeightWriter, plain_name
 from boom_utils.progress import progress
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class _Job:
         models: Numbers of its models in the family, in the recipe's order.
         base: Number of its base.
         settings: What its method is told, tensor by tensor.
+        layout: The tensors it writes, by unified name: as they are called in its first model's files.
         notes: What was special about single tensors, by unified name; filled while tensors are merged.
     """
 
@@ -71,14 +72,8 @@ class _Job:
     models: list[int]
     base: int | None
     settings: Mapping[str, Settings]
+    layout: Mapping[str, TensorInfo]
     notes: dict[str, str] = field(default_factory=dict)
-
-    def dtype(self, info: TensorInfo) -> str:
-        """Dtype of a merged tensor (safetensors' spelling): the recipe's, or float32; unchanged if it is not merged."""
-        if not info.is_float:
-            return info.dtype
-        wanted = self.recipe.out_dtype or self.recipe.dtype or ("float64" if info.dtype == "F64" else "float32")
-        return next(short for short, name in FLOAT_NAMES.items() if name == wanted)
 
     def fill(self, streams: Streams, gram: FamilyGram) -> Fill:
         """How the tensor whose inner products are given is merged, chunk by chunk."""
@@ -108,8 +103,8 @@ def merge_all(recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions | No
     """Make any number of merged models of one family of models from one pass over it.
 
     Tensor by tensor: inner products in float64, coefficients, combination in float64, one rounding to the output dtype.
-    An output has the tensor names, config, tokenizer, modules and prompts of its recipe's first model, whose folder is
-    kept but for its weights, its model card and files of other programs' runs; a card of its own; and the recipe as
+    An output has the tensor names, config, tokenizer, modules and prompts of its recipe's first model
+    (`boom_utils.model_folder.model_files`, and nothing else of that folder); a card of its own; and the recipe as
     ``mergekit_config.yaml``, with paths relative to the output. Equal inputs and places give equal bytes, whatever the
     number of threads.
 
@@ -119,7 +114,8 @@ def merge_all(recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions | No
 
     Returns:
         Facts for a record, for each output: method, weights as used, fingerprint of every input, dtype, notes on
-        single tensors (unified names) and the files of the first model that were left out.
+        single tensors (unified names), the files of the first model that were left out, and in what the models differ
+        without meaning to.
 
     Raises:
         MergeError: An output is in use, models are missing or do not fit, values are not finite, or models cancel.
@@ -132,9 +128,9 @@ def merge_all(recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions | No
         raise MergeError("two merges have one output folder", found=", ".join(map(str, outs)))
     for out in outs:
         output.require_free(out)
-    family, jobs = _checked([(recipe, out) for (recipe, _), out in zip(recipes, outs, strict=True)], options)
+    family, jobs, notes = _checked(list(zip((recipe for recipe, _ in recipes), outs, strict=True)), options)
     models = list(family.values())
-    _require_space(models, jobs)
+    _require_space(jobs)
     with ExitStack() as stack:
         folders = [stack.enter_context(_prepared(job.out)) for job in jobs]
         pairs = list(zip(jobs, folders, strict=True))
@@ -143,8 +139,8 @@ def merge_all(recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions | No
         labels = {folder: model.label for folder, model in family.items()}
         all_facts = []
         for job, folder, left in zip(jobs, folders, left_out, strict=True):
-            facts = _facts(job, models, prints, left)
-            output.write_config(folder, {job.dtype(info) for info in _infos(job, models).values() if info.is_float})
+            facts = {**_facts(job, models, prints), "left_out": left, "reconciled": notes}
+            output.write_config(folder, {info.dtype for info in job.layout.values() if info.is_float})
             output.write_recipe(folder, job.recipe, job.out)
             output.write_merge_card(folder, job.recipe, facts, labels, options.provenance)
             all_facts.append(facts)
@@ -158,16 +154,17 @@ def merge_all(recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions | No
 
 def _checked(
     recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions
-) -> tuple[dict[Path, Checkpoint], list[_Job]]:
-    family = open_family([recipe for recipe, _ in recipes], options.names)
+) -> tuple[dict[Path, Checkpoint], list[_Job], list[str]]:
+    family, reconciled = open_family([recipe for recipe, _ in recipes], options.names)
     numbers = {folder: number for number, folder in enumerate(family)}
     floats = [name for name, info in next(iter(family.values())).tensors.items() if info.is_float]
     jobs = []
     for recipe, out in recipes:
         base = None if recipe.task_base is None else numbers[recipe.task_base]
         settings = settings_of(recipe, floats)
-        jobs.append(_Job(recipe, out, [numbers[entry.model] for entry in recipe.models], base, settings))
-    return family, jobs
+        layout = _layout(recipe, family[recipe.models[0].model])
+        jobs.append(_Job(recipe, out, [numbers[entry.model] for entry in recipe.models], base, settings, layout))
+    return family, jobs, reconciled
 
 
 @contextmanager
@@ -180,16 +177,22 @@ def _prepared(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _infos(job: _Job, models: Sequence[Checkpoint]) -> Mapping[str, TensorInfo]:
-    """The tensors of the job's first model, by unified name."""
-    return models[job.models[0]].tensors
+def _layout(recipe: Recipe, first: Checkpoint) -> dict[str, TensorInfo]:
+    """The merged tensors: of the dtype the recipe says, or float32; those of another kind stay what they are."""
+    shorts = {name: short for short, name in FLOAT_NAMES.items()}
+    asked = shorts.get(recipe.out_dtype or recipe.dtype or "")
+    layout = {}
+    for name, info in first.tensors.items():
+        dtype = (asked or ("F64" if info.dtype == "F64" else "F32")) if info.is_float else info.dtype
+        layout[name] = replace(info, stored=plain_name(info.stored), dtype=dtype)
+    return layout
 
 
-def _require_space(models: Sequence[Checkpoint], jobs: Sequence[_Job]) -> None:
+def _require_space(jobs: Sequence[_Job]) -> None:
     needed: dict[Path, int] = {}
     for job in jobs:
         place = next(parent for parent in job.out.parents if parent.exists())
-        size = sum(info.size * DTYPES[job.dtype(info)].itemsize for info in _infos(job, models).values())
+        size = sum(info.nbytes for info in job.layout.values())
         needed[place] = needed.get(place, 0) + size
     for place, size in needed.items():
         free = shutil.disk_usage(place).free
@@ -210,7 +213,7 @@ def _write_weights(
     digests: dict[str, tuple[str, ...]] = {}
     problems: list[str] = []
     with ExitStack() as stack:
-        writers = [_open_writer(stack, job, models, folder, options) for job, folder in zip(jobs, folders, strict=True)]
+        writers = [_open_writer(stack, job, folder, options) for job, folder in zip(jobs, folders, strict=True)]
         streams = stack.enter_context(Streams(models, options.threads))
         names = list(jobs[0].settings)
         writing: tuple[str, list[Future[None]]] = ("", [])
@@ -222,32 +225,22 @@ def _write_weights(
                 streams.release(name)
                 continue
             fills = [job.fill(streams, found.gram) for job in jobs]
-            _finish(streams, *writing)
+            gather(writing[1])
+            streams.release(writing[0])
             work = functools.partial(_write_chunk, streams, list(zip(jobs, writers, fills, strict=True)), name)
             writing = (name, streams.submit(name, work))
-        _finish(streams, *writing)
+        gather(writing[1])
+        streams.release(writing[0])
         if problems:
             raise not_finite(problems)
         for job, writer in zip(jobs, writers, strict=True):
-            _copy_others(models[job.models[0]], writer)
+            _copy_others(models[job.models[0]], job, writer)
             writer.close()
-    return [
-        fingerprint_of(model, {name: found[number] for name, found in digests.items()})
-        for number, model in enumerate(models)
-    ]
+    return fingerprints(models, digests)
 
 
-def _finish(streams: Streams, name: str, writing: Sequence[Future[None]]) -> None:
-    gather(writing)
-    streams.release(name)
-
-
-def _open_writer(
-    stack: ExitStack, job: _Job, models: Sequence[Checkpoint], folder: Path, options: MergeOptions
-) -> WeightWriter:
-    # Under the names of the first model's files, not the unified ones.
-    layout = {info.stored: (job.dtype(info), info.shape) for info in _infos(job, models).values()}
-    writer = WeightWriter(folder, layout, options.max_shard_bytes)
+def _open_writer(stack: ExitStack, job: _Job, folder: Path, options: MergeOptions) -> WeightWriter:
+    writer = WeightWriter(folder, job.layout.values(), options.max_shard_bytes)
     stack.callback(writer.close, complete=False)
     return writer
 
@@ -259,12 +252,11 @@ def _write_chunk(
     merged = streams.scratch("merged", size, np.float64)
     for job, writer, fill in merges:
         fill(rows, merged)
-        info = streams.models[job.models[0]].tensors[name]
-        values = round_once(merged, job.dtype(info), streams.scratch("rounded", size, DTYPES[job.dtype(info)]))
+        info = job.layout[name]
+        values = round_once(merged, info.dtype, streams.scratch("rounded", size, DTYPES[info.dtype]))
         if values is None:
-            raise MergeError(
-                f"merged values are too large for {job.dtype(info)}", where=name, fix="choose a wider out_dtype"
-            )
+            too_large = f"merged values are too large for {info.dtype}"
+            raise MergeError(too_large, where=name, fix="choose a wider out_dtype")
         writer.write(info.stored, start, values)
 
 
@@ -288,16 +280,16 @@ def round_once(merged: Array, dtype: str, out: NDArray[Any]) -> NDArray[Any] | N
     return out if fine else None
 
 
-def _copy_others(model: Checkpoint, writer: WeightWriter) -> None:
-    for name, info in model.tensors.items():
+def _copy_others(first: Checkpoint, job: _Job, writer: WeightWriter) -> None:
+    for name, info in first.tensors.items():
         place = 0
-        for raw in () if info.is_float else model.raw_chunks(name):
-            writer.write(info.stored, place, raw)
+        for raw in () if info.is_float else first.raw_chunks(info):
+            writer.write(job.layout[name].stored, place, raw)
             place += raw.size
 
 
-def _facts(job: _Job, models: Sequence[Checkpoint], prints: Sequence[str], left_out: Sequence[str]) -> dict[str, Any]:
-    recipe, infos = job.recipe, _infos(job, models).values()
+def _facts(job: _Job, models: Sequence[Checkpoint], prints: Sequence[str]) -> dict[str, Any]:
+    recipe, infos = job.recipe, job.layout.values()
     weighted = "weight" in recipe.rules.of_models
     plain = weighted and all(isinstance(weight, float) for weight in recipe.weights)
     used = methods.used_weights(next(iter(job.settings.values()))) if plain and job.settings else [None] * len(prints)
@@ -315,9 +307,8 @@ def _facts(job: _Job, models: Sequence[Checkpoint], prints: Sequence[str], left_
         "method": recipe.merge_method,
         "members": members,
         "base": base,
-        "dtype": sorted({job.dtype(info) for info in infos if info.is_float}),
+        "dtype": sorted({info.dtype for info in infos if info.is_float}),
         "tensors": len(infos),
         "parameters": sum(info.size for info in infos),
         "notes": job.notes,
-        "left_out": list(left_out),
     }

@@ -99,14 +99,13 @@ def _geometry(names: list[str], nodes: Nodes) -> Node:
     """Inner products of some members and their base; angles and sizes."""
 
     def make(out: Path, found: Inputs) -> None:
-        from boom_utils.merging.checkpoints import require_compatible
-        from boom_utils.merging.family import open_checkpoints
+        from boom_utils.merging.family import open_checkpoints, reconcile
         from boom_utils.merging.gram import family_grams, save_grams
         from boom_utils.merging.planner import geometry_of
 
         folders = {found[name].path: name for name in ("base", *names)}
         models = open_checkpoints(list(folders), folders)
-        require_compatible(models[1:], models[:1])
+        reconcile(models[1:], models[:1])
         table = family_grams(models, has_base=True)
         save_grams(out / "grams.npz", table)
         write_json(out / "geometry.json", geometry_of(table).as_json())

@@ -24,7 +24,7 @@ from boom_utils.model_folder import (
     RUN_FILES,
     check_folder,
     find_weight_files,
-    module_folders,
+    model_files,
     refuse_code_and_pickles,
 )
 from boom_utils.reporting.model_cards import licence_notes, named_card, read_card, scored_card
@@ -37,16 +37,6 @@ Result = TypeVar("Result")
 
 STAYS = RUN_FILES | {RECORD, "mergekit_config.yaml"}
 """What the kit writes beside a model: how it was made, with keys and places of this workspace. The card says enough."""
-_NAMES = frozenset(
-    {
-        *(CARD, "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", INDEX),
-        *("config.json", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
-        *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-        *("added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja"),
-        *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-    }
-)
-_IN_MODULES = frozenset({"config.json", "model.safetensors"})
 _ON_HUB_ONLY = frozenset({".gitattributes"})
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -181,16 +171,15 @@ def prepare(model: Model, repo: str, *, public: bool = False) -> Upload:
     check_folder(folder)
     refuse_code_and_pickles(folder)
     weights, _ = find_weight_files(folder)
-    modules = {Path(path) for path in module_folders(folder)}
+    wanted = {folder / CARD, *weights, *model_files(folder), folder / INDEX}
     known, stays, strange = [], [], []
     for path in sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()):
         name = path.relative_to(folder)
-        top = name.parent == Path()
         if path.is_symlink() or not path.is_file():
             strange.append(f"{name} (a link, or no plain file)")
-        elif top and name.name in STAYS:
+        elif name.as_posix() in STAYS:
             stays.append(name.name)
-        elif path in weights or (top and name.name in _NAMES) or (name.parent in modules and path.name in _IN_MODULES):
+        elif path in wanted:
             known.append(path)
         else:
             strange.append(name.as_posix())
