@@ -18,7 +18,7 @@ from boom_utils.data import convert
 from boom_utils.data.convert import files_fingerprint, make_examples
 from boom_utils.data.examples import BadLine, normalise, read_examples, read_jsonl
 from boom_utils.data.manifest import Dataset, Manifest, load_manifest
-from boom_utils.data.readers import Raw
+from boom_utils.data.text_files import Raw
 from boom_utils.errors import DataError, ManifestError
 
 TRAINED = ("medquad", "banking77", "stsbenchmark")

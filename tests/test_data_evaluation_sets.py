@@ -18,7 +18,7 @@ from boom_utils.data.evaluation_sets import (
     task_kind,
 )
 from boom_utils.data.manifest import Dataset, load_manifest
-from boom_utils.data.readers import Raw
+from boom_utils.data.text_files import Raw
 from boom_utils.errors import DataError
 
 NAMES = {

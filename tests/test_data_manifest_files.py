@@ -35,8 +35,7 @@ def raw_dataset(name: str, *files: dict[str, Any], **changes: object) -> dict[st
         "repository": "https://example.org/owner/repo",
         "commit": COMMIT,
         "split_rule": "official files",
-        "rows": {"train": 3},
-        "format": {"file_format": "tsv", "delimiter": "\t"},
+        "parts": {"train": 3},
         "files": list(files) or [raw_file(f"{name}.tsv")],
     }
     dataset = {
@@ -244,4 +243,3 @@ def test_open_text_names_every_file_of_the_survey_with_the_same_facts(open_text:
         assert (origin.licence, origin.commit, origin.repository) == (one["licence"], one["commit"], one["repository"])
         known = {"train": "train", "new_data": "train", "in_domain": "eval_indomain", "out_of_domain": "eval_ood"}
         assert [known[use] for use in open_text.uses(dataset)] == one["roles"]
-        assert origin.rows == {key: value for key, value in one["rows"].items() if not key.startswith("converted")}

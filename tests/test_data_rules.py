@@ -11,9 +11,9 @@ import pytest
 
 from boom_utils.data.examples import TrainingExample
 from boom_utils.data.manifest import Dataset
-from boom_utils.data.readers import Raw
 from boom_utils.data.record_tables import as_examples, evaluated_part, part_of, without_texts
 from boom_utils.data.rules import RowOptions, training_rows
+from boom_utils.data.text_files import Raw
 from boom_utils.errors import DataError
 
 NAMES = {

@@ -1,6 +1,6 @@
 """Stage: a corpus of files, from raw records to training and evaluation files.
 
-Readers give records (`boom_utils.data.readers`), `boom_utils.data.evaluation_sets` makes evaluation sets of them and
+Readers give records (`boom_utils.data.open_text`), `boom_utils.data.evaluation_sets` makes evaluation sets of them and
 `boom_utils.data.rules` training rows; this module decides what goes into which file, and sees to it that nothing that
 is evaluated is trained on. It looks for that among the *records*, before rows are made: so a record with an evaluated
 text is left out once, and never comes back as somebody's negative.
@@ -24,10 +24,11 @@ from boom_utils.data.evaluation_sets import Limits, evaluation_set
 from boom_utils.data.example_sets import WrittenSets
 from boom_utils.data.examples import normalise
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
+from boom_utils.data.open_text import read_dataset
 from boom_utils.data.overlap import Overlap, find_overlap, task_domains
-from boom_utils.data.readers import Raw, read_dataset
 from boom_utils.data.record_tables import as_examples, part_of, without_texts
 from boom_utils.data.rules import RowOptions, training_rows
+from boom_utils.data.text_files import Raw
 from boom_utils.errors import DataError, ManifestError
 from boom_utils.progress import progress
 

@@ -28,8 +28,8 @@ import numpy as np
 from boom_utils.data.example_sets import Item, Row, draw, draw_retrieval
 from boom_utils.data.examples import normalise
 from boom_utils.data.manifest import Dataset
-from boom_utils.data.readers import Raw
 from boom_utils.data.record_tables import columns_of, evaluated_part, part_of
+from boom_utils.data.text_files import Raw
 from boom_utils.errors import DataError
 
 FIT_A_LABEL = 16

@@ -15,8 +15,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import Frozen, Name
-from boom_utils.data.file_formats import refuse
-from boom_utils.data.manifest_files import HttpsFiles, Line, Origin, twice
+from boom_utils.data.manifest_files import HttpsFiles, Line, Origin, refuse, twice
 from boom_utils.data.manifest_hub import (
     Excluded,
     HubFiles,
@@ -115,8 +114,7 @@ class Dataset(Frozen):
             return None
         if self.hub is not None:
             return self.hub.select.rows if self.hub.select is not None else self.hub.rows.value
-        reading = None if self.origin is None else self.origin.read
-        return None if reading is None else reading.rows.get("train")
+        return None if self.origin is None else self.origin.parts.get("train")
 
     @property
     def licence(self) -> str | None:

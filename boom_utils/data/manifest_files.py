@@ -1,21 +1,19 @@
 """What a manifest says about files to download: where each is, its sha256, and what it is for.
 
 What could fetch another file than was meant, or put one file in the place of another, is refused here, before anything
-is downloaded. The facts under ``format`` are for people; what ``read`` says is in `boom_utils.data.read_rules`.
+is downloaded. How the files are read is in `boom_utils.data.open_text`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from boom_utils.config import Frozen
-from boom_utils.data.file_formats import Lines, refuse
-from boom_utils.data.read_rules import Reading
 from boom_utils.data.remote_files import RemoteFile, Sha256, check_files
 from boom_utils.errors import ManifestError, nearest
 
@@ -24,6 +22,16 @@ TaskKind = Literal[
 ]
 FILE_ROLES = ("train", "dev", "test", "corpus", "queries", "qrels")
 Line = Annotated[str, Field(min_length=2, max_length=1000)]
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raise one error with all problems, if there are any.
+
+    Raises:
+        ValueError: As pydantic wants it from a validator.
+    """
+    if found := list(problems):
+        raise ValueError("; ".join(found))
 
 
 class DataFile(RemoteFile):
@@ -69,10 +77,14 @@ class Origin(Frozen):
     repository: str = Field(pattern=r"^https://[^\s<>|()]+$")
     commit: str = Field(pattern=r"^[0-9a-f]{40}$")
     split_rule: Line
-    rows: dict[str, Any] = Field(description="counts that a converter can check itself against")
-    format: dict[str, Any] = Field(description="encoding, delimiter, columns and the like")
+    parts: dict[Literal["train", "dev", "test", "corpus", "queries", "qrels"], Annotated[int, Field(gt=0)]] = Field(
+        default_factory=dict, description="rows of every part as read; other numbers are an error"
+    )
+    differs: Line | None = Field(default=None, description="why these are not the numbers of rows stated elsewhere")
+    labels: dict[str, str] | tuple[str, ...] = Field(
+        default=(), description="label in the file -> label of the record, or those that stay; no other is known"
+    )
     oddities: tuple[Line, ...] = ()
-    read: Reading | None = Field(default=None, description="how files become records")
     files: tuple[DataFile, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -87,11 +99,10 @@ class Origin(Frozen):
         refuse(problems)
         return self
 
-    @model_validator(mode="after")
-    def _files_can_be_read(self) -> Origin:
-        if self.read is not None:
-            refuse([*reading_problems(self.read, self.files), *_number_problems(self.read, self.rows)])
-        return self
+    @property
+    def label_names(self) -> dict[str, str]:
+        """Label in the file -> label of the record."""
+        return self.labels if isinstance(self.labels, dict) else {label: label for label in self.labels}
 
     @property
     def bytes(self) -> int:
@@ -132,36 +143,6 @@ def file_problems(source: HttpsFiles, origins: Mapping[str, Origin]) -> list[str
         marked = (line.partition("- ") for line in str(error).splitlines())
         problems += [text for blank, _, text in marked if text and not blank.strip()]
     return problems
-
-
-def reading_problems(reading: Reading, files: Iterable[DataFile]) -> Iterator[str]:
-    """What does not fit between the ``read`` section of a dataset and its files.
-
-    Args:
-        reading: The section.
-        files: All files of the dataset.
-
-    Yields:
-        One sentence for every role that belongs to no part, and every set of parallel files that is not whole.
-    """
-    columns: dict[str, list[str | None]] = {}
-    for file in files:
-        columns.setdefault(file.role, []).append(file.part)
-    for role, names in columns.items():
-        for one in role.split("+") if reading.shape == "judged" else [role]:
-            part = reading.part_of(one)
-            if part is not None and part not in reading.parts:
-                yield f"read: files of role '{role}' belong to no part; read.split.parts may say which"
-        if isinstance(reading.files, Lines):
-            wanted = reading.columns(role)
-            if sorted(map(str, names)) != sorted(wanted):
-                yield f"read: the parallel files of role '{role}' need the parts {', '.join(wanted)}, each once"
-
-
-def _number_problems(reading: Reading, stated: Mapping[str, Any]) -> Iterator[str]:
-    for part, rows in reading.rows.items():
-        if stated.get(part, rows) != rows and reading.differs is None:
-            yield f"read.rows.{part} is {rows}, but rows.{part} is {stated[part]}; read.differs has to say why"
 
 
 def twice(kind: str, names: Iterable[str]) -> list[str]:

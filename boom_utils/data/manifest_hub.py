@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from boom_utils.config import Frozen, Name
-from boom_utils.data.file_formats import refuse
-from boom_utils.data.manifest_files import Line, twice
+from boom_utils.data.manifest_files import Line, refuse, twice
 from boom_utils.data.remote_files import Sha256, url_problem
 
 HUB = "https://huggingface.co"

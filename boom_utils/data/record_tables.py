@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from boom_utils.data.examples import TrainingExample, normalise
-from boom_utils.data.readers import Raw
+from boom_utils.data.text_files import Raw
 from boom_utils.errors import DataError
 
 NOT_TEXT = ("label", "score")

@@ -32,8 +32,8 @@ from boom_utils.data.example_sets import draw, example, labelled_examples
 from boom_utils.data.examples import Labelled, TrainingExample, normalise
 from boom_utils.data.manifest import Dataset
 from boom_utils.data.negatives import How, NegativePool, Wanted, mine_negatives
-from boom_utils.data.read_rules import Shape
 from boom_utils.data.record_tables import columns_of
+from boom_utils.data.text_files import Shape
 from boom_utils.errors import DataError
 
 ALIKE, DIFFERENT = 4.0, 2.0

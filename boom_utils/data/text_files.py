@@ -1,0 +1,376 @@
+"""From the text files of a dataset to records, strictly: what does not parse or breaks a rule is named with its place.
+
+It reads lines, delimited tables and JSON, and checks what becomes of their rows; it knows no dataset: these are in
+`boom_utils.data.open_text`. Every row is read, is left out by a rule that states how many it leaves out, or is
+malformed; nothing goes missing in silence.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import logging
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+
+from boom_utils.data.examples import BadLine
+from boom_utils.data.manifest_files import DataFile, Origin
+from boom_utils.errors import DataError, bullet_list, nearest
+
+log = logging.getLogger(__name__)
+
+Shape = Literal["pairs", "candidates", "labelled", "graded", "judged_pairs", "nli", "judged"]
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "pairs": ("query", "passage"),
+    "candidates": ("query", "passage", "label"),
+    "labelled": ("text", "label"),
+    "graded": ("sentence1", "sentence2", "score"),
+    "judged_pairs": ("sentence1", "sentence2", "label"),
+    "nli": ("sentence1", "sentence2", "label"),
+    "corpus": ("id", "text"),
+    "queries": ("id", "text"),
+    "qrels": ("query", "document", "score"),
+}
+"""Columns of the records of a shape; the shape ``judged`` has three parts, each with columns of its own."""
+HIGHEST_SCORE = 5.0
+"""Scores are given as 0 to 5."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+Values = Mapping[str, Any]
+Row = tuple[str, Values | str]
+"""Where a row is, as it stands after the file's name (``:12`` or ``, record 3``); its values, or what is wrong."""
+Parts = dict[str, list[dict[str, Any]]]
+"""Part -> its records: columns, whatever else a rule looks at, and the place under ``at``."""
+
+
+class MalformedError(Exception):
+    """A row, or a file as a whole, breaks a rule."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text of one file, or of parallel files by the column that each is."""
+
+    role: str
+    texts: Mapping[str, str]
+
+    @property
+    def text(self) -> str:
+        """Of the one file."""
+        (text,) = self.texts.values()
+        return text
+
+
+class Rule(NamedTuple):
+    """Leaves rows out, exactly so many."""
+
+    rows: int
+    why: str
+    leave_out: Callable[[Parts], None]
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Records of one dataset.
+
+    Args:
+        shape: What the columns mean (`COLUMNS`).
+        parts: Part -> table; train, dev and test, or corpus, queries and qrels. All columns are strings but ``score``.
+        bad_lines: Malformed rows that were left out; empty unless that was asked for.
+    """
+
+    shape: Shape
+    parts: Mapping[str, pa.Table]
+    bad_lines: tuple[BadLine, ...]
+
+
+def collapse(text: str) -> str:
+    """Every run of white space as one blank, none at the ends."""
+    return " ".join(text.split())
+
+
+# --- rows of a file ---------------------------------------------------------------------------------------------------
+
+
+def _decoded(content: bytes, encoding: str) -> str:
+    """Text of a file, unpacked; a byte not of the encoding is a lone surrogate, which its row is refused for."""
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise MalformedError(f"not a whole gzip file: {error}") from None
+    return content.decode(encoding, errors="surrogateescape")
+
+
+def _lines(text: str) -> list[str]:
+    """Lines without their ends; only LF (or CRLF) ends one, whatever other separators a text may hold."""
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+Rows = Callable[[Source], Iterator[Row]]
+"""From the text of a file to its rows; MalformedError where the file as a whole cannot be read."""
+
+
+def parallel(source: Source) -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows of parallel files: line i of each belongs together.
+
+    Raises:
+        MalformedError: They have different numbers of lines.
+    """
+    columns = {name: _lines(text) for name, text in source.texts.items()}
+    counts = {name: len(lines) for name, lines in columns.items()}
+    if len(set(counts.values())) > 1:
+        raise MalformedError(f"parallel files of different numbers of lines: {counts}")
+    for number, values in enumerate(zip(*columns.values(), strict=True), start=1):
+        yield f":{number}", dict(zip(columns, values, strict=True))
+
+
+def matching(pattern: str) -> Rows:
+    """One row a line, taken apart by a regular expression whose named groups are the columns."""
+
+    def rows(source: Source) -> Iterator[Row]:
+        for number, line in enumerate(_lines(source.text), start=1):
+            found = re.fullmatch(pattern, line)
+            yield f":{number}", found.groupdict() if found else f"not of the form {pattern}"
+
+    return rows
+
+
+def table(delimiter: str, names: str, header: str | None = None, quoted: bool = False) -> Rows:
+    """Rows of delimited columns.
+
+    Args:
+        delimiter: One character.
+        names: Of all columns, in order, with blanks between; ``-`` for one that is not wanted.
+        header: The first line.
+        quoted: Double quotes mean what they mean in CSV (RFC 4180); else they are text.
+    """
+    quoting, columns = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, names.split()
+
+    def rows(source: Source) -> Iterator[Row]:
+        # A StringIO ends lines at LF alone.
+        cells = csv.reader(io.StringIO(source.text), delimiter=delimiter, quoting=quoting, strict=True)
+        if header is not None and (found := next(cells, [])) != header.split(delimiter):
+            raise MalformedError(f"the header is not {header!r}: found {found}"[:300])
+        began = cells.line_num + 1
+        try:
+            for row in cells:
+                right = len(row) == len(columns)
+                wrong = f"{len(row)} columns instead of {len(columns)}"
+                yield f":{began}", dict(zip(columns, row, strict=True)) if right else wrong
+                began = cells.line_num + 1
+        except csv.Error as error:
+            raise MalformedError(f"not CSV from line {began}: {error}") from None
+
+    return rows
+
+
+def json_rows(unfold: Callable[[Any], Iterable[Any]] = list, lines: bool = False) -> Rows:
+    """Rows of JSON.
+
+    Args:
+        unfold: Finds the rows in a JSON value; by default it is a list of them.
+        lines: The file has one value a line; else it is one value.
+    """
+
+    def rows(source: Source) -> Iterator[Row]:
+        for line, piece in enumerate(_lines(source.text) if lines else [source.text], start=1):
+            try:
+                found = list(unfold(json.loads(piece, parse_constant=_no_constant)))
+            except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+                wrong = f"not JSON of the expected layout: {type(error).__name__} {error}"
+                if not lines:
+                    raise MalformedError(wrong) from None
+                yield f":{line}", wrong
+                continue
+            for number, row in enumerate(found, start=1):
+                place = f":{line}" if lines else f", record {number}"
+                yield place, row if isinstance(row, dict) else "expected a JSON object"
+
+    return rows
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+# --- records of a dataset ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the files of one dataset are read.
+
+    Args:
+        shape: What the columns of its records mean.
+        rows: Rows of a file, or of parallel files.
+        clean: Applied to every column; leaves no white space at the ends.
+        record: Columns from the values of a row; ``part`` says its part, where the role of the file does not.
+        rules: Rows left out, in order.
+        empty_files: So many files have no row.
+        scores: Lowest and highest score there may be; rescaled to 0-5.
+        encoding: Of the files; a byte order mark may stand before utf-8.
+    """
+
+    shape: Shape
+    rows: Rows
+    clean: Callable[[str], str] = collapse
+    record: Callable[[Values], Values] = dict
+    rules: tuple[Rule, ...] = ()
+    empty_files: int = 0
+    scores: tuple[float, float] = (0.0, HIGHEST_SCORE)
+    encoding: str = "utf-8-sig"
+
+    @property
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """Part -> the columns of its records, for all parts that a dataset of this shape may have."""
+        if self.shape == "judged":
+            return {part: COLUMNS[part] for part in ("corpus", "queries", "qrels")}
+        return dict.fromkeys(("train", "dev", "test"), COLUMNS[self.shape])
+
+
+def read_files(name: str, origin: Origin, reader: Reader, folder: Path, on_bad_line: Literal["error", "skip"]) -> Raw:
+    """Read all files of a dataset.
+
+    Args:
+        name: The dataset.
+        origin: Its files, its labels, and how many rows every part has.
+        reader: How the files are read.
+        folder: The downloads; a file lies at ``<host>/<path>`` below it.
+        on_bad_line: ``skip`` leaves malformed rows out, and files that are damaged as a whole, and lists them.
+
+    Returns:
+        The records, in the order of the files.
+
+    Raises:
+        DataError: A file is missing; rows are malformed (the first ten are shown with file, place and rule); a part has
+            no rows or not as many as the manifest states; a rule leaves out another number of rows than it says.
+    """
+    parts, bad_lines = _records(origin, reader, folder)
+    numbers = []
+    for rule in reader.rules:
+        before = sum(map(len, parts.values()))
+        rule.leave_out(parts)
+        numbers.append((f"left out, {rule.why}", before - sum(map(len, parts.values())), rule.rows))
+    if reader.shape == "judged":
+        bad_lines += _check_ids(parts)
+    if bad_lines and on_bad_line == "error":
+        raise DataError(
+            f"{len(bad_lines)} malformed line(s) in the files of dataset '{name}'",
+            found=bullet_list(str(bad) for bad in bad_lines[:10]),
+            fix='fetch the files again, correct the manifest, or set on_bad_line to "skip" to leave these lines out',
+        )
+    for bad in bad_lines:
+        log.warning("skipped %s", bad)
+    numbers += [(f"part '{part}'", len(parts[part]), rows) for part, rows in origin.parts.items()]
+    # Where rows were skipped, only what is empty is wrong.
+    wrong = [one for one in numbers if one[1] != one[2] and not (bad_lines and one[1])]
+    if wrong or not any(parts.values()):
+        raise DataError(
+            f"the files of dataset '{name}' have other rows than are stated, or none",
+            found=bullet_list(f"{what}: {found} rows instead of {stated}" for what, found, stated in wrong),
+            fix="fetch the files again, or correct the manifest",
+        )
+    tables = {
+        part: pa.table({column: [record[column] for record in records] for column in reader.columns[part]})
+        for part, records in parts.items()
+        if records
+    }
+    return Raw(reader.shape, tables, tuple(bad_lines))
+
+
+def _records(origin: Origin, reader: Reader, folder: Path) -> tuple[Parts, list[BadLine]]:
+    """All good records, in the order of the files; and what is malformed."""
+    parts: Parts = {part: [] for part in reader.columns}
+    bad_lines, empty = [], []
+    groups: dict[str, list[DataFile]] = {}
+    for file in origin.files:
+        is_column = file.part in COLUMNS.get(reader.shape, ())
+        groups.setdefault(file.role if is_column else file.url, []).append(file)
+    for files in groups.values():
+        name = files[0].url.partition(f"/{origin.commit}/")[2]
+        part = next((role for role in files[0].roles if role in parts), "test")
+        try:
+            texts = {file.part or "": _decoded((folder / file.path).read_bytes(), reader.encoding) for file in files}
+            # All of it first: of a file that turns out to be damaged nothing is used.
+            rows = list(reader.rows(Source(files[0].role, texts)))
+        except MalformedError as error:
+            bad_lines.append(BadLine(name, str(error)))
+            continue
+        except FileNotFoundError as error:
+            what, fix = f"the file {name} has not been downloaded", "run `boom data fetch` for this corpus first"
+            raise DataError(what, where=error.filename, fix=fix) from None
+        empty += [] if rows else [BadLine(name, "the file has no row of the expected form")]
+        for place, values in rows:
+            try:
+                record = _record(values, reader, part, origin.label_names)
+            except MalformedError as error:
+                bad_lines.append(BadLine(f"{name}{place}", str(error)))
+            else:
+                parts[record["part"]].append({**record, "at": f"{name}{place}"})
+    return parts, bad_lines + (empty if len(empty) != reader.empty_files else [])
+
+
+def _record(values: Values | str, reader: Reader, part: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    """Part and columns of a row: texts cleaned, label and score translated."""
+    if isinstance(values, str):
+        raise MalformedError(values)
+    try:
+        record = {"part": part, **reader.record(values)}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise MalformedError(f"not of the expected layout: {type(error).__name__} {error}") from None
+    if record["part"] not in reader.columns:
+        raise MalformedError(f"'{record['part']}' is no part")
+    for name in reader.columns[record["part"]]:
+        record[name] = _text(name, record.get(name), reader.clean)
+    if "label" in record and record["label"] not in labels:
+        raise MalformedError(f"unknown label '{record['label']}'{nearest(record['label'], labels)}"[:200])
+    record |= {"label": labels[record["label"]]} if "label" in record else {}
+    record |= {"score": _score(record["score"], *reader.scores)} if "score" in record else {}
+    return record
+
+
+def _text(name: str, value: Any, clean: Callable[[str], str]) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return repr(value)
+    if not isinstance(value, str):
+        raise MalformedError(f"'{name}' is missing, or neither a text nor a number")
+    if not value.isascii() and _SURROGATE.search(value):
+        raise MalformedError(f"{name} holds bytes that are not of the file's encoding, or half a character")
+    if not (text := clean(value)):
+        raise MalformedError(f"{name} is empty")
+    return text
+
+
+def _score(text: str, lowest: float, highest: float) -> float:
+    try:
+        score = float(text)
+    except ValueError:
+        raise MalformedError(f"the score is no number: '{text[:50]}'") from None
+    if not lowest <= score <= highest:
+        raise MalformedError(f"the score {score} is not between {lowest} and {highest}")
+    return (score - lowest) * HIGHEST_SCORE / (highest - lowest)
+
+
+def _check_ids(parts: Parts) -> Iterator[BadLine]:
+    """Leave out and list texts that repeat an id, and judgements of queries and documents there are none of."""
+    known: dict[str, dict[str, Any]] = {"corpus": {}, "queries": {}}
+    for part, first in known.items():
+        for record in parts[part]:
+            if first.setdefault(record["id"], record) is not record:
+                yield BadLine(record["at"], f"the id '{record['id']}' is given twice")
+        parts[part] = list(first.values())
+    judgements, parts["qrels"] = parts["qrels"], []
+    for record in judgements:
+        if record["query"] in known["queries"] and record["document"] in known["corpus"]:
+            parts["qrels"].append(record)
+        else:
+            yield BadLine(record["at"], f"no query '{record['query']}', or no document '{record['document']}'")
