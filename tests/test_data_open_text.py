@@ -83,7 +83,7 @@ PAGE = """<html><pre>One &amp; two. </pre><div><strong class="question">Which?</
 REVIEW = """<review>\n<title>\nBad <b> &amp; worse\n</title>\n<review_text>\none\ntwo\n</review_text>
 <rating>\n5.0\n</rating>\n</review>\n"""
 SMART = ".I 1\n.T\nA title\n.W\nFirst line\n second.\n.X\n1 2\n.I 2\n.W\nOther.\n"
-CLAIM = {"claim_id": 7, "claim": "c", "evidences": [
+CLAIM: dict[str, Any] = {"claim_id": 7, "claim": "c", "evidences": [
     {"evidence_id": "a:1", "evidence": "x  y", "evidence_label": "REFUTES"},
     {"evidence_id": "a:2", "evidence": "z", "evidence_label": "NOT_ENOUGH_INFO"},
 ]}  # fmt: skip

@@ -30,8 +30,7 @@ from boom_utils.data.examples import Labelled, Split, TrainingExample, hash_shar
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
 from boom_utils.data.mining import PLACEHOLDER, Definition, Mined, corpus_deviations, corpus_fingerprint, mine
 from boom_utils.data.overlap import OverlapOptions, find_overlap, task_domains
-from boom_utils.data.read_rules import COLUMNS, Shape
-from boom_utils.data.readers import Raw
+from boom_utils.data.text_files import COLUMNS, Raw, Shape
 from boom_utils.errors import DataError, ManifestError
 
 log = logging.getLogger(__name__)

@@ -153,10 +153,11 @@ def table(delimiter: str, names: str, header: str | None = None, quoted: bool = 
         header: The first line.
         quoted: Double quotes mean what they mean in CSV (RFC 4180); else they are text.
     """
-    quoting, columns = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, names.split()
+    columns = names.split()
 
     def rows(source: Source) -> Iterator[Row]:
         # A StringIO ends lines at LF alone.
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
         cells = csv.reader(io.StringIO(source.text), delimiter=delimiter, quoting=quoting, strict=True)
         if header is not None and (found := next(cells, [])) != header.split(delimiter):
             raise MalformedError(f"the header is not {header!r}: found {found}"[:300])
