@@ -92,11 +92,9 @@ def corpus_fingerprint(manifest: Manifest) -> dict[str, Any]:
         Installed version (None when missing) of every distribution, and the Python version when the standard library
         is mined. It belongs into the key of the artifact.
     """
-    versions = {wanted.name: _installed_version(wanted.name) for wanted in manifest.installed.distributions}
-    return {
-        "distributions": versions,
-        "python": platform.python_version() if manifest.installed.standard_library else None,
-    }
+    source = manifest.installed
+    versions = {wanted.name: _installed_version(wanted.name) for wanted in source.distributions}
+    return {"distributions": versions, "python": platform.python_version() if source.standard_library else None}
 
 
 def corpus_deviations(manifest: Manifest) -> list[str]:
@@ -166,9 +164,9 @@ def source_files(package: str) -> list[tuple[PurePosixPath, Path]]:
 
 
 def _is_wanted(path: PurePosixPath) -> bool:
-    if path.suffix != ".py" or path.name.startswith(SKIPPED_FILES) or path.parts[0].startswith(("..", "config-")):
-        return False
-    return not SKIPPED_FOLDERS & set(path.parts[:-1])
+    is_source = path.suffix == ".py" and not path.name.startswith(SKIPPED_FILES)
+    is_outside = path.parts[0].startswith(("..", "config-"))
+    return is_source and not is_outside and not SKIPPED_FOLDERS & set(path.parts[:-1])
 
 
 def read_source(source: str, place: tuple[str, str, bool], mined: Mined) -> None:

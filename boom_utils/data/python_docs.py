@@ -2,9 +2,9 @@
 
 `MAKERS` says which texts of a mined definition become candidates of which dataset. A definition is in one split for
 all datasets, chosen by a hash of its text, so what is evaluated is trained on nowhere; `build_corpus` also drops what
-shares a text with another split. `EXAMPLES` says how rows are drawn from the candidates: with negatives from near by,
-by the overlap of parameter names, or by class. Reranking and clustering take the candidates of
-`summary_to_description` in another way (`VIEWS`): turned round, and by their module.
+shares a text with another split. Reranking and clustering take the candidates of `summary_to_description` in another
+way: turned round, and by their module. `EXAMPLES` says how rows are drawn from the candidates: with negatives from near
+by, by the overlap of parameter names, or by class.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LONGEST_PASSAGE = 60
 PRETRAINING_SHARE, EVALUATION_SHARE = 0.53, 0.15
 CLASSIFICATION_EVALUATION_SHARE, CLASSIFICATION_FIT_SHARE = 0.35, 0.4
 """Shares of the messages that are evaluated, and of these that the classifier on top of the embeddings is fitted on."""
-EXCEPTION_CLASSES, MODULES = 6, 20
+CLASSES, MODULES = 6, 20
 """Classes of the classification and the clustering dataset: the most frequent ones."""
 CODE_WORDS, CODE_CHARACTERS, STS_WORDS = 60, 480, 48
 HIGH_OVERLAP, LOW_OVERLAP, GRADES = 0.5, 0.2, 5
@@ -129,7 +129,7 @@ def parameter_overlap(definition: Definition, split: Split, seed: int) -> Iterat
         )
 
 
-def exception_class(messages: Iterable[tuple[str, str]]) -> Iterator[Candidate]:
+def exception_class(messages: Iterable[tuple[str, str]]) -> list[Candidate]:
     """Raise messages of the most frequent exception classes; a message raised as two classes is left out."""
     classes: dict[str, set[str]] = defaultdict(set)
     texts: dict[str, str] = {}
@@ -139,27 +139,36 @@ def exception_class(messages: Iterable[tuple[str, str]]) -> Iterator[Candidate]:
             classes[normalise(text)].add(exception)
             texts.setdefault(normalise(text), truncate_words(text, LONGEST_PASSAGE // 2))
     clear = [(text, *classes[key]) for key, text in texts.items() if len(classes[key]) == 1]
-    for text, label in balanced(clear, EXCEPTION_CLASSES, 4):
-        is_evaluated = hash_share(text) < CLASSIFICATION_EVALUATION_SHARE
-        yield Candidate(text, "evaluation" if is_evaluated else "train", groups=(label,))
+    return balanced([Candidate(text, _split_of_message(text), groups=(label,)) for text, label in clear], CLASSES, 4)
 
 
-def balanced(rows: Sequence[Any], classes: int, times: int) -> list[tuple[str, str]]:
-    """Texts of the most frequent labels, none more than ``times`` as often as the rarest, in the order of a hash.
+def _split_of_message(text: str) -> Split:
+    return "evaluation" if hash_share(text) < CLASSIFICATION_EVALUATION_SHARE else "train"
 
-    Args:
-        rows: Pairs of text and label.
-        classes: Number of labels.
-        times: How much more frequent a label may be.
+
+def summary_to_module(pairs: Iterable[Candidate]) -> list[Candidate]:
+    """Summary of a function and its module, where the summary does not name the package."""
+    found = []
+    for one in pairs:
+        parts = [part for part in one.groups[0].split(".") if not part.startswith("_")]
+        if one.split != "pretraining" and parts and parts[0] not in one.text.lower():
+            found.append(Candidate(one.text, one.split, groups=(".".join(parts[:2]),)))
+    return balanced(found, MODULES, 2)
+
+
+def balanced(candidates: Sequence[Candidate], classes: int, times: int) -> list[Candidate]:
+    """Candidates of the most frequent classes, none more than ``times`` as often as the rarest of these.
+
+    They are taken in the order of a hash of their text.
     """
-    counts = Counter(label for _, label in rows)
-    frequent = sorted(counts, key=lambda label: (-counts[label], label))[:classes]
-    places: Counter[str] = Counter()
+    counts = Counter(one.groups[0] for one in candidates)
+    frequent = sorted(counts, key=lambda name: (-counts[name], name))[:classes]
+    taken: Counter[str] = Counter()
     kept = []
-    for text, label in sorted(rows, key=lambda row: (hash_share(f"cap {row[0]}"), row[0])):
-        if label in frequent and places[label] < times * counts[frequent[-1]]:
-            places[label] += 1
-            kept.append((text, label))
+    for one in sorted(candidates, key=lambda one: (hash_share(f"cap {one.text}"), one.text)):
+        if one.groups[0] in frequent and taken[one.groups[0]] < times * counts[frequent[-1]]:
+            taken[one.groups[0]] += 1
+            kept.append(one)
     return kept
 
 
@@ -170,8 +179,9 @@ MAKERS: dict[str, Callable[[Definition, Split, int], Iterator[Candidate]]] = {
     "parameter_overlap_sts": parameter_overlap,
 }
 """Dataset -> the candidates that one definition gives; the seed chooses the wording of questions."""
-PRETRAINING, EXCEPTIONS = "summary_to_description", "exception_class"
-"""Datasets whose pre-training split the tiny base learns from, and that is made of messages."""
+PAIRS = "summary_to_description"
+"""Dataset whose pre-training split the tiny base learns from, and that reranking and clustering are made of."""
+DATASETS = (*MAKERS, "exception_class", "summary_reranking", "summary_to_module")
 
 
 @dataclass(frozen=True)
@@ -183,8 +193,6 @@ class Corpus:
 
     def part(self, dataset: str, split: Split) -> list[Candidate]:
         """The candidates of one split."""
-        if dataset in VIEWS:
-            return VIEWS[dataset](self.part("summary_to_description", split))
         return [one for one in self.candidates[dataset] if one.split == split]
 
 
@@ -202,15 +210,19 @@ def build_corpus(mined: Mined, seed: int) -> Corpus:
     made = {
         name: merge_duplicates(one for place in placed for one in make(*place, seed)) for name, make in MAKERS.items()
     }
-    made[EXCEPTIONS] = merge_duplicates(exception_class(mined.messages))
+    made["exception_class"] = merge_duplicates(exception_class(mined.messages))
     evaluated = _texts(one for units in made.values() for one in units if one.split in ("evaluation", "held_out"))
-    pretrained = _texts(one for one in made[PRETRAINING] if one.split == "pretraining")
+    pretrained = _texts(one for one in made[PAIRS] if one.split == "pretraining")
     forbidden = {"pretraining": evaluated, "train": evaluated | pretrained}
     kept = {
         name: [one for one in units if not one.normalised & forbidden.get(one.split, set())]
         for name, units in made.items()
     }
-    return Corpus(kept, {name: len(made[name]) - len(units) for name, units in kept.items()})
+    dropped = {name: len(made[name]) - len(units) for name, units in kept.items()}
+    # Made of what is apart already, with the same splits: they need not yield to anything.
+    kept["summary_reranking"] = [replace(one, text=one.document, document=one.text) for one in kept[PAIRS]]
+    kept["summary_to_module"] = summary_to_module(kept[PAIRS])
+    return Corpus(kept, dropped)
 
 
 def _split_of(text: str, held_out: bool) -> Split:
@@ -313,26 +325,6 @@ def classified(pool: Sequence[Candidate], limit: int | None, generator: np.rando
     return EvaluationSet({name: draw(rows, limit, generator) for name, rows in files.items()}, labels)
 
 
-def turned_round(pool: Sequence[Candidate]) -> list[Candidate]:
-    """Description of a function -> its summary."""
-    return [replace(one, text=one.document, document=one.text) for one in pool]
-
-
-def by_module(pool: Sequence[Candidate]) -> list[Candidate]:
-    """Summary of a function and its module, where the summary does not name the package."""
-    rows = []
-    for one in pool:
-        parts = [part for part in one.groups[0].split(".") if not part.startswith("_")]
-        if parts and parts[0] not in one.text.lower():
-            rows.append((one.text, ".".join(parts[:2])))
-    return [Candidate(text, pool[0].split, groups=(label,)) for text, label in balanced(rows, MODULES, 2)]
-
-
-VIEWS: dict[str, Callable[[Sequence[Candidate]], list[Candidate]]] = {
-    "summary_reranking": turned_round,
-    "summary_to_module": by_module,
-}
-"""Dataset -> its candidates, made of those of `summary_to_description`."""
 EXAMPLES: dict[str, Callable[[Sequence[Candidate], Dataset, np.random.Generator], Iterator[TrainingExample]]] = {
     **dict.fromkeys(("retrieval", "code", "reranking"), near_examples),
     **dict.fromkeys(("classification", "clustering"), class_examples),
@@ -352,7 +344,7 @@ def training_examples(dataset: Dataset, built: Corpus, corpus: CorpusConfig) -> 
 def pretraining_examples(built: Corpus, corpus: CorpusConfig) -> list[TrainingExample]:
     """Pairs for the tiny base, at most ``corpus.pretraining_pairs``; no other set has their texts."""
     generator = np.random.default_rng(derive_seed(corpus.seed, "pretraining"))
-    chosen = draw(built.part(PRETRAINING, "pretraining"), corpus.pretraining_pairs, generator)
+    chosen = draw(built.part(PAIRS, "pretraining"), corpus.pretraining_pairs, generator)
     return [TrainingExample(one.text, (one.document,)) for one in chosen]
 
 
@@ -394,12 +386,11 @@ def make_examples(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]
         ManifestError: A dataset that this corpus cannot make, or a task that the manifest does not have.
         DataError: Nothing to mine, a set without rows, or an evaluated text among the training texts.
     """
-    known = {*MAKERS, *VIEWS, EXCEPTIONS}
-    if unknown := [dataset.id for dataset in manifest.datasets if dataset.id not in known]:
+    if unknown := [dataset.id for dataset in manifest.datasets if dataset.id not in DATASETS]:
         raise ManifestError(
             f"python_docs has no rule for {', '.join(unknown)}",
             where=f"manifest '{manifest.name}'",
-            expected=f"datasets among {', '.join(sorted(known))}",
+            expected=f"datasets among {', '.join(DATASETS)}",
         )
     arriving = [dataset.id for dataset in manifest.datasets if dataset.role == "new_data"]
     datasets = [manifest.dataset(name) for name in dict.fromkeys((*corpus.datasets, *arriving))]
