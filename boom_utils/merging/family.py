@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 # What transformers makes anew when it opens a model, and a head that none of its states of tokens goes through.
 _NOT_READ = re.compile(r"(?:^|\.)(?:position_ids|token_type_ids|inv_freq)$|^pooler\.")
-_HEADS = re.compile(r"^(?:lm_head|cls|classifier|qa_outputs)\.")  # not read by an embedding model
 
 
 def open_checkpoints(folders: Sequence[Path], names: Mapping[Path, str] | None = None) -> list[Checkpoint]:
@@ -114,13 +113,15 @@ def reconcile(members: Sequence[Checkpoint], bases: Sequence[Checkpoint] = (), o
 
 def _leave_out_not_read(models: Sequence[Checkpoint]) -> list[str]:
     in_all = set.intersection(*(set(model.tensors) for model in models))
-    notes = []
+    encoders, notes = "modules.json" in models[0].parts, []
     for model in models:
-        encoder = "modules.json" in models[0].parts
-        out = [name for name in model.tensors if name not in in_all
-               and (_NOT_READ.search(name) or (encoder and _HEADS.match(name)))]  # fmt: skip
-        model.tensors = {name: info for name, info in model.tensors.items() if name not in out}
-        notes += [f"{model.label}: {', '.join(out)} left out, which not every model has and none reads"] if out else []
+        # In the file of a model with a head, the prefix is that of the model without one.
+        inside = {name for name, info in model.tensors.items() if info.stored != name}
+        heads = {name for name in model.tensors if name.startswith("lm_head.") or (inside and name not in inside)}
+        not_read = {name for name in model.tensors if _NOT_READ.search(name) or (encoders and name in heads)}
+        if out := sorted(not_read - in_all):
+            model.tensors = {name: info for name, info in model.tensors.items() if name not in out}
+            notes.append(f"{model.label}: left out {', '.join(out)}, which not every model has and none reads")
     return notes
 
 

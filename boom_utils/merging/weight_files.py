@@ -37,7 +37,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 _WRAPPED = re.compile(r"^(?:_orig_mod\.|module\.)+")
 # Not in DistilBERT, whose layers have such a name.
 _PREFIX = re.compile(
-    r"^(?:model|bert|roberta|distilbert|mpnet|electra|albert|deberta|nomic_bert|transformer(?!\.layer\.))\."
+    r"^(?:model|bert|roberta|distilbert|mpnet|electra|albert|deberta|ernie|nomic_bert|transformer(?!\.layer\.))\."
 )
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 FLOAT_NAMES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
