@@ -237,6 +237,8 @@ def _merge(options: argparse.Namespace) -> None:
         log.info("  %s%s%s", member["name"], weight, used)
     for name, note in facts["notes"].items():
         log.info("  %s: %s", name, note)
+    if facts["left_out"]:
+        log.info("  no files of a model, left where they are: %s", ", ".join(facts["left_out"]))
     log.info(
         "%s: %d tensors, %d parameters, %s",
         options.out,
