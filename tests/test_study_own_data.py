@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mteb  # noqa: F401  (while it is imported it draws from torch's global generator)
+import pandas as pd
 import pytest
 import yaml
 from conftest import TEXTS, bert_folder
@@ -13,10 +15,11 @@ from conftest import TEXTS, bert_folder
 from boom_utils.artifacts import Workspace
 from boom_utils.config import PretrainedBase, load_profile
 from boom_utils.data.manifest import load_manifest
+from boom_utils.data.own import own_datasets
 from boom_utils.errors import ConfigError, DataError
 from boom_utils.reporting.tables import model_table
 from boom_utils.study.graph import Study
-from boom_utils.study.own_data import OwnData, own_files, write_own_study
+from boom_utils.study.own_data import OwnData, write_own_study
 
 PROMPT = "Given a question, retrieve what answers it."
 
@@ -31,36 +34,29 @@ def rows(path: Path, count: int = 60) -> Path:
     return path
 
 
-def test_files_of_a_folder_are_found_and_missing_ones_named(tmp_path: Path) -> None:
-    rows(tmp_path / "data" / "help_desk.jsonl")
-    rows(tmp_path / "data" / "wiki.jsonl")
-    assert [file.name for file in own_files(tmp_path / "data")] == ["help_desk.jsonl", "wiki.jsonl"]
-    assert [file.name for file in own_files(tmp_path / "data", ["wiki"])] == ["wiki.jsonl"]
-    assert own_files(str(tmp_path / "data" / "wiki.jsonl")) == [tmp_path / "data" / "wiki.jsonl"]
-    with pytest.raises(ConfigError, match=r"(?s)files are missing.*no wikki\.jsonl; did you mean 'wiki'"):
-        own_files(tmp_path / "data", ["wikki"])
-    for place in ("nowhere", "."):
-        with pytest.raises(ConfigError, match="there are no training files"):
-            own_files(tmp_path / place)
-
-
 def test_a_model_is_given_instructions_only_if_there_is_one(tmp_path: Path) -> None:
     file, smoke = rows(tmp_path / "faq.jsonl"), load_profile("smoke")
     for prompt, style in ((PROMPT, "instruct"), ("", "none")):
-        profile = load_profile(write_own_study(OwnData([file], "someone/model", prompt), smoke, tmp_path / "own"))
+        profile = load_profile(
+            write_own_study(OwnData({file.stem: [str(file)]}, "someone/model", prompt), smoke, tmp_path / "own")
+        )
         assert isinstance(profile.base_model, PretrainedBase)
         assert profile.base_model.prompts == style
         assert (PROMPT in (tmp_path / "own" / "manifest.yaml").read_text(encoding="utf-8")) == bool(prompt)
 
 
 def test_names_that_collide_and_ratios_without_a_reference_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    files = [rows(tmp_path / "a" / "My Data.jsonl"), rows(tmp_path / "b" / "my_data.jsonl")]
-    smoke = load_profile("smoke")
-    with pytest.raises(ConfigError, match=r"(?s)one dataset name.*my_data: My Data\.jsonl, my_data\.jsonl"):
-        write_own_study(OwnData(files, "owner/model", PROMPT), smoke, tmp_path / "own")
+    file, smoke = str(rows(tmp_path / "a.jsonl")), load_profile("smoke")
+    with pytest.raises(ConfigError, match=r"(?s)two datasets get one name.*my_data"):
+        write_own_study(OwnData({"My Data": [file], "my_data": [file]}, "owner/model", PROMPT), smoke, tmp_path / "own")
     for ratios in ((0.4, 0.8), (0.4, 0.4, 1.0)):
         with pytest.raises(ConfigError, match=r"need a 1\.0"):
-            write_own_study(OwnData(files[:1], "owner/model", PROMPT, ratios=ratios), smoke, tmp_path / "own")
+            write_own_study(OwnData({"a": [file]}, "owner/model", PROMPT, ratios=ratios), smoke, tmp_path / "own")
+    (tmp_path / "b.csv").write_text("frage,antwort\nwas?,das\n")
+    with pytest.raises(
+        DataError, match=r"(?s)no good row in b\.csv.*b\.csv:2: no columns of a training row in antwort, frage"
+    ):
+        write_own_study(OwnData({"b": [str(tmp_path / "b.csv")]}, "owner/model", PROMPT), smoke, tmp_path / "own")
     assert not (tmp_path / "own").exists()
 
 
@@ -68,7 +64,9 @@ def test_the_files_written_name_no_place_of_this_machine_and_work_from_another_f
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, model = rows(tmp_path / "data" / "help_desk.jsonl"), bert_folder(tmp_path / "model")
-    written = write_own_study(OwnData([file], str(model), PROMPT), load_profile("smoke"), tmp_path / "own")
+    written = write_own_study(
+        OwnData({file.stem: [str(file)]}, str(model), PROMPT), load_profile("smoke"), tmp_path / "own"
+    )
     for name in ("profile.yaml", "manifest.yaml"):
         assert str(tmp_path) not in (written.parent / name).read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path / "data")
@@ -80,32 +78,57 @@ def test_the_files_written_name_no_place_of_this_machine_and_work_from_another_f
 
 
 def test_a_model_of_the_hub_keeps_its_name(tmp_path: Path) -> None:
-    own = OwnData([rows(tmp_path / "x.jsonl")], "owner/model", PROMPT)
+    own = OwnData({"x": [str(rows(tmp_path / "x.jsonl"))]}, "owner/model", PROMPT)
     base = load_profile(write_own_study(own, load_profile("smoke"), tmp_path / "own")).base_model
     assert isinstance(base, PretrainedBase)
     assert base.name == "owner/model"
 
 
-def test_the_study_of_own_rows_trains_merges_and_compares_on_queries_that_nobody_trained_on(tmp_path: Path) -> None:
-    file, model = rows(tmp_path / "data" / "help_desk.jsonl", 120), bert_folder(tmp_path / "model")
-    own = OwnData([file], str(model), "Find answers.", 0.3, (0.5, 1.0))
+def of_kind(folder: Path, kind: str) -> Path:
+    """160 rows of a kind, in a file that another tool wrote."""
+    folder.mkdir()
+    texts, answers = ([f"{TEXTS[n % 8]} {hex(10**9 * n**3 + one)}" for n in range(1, 161)] for one in (0, 1))
+    columns: Any = {
+        "triplets": {"query": texts, "pos": [[text] for text in answers], "neg": [[text] for text in answers[::-1]]},
+        "pairs": {"anchor": texts, "positive": answers},
+        "graded": {"sentence1": texts, "sentence2": answers[::-1], "score": [n % 6 / 5 for n in range(160)]},
+        "labelled": {"text": texts, "label": [n % 8 for n in range(160)]},
+    }[kind]
+    table = pd.DataFrame(columns)
+    if kind == "triplets":
+        table.to_json(folder / "help_desk.jsonl.gz", orient="records", lines=True)
+    elif kind == "pairs":
+        table.to_parquet(folder / "help_desk.parquet")
+    else:
+        table.to_csv(folder / "help_desk.csv", index=False)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["triplets", "pairs", "graded", "labelled"])
+def test_the_study_of_own_rows_trains_merges_and_compares_on_rows_that_nobody_trained_on(
+    tmp_path: Path, kind: str
+) -> None:
+    datasets, model = own_datasets(of_kind(tmp_path / "data", kind)), bert_folder(tmp_path / "model")
+    own = OwnData(datasets, str(model), "Find answers.", 0.3, (0.5, 1.0))
     written = write_own_study(own, load_profile("smoke"), tmp_path / "own")
     study = Study(load_profile(written), Workspace(tmp_path / "workspace"))
     made = study.build("examples")
     held_out, trained = made.facts["rows"]["evaluation/help_desk"], made.facts["rows"]["train/help_desk"]
-    assert 120 * 0.15 < held_out < 120 * 0.45
-    assert held_out + trained <= 120
+    assert 160 * 0.15 < held_out < 160 * 0.45
+    assert 0 < trained <= 160 - held_out
     assert made.facts["shared_texts"] == 0
     results = study.results_of(study.profile.model_names)
     table = model_table(results)
     assert list(table["model"]) == ["base", "s50", "full", "plain-mean", "boom"]
     assert table["in-domain low"].notna().all()
-    assert not [column for column in table if column.startswith("out-of-domain")]
+    assert not [column for column in table if str(column).startswith("out-of-domain")]
 
 
 def test_changed_rows_make_another_corpus_and_missing_ones_say_where_they_should_be(tmp_path: Path) -> None:
     file = rows(tmp_path / "data" / "help_desk.jsonl")
-    written = write_own_study(OwnData([file], "owner/model", PROMPT), load_profile("smoke"), tmp_path / "own")
+    written = write_own_study(
+        OwnData({file.stem: [str(file)]}, "owner/model", PROMPT), load_profile("smoke"), tmp_path / "own"
+    )
     before = Study(load_profile(written), Workspace(tmp_path / "w")).nodes["examples"].config
     rows(file, 61)
     assert Study(load_profile(written), Workspace(tmp_path / "w")).nodes["examples"].config != before

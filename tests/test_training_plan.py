@@ -75,6 +75,7 @@ def test_a_global_batch_has_as_many_queries_as_all_processes_together() -> None:
         ("first_row", 1, 2),
         ("first_row", 9, 3),
         ("positive_only", 0, 1),
+        ("train_group_size", 0, 1),  # in-batch negatives only
     ],
 )
 def test_the_group_size_follows_the_type(rule: str, first_row: int, expected: int) -> None:
@@ -159,7 +160,8 @@ def test_a_damaged_plan_is_an_error(tmp_path: Path) -> None:
     [
         (data(0, positives=1), "has no rows"),
         (data(8, positives=0), "no positive"),
-        (data(8, negatives=0), "no negative"),
+        (data(8, DatasetRules(in_batch_negatives=False), negatives=0), "no negative"),
+        (replace(data(8), negatives=np.array([2] * 7 + [0])), "no negative"),
         (data(3), "no dataset fills a single batch"),
     ],
 )

@@ -35,13 +35,23 @@ then on.
 
 ## Your own data
 
-Ready-made rows, one JSON object a line, with FlagEmbedding's keys (`query`, `pos`, `neg`) or the columns of
-sentence-transformers (`anchor`, `positive`, `negative`), need a manifest like this one; paths are relative to it:
+Rows in jsonl, json, csv, tsv, parquet or arrow (plain, `.gz`, `.zst`, `.bz2`, `.lz4`) need a manifest like this one;
+files are relative to it, or `hf://datasets/owner/name@revision/path`. The names of the columns say what a row is:
+
+| columns | family | |
+| --- | --- | --- |
+| `query`, `pos`, `neg`; `prompt`, `type` | retrieval, code | FlagEmbedding's; one text or a list |
+| `anchor`, `positive`, `negative`, `negative_1`… | the same | sentence-transformers'; also `question`, `answer` |
+| `sentence1`, `sentence2`, `score` | sts | scores from 0 to 5, or from 0 to 1 |
+| `text`, `label` | classification | |
+
+Rows without negatives get as many as `hard_negatives` of the profile says, mined with BM25 among the answers of others;
+with `hard_negatives: 0`, or `group_size: positive_only`, pairs keep to the negatives of their batch.
 
 {example}
-Queries of the share that is held out are chosen by a hash of their text. They become a retrieval task, its documents
-are the passages of their rows, and training rows that hold one of these queries, or what is relevant to it, are
-dropped (`overlap: report` in a profile keeps and counts them).
+Rows of the share that is held out are chosen by a hash of their query (first sentence, text). They become a task of the
+dataset's family; the documents of a retrieval task are the passages of these rows. Training rows that hold one of these
+queries, or what is relevant to it, are dropped (`overlap: report` in a profile keeps and counts them).
 """
 EXAMPLE = """name: my_data
 description: Questions to our help desk and the answers that solved them.

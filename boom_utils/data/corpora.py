@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from boom_utils.config import CorpusConfig
-from boom_utils.data import convert, python_docs, ready_convert
+from boom_utils.data import convert, own_examples, python_docs
 from boom_utils.data.corpus_files import fetch_datasets
 from boom_utils.data.manifest import Dataset, InstalledDistributions, Manifest
 from boom_utils.data.manifest_files import HttpsFiles
@@ -58,7 +58,7 @@ def found_now(manifest: Manifest, corpus: CorpusConfig) -> dict[str, Any]:
     if isinstance(manifest.source, InstalledDistributions):
         return corpus_fingerprint(manifest)
     if isinstance(manifest.source, LocalFiles):
-        return ready_convert.ready_fingerprint(manifest, corpus, Path())
+        return own_examples.own_fingerprint(manifest, corpus, Path())
     return {}
 
 
@@ -88,4 +88,4 @@ def make_examples(
         log.info("%s: %d files there, %d fetched", manifest.name, len(done.kept), len(done.fetched))
     if isinstance(manifest.source, HttpsFiles):
         return convert.make_examples(manifest, corpus, tasks, downloads, out)
-    return ready_convert.convert_ready(manifest, corpus, downloads, out)
+    return own_examples.make_examples(manifest, corpus, downloads, out)

@@ -1,6 +1,7 @@
-"""Training examples as FlagEmbedding JSONL, read strictly: no line is ever dropped in silence.
+"""Training examples as FlagEmbedding JSONL: the one check of a row, and strict reading and atomic writing of JSONL.
 
-Also the JSONL reader and atomic writer of the whole data side. It does not tokenise and applies no prompt template.
+What a user brings in other shapes and files is read by `boom_utils.data.own`, with the same check. This module
+tokenises nothing and applies no prompt template.
 """
 
 from __future__ import annotations
@@ -8,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 from boom_utils.artifacts import atomic_path
 from boom_utils.errors import DataError, bullet_list
@@ -21,12 +21,10 @@ from boom_utils.errors import DataError, bullet_list
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
-LONGEST_LINE = 16 * 2**20
-"""Bytes; a longer line is a file that is not JSONL (a JSON array on one line, binary data)."""
-_SHOWN = 10
-_BOM = b"\xef\xbb\xbf"
+LONGEST_LINE = 16 * 2**20  # bytes; a longer line is no JSONL, but a JSON array on one line, or binary data
+SHOWN = 10  # bad lines in an error, or in a summary
+OnBadLine = Literal["error", "skip"]
 Split = Literal["pretraining", "train", "evaluation", "held_out"]
-_SENTENCE_TRANSFORMERS_NEGATIVE = re.compile(r"negative(_\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +88,24 @@ def hash_share(text: str) -> float:
     return int.from_bytes(hashlib.sha256(normalise(text).encode()).digest()[:8], "big") / 2**64
 
 
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of ``size`` items in their order; the last one may be shorter."""
+    left = iter(items)
+    while batch := list(islice(left, size)):
+        yield batch
+
+
+# --- bad lines --------------------------------------------------------------------------------------------------------
+
+
+class BrokenRuleError(Exception):
+    """A row breaks a rule, at a column of its line (1-based) where that says something."""
+
+    def __init__(self, rule: str, column: int | None = None) -> None:
+        self.column = column
+        super().__init__(rule)
+
+
 @dataclass(frozen=True, slots=True)
 class BadLine:
     """One line that breaks a rule: ``file:line:column`` and the rule."""
@@ -101,149 +117,208 @@ class BadLine:
         return f"{self.where}: {self.rule}"
 
 
-@dataclass(frozen=True)
-class ExampleFile:
-    """Every good example of a file and every bad line of it."""
-
-    examples: list[TrainingExample]
-    bad_lines: list[BadLine]
-
-
-class _BrokenRuleError(Exception):
-    """A rule is broken at a column (1-based; None where a column says nothing)."""
-
-    def __init__(self, rule: str, column: int | None = None) -> None:
-        self.column = column
-        super().__init__(rule)
-
-
-def read_examples(path: Path, on_bad_line: Literal["error", "skip"] = "error") -> list[TrainingExample]:
-    """Read a training file, of FlagEmbedding's keys or of sentence-transformers' columns.
+def tried(where: str, make: Callable[..., Item], *given: Any) -> Item | BadLine:
+    """What a function makes of a row, or the rule that the row breaks.
 
     Args:
-        path: A ``.jsonl`` file with ``query``/``pos``/``neg`` or ``anchor``/``positive``/``negative`` a line.
-        on_bad_line: ``skip`` leaves bad lines out and logs each; use `check_examples` to get them as values.
+        where: File and line.
+        make: May raise `BrokenRuleError`.
+        given: Its arguments.
+    """
+    try:
+        return make(*given)
+    except BrokenRuleError as broken:
+        return BadLine(where if broken.column is None else f"{where}:{broken.column}", str(broken))
+
+
+class BadLines:
+    """Bad lines as they come: counted, the first ones kept, an error as soon as there are enough of them.
+
+    Args:
+        on_bad_line: ``error``, ``skip`` (which logs them), or None: only note them.
+    """
+
+    def __init__(self, on_bad_line: OnBadLine | None) -> None:
+        self.number, self.first = 0, list[BadLine]()
+        self._on_bad_line = on_bad_line
+
+    def add(self, bad: BadLine) -> None:
+        """Note one.
+
+        Raises:
+            DataError: It is the tenth, and bad lines are errors.
+        """
+        self.number += 1
+        if len(self.first) < SHOWN:
+            self.first.append(bad)
+            if self._on_bad_line == "skip":
+                log.warning("skipped %s", bad)
+        if self.number == SHOWN:
+            self.close()
+
+    def close(self) -> None:
+        """Look at what there was.
+
+        Raises:
+            DataError: There were bad lines, and they are errors.
+        """
+        if self.number and self._on_bad_line == "error":
+            raise DataError(
+                f"{self.number}{' or more' if self.number == SHOWN else ''} malformed row(s)",
+                found=bullet_list(str(bad) for bad in self.first),
+                fix='correct them, or leave them out and have them listed: on_bad_line "skip"',
+            )
+
+
+# --- the check of a row -----------------------------------------------------------------------------------------------
+
+
+def check_row(row: Mapping[str, Any]) -> TrainingExample:
+    """The example in a row of FlagEmbedding's keys; ``neg`` may be missing.
+
+    Raises:
+        BrokenRuleError: A key is missing, a value is of a wrong type, or a text is empty.
+    """
+    if missing := [key for key in ("query", "pos") if key not in row]:
+        raise BrokenRuleError(f"missing key {', '.join(missing)}; found {', '.join(sorted(row)) or 'no key'}")
+    query, pos = check_text(row["query"], "query"), _texts(row["pos"], "pos")
+    if not pos:
+        raise BrokenRuleError("pos is empty: at least one relevant text is needed")
+    extras = {key: check_text(row[key], key) for key in ("prompt", "type") if row.get(key) not in (None, "")}
+    return TrainingExample(query, pos, _texts(row.get("neg", []), "neg"), **extras)
+
+
+def _texts(value: Any, key: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise BrokenRuleError(f"{key} must be a list of strings, found {_kind(value)}")
+    return tuple(check_text(text, f"{key}[{place}]") for place, text in enumerate(value))
+
+
+def check_text(value: Any, key: str) -> str:
+    """A value that must be a text with something in it.
+
+    Raises:
+        BrokenRuleError: It is none.
+    """
+    if not isinstance(value, str):
+        raise BrokenRuleError(f"{key} must be a string, found {_kind(value)}")
+    if not value.strip():
+        raise BrokenRuleError(f"{key} is an empty string")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BrokenRuleError(f"{key} holds a lone surrogate at character {error.start + 1}") from None
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+# --- JSONL ------------------------------------------------------------------------------------------------------------
+
+
+def lines_of(handle: IO[bytes]) -> Iterator[bytes]:
+    """Lines of an open file; of one that is too long no more is kept than it takes to see that.
+
+    JSON may hold U+2028, so only the newline byte separates.
+    """
+    while line := handle.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            while (rest := handle.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                pass
+        yield line
+
+
+def json_row(line: bytes, number: int) -> dict[str, Any]:
+    """The JSON object on a line.
+
+    Args:
+        line: Its bytes.
+        number: Of the line, from 1.
+
+    Raises:
+        BrokenRuleError: It holds anything else.
+    """
+    if len(line) > LONGEST_LINE:
+        raise BrokenRuleError(f"longer than {LONGEST_LINE // 2**20} MiB: one JSON object a line is expected")
+    if number == 1 and line.startswith(b"\xef\xbb\xbf"):
+        raise BrokenRuleError("the file starts with a byte order mark: save it as UTF-8 without BOM", 1)
+    try:
+        value = json.loads(line.decode("utf-8").rstrip("\r\n"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise BrokenRuleError("not UTF-8", error.start + 1) from None
+    except json.JSONDecodeError as error:
+        raise BrokenRuleError(f"not JSON: {error.msg}" if line.strip() else "empty line", error.colno) from None
+    except RecursionError:
+        raise BrokenRuleError("not JSON: nested too deeply") from None
+    if not isinstance(value, dict):
+        raise BrokenRuleError(f"expected a JSON object, found {_kind(value)}", 1)
+    return value
+
+
+def _no_constant(name: str) -> None:
+    raise BrokenRuleError(f"not JSON: {name} is not a JSON number")
+
+
+def _rows(path: Path, make: Callable[[bytes, int], Item]) -> Iterator[Item | BadLine]:
+    try:
+        with path.open("rb") as handle:
+            for number, line in enumerate(lines_of(handle), start=1):
+                yield tried(f"{path.name}:{number}", make, line, number)
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path.name}", where=path) from None
+
+
+def iter_examples(path: Path, on_bad_line: OnBadLine = "error") -> Iterator[TrainingExample]:
+    """Read a training file of the kit in a stream, one line in memory at a time.
+
+    Args:
+        path: A ``.jsonl`` file with ``query``, ``pos`` and ``neg`` a line.
+        on_bad_line: ``skip`` leaves bad lines out and logs the first ten.
+
+    Yields:
+        The examples in the file's order.
+
+    Raises:
+        DataError: Lines are malformed (``file:line:column`` and the rule, ten at most), or no example is left; when the
+            stream ends, so nothing made from a stream is good before its end.
+
+    >>> _ = write_jsonl(Path("mine.jsonl"), [{"query": "a question", "pos": ["its answer"], "neg": ["another text"]}])
+    >>> [example.pos for example in iter_examples(Path("mine.jsonl"))]
+    [('its answer',)]
+    """
+    bad, good = BadLines(on_bad_line), 0
+    for found in _rows(path, lambda line, number: check_row(json_row(line, number))):
+        if isinstance(found, BadLine):
+            bad.add(found)
+        else:
+            good += 1
+            yield found
+    bad.close()
+    if not good:
+        raise DataError(f"{path.name} has no training examples", where=path.name, expected="at least one line")
+
+
+def read_examples(path: Path, on_bad_line: OnBadLine = "error") -> list[TrainingExample]:
+    """Read a training file of the kit.
+
+    Args:
+        path: As for `iter_examples`.
+        on_bad_line: As for `iter_examples`.
 
     Returns:
         The examples in the file's order.
 
     Raises:
-        DataError: A line is malformed (``file:line:column`` and the rule, for the first ten), or no example is left.
+        DataError: As `iter_examples`.
 
     >>> _ = write_jsonl(Path("mine.jsonl"), [{"query": "a question", "pos": ["its answer"], "neg": ["another text"]}])
     >>> read_examples(Path("mine.jsonl"))[0].pos
     ('its answer',)
     """
     return list(iter_examples(path, on_bad_line))
-
-
-def iter_examples(path: Path, on_bad_line: Literal["error", "skip"] = "error") -> Iterator[TrainingExample]:
-    """Read a training file in a stream, one line in memory at a time; arguments and order as `read_examples`.
-
-    After a bad line nothing more is yielded: the rest of the file is only checked, so that the error lists them all.
-
-    Args:
-        path: The file.
-        on_bad_line: ``error`` or ``skip``.
-
-    Yields:
-        The good examples.
-
-    Raises:
-        DataError: As `read_examples`; when the stream ends, so nothing made from a stream is good before its end.
-
-    >>> _ = write_jsonl(Path("mine.jsonl"), [{"anchor": "a question", "positive": "its answer"}])
-    >>> [example.query for example in iter_examples(Path("mine.jsonl"))]
-    ['a question']
-    """
-    good = count = 0
-    bad_lines: list[BadLine] = []
-    for found in _examples_and_bad_lines(path):
-        if isinstance(found, TrainingExample):
-            good += 1
-            if not bad_lines:
-                yield found
-        elif on_bad_line == "skip":
-            log.warning("skipped %s", found)
-        else:
-            count += 1
-            bad_lines = [*bad_lines, found][:_SHOWN]
-    if bad_lines:
-        raise DataError(
-            f"{count} malformed line(s) in {path.name}",
-            found=bullet_list(str(bad) for bad in bad_lines),
-            fix='correct the lines, or read with on_bad_line="skip" to leave them out and have them listed',
-        )
-    if not good:
-        raise DataError(f"{path.name} has no training examples", where=path.name, expected="at least one line")
-
-
-def check_examples(path: Path) -> ExampleFile:
-    """Read a training file completely and return good examples and bad lines side by side.
-
-    Args:
-        path: As for `read_examples`.
-
-    Returns:
-        All examples that can be read, and every line that cannot.
-
-    >>> _ = write_jsonl(Path("mine.jsonl"), [{"anchor": "question", "positive": "answer"}, {"anchor": "no answer"}])
-    >>> found = check_examples(Path("mine.jsonl"))
-    >>> len(found.examples), [bad.where for bad in found.bad_lines]
-    (1, ['mine.jsonl:2'])
-    """
-    found = list(_examples_and_bad_lines(path))
-    good = [one for one in found if isinstance(one, TrainingExample)]
-    return ExampleFile(good, [one for one in found if isinstance(one, BadLine)])
-
-
-def _examples_and_bad_lines(path: Path) -> Iterator[TrainingExample | BadLine]:
-    for number, line in _lines(path):
-        yield example_of_line(line, path.name, number)
-
-
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of ``size`` items in their order; the last one may be shorter."""
-    left = iter(items)
-    while batch := list(islice(left, size)):
-        yield batch
-
-
-Reshape = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-
-
-def example_of_line(line: bytes, name: str, number: int, reshape: Reshape | None = None) -> TrainingExample | BadLine:
-    """The example on one line of a JSONL file, or which rule the line breaks.
-
-    Args:
-        line: Its bytes.
-        name: Of the file, for the message.
-        number: Of the line, from 1.
-        reshape: Gives an object of other keys those of FlagEmbedding; a `KeyError` of it names a key that is missing.
-    """
-    try:
-        row = _as_object(line, first=number == 1)
-    except _BrokenRuleError as broken:
-        return _bad(broken, name, number)
-    return example_of_row(row, name, number, reshape)
-
-
-def example_of_row(
-    row: Mapping[str, Any], name: str, number: int, reshape: Reshape | None = None
-) -> TrainingExample | BadLine:
-    """The example in one row of any file, or which rule the row breaks; arguments as for `example_of_line`."""
-    try:
-        return _as_example(row if reshape is None else reshape(row))
-    except KeyError as missing:
-        rule = f"missing key {missing.args[0]}; found {', '.join(sorted(row)) or 'no key'}"
-        return BadLine(f"{name}:{number}", rule)
-    except _BrokenRuleError as broken:
-        return _bad(broken, name, number)
-
-
-def _bad(broken: _BrokenRuleError, name: str, number: int) -> BadLine:
-    column = "" if broken.column is None else f":{broken.column}"
-    return BadLine(f"{name}:{number}{column}", str(broken))
 
 
 def write_examples(path: Path, examples: Iterable[TrainingExample]) -> int:
@@ -269,12 +344,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     [{'id': 'q1', 'text': 'a question'}]
     """
     rows = []
-    for number, line in _lines(path):
-        try:
-            rows.append(_as_object(line, first=number == 1))
-        except _BrokenRuleError as broken:
-            where = f"{path.name}:{number}" + ("" if broken.column is None else f":{broken.column}")
-            raise DataError(f"malformed line in {path.name}", where=where, found=str(broken)) from None
+    for row in _rows(path, json_row):
+        if isinstance(row, BadLine):
+            raise DataError(f"malformed line in {path.name}", where=row.where, found=row.rule)
+        rows.append(row)
     return rows
 
 
@@ -292,89 +365,3 @@ def count_rows(path: Path) -> int:
     """Number of rows of a JSONL file that the kit wrote (every line ends with a newline)."""
     with path.open("rb") as handle:
         return sum(block.count(b"\n") for block in iter(lambda: handle.read(2**20), b""))
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Number (from 1) and bytes of every line; JSON may hold U+2028, so only the newline byte separates."""
-    try:
-        with path.open("rb") as handle:
-            yield from enumerate(handle, start=1)
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path.name}", where=path) from None
-
-
-def _as_object(line: bytes, *, first: bool) -> dict[str, Any]:
-    if len(line) > LONGEST_LINE:
-        raise _BrokenRuleError(f"longer than {LONGEST_LINE // 2**20} MiB: one JSON object a line is expected")
-    if first and line.startswith(_BOM):
-        raise _BrokenRuleError("the file starts with a byte order mark: save it as UTF-8 without BOM", 1)
-    try:
-        value = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise _BrokenRuleError("not UTF-8", error.start + 1) from None
-    except json.JSONDecodeError as error:
-        raise _BrokenRuleError(f"not JSON: {error.msg}" if line.strip() else "empty line", error.colno) from None
-    except RecursionError:
-        raise _BrokenRuleError("not JSON: nested too deeply") from None
-    if not isinstance(value, dict):
-        raise _BrokenRuleError(f"expected a JSON object, found {_kind(value)}", 1)
-    return value
-
-
-def _no_constant(name: str) -> None:
-    raise _BrokenRuleError(f"not JSON: {name} is not a JSON number")
-
-
-def _as_example(row: Mapping[str, Any]) -> TrainingExample:
-    if "query" not in row and "anchor" in row:
-        row = _from_sentence_transformers(row)
-    missing = [key for key in ("query", "pos", "neg") if key not in row]
-    if missing:
-        raise _BrokenRuleError(f"missing key {', '.join(missing)}; found {', '.join(sorted(row)) or 'no key'}")
-    pos = _texts(row["pos"], "pos")
-    if not pos:
-        raise _BrokenRuleError("pos is empty: at least one relevant text is needed")
-    query = _text(row["query"], "query")
-    return TrainingExample(query, pos, _texts(row["neg"], "neg"), _optional(row, "prompt"), _optional(row, "type"))
-
-
-def _from_sentence_transformers(row: Mapping[str, Any]) -> dict[str, Any]:
-    if "positive" not in row:
-        raise _BrokenRuleError("missing key positive beside anchor")
-    names = [key for key in row if _SENTENCE_TRANSFORMERS_NEGATIVE.fullmatch(key)]
-    negatives = [text for name in names for text in _as_list(row[name])]
-    return {**row, "query": row["anchor"], "pos": _as_list(row["positive"]), "neg": negatives}
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _texts(value: Any, key: str) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise _BrokenRuleError(f"{key} must be a list of strings, found {_kind(value)}")
-    return tuple(_text(text, f"{key}[{place}]") for place, text in enumerate(value))
-
-
-def _text(value: Any, key: str) -> str:
-    if not isinstance(value, str):
-        raise _BrokenRuleError(f"{key} must be a string, found {_kind(value)}")
-    if not value.strip():
-        raise _BrokenRuleError(f"{key} is an empty string")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise _BrokenRuleError(f"{key} holds a lone surrogate at character {error.start + 1}") from None
-    return value
-
-
-def _optional(row: Mapping[str, Any], key: str) -> str | None:
-    value = row.get(key)
-    if value is None or value == "":
-        return None
-    return _text(value, key)
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")

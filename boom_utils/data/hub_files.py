@@ -23,7 +23,7 @@ from boom_utils.artifacts import digest_of
 from boom_utils.data.download import MOST_SHOWN, FetchOptions, Get, fetch, lock_entries
 from boom_utils.data.hub_client import Entry, HubClient, Place, nearest_entry
 from boom_utils.data.manifest_hub import HUB, HubFile, HubOrigin
-from boom_utils.data.ready_rows import count_ready
+from boom_utils.data.own import count_rows_of
 from boom_utils.data.remote_files import RemoteFile, complete, read_lock, url_problem, write_lock
 from boom_utils.data.stored_files import STATE, Target
 from boom_utils.errors import DownloadError, ManifestError, bullet_list
@@ -182,7 +182,7 @@ def _note(name: str, origin: HubOrigin, files: Sequence[RemoteFile], folder: Pat
         rows = known_rows(name, origin, folder)
         if rows is None:
             stated = {file.path: file.rows for file in origin.files}
-            counted = {file.url: count_ready(folder / file.path) for file in files}
+            counted = {file.url: count_rows_of(folder / file.path) for file in files}
             for url, count in counted.items():
                 if stated.get(_path_in_repo(url)) not in (None, count):
                     raise ManifestError(

@@ -32,7 +32,7 @@ from boom_utils.yaml_files import parse, read_yaml
 MANIFESTS = PROJECT_ROOT / "data_manifests"
 
 Family = Literal["retrieval", "reranking", "sts", "classification", "clustering", "code"]
-GroupSizeRule = Literal["train_group_size", "one_negative", "first_row"]
+GroupSizeRule = Literal["train_group_size", "one_negative", "first_row", "positive_only"]
 ExampleType = Literal["normal", "only_1neg", "symmetric_sts", "symmetric_class", "symmetric_clustering"]
 Sentence = Annotated[str, Field(min_length=10, max_length=1000)]
 
@@ -95,6 +95,8 @@ class Dataset(Frozen):
             "instruction_on_passages": self.example_type in ON_BOTH_SIDES,
             "group_size": GROUP_SIZE_OF_TYPE.get(self.example_type, "train_group_size"),
         }
+        if self.group_size == "positive_only" and self.in_batch_negatives:  # pairs: other rows' passages are enough
+            del expected["group_size"]
         refuse(
             f"{key} is {getattr(self, key)}, but type {self.example_type} means {value}"
             for key, value in expected.items()

@@ -6,6 +6,7 @@ found at the first download and kept in a lock file (`boom_utils.data.hub_files`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -18,6 +19,9 @@ from boom_utils.data.remote_files import Sha256, url_problem
 
 HUB = "https://huggingface.co"
 """Part of the name of every file, wherever it comes from; ``HF_ENDPOINT`` says who is asked."""
+
+READABLE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow)(\.(gz|zst|bz2|lz4))?$")
+"""Names of files whose rows `boom_utils.data.own` reads."""
 
 Mark = Literal["stated", "third party", "inferred", "ours", "unknown"]
 """How surely a fact is known: stated by the owners of the data or the authors of the paper, by somebody else, inferred
@@ -125,10 +129,10 @@ class HubOrigin(Frozen):
 
 
 class LocalOrigin(Frozen):
-    """Ready-made JSONL files of a user: FlagEmbedding's keys, or sentence-transformers' columns."""
+    """Ready-made rows of a user, in the kinds of files and columns that `boom_utils.data.own` reads."""
 
     files: tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...] = Field(
-        min_length=1, description="paths relative to the manifest's file"
+        min_length=1, description="relative to the manifest's file, or hf://datasets/owner/name@revision/path"
     )
     licence: Line = "unknown"
     held_out: float | None = Field(
@@ -136,10 +140,10 @@ class LocalOrigin(Frozen):
     )
 
     @model_validator(mode="after")
-    def _files_are_jsonl(self) -> LocalOrigin:
-        problems = twice("file", self.files)
-        wrong = [file for file in self.files if not file.endswith((".jsonl", ".jsonl.gz", ".parquet"))]
-        refuse(problems + [f"{file} is not a .jsonl, .jsonl.gz or .parquet file" for file in wrong])
+    def _files_are_readable(self) -> LocalOrigin:
+        wrong = [file for file in self.files if not READABLE.search(file)]
+        kinds = "a jsonl, json, csv, tsv, parquet or arrow file"
+        refuse([*twice("file", self.files), *(f"{file} is not {kinds}" for file in wrong)])
         return self
 
 

@@ -73,6 +73,8 @@ def _of_ready_rows(manifest: Manifest) -> list[str]:
     for task in manifest.tasks:
         if task.dataset not in held_out:
             problems.append(f"task '{task.id}': its dataset has no held_out share, so that nothing is left to evaluate")
-        if task.family not in ("retrieval", "code") or task.held_out:
-            problems.append(f"task '{task.id}' must be retrieval or code, and in-domain: its queries are held-out rows")
+        if task.family not in ("retrieval", "code", "sts", "classification") or task.held_out:
+            problems.append(
+                f"task '{task.id}' must be retrieval, code, sts or classification, and in-domain: it is held-out rows"
+            )
     return sorted(problems)

@@ -232,7 +232,8 @@ def plan_batches(
         The batches in the order of training.
 
     Raises:
-        DataError: A dataset has no rows, a row has no positive, or has no negative where its group needs some.
+        DataError: A dataset has no rows, a row has no positive, or has no negative where its group needs some (in a
+            dataset without any negative, those of the batch are enough where its rules allow them).
 
     >>> rows = PlanInput(DatasetRules(), np.arange(8, dtype=np.uint32), np.ones(8, int), np.ones(8, int))
     >>> options = PlanOptions(per_device_train_batch_size=4, train_group_size=2)
@@ -291,6 +292,8 @@ def _dataset_batches(name: str, data: PlanInput, options: PlanOptions, epoch: in
     rows = rng.permutation(data.rows)
     size = data.rules.batch_size(options.per_device_train_batch_size, options.processes)
     group = data.rules.group_size(options.train_group_size, int(data.negatives[0]))
+    if data.rules.in_batch_negatives and not data.negatives.any():
+        group = 1  # a dataset of pairs: the other rows of a batch give all negatives
     short = rows[data.negatives[rows] == 0] if group > 1 else rows[:0]
     if len(short):
         raise DataError(
