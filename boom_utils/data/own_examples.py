@@ -39,9 +39,9 @@ from boom_utils.data.manifest_hub import Selection
 from boom_utils.data.negatives import NegativePool, Wanted
 from boom_utils.data.overlap import Overlap, find_overlap, task_domains
 from boom_utils.data.own import PLAIN, Kind, count_rows_of, kind_of, local_path, numbered_rows
-from boom_utils.data.readers import Raw
 from boom_utils.data.record_tables import as_examples
 from boom_utils.data.rules import RowOptions, training_rows
+from boom_utils.data.text_files import COLUMNS, Raw
 from boom_utils.errors import DataError, bullet_list
 from boom_utils.progress import progress
 
@@ -181,26 +181,25 @@ class _Source:
         """What is held out, and records to train on, as the rules of evaluation sets and of training rows take them."""
         if self.kind == "examples":
             queries = sorted(self.held)
-            rows = [(number, row) for number, query in enumerate(queries) for row in self.held[query]]
+            held = [(number, row) for number, query in enumerate(queries) for row in self.held[query]]
             # Sorted, so that no order of theirs breaks ties in favour of the relevant ones.
-            texts = sorted({text for _, row in rows for text in (*row.pos, *row.neg)})
+            texts = sorted({text for _, row in held for text in (*row.pos, *row.neg)})
             place = {text: number for number, text in enumerate(texts)}
-            judged = sorted({(number, place[text]) for number, row in rows for text in row.pos})
-            parts: dict[str, tuple[tuple[str, ...], list[Any]]] = {
-                "corpus": (("id", "text"), [(f"d{number}", text) for number, text in enumerate(texts)]),
-                "queries": (("id", "text"), [(f"q{n}", self.held[query][0].query) for n, query in enumerate(queries)]),
-                "qrels": (("query", "document", "score"), [(f"q{query}", f"d{text}", 1) for query, text in judged]),
+            judged = sorted({(number, place[text]) for number, row in held for text in row.pos})
+            parts: dict[str, list[Any]] = {
+                "corpus": [(f"d{number}", text) for number, text in enumerate(texts)],
+                "queries": [(f"q{number}", self.held[query][0].query) for number, query in enumerate(queries)],
+                "qrels": [(f"q{query}", f"d{text}", 1) for query, text in judged],
             }
-            return Raw("judged", {name: _table(*part) for name, part in parts.items()}, ())
+            return Raw("judged", {name: _table(name, rows) for name, rows in parts.items()}, ())
         both = self.records
         if self.kind == "graded" and max(row[2] for part in both for row in part) <= 1:
             both = ([(*pair, 5 * score) for *pair, score in both[0]], [(*pair, 5 * score) for *pair, score in both[1]])
-        names = ("sentence1", "sentence2", "score") if self.kind == "graded" else ("text", "label")
-        return Raw(self.kind, {"train": _table(names, both[0]), "test": _table(names, both[1])}, ())
+        return Raw(self.kind, {"train": _table(self.kind, both[0]), "test": _table(self.kind, both[1])}, ())
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> pa.Table:
-    return pa.table({name: [row[place] for row in rows] for place, name in enumerate(names)})
+def _table(shape: str, rows: Sequence[Sequence[Any]]) -> pa.Table:
+    return pa.table({name: [row[place] for row in rows] for place, name in enumerate(COLUMNS[shape])})
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------
