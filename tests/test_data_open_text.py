@@ -15,15 +15,7 @@ from conftest import QUESTIONS, SHARED
 from boom_utils.data.manifest import Dataset, load_manifest
 from boom_utils.data.manifest_files import Origin
 from boom_utils.data.open_text import READERS, as_written, read_dataset
-from boom_utils.data.text_files import (
-    HIGHEST_SCORE,
-    Raw,
-    Reader,
-    json_rows,
-    parallel,
-    read_files,
-    table,
-)
+from boom_utils.data.text_files import HIGHEST_SCORE, Raw, Reader, Rule, json_rows, parallel, read_files, table
 from boom_utils.errors import DataError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -32,31 +24,30 @@ MIRROR = SHARED / "mirror"
 needs_mirror = pytest.mark.skipif(not MIRROR.is_dir(), reason="../shared/mirror, the files of open_text, is not here")
 
 
-def origin_of(files: list[dict[str, Any]], **facts: Any) -> Origin:
-    listed = [{"url": f"https://files.example.org/{COMMIT}/{one.pop('name')}", **one} for one in files]
-    fixed = {"task": "retrieval", "licence": "MIT", "homepage": {"dataset": "A tiny one"}, "split_rule": "official"}
-    fixed |= {"repository": "https://example.org/x", "commit": COMMIT}
-    return Origin.model_validate(
-        {**fixed, "files": [{"sha256": "a" * 64, "bytes": 1, **one} for one in listed], **facts}
-    )
+Files = dict[str, str | bytes]
 
 
-def read(
-    folder: Path, reader: Reader, contents: dict[str, str | bytes], on_bad_line: Any = "error", **facts: Any
-) -> Raw:
-    """Read files given as ``role`` or ``role/part`` -> content."""
+def read(folder: Path, reader: Reader, contents: Files, on_bad_line: Any = "error", **facts: Any) -> Raw:
+    """Read files given as ``role`` or ``role/part`` -> content; what follows _ tells two files of a role apart."""
     files = []
     for key, content in contents.items():
         role, _, part = key.partition("/")
-        name = key.replace("/", ".")
-        place = folder / "files.example.org" / COMMIT / name
+        place = folder / "files.example.org" / COMMIT / key.replace("/", ".")
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content if isinstance(content, bytes) else content.encode())
-        files.append({"name": name, "role": role.partition("_")[0], "part": part or None})
-    return read_files("tiny", origin_of(files, **facts), reader, folder, on_bad_line)
+        url = f"https://files.example.org/{COMMIT}/{place.name}"
+        files.append({"url": url, "sha256": "a" * 64, "bytes": 1, "role": role.partition("_")[0], "part": part or None})
+    fixed: dict[str, Any] = {
+        "task": "retrieval",
+        "licence": "MIT",
+        "homepage": {"dataset": "A tiny one"},
+        "split_rule": "official",
+    }
+    fixed |= {"repository": "https://example.org/x", "commit": COMMIT, "files": files}
+    return read_files("tiny", Origin.model_validate({**fixed, **facts}), reader, folder, on_bad_line)
 
 
-def refused(folder: Path, reader: Reader, contents: dict[str, str | bytes], **facts: Any) -> str:
+def refused(folder: Path, reader: Reader, contents: Files, **facts: Any) -> str:
     with pytest.raises(DataError) as caught:
         read(folder, reader, contents, **facts)
     return str(caught.value)
@@ -91,7 +82,6 @@ UNKNOWN = {"claim_id": 8, "claim": "d", "evidences": CLAIM["evidences"][1:]}
 ARXIV = 'title,summary,comment,authors,category,split\r\nT,S,,a,physics,train\nU,"S\n2",,b,statistics,val\n'
 TWEET = "textID,text,sentiment\n"
 NLI = '{"sentence1": "a", "sentence2": "b", "label": "?", "level": null}\n'
-Files = dict[str, str | bytes]
 CASES: dict[str, tuple[tuple[int, ...], Files, dict[str, list[tuple[Any, ...]]]]] = {
     "squad_nqg": (
         (), {"train/query": "what 's -lrb- x -rrb- ?\n", "train/passage": "y , \n"}, {"train": [("what's (x)?", "y,")]}
@@ -301,21 +291,20 @@ def test_skipped_lines_are_left_out_and_listed_and_excuse_numbers_but_no_empty_p
     assert rows(raw) == {"train": [("x", "1"), ("z", "0")]}
     assert [str(bad) for bad in raw.bad_lines] == ["train:2: 1 columns instead of 2"]
     assert "skipped train:2" in caplog.text
+    ruled = replace(PAIRS, rules=(Rule(1, "some", lambda parts: None),))
+    assert "left out, some: 0 rows instead of 1" in refused(tmp_path, ruled, {"train": "x\t1\n"})
+    assert rows(read(tmp_path, ruled, {"train": "x\t1\ny\n"}, "skip")) == {"train": [("x", "1")]}
     with pytest.raises(DataError, match="part 'test': 0 rows instead of 1"):
         read(tmp_path, PAIRS, {"train": "x\ty\n", "test": "x\n"}, "skip", parts={"train": 1, "test": 1})
     assert "part 'train': 1 rows instead of 3" in refused(tmp_path, PAIRS, {"train": "x\ty\n"}, parts={"train": 3})
 
 
-def test_of_a_file_damaged_as_a_whole_nothing_is_used(tmp_path: Path) -> None:
-    good, cut = '[{"query": "x", "passage": "y"}]', '[{"query": "x", "passage": "y"},\n'
-    raw = read(tmp_path, Reader("pairs", json_rows()), {"train_1": good, "train_2": cut}, "skip")
-    assert (rows(raw), [bad.where for bad in raw.bad_lines]) == ({"train": [("x", "y")]}, ["train_2"])
-
-
-def test_files_of_one_part_are_read_in_the_order_of_the_manifest(tmp_path: Path) -> None:
-    assert rows(read(tmp_path, PAIRS, {"train_b": "1\tx\n", "train_a": "2\ty\n"})) == {
-        "train": [("1", "x"), ("2", "y")]
-    }
+def test_of_a_damaged_file_nothing_is_used_and_the_others_come_in_the_order_of_the_manifest(tmp_path: Path) -> None:
+    good = '[{"query": "x", "passage": "y"}]'
+    contents: Files = {"train_b": good, "train_c": good[:-1] + ",\n", "train_a": good.replace("x", "z")}
+    raw = read(tmp_path, Reader("pairs", json_rows()), contents, "skip")
+    assert rows(raw) == {"train": [("x", "y"), ("z", "y")]}
+    assert [bad.where for bad in raw.bad_lines] == ["train_c"]
 
 
 def test_a_missing_file_and_a_dataset_without_an_entry_are_errors_that_say_what_to_do(tmp_path: Path) -> None:
@@ -333,7 +322,7 @@ GOLDEN = Path(__file__).parent / "golden" / "open_text_rows.json"
 @needs_mirror
 @pytest.mark.parametrize("name", READERS)
 def test_no_text_of_open_text_changes_unseen(name: str, pytestconfig: pytest.Config) -> None:
-    """`pytest tests/test_data_open_text.py --regenerate-golden` writes the digests anew after a deliberate change."""
+    """After a deliberate change of records: run this with --regenerate-golden, and raise VERSION["examples"]."""
     raw = read_dataset(MANIFEST.dataset(name), MIRROR)
     assert raw.bad_lines == ()
     assert {part: made.num_rows for part, made in raw.parts.items()} == MANIFEST.origins[name].parts

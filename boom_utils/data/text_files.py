@@ -16,6 +16,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -230,7 +231,7 @@ class Reader:
     scores: tuple[float, float] = (0.0, HIGHEST_SCORE)
     encoding: str = "utf-8-sig"
 
-    @property
+    @cached_property
     def columns(self) -> dict[str, tuple[str, ...]]:
         """Part -> the columns of its records, for all parts that a dataset of this shape may have."""
         if self.shape == "judged":
@@ -256,11 +257,12 @@ def read_files(name: str, origin: Origin, reader: Reader, folder: Path, on_bad_l
             no rows or not as many as the manifest states; a rule leaves out another number of rows than it says.
     """
     parts, bad_lines = _records(origin, reader, folder)
-    numbers = []
+    wrong = []
     for rule in reader.rules:
         before = sum(map(len, parts.values()))
         rule.leave_out(parts)
-        numbers.append((f"left out, {rule.why}", before - sum(map(len, parts.values())), rule.rows))
+        left_out = before - sum(map(len, parts.values()))
+        wrong += [f"left out, {rule.why}: {left_out} rows instead of {rule.rows}"] if left_out != rule.rows else []
     if reader.shape == "judged":
         bad_lines += _check_ids(parts)
     if bad_lines and on_bad_line == "error":
@@ -271,13 +273,15 @@ def read_files(name: str, origin: Origin, reader: Reader, folder: Path, on_bad_l
         )
     for bad in bad_lines:
         log.warning("skipped %s", bad)
-    numbers += [(f"part '{part}'", len(parts[part]), rows) for part, rows in origin.parts.items()]
-    # Where rows were skipped, only what is empty is wrong.
-    wrong = [one for one in numbers if one[1] != one[2] and not (bad_lines and one[1])]
+    # Where rows were skipped, only a part without any is wrong.
+    wrong = [] if bad_lines else wrong
+    for part, rows in origin.parts.items():
+        if (found := len(parts[part])) != rows and not (bad_lines and found):
+            wrong.append(f"part '{part}': {found} rows instead of {rows}")
     if wrong or not any(parts.values()):
         raise DataError(
             f"the files of dataset '{name}' have other rows than are stated, or none",
-            found=bullet_list(f"{what}: {found} rows instead of {stated}" for what, found, stated in wrong),
+            found=bullet_list(wrong),
             fix="fetch the files again, or correct the manifest",
         )
     tables = {
@@ -328,14 +332,16 @@ def _record(values: Values | str, reader: Reader, part: str, labels: Mapping[str
         record = {"part": part, **reader.record(values)}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise MalformedError(f"not of the expected layout: {type(error).__name__} {error}") from None
-    if record["part"] not in reader.columns:
+    if (columns := reader.columns.get(str(record["part"]))) is None:
         raise MalformedError(f"'{record['part']}' is no part")
-    for name in reader.columns[record["part"]]:
+    for name in columns:
         record[name] = _text(name, record.get(name), reader.clean)
-    if "label" in record and record["label"] not in labels:
-        raise MalformedError(f"unknown label '{record['label']}'{nearest(record['label'], labels)}"[:200])
-    record |= {"label": labels[record["label"]]} if "label" in record else {}
-    record |= {"score": _score(record["score"], *reader.scores)} if "score" in record else {}
+    if "label" in columns:
+        if record["label"] not in labels:
+            raise MalformedError(f"unknown label '{record['label']}'{nearest(record['label'], labels)}"[:200])
+        record["label"] = labels[record["label"]]
+    if "score" in columns:
+        record["score"] = _score(record["score"], *reader.scores)
     return record
 
 
