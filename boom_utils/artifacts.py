@@ -7,6 +7,7 @@ whole or absent. Asking again for the same key returns the folder at once, in a 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -22,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from boom_utils.errors import WorkspaceError
+from boom_utils.errors import BoomError, WorkspaceError
 
 log = logging.getLogger(__name__)
 
@@ -73,17 +74,88 @@ def derive_seed(root: int, *names: str | int) -> int:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the operating system that names no file, such as a full disk while writing, name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success it is synced and renamed, on failure removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, seconds: float, busy: BoomError, waiting: str = "another process is at it") -> Iterator[None]:
+    """Hold a lock that the system gives back when this process ends, however it does.
+
+    A file system without such locks (NFS, some container mounts) gets a lock file, with one warning: it counts for all
+    processes of this machine, and for other machines until it is deleted.
+
+    Args:
+        path: Of the lock; the file stays.
+        seconds: How long to wait for somebody else.
+        busy: Raised if that was too short.
+        waiting: Logged while somebody else holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = _taken(path, 0)
+    if lock is None and seconds:
+        log.info("%s; waiting", waiting)
+        lock = _taken(path, seconds)
+    if lock is None:
+        raise busy
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _taken(path: Path, seconds: float) -> BaseFileLock | None:
+    """The lock, taken; None if somebody else still holds it after some seconds."""
+    lock: BaseFileLock = FileLock(path, fallback_to_soft=False)
+    try:
+        with naming(path):
+            try:
+                lock.acquire(timeout=seconds)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                _warn_of_lock_files(path.parent)
+                lock = SoftFileLock(soft_lock(path))
+                lock.acquire(timeout=seconds)
+    except Timeout:
+        return None
+    return lock
+
+
+def soft_lock(path: Path) -> Path:
+    """The lock file that stands in for the lock ``path`` where the file system has no locks."""
+    return path.with_name(path.name + ".held")
+
+
+@functools.lru_cache
+def _warn_of_lock_files(folder: Path) -> None:
+    log.warning(
+        "%s: this file system has no locks (flock), so lock files stand in for them. One that a dead machine left "
+        "has to be deleted: %s. To have real locks, set BOOM_HOME to a folder on a local disk",
+        folder,
+        soft_lock(folder / "*.lock"),
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -245,7 +317,10 @@ class Workspace:
             return found
         inputs = {name: self.find(child) or self.build(child) for name, child in node.inputs.items()}
         folder = self._folder(node, key := self._key(node, inputs))
-        with self._locked(folder, node.label):
+        lock = self.root / ".locks" / f"{node.stage}-{folder.name}.lock"
+        fix = "stop the other process, then run again"
+        busy = WorkspaceError(f"{node.label} has been locked for an hour", where=lock, fix=fix)
+        with locked(lock, 3600, busy, f"{node.label}: another process is making it"):
             # Another process may have finished it while this one waited.
             return self._read(folder) or self._make(node, inputs, folder, key)
 
@@ -276,26 +351,6 @@ class Workspace:
             )
         return Artifact(folder, record)
 
-    @contextmanager
-    def _locked(self, folder: Path, label: str) -> Iterator[None]:
-        path = self.root / ".locks" / f"{folder.parent.name}-{folder.name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("%s: another process is making it; waiting", label)
-            try:
-                lock.acquire(timeout=3600)
-            except Timeout as error:
-                raise WorkspaceError(
-                    f"{label} has been locked for an hour", where=path, fix="stop the other process, then run again"
-                ) from error
-        try:
-            yield
-        finally:
-            lock.release()
-
     def _make(self, node: Node, inputs: Mapping[str, Artifact], folder: Path, key: str) -> Artifact:
         temporary = self.root / ".tmp" / f"{node.stage}-{folder.name}"
         if not node.resumable:
@@ -305,12 +360,13 @@ class Workspace:
         log.log(node.log_level, "%s: started", node.label)
         began = time.perf_counter()
         try:
-            facts = node.make(temporary, inputs) or {}
-            seconds = round(time.perf_counter() - began, 3)
-            record = self._record(node, inputs, key, facts, seconds, temporary)
-            write_json(temporary / RECORD, record)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary.rename(folder)
+            with naming(temporary):
+                facts = node.make(temporary, inputs) or {}
+                seconds = round(time.perf_counter() - began, 3)
+                record = self._record(node, inputs, key, facts, seconds, temporary)
+                write_json(temporary / RECORD, record)
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                temporary.rename(folder)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise self._disk_full(node, error) from error

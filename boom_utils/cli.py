@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import shlex
 import signal
@@ -10,41 +11,56 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from boom_utils.cli_data import add_data
-from boom_utils.cli_publishing import add_publishing
-from boom_utils.cli_reports import add_report, add_trace
 from boom_utils.errors import BoomError, ConfigError
-from boom_utils.progress import quick_processes, quiet_libraries
+from boom_utils.progress import log_to_stdout, quick_processes
+
+if TYPE_CHECKING:
+    from boom_utils.study.graph import Study
 
 log = logging.getLogger("boom_utils.cli")
+_FULL = "free some space, or use another disk (BOOM_HOME, --results, OUT); what is finished is kept"
+_FORBIDDEN = "choose a folder that you may write (BOOM_HOME, --results, OUT), or change its rights"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _FORBIDDEN),
+    errno.ENOENT: "look whether the name is right",
+    errno.EMFILE: "allow more open files (ulimit -n 4096)",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; errors of the kit are shown without a traceback."""
+    """Run one command; errors of the kit and of the operating system are shown without a traceback."""
+    log_to_stdout()
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
-    logging.getLogger("boom_utils").setLevel(logging.INFO)
-    quiet_libraries()
+    quick_processes()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return int(options.command(options) or 0)
     except BoomError as error:
         log.error("error: %s", error)
         return error.exit_code
+    except BrokenPipeError:
+        return 1  # whoever read the output has gone
     except OSError as error:
-        log.error(
-            "error: %s\n  what to do: look at this file or folder (does it exist, is it writable, is the disk full)",
-            error,
-        )
+        log.error("error: %s", _explained(error))
         return 1
     except KeyboardInterrupt:
         words = sys.argv[1:] if arguments is None else list(arguments)
         log.error("interrupted; what is finished is kept. To go on: boom %s", shlex.join(words))
         return 130
+
+
+def _explained(error: OSError) -> BoomError:
+    """An error of the operating system in the form of the kit's own."""
+    files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    what = error.strerror or str(error) or type(error).__name__
+    fix = _REMEDIES.get(
+        error.errno or 0, "look at this file or folder: is it there, of the right kind, on a sound disk"
+    )
+    return BoomError(what, where=" -> ".join(files) or None, fix=fix if files or error.errno else None)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -66,18 +82,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_merge(commands)
     _add_evaluate(commands)
     add_data(commands)
-    add_report(commands)
-    add_trace(commands)
-    add_publishing(commands)
-    check = commands.add_parser("check", help="versions, devices, disk space, corpus sources")
-    check.add_argument("--profile", default="smoke", metavar="P", help="profile whose corpus is looked at (smoke)")
-    check.set_defaults(command=_check)
+    _add_reports(commands)
+    _add_publishing(commands)
+    _with_profile(commands.add_parser("check", help="versions, devices, disk space, corpus sources"), _check)
     return parser
+
+
+def _with_profile(parser: argparse.ArgumentParser, command: Any) -> None:
+    """Let a command know a profile."""
+    parser.add_argument("--profile", default="smoke", metavar="P", help="name of a profile, or a .yaml file (smoke)")
+    parser.set_defaults(command=command)
 
 
 def _add_run(commands: Any) -> None:
     run = commands.add_parser("run", help="execute the notebooks of a profile headless; up-to-date work is skipped")
-    run.add_argument("--profile", default="smoke", metavar="P", help="name of a profile, or a .yaml file (smoke)")
+    _with_profile(run, _run)
     run.add_argument("--only", action="append", default=[], metavar="NN", help="only this notebook; may be repeated")
     run.add_argument("--from", dest="start", metavar="NN", help="this notebook and all after it")
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="value for a notebook parameter")
@@ -85,29 +104,27 @@ def _add_run(commands: Any) -> None:
     run.add_argument(
         "--force-unlock", action="store_true", help="take over the lock of a run on a machine that is gone"
     )
-    run.set_defaults(command=_run)
 
 
 def _add_plan(commands: Any) -> None:
-    plan = commands.add_parser("plan", help="what a study would cost: examples, steps, tokens, FLOPs, hours, disk")
-    plan.add_argument("--profile", default="smoke", metavar="P", help="name of a profile, or a .yaml file (smoke)")
+    plan = commands.add_parser("plan", help="what a study would cost: examples, steps, tokens, FLOPs, time, disk")
+    _with_profile(plan, _plan)
     plan.add_argument("--json", action="store_true", help="as JSON, with the graph of artifacts and their inputs")
     plan.add_argument("--query-tokens", type=float, metavar="N", help="mean tokens of a query (its limit)")
     plan.add_argument("--passage-tokens", type=float, metavar="N", help="mean tokens of a passage (its limit)")
     plan.add_argument(
-        "--device-tflops", type=float, default=989.0, metavar="N", help="peak of one device (989: H100, bf16, dense)"
+        "--device-tflops", type=float, default=989.0, metavar="N", help="peak of a rented device (989: H100, bf16)"
     )
-    plan.add_argument("--mfu", type=float, default=0.4, metavar="X", help="share of the peak that is reached (0.4)")
+    plan.add_argument("--mfu", type=float, default=0.4, metavar="X", help="share of that peak that is reached (0.4)")
     plan.add_argument(
-        "--tokens-per-second", type=float, metavar="N", help="speed of one device (that of members made here, if any)"
+        "--tokens-per-second", type=float, metavar="N", help="speed of one device here (measured in a few steps)"
     )
-    plan.set_defaults(command=_plan)
 
 
 def _add_train(commands: Any) -> None:
     train = commands.add_parser("train", help="train one member of a profile; goes on from its last checkpoint")
     train.add_argument("member", metavar="MEMBER", help="name of a member in the profile")
-    train.add_argument("--profile", default="smoke", metavar="P", help="name of a profile, or a .yaml file (smoke)")
+    _with_profile(train, _train)
     train.add_argument("--nproc", type=int, metavar="N", help="devices (CPU: processes) to use (every CUDA device)")
     train.add_argument(
         "--allow-change",
@@ -116,7 +133,6 @@ def _add_train(commands: Any) -> None:
         metavar="FIELD",
         help="go on from a checkpoint although this field differs; may be repeated",
     )
-    train.set_defaults(command=_train)
 
 
 def _add_merge(commands: Any) -> None:
@@ -138,7 +154,7 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate", help="score a model on a profile's tasks, benchmarks too, with its prompts"
     )
     evaluate.add_argument("model", metavar="MODEL", help="an encoder folder, or the name of a model of the profile")
-    evaluate.add_argument("--profile", default="smoke", metavar="P", help="name of a profile, or a .yaml file (smoke)")
+    _with_profile(evaluate, _evaluate)
     evaluate.add_argument(
         "--tasks", nargs="+", action="extend", default=[], metavar="T", help="only these tasks, or benchmarks"
     )
@@ -146,34 +162,62 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument(
         "--devices", type=int, metavar="N", help="devices (CPU: processes) that share the tasks (every CUDA device)"
     )
-    evaluate.set_defaults(command=_evaluate)
+
+
+def _add_reports(commands: Any) -> None:
+    """The commands that read what was found; neither needs torch or a workspace."""
+    report = commands.add_parser(
+        "report", help="tables, figures, claims and the page of a profile, from its results alone"
+    )
+    _with_profile(report, _report)
+    report.add_argument("--results", type=Path, metavar="DIR", help="holds <profile>/ (the project's results/)")
+    trace = commands.add_parser("trace", help="what a table, figure, score or artifact was made from, back to the data")
+    trace.add_argument("file", type=Path, metavar="FILE", help="below results/<profile>/, or a folder of the workspace")
+    trace.add_argument("--all", dest="whole", action="store_true", help="name every artifact and file, not a few")
+    trace.set_defaults(command=_trace)
+
+
+def _add_publishing(commands: Any) -> None:
+    card = commands.add_parser("card", help="print the card of a model, with its scores as far as they are made")
+    push = commands.add_parser("push", help="put a model on the Hugging Face hub; shows first what would go there")
+    for parser, command in ((card, _card), (push, _push)):
+        parser.add_argument("model", metavar="MODEL", help="name of a model in the profile, or a model folder")
+        _with_profile(parser, command)
+    push.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository; made if there is none")
+    push.add_argument("--public", action="store_true", help="let everybody see it; otherwise it is private")
+    push.add_argument("--dry-run", action="store_true", help="only show what would go there; asks no server")
+    push.add_argument("--yes", action="store_true", help="do not ask before uploading (for scripts)")
+
+
+def _opened(options: argparse.Namespace, **more: Any) -> Study:
+    """The study that is about to be run."""
+    from boom_utils.config import load_profile
+    from boom_utils.study.graph import Study, say_precision
+
+    study = Study(load_profile(options.profile), **more)
+    say_precision(study.profile)
+    return study
 
 
 def _train(options: argparse.Namespace) -> None:
-    from boom_utils.config import load_profile
-    from boom_utils.study.graph import Study
     from boom_utils.study.members import Execution
 
     if options.nproc is not None and options.nproc < 1:
         raise ConfigError("--nproc is the number of processes", expected="1 or more", found=options.nproc)
-    quick_processes()
     execution = Execution(options.nproc, tuple(options.allow_change))
-    artifact = Study(load_profile(options.profile), execution=execution).build(f"member/{options.member}")
-    for name in ("steps", "examples", "tokens_per_second", "peak_memory_mb", "mean_loss_last_tenth"):
-        log.info("  %s: %s", name, artifact.facts[name])
+    artifact = _opened(options, execution=execution).build(f"member/{options.member}")
+    for name in ("steps", "examples", "precision", "tokens_per_second", "peak_memory_mb", "mean_loss_last_tenth"):
+        log.info("  %s: %s", name, artifact.facts.get(name))
     log.info("%s", artifact.path)
 
 
 def _run(options: argparse.Namespace) -> None:
-    from boom_utils.config import load_profile
-    from boom_utils.study.graph import Study
     from boom_utils.study.runner import RunOptions, run
 
     _show_notebook_output()
-    study = Study(load_profile(options.profile))
     values = dict(_assignment(text) for text in options.set)
     chosen = RunOptions(options.only, options.start, values, options.results, options.force_unlock)
-    for name, place in run(study, options.profile, chosen).items():
+    for name, place in run(_opened(options), options.profile, chosen).items():
         log.info("%s: %s", name, place)
 
 
@@ -181,24 +225,26 @@ def _plan(options: argparse.Namespace) -> None:
     import json
 
     from boom_utils.config import load_profile
-    from boom_utils.study.costs import Assumptions, plan_text
     from boom_utils.study.graph import Study
-    from boom_utils.study.plan import plan_study
+    from boom_utils.study.plan import Assumptions, plan_study, plan_text
 
     given = (options.query_tokens, options.passage_tokens, options.device_tflops, options.mfu)
     if any(number is not None and not 0 < number < float("inf") for number in (*given, options.tokens_per_second)):
         raise ConfigError("the numbers of boom plan are above 0")
     if options.mfu > 1:
         raise ConfigError("--mfu is a share of the peak", expected="at most 1", found=options.mfu)
+    if options.json:  # nothing else goes to stdout
+        logging.getLogger("boom_utils").setLevel(logging.ERROR)
+        log.setLevel(logging.INFO)
     made = plan_study(Study(load_profile(options.profile)), Assumptions(*given, options.tokens_per_second))
     log.info("%s", json.dumps(made.as_json(), indent=1, allow_nan=False) if options.json else plan_text(made))
 
 
-def _assignment(text: str) -> tuple[str, Any]:
+def _assignment(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise ConfigError("--set takes NAME=VALUE", found=text)
-    return name, yaml.safe_load(value)
+    return name, value
 
 
 def _show_notebook_output() -> None:
@@ -265,16 +311,13 @@ def _plan_merge(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from boom_utils.config import load_profile
     from boom_utils.study.evaluating import evaluate_model
-    from boom_utils.study.graph import Study
     from boom_utils.study.sharing import cuda_devices
 
     if options.devices is not None and options.devices < 1:
         raise ConfigError("--devices is a number of devices", expected="1 or more", found=options.devices)
-    quick_processes()
     devices = options.devices or cuda_devices()
-    done = evaluate_model(Study(load_profile(options.profile)), options.model, options.tasks, options.out, devices)
+    done = evaluate_model(_opened(options), options.model, options.tasks, options.out, devices)
     log.info("%s\n%s", done.table, done.folder)
     return 1 if done.failed else 0
 
@@ -283,3 +326,52 @@ def _check(options: argparse.Namespace) -> int:
     from boom_utils.study.check import check_machine
 
     return check_machine(options.profile)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from boom_utils.artifacts import PROJECT_ROOT, default_workspace
+    from boom_utils.config import load_profile
+    from boom_utils.reporting.report import regenerate
+
+    name = options.profile
+    if name.endswith((".yaml", ".yml")):
+        name = load_profile(name).name
+    root = options.results or PROJECT_ROOT / "results"
+    if options.results is None and not (root / name).is_dir() and (default_workspace() / "results" / name).is_dir():
+        root = default_workspace() / "results"  # where a run puts them when the project cannot be written
+    log.info("report: %s", regenerate(name, root))
+
+
+def _trace(options: argparse.Namespace) -> None:
+    from boom_utils.reporting.trace import trace_text
+
+    log.info("%s", trace_text(options.file, whole=options.whole))
+
+
+def _card(options: argparse.Namespace) -> None:
+    from boom_utils.study.push import find_model
+
+    log.info("%s", find_model(options.model, options.profile).card.rstrip("\n"))
+
+
+def _push(options: argparse.Namespace) -> None:
+    from boom_utils.study.push import find_model, prepare, push
+
+    upload = prepare(find_model(options.model, options.profile), options.repo, public=options.public)
+    log.info("%s", upload.text())
+    if options.dry_run:
+        return
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("nobody is there to be asked", fix="--yes uploads without asking, --dry-run only looks")
+        if not _agreed(f"upload this to {options.repo}? [y/N] "):
+            log.info("nothing was uploaded")
+            return
+    log.info("%s", push(upload))
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

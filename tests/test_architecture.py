@@ -20,7 +20,7 @@ from boom_utils.study.graph import NOTEBOOKS
 
 PACKAGE = PROJECT_ROOT / "boom_utils"
 ROOMS = [
-    {"errors", "yaml_files", "config", "config_checks", "config_parts", "artifacts", "progress"},
+    {"errors", "yaml_files", "config", "config_checks", "artifacts", "machine", "progress"},
     {"data"},
     {"model_folder"},
     {"packing", "fast_linear"},
@@ -30,7 +30,7 @@ ROOMS = [
     {"evaluation"},
     {"reporting"},
     {"study"},
-    {"cli", "cli_data", "cli_reports", "cli_publishing"},
+    {"cli", "cli_data"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}

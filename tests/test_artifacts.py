@@ -23,6 +23,7 @@ from boom_utils.artifacts import (
     atomic_path,
     canonical_json,
     derive_seed,
+    locked,
     write_json,
     write_text,
 )
@@ -133,6 +134,37 @@ def test_two_processes_asking_for_one_artifact_make_it_once(tmp_path: Path) -> N
     said = [process.communicate(timeout=HANGS)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert "".join(said).count("made") == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_on_a_file_system_without_locks_a_lock_file_stands_in_and_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    def no_lock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", no_lock)
+    counter, busy = Counter(), WorkspaceError("somebody holds it")
+    Workspace(tmp_path).build(counter.node("b", a=counter.node("a")))
+    assert counter.made == ["a", "b"]
+    assert caplog.text.count("this file system has no locks") == 1
+    assert f"{tmp_path}/.locks" in caplog.text and "set BOOM_HOME to a folder on a local disk" in caplog.text
+    with locked(tmp_path / "x.lock", 0, busy), pytest.raises(WorkspaceError, match="somebody holds it"):
+        locked(tmp_path / "x.lock", 0, busy).__enter__()
+    with locked(tmp_path / "x.lock", 0, busy):
+        pass
+
+
+def test_a_write_that_fails_names_its_file(tmp_path: Path) -> None:
+    def make(out: Path, _: Mapping[str, Artifact]) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error") as caught, atomic_path(tmp_path / "file"):
+        raise OSError(errno.EIO, "Input/output error")
+    assert caught.value.filename == str(tmp_path / "file")
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        Workspace(tmp_path).build(Node("a", 1, "stage a", {}, make))
+    assert str(caught.value.filename).startswith(str(tmp_path / ".tmp" / "a-"))
 
 
 def test_a_file_changed_behind_the_record_is_an_error_not_an_input(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,17 +17,29 @@ from typing import Any
 import nbformat
 import pytest
 import yaml
-from conftest import plain_smoke
+from conftest import HANGS, plain_smoke
 
 from boom_utils.artifacts import Artifact, Node, Workspace, digest_of, write_text
 from boom_utils.cli import main
-from boom_utils.config import PROFILES, Profile
+from boom_utils.config import PROFILES, Profile, load_profile
 from boom_utils.errors import ConfigError, NotebookError, WorkspaceError
 from boom_utils.study import runner
 from boom_utils.study.graph import NOTEBOOKS, Study
-from boom_utils.study.runner import RunOptions, check_parameters, run, run_lock, scrub
+from boom_utils.study.runner import RunOptions, run, run_lock, scrub, typed_parameters
 
 CANARY = "hf_canary0123456789abcdefghij"
+
+
+PARAMETERS = """
+profile = "smoke"
+level = 1
+share = 0.5
+strict = True
+prompt = "Given a question"  # of queries
+names = ["a"]
+sizes = [1, 2]
+free = None
+"""
 
 
 class Setup:
@@ -41,7 +53,9 @@ class Setup:
         monkeypatch.setattr(runner, "publish", lambda study, results: None)
         self.text = "one"
         self.study: Any = SimpleNamespace(
-            profile=SimpleNamespace(name="toy"), workspace=self.workspace, nodes_of=lambda name: {"toy": self.node()}
+            profile=load_profile("smoke").model_copy(update={"name": "toy"}),
+            workspace=self.workspace,
+            nodes_of=lambda name: {"toy": self.node()},
         )
 
     def node(self) -> Node:
@@ -53,7 +67,7 @@ class Setup:
     def notebook(self, *sources: str) -> None:
         book = nbformat.v4.new_notebook()
         book.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        parameters = nbformat.v4.new_code_cell('profile = "smoke"\nlevel = 1')
+        parameters = nbformat.v4.new_code_cell(PARAMETERS)
         parameters.metadata["tags"] = ["parameters"]
         book.cells = [parameters, *(nbformat.v4.new_code_cell(source) for source in sources)]
         nbformat.write(book, self.folder / "01_toy.ipynb")
@@ -76,14 +90,12 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     return Setup(tmp_path, monkeypatch)
 
 
-def test_processes_started_by_a_run_are_quick_unless_the_user_has_said_otherwise(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
+def test_processes_started_by_a_command_are_quick_unless_the_user_has_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000")
-    monkeypatch.setattr(runner, "run_notebook", lambda *_: True)
-    setup.notebook("1")
-    setup.run()
+    assert main(["run", "--profile", "smoky"]) == 2
     assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "67108864" and os.environ["MALLOC_MMAP_THRESHOLD_"] == "1000"
 
 
@@ -108,24 +120,79 @@ def test_a_dead_kernel_is_reported(setup: Setup) -> None:
 def test_the_command_exits_with_1_when_a_cell_fails(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     setup.notebook("1 / 0")
     setup.workspace.build(setup.node())
-    monkeypatch.setattr("boom_utils.study.graph.Study", lambda profile: setup.study)
+    monkeypatch.setattr("boom_utils.study.graph.Study", lambda profile, **_: setup.study)
     assert main(["run", "--profile", "smoke"]) == 1
 
 
+@pytest.mark.promise(34)
+def test_notebooks_are_run_by_this_python_whatever_kernel_is_registered(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    argv = [str(tmp_path / "other" / "bin" / "python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    setup.notebook("import sys; assert sys.executable == " + repr(sys.executable))
+    with caplog.at_level(logging.WARNING, logger="boom_utils"):
+        setup.run()
+    assert f"belongs to another Python, {argv[0]}" in caplog.text
+    assert f"{sys.executable} -m ipykernel install --sys-prefix" in caplog.text
+
+
 @pytest.mark.promise(35)
-def test_an_unknown_parameter_is_an_error_before_anything_runs(setup: Setup) -> None:
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("levle", "2", r"01_toy: no parameter 'levle'; did you mean 'level'\?"),
+        ("level", "many", r"01_toy: 'level' is a whole number such as 1, not 'many'"),
+        ("level", "2.5", "'level' is a whole number"),
+        ("level", "", "'level' is a whole number"),
+        ("share", "half", "'share' is a number such as 0.5"),
+        ("strict", "perhaps", "'strict' is true or false such as True"),
+        ("names", "a: 1", "'names' is a list"),
+        ("names", "[a", "'names' is a list"),
+        ("sizes", "[1, x]", r"'sizes' is a list such as \[1, 2\]"),
+    ],
+)
+def test_an_unknown_parameter_or_a_value_of_another_type_is_an_error_before_anything_runs(
+    setup: Setup, name: str, text: str, message: str
+) -> None:
     setup.notebook("raise SystemExit('must not run')")
-    with pytest.raises(ConfigError, match=r"01_toy: no parameter 'levle'; did you mean 'level'\?"):
-        setup.run(parameters={"levle": 2})
-    assert not setup.executed.exists()
+    with pytest.raises(ConfigError, match=message):
+        setup.run(parameters={name: text})
+    assert not setup.workspace.root.joinpath("executed").exists()
 
 
 @pytest.mark.promise(35)
-def test_a_parameter_reaches_the_notebook_and_is_part_of_what_up_to_date_means(setup: Setup) -> None:
-    setup.notebook("print('level is', level)")
-    for level in (5, 6):
-        setup.run(parameters={"level": level})
-        assert f"level is {level}" in (setup.executed / "01_toy.ipynb").read_text()
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        *(("prompt", text, text) for text in ("query: ", "no", "", "12", "[a]", "null", "a=b")),
+        *(("level", "0012", 12), ("level", "-3", -3), ("share", "1e-3", 0.001), ("share", "1", 1.0)),
+        *(("strict", text, text == "true") for text in ("true", "false")),
+        *(("names", "[no, 1, 'x y']", ["no", "1", "x y"]), ("names", "[]", []), ("sizes", "[3]", [3])),
+        ("free", "{a: 1}", {"a": 1}),
+    ],
+)
+def test_a_parameter_keeps_the_type_that_its_notebook_gives_it(
+    setup: Setup, name: str, text: str, value: object
+) -> None:
+    setup.notebook("pass")
+    found = typed_parameters(["01_toy"], {name: text})["01_toy"][name]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.promise(35)
+def test_a_parameter_reaches_the_notebook_and_is_part_of_what_up_to_date_means(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("boom_utils.study.graph.Study", lambda profile, **_: setup.study)
+    setup.notebook("print('told', repr(prompt))")
+    setup.workspace.build(setup.node())
+    for prompt in ("query: ", "no"):
+        assert main(["run", "--set", f"prompt={prompt}"]) == 0
+        assert f"told '{prompt}'" in (setup.executed / "01_toy.ipynb").read_text()
 
 
 def test_an_unchanged_notebook_starts_no_kernel(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,11 +243,11 @@ def test_a_token_in_a_traceback_is_taken_out(setup: Setup, monkeypatch: pytest.M
 
 
 @pytest.mark.promise(36)
-@pytest.mark.parametrize("values", [{"hf_token": "x"}, {"level": CANARY}, {"api_key": 1}])
-def test_a_parameter_that_looks_like_a_secret_is_refused(setup: Setup, values: dict[str, Any]) -> None:
+@pytest.mark.parametrize("values", [{"hf_token": "x"}, {"level": CANARY}, {"api_key": "1"}])
+def test_a_parameter_that_looks_like_a_secret_is_refused(setup: Setup, values: dict[str, str]) -> None:
     setup.notebook("pass")
     with pytest.raises(ConfigError, match="looks like a secret"):
-        check_parameters(["01_toy"], values)
+        typed_parameters(["01_toy"], values)
 
 
 def test_scrubbing_leaves_other_text_alone() -> None:
@@ -199,8 +266,17 @@ with run_lock(SimpleNamespace(profile=SimpleNamespace(name="toy"), workspace=Wor
 """
 
 
-def holding(root: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(root)], stdout=subprocess.PIPE, text=True)
+NO_FLOCK = """
+import errno, fcntl, os
+def flock(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+fcntl.flock = flock
+"""
+"""Of a file system without locks."""
+
+
+def holding(root: Path, before: str = "") -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", before + HOLD, str(root)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
@@ -231,8 +307,9 @@ def test_the_lock_of_a_killed_run_is_explained_and_the_next_run_goes_on(
 
 
 @pytest.mark.promise(37)
-def test_force_unlock_takes_over_the_lock_of_a_machine_that_is_gone(setup: Setup) -> None:
-    process = holding(setup.workspace.root)
+@pytest.mark.parametrize("flock", ["", NO_FLOCK])
+def test_force_unlock_takes_over_the_lock_of_a_machine_that_is_gone(setup: Setup, flock: str) -> None:
+    process = holding(setup.workspace.root, flock)
     note = setup.workspace.root / ".locks" / "run-toy.json"
     note.write_text(json.dumps({**json.loads(note.read_text()), "host": "gone"}))
     with run_lock(setup.study, force=True):
@@ -386,15 +463,38 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(monkeypatch: pytest.MonkeyP
     assert main(["run", "--profile", "smoke"]) == 130
 
 
-def test_a_workspace_that_cannot_be_written_is_said_without_a_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_text("no folder"), r"Not a directory|File exists"),
+        (lambda path: path.mkdir(mode=0o500), r"Permission denied\n.*choose a folder that you may write"),
+    ],
+)
+def test_an_error_of_the_operating_system_is_said_with_its_file_and_without_a_traceback(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    make: Callable[[Path], object],
+    message: str,
 ) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "file"))
+    make(tmp_path / "here")
+    if (tmp_path / "here").is_dir() and os.access(tmp_path / "here", os.W_OK):
+        pytest.skip("this user may write everywhere")
+    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "here"))
     assert main(["run", "--profile", "smoke"]) == 1
     said = capsys.readouterr().out
-    assert "what to do" in said
+    assert re.search(rf"(?s)error: ({message.split(chr(92) + 'n')[0]})\n  where: {tmp_path}/here.*what to do: ", said)
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_a_terminal_that_is_not_utf_8_gets_escapes_and_no_traceback(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "boom_utils", "run", "--profile", "größe"]
+    done = subprocess.run(command, capture_output=True, timeout=HANGS, env={**os.environ, **environment}, check=False)
+    assert done.returncode == 2
+    assert b"error: there is no profile 'gr" in done.stdout
+    assert b"Traceback" not in done.stdout + done.stderr
+    assert b"Logging error" not in done.stderr
 
 
 def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.CaptureFixture[str]) -> None:

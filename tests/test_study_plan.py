@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from boom_utils.study.costs import Assumptions, Cost, StudyPlan, Sum, plan_text
 
 from boom_utils.artifacts import PROJECT_ROOT, Artifact, Workspace
 from boom_utils.cli import main
@@ -20,7 +21,6 @@ from boom_utils.data.manifest import load_manifest
 from boom_utils.data.tokens import TextRules, write_tokens
 from boom_utils.errors import ConfigError
 from boom_utils.study import plan as module
-from boom_utils.study.costs import Assumptions, Cost, StudyPlan, Sum, plan_text
 from boom_utils.study.graph import Study
 from boom_utils.study.plan import known_rows, plan_study
 

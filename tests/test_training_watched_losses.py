@@ -60,17 +60,9 @@ def without(key: str) -> Callable[[list[Any]], Any]:
         (without("step"), "2"),
         (without("share"), "2"),
         (without("losses"), "2"),
-        (lambda lines: lines[2].update(step=1), r"3\n.*step 1 \(share 1.0\) after step 1"),
-        (lambda lines: lines[2].update(share=1.5), r"3\n.*share 1.5"),
-        (lambda lines: lines[1].update(share=0.0), r"2\n.*share 0.0"),
-        (lambda lines: lines[1]["losses"].pop("a"), r"2\n.*other datasets or batches than in line 1: a"),
-        (
-            lambda lines: lines[2]["losses"]["b"].update(batches="x"),
-            r"3\n.*other datasets or batches than in line 1: b",
-        ),
         (lambda lines: lines[2]["losses"]["b"].update(values=[1.0]), "3"),
         (lambda lines: lines[2]["losses"]["b"].update(values=[1.0, float("nan")]), "3"),
-        (lambda lines: lines.clear(), r"1\n.*no line"),
+        (lambda lines: lines.clear(), "1"),
         (lambda lines: lines.__setitem__(0, 7), "1"),
     ],
 )

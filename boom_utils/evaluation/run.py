@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mteb
 import numpy as np
@@ -27,13 +27,12 @@ from boom_utils.evaluation.encoding import MtebEncoder
 from boom_utils.evaluation.random_state import random_state_kept
 from boom_utils.evaluation.statistics import TaskSamples
 from boom_utils.evaluation.tasks import LocalTask, build_task
+from boom_utils.machine import Precision, dtype_of
 from boom_utils.model_folder import content_hash
 from boom_utils.models import Encoder
 
 SYMMETRIC = ("classification", "clustering", "sts", "pair_classification")
 """Kinds of local tasks all of whose texts are queries: every text gets the prompt. Tasks of mteb tell by themselves."""
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Scoring:
 @functools.lru_cache(maxsize=1)
 def _loaded(folder: Path, precision: Precision) -> tuple[Encoder, str]:
     """The encoder of a folder and its content hash; the last one stays loaded for the next task."""
-    encoder = Encoder.load(folder, DTYPES[precision])
+    encoder = Encoder.load(folder, dtype_of(precision))
     if torch.cuda.is_available():
         encoder.transformer.to("cuda")
     return encoder, content_hash(folder)

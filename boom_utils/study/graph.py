@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +16,14 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 from boom_utils.artifacts import Artifact, Node, Workspace
-from boom_utils.config import Profile, load_profile
+from boom_utils.config import Profile, TinyBase, load_profile
 from boom_utils.data.corpus_files import downloads_folder
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.data.manifest_files import HttpsFiles
 from boom_utils.errors import ConfigError, MergeError, bullet_list, nearest
+from boom_utils.machine import warn_of_emulation
 from boom_utils.merging.recipe import make_recipe
-from boom_utils.progress import progress, quiet_libraries
+from boom_utils.progress import log_to_stdout, progress
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.roles import (
     compared_schedules,
@@ -222,12 +222,19 @@ def open_study(profile: str, workspace: Path | None = None) -> Study:
     >>> study.group("schedules")
     ['full', 'seq-datasets', 'seq-families', 'two-stage']
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
-    logging.getLogger("boom_utils").setLevel(logging.INFO)
-    quiet_libraries()
+    log_to_stdout()
     loaded = load_profile(profile)
     log.info("%s", textwrap.fill(f"profile {loaded.name}: {loaded.description.strip()}", 100))
+    say_precision(loaded)
     return Study(loaded, Workspace(workspace))
+
+
+def say_precision(profile: Profile) -> None:
+    """Warn where this machine only emulates a precision that the profile asks for, before anything starts."""
+    base = profile.base_model
+    asked = {profile.training.precision, profile.evaluation.precision}
+    asked |= {base.pretraining.precision} if isinstance(base, TinyBase) else set()
+    warn_of_emulation(asked)
 
 
 def _check_against_manifest(profile: Profile, manifest: Manifest) -> None:

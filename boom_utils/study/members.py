@@ -169,7 +169,7 @@ def _watched_rows(watch: WatchConfig, subset: Path, datasets: Collection[str], o
     rows = load_subset(subset).rows
     chosen = {name: rows[name][: watch.rows].tolist() for name in datasets}
     write_json(out / "watched_rows.json", chosen)
-    return Watch(out / "watched_rows.json", watch.points, watch.seed, seen=True)
+    return Watch(out / "watched_rows.json", watch.points, watch.seed)
 
 
 def _provenance(profile: Profile, manifest: Manifest, config: MemberConfig, found: Inputs) -> Provenance:

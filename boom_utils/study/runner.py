@@ -6,6 +6,7 @@ and workspace at a time. The kit has no scheduler: this is a loop.
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
@@ -22,13 +23,25 @@ from typing import Any
 
 import nbformat
 import papermill
-from filelock import FileLock, Timeout
+import yaml
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from pydantic import TypeAdapter
 
-from boom_utils.artifacts import PROJECT_ROOT, Artifact, Node, atomic_path, digest_of, process_alive, write_text
+from boom_utils.artifacts import (
+    PROJECT_ROOT,
+    Artifact,
+    Node,
+    atomic_path,
+    digest_of,
+    locked,
+    process_alive,
+    soft_lock,
+    write_text,
+)
 from boom_utils.errors import ConfigError, NotebookError, WorkspaceError, bullet_list, nearest
-from boom_utils.progress import quick_processes
 from boom_utils.reporting.provenance import PAGE
 from boom_utils.study.graph import NOTEBOOKS, Study
 
@@ -49,14 +62,14 @@ class RunOptions:
     Args:
         only: Numbers or names of notebooks (``03``); all when empty.
         start: Run this one and all after it.
-        parameters: Values for the notebooks' ``parameters`` cells, besides ``profile``.
+        parameters: Values for the notebooks' ``parameters`` cells, besides ``profile``, as text.
         results: Folder that gets ``<profile>/``; the project's ``results/`` when None.
         force_unlock: Take over the lock of a run on a machine that is gone.
     """
 
     only: Sequence[str] = ()
     start: str | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
     results: Path | None = None
     force_unlock: bool = False
 
@@ -73,20 +86,18 @@ def run(study: Study, profile_argument: str, options: RunOptions) -> dict[str, P
         Name -> place, for the closing message.
 
     Raises:
-        ConfigError: A notebook or parameter that does not exist; nothing has run then.
+        ConfigError: A notebook or parameter that does not exist, or a value of another type; nothing has run then.
         NotebookError: A cell failed or the kernel died.
         WorkspaceError: Another run holds the workspace.
     """
     chosen = choose(options.only, options.start)
-    quick_processes()  # kernels inherit it
-    profile_argument = _absolute_profile(profile_argument)
-    values = {"profile": profile_argument, **options.parameters}
-    check_parameters(chosen, values)
+    values = typed_parameters(chosen, {"profile": _absolute_profile(profile_argument), **options.parameters})
+    warn_of_another_python()
     executed = study.workspace.root / "executed" / study.profile.name
     with run_lock(study, force=options.force_unlock):
         for number, name in enumerate(chosen, start=1):
             began = time.monotonic()
-            fresh = run_notebook(study, name, values, executed)
+            fresh = run_notebook(study, name, values[name], executed)
             took = f"executed in {time.monotonic() - began:.0f} s" if fresh else "up to date"
             log.info("[%d/%d] %s: %s", number, len(chosen), name, took)
         places = {"executed notebooks (.ipynb and .html)": executed}
@@ -116,26 +127,56 @@ def choose(only: Sequence[str], start: str | None) -> list[str]:
     return names[names.index(named(start)) :] if start else names
 
 
-def check_parameters(notebooks: Sequence[str], values: Mapping[str, Any]) -> None:
-    """Refuse parameters that a notebook does not declare, and values that look like secrets, before anything runs.
+def typed_parameters(notebooks: Sequence[str], texts: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The values of some parameters for each notebook, of the types that its ``parameters`` cell gives them.
+
+    Args:
+        notebooks: Names of notebooks.
+        texts: Name of every parameter -> its value as text. A text stays as it is; a list is written ``[a, b]``.
 
     Raises:
-        ConfigError: All problems together.
+        ConfigError: Parameters that a notebook does not declare, values of another type, and values that look like
+            secrets: all together.
     """
-    problems = []
-    for name, value in values.items():
-        if _SECRET_NAME.search(name) or _TOKEN.search(str(value)):
-            problems.append(f"{name}: looks like a secret; executed notebooks keep parameters, so set HF_TOKEN instead")
+    problems = [
+        f"{name}: looks like a secret; executed notebooks keep parameters, so set HF_TOKEN instead"
+        for name, text in texts.items()
+        if _SECRET_NAME.search(name) or _TOKEN.search(text)
+    ]
+    values: dict[str, dict[str, Any]] = {notebook: {} for notebook in notebooks}
     for notebook in notebooks:
         known = declared_parameters(notebook)
-        unknown = [name for name in values if name not in known]
-        problems += [f"{notebook}: no parameter '{name}'{nearest(name, known)}" for name in unknown]
+        for name, text in texts.items():
+            if name not in known:
+                problems.append(f"{notebook}: no parameter '{name}'{nearest(name, known)}")
+                continue
+            try:
+                values[notebook][name] = _typed(text, known[name])
+            except (ValueError, yaml.YAMLError):
+                expected = _TYPES.get(type(known[name]), "another value")
+                problems.append(f"{notebook}: '{name}' is {expected} such as {known[name]!r}, not '{text}'")
     if problems:
         raise ConfigError("parameters the notebooks cannot take", found=bullet_list(problems), fix="see --help")
+    return values
 
 
-def declared_parameters(notebook: str) -> list[str]:
-    """Names in the ``parameters`` cell of a notebook.
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "a mapping"}
+
+
+def _typed(text: str, default: Any) -> Any:
+    """A text as a value of the default's type; a list's entries as those of its first entry."""
+    if isinstance(default, str):
+        return text
+    if isinstance(default, list):
+        entries = yaml.load(text, Loader=yaml.BaseLoader)  # all entries as text
+        return TypeAdapter(list[type(default[0]) if default else str]).validate_python(entries)  # type: ignore[misc]
+    if isinstance(default, bool | int | float):
+        return TypeAdapter(type(default)).validate_python(text)
+    return TypeAdapter(Any if default is None else type(default)).validate_python(yaml.safe_load(text))
+
+
+def declared_parameters(notebook: str) -> dict[str, Any]:
+    """Names in the ``parameters`` cell of a notebook, with their defaults; None for one that is no literal.
 
     Raises:
         ConfigError: The notebook is missing.
@@ -143,7 +184,39 @@ def declared_parameters(notebook: str) -> list[str]:
     path = NOTEBOOK_FOLDER / f"{notebook}.ipynb"
     if not path.is_file():
         raise ConfigError(f"notebook {notebook} is missing", where=path.name, fix="restore it from the repository")
-    return list(papermill.inspect_notebook(str(path)))
+    return {name: _literal(found["default"]) for name, found in papermill.inspect_notebook(str(path)).items()}
+
+
+def _literal(source: str) -> Any:
+    try:
+        return ast.literal_eval(source)
+    except (ValueError, SyntaxError):
+        return None
+
+
+class OwnKernel(AsyncKernelManager):
+    """Starts the kernel with this interpreter, whatever Python the kernel registered with Jupyter belongs to."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """How this interpreter starts a kernel."""
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=command, display_name="Python 3", language="python")
+
+
+def warn_of_another_python() -> None:
+    """Say so if notebooks opened in Jupyter would be run by another Python than this one."""
+    try:
+        program = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    except NoSuchKernel:
+        return
+    if os.sep in program and Path(program).parent != Path(sys.executable).parent:
+        log.warning(
+            "Jupyter's kernel python3 belongs to another Python, %s. This run does not use it, notebooks opened in "
+            "Jupyter do. To repair it: %s -m ipykernel install --sys-prefix",
+            program,
+            sys.executable,
+        )
 
 
 def run_notebook(study: Study, name: str, values: Mapping[str, Any], executed: Path) -> bool:
@@ -192,6 +265,7 @@ def _execute(name: str, output: Path, values: Mapping[str, Any], executed: Path)
             str(output),
             parameters=dict(values),
             kernel_name="python3",
+            kernel_manager_class=OwnKernel,
             cwd=str(source.parent),
             progress_bar=False,
             log_output=True,
@@ -292,29 +366,26 @@ def run_lock(study: Study, *, force: bool = False) -> Iterator[None]:
     """
     path = study.workspace.root / ".locks" / f"run-{study.profile.name}.lock"
     note = path.with_suffix(".json")
-    path.parent.mkdir(parents=True, exist_ok=True)
     holder = _holder(note)
     if force and not (holder.get("host") == socket.gethostname() and process_alive(holder.get("pid"))):
         path.unlink(missing_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise WorkspaceError(
-            f"another run of profile '{study.profile.name}' is at work in this workspace",
-            where=study.workspace.root,
-            found=f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}",
-            fix="wait for it or stop it; if that machine is gone, run with --force-unlock",
-        ) from None
-    try:
-        if holder:
-            log.info("an earlier run (process %s, since %s) ended early; going on from there", *_brief(holder))
-        facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        write_text(note, json.dumps(facts))
-        yield
-    finally:
-        note.unlink(missing_ok=True)
-        lock.release()
+        soft_lock(path).unlink(missing_ok=True)
+    busy = WorkspaceError(
+        f"another run of profile '{study.profile.name}' is at work in this workspace",
+        where=study.workspace.root,
+        found=f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}",
+        fix="wait for it or stop it; if that machine is gone, run with --force-unlock",
+    )
+    with locked(path, 0, busy):
+        try:
+            if holder:
+                said = "an earlier run (process %s, since %s) ended early; going on from there"
+                log.info(said, holder.get("pid"), holder.get("since"))
+            facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            write_text(note, json.dumps(facts))
+            yield
+        finally:
+            note.unlink(missing_ok=True)
 
 
 def _holder(note: Path) -> dict[str, Any]:
@@ -322,7 +393,3 @@ def _holder(note: Path) -> dict[str, Any]:
         return dict(json.loads(note.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
-
-
-def _brief(holder: Mapping[str, Any]) -> tuple[Any, Any]:
-    return holder.get("pid"), holder.get("since")

@@ -11,7 +11,6 @@ Shapes: Q queries, G passages a query, P = Q * G passages, U distinct texts, D d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from boom_utils.artifacts import derive_seed
 from boom_utils.config import TrainingConfig
 from boom_utils.data.tokens import TokenTable
 from boom_utils.errors import TrainingError
+from boom_utils.machine import autocast
 from boom_utils.models import Encoder
 from boom_utils.training.losses import false_negatives, info_nce
 from boom_utils.training.plan import Batch, BatchPlan, DatasetRules
@@ -31,8 +31,6 @@ from boom_utils.training.processes import Processes
 
 if TYPE_CHECKING:
     from boom_utils.training.watch import WatchedJobs
-
-_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -136,10 +134,7 @@ class Gradients:
 
     def precision(self) -> Any:
         """Context of the passes: autocast to bf16 or fp16, or nothing."""
-        chosen = self.job.config.precision
-        if chosen == "fp32":
-            return nullcontext()
-        return torch.autocast(self.processes.device.type, dtype=_PRECISION[chosen])
+        return autocast(self.job.config.precision, self.processes.device.type)
 
     @cached_property
     def has_dropout(self) -> bool:

@@ -98,9 +98,8 @@ def held_out_jobs(
     plan_options = PlanOptions(
         training.per_device_train_batch_size, training.train_group_size, 1, training.processes, options.seed
     )
-    problems = [
-        problem for name in sorted(rows) for problem in _problems(name, rows[name], tables, rules, plan_options)
-    ]
+    found = [_problem(name, rows[name], tables, rules, plan_options) for name in sorted(rows)]
+    problems = [problem for problem in found if problem is not None]
     if problems or not rows:
         raise DataError(
             "held-out losses cannot be computed",
@@ -188,28 +187,18 @@ def _losses(name: str, encoder: Encoder, job: TrainingJob) -> BatchLosses:
     return BatchLosses(tuple(values), job.plan.examples, job.plan.left_out[name], batches_digest(name, job))
 
 
-def _problems(
-    name: str,
-    ids: RowIds,
-    tables: Mapping[str, TokenTable],
-    rules: Mapping[str, DatasetRules],
-    options: PlanOptions,
-) -> list[str]:
+def _problem(
+    name: str, ids: RowIds, tables: Mapping[str, TokenTable], rules: Mapping[str, DatasetRules], options: PlanOptions
+) -> str | None:
     """Why the held-out rows of a dataset cannot be used."""
     if name not in tables or name not in rules:
-        lacks = "tokens" if name not in tables else "rules"
-        return [f"'{name}' has no {lacks}{nearest(name, tables if name not in tables else rules)}"]
+        return f"'{name}' has no tokens or rules{nearest(name, tables)}"
     size = rules[name].batch_size(options.per_device_train_batch_size, options.processes)
-    found = []
-    if ids.ndim != 1 or ids.dtype.kind not in "ui":
-        return [f"'{name}': row ids are {ids.dtype} of shape {ids.shape}, not one row of integers"]
-    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(tables[name]):
-        found.append(f"'{name}': rows {ids.min()} to {ids.max()} of a table of {len(tables[name])}")
-    if len(np.unique(ids)) != len(ids):
-        found.append(f"'{name}': rows are repeated")
     if len(ids) < size:
-        found.append(f"'{name}': {len(ids)} rows do not fill a batch of {size}")
-    return found
+        return f"'{name}': {len(ids)} rows do not fill a batch of {size}"
+    if len(np.unique(ids)) < len(ids) or int(ids.max()) >= len(tables[name]):
+        return f"'{name}': rows are repeated, or not in its table of {len(tables[name])}"
+    return None
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -194,6 +194,8 @@ class _Trainer:
         line |= {"learning_rate": rate, "grad_norm": round(norm, 6) if math.isfinite(norm) else None}
         if skipped:
             line["skipped"] = True
+        if self.job.config.precision != "fp32":
+            line["precision"] = self.job.config.precision
         self._write(line, facts, time.perf_counter() - began)
 
     def _backward(self, step: int, batch: Batch) -> tuple[BatchFacts, float]:
@@ -238,6 +240,7 @@ class _Trainer:
             "mean_loss_last_tenth": round(sum(last) / len(last), 4),
             "rows_in_no_batch": dict(self.job.plan.left_out),
             "processes": self.processes.count,
+            "precision": self.job.config.precision,
             "device": _device_name(self.processes.device),
         }
 

@@ -28,6 +28,7 @@ from boom_utils.config import TrainingConfig
 from boom_utils.data.tokens import open_tokens
 from boom_utils.errors import BoomError, ConfigError, TrainingError
 from boom_utils.models import Encoder
+from boom_utils.progress import log_to_stdout
 from boom_utils.training.gradients import TrainingJob
 from boom_utils.training.held_out import HeldOutOptions
 from boom_utils.training.loop import check_shares, remove_checkpoints, train
@@ -125,7 +126,7 @@ def _train_here(
     plan = BatchPlan.load(job.plan)
     tables, watched = open_tokens(*job.tokens), None
     if job.watch is not None:
-        watched = job.watch.jobs(tables, job.rules, plan, HeldOutOptions(job.config, job.base, job.watch.seed))
+        watched = job.watch.jobs(tables, job.rules, HeldOutOptions(job.config, job.base, job.watch.seed))
     training = TrainingJob(tables, job.rules, plan, job.config, job.label, job.restart_rate, watched)
 
     def stop() -> bool:
@@ -245,9 +246,8 @@ class _Launch:
 
 def worker(out: Path, parent: int) -> int:
     """One of the processes that torchrun started; what `_Launch` reads back is files."""
-    logging.basicConfig(level=logging.WARNING, format=_MARK + "%(message)s", stream=sys.stdout, force=True)
     rank = int(os.environ["RANK"])
-    logging.getLogger("boom_utils").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    log_to_stdout(_MARK, logging.INFO if rank == 0 else logging.WARNING)
     try:
         with joined() as processes:
             facts = _train_here(MemberJob.from_json(json.loads((out / _JOB).read_text())), out, processes, parent)

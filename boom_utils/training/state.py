@@ -11,18 +11,17 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from boom_utils.artifacts import digest_of, sha256_file, write_json, write_text
+from boom_utils.artifacts import digest_of, locked, sha256_file, write_json, write_text
 from boom_utils.errors import CheckpointError, TrainingError, bullet_list
 
 log = logging.getLogger(__name__)
@@ -76,25 +75,15 @@ class Checkpoints:
     identity: RunIdentity
     allow_changes: Sequence[str] = ()
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the folder: two runs must not write the same checkpoints.
 
         Raises:
-            TrainingError: Another process still trains here after a minute.
+            TrainingError: On entering, if another process still trains here after a minute.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=LOCK_SECONDS)
-        except Timeout:
-            raise TrainingError(
-                "another process trains into the same folder", where=self.folder, fix="wait for it, or stop it"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+        fix = "wait for it, or stop it"
+        busy = TrainingError("another process trains into the same folder", where=self.folder, fix=fix)
+        return locked(self.folder / ".lock", LOCK_SECONDS, busy)
 
     def save(self, step: int, state: TrainingState, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write the state after ``step`` steps under a temporary name, rename it, and drop all but the last two."""

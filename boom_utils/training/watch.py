@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from boom_utils.data.tokens import TokenTable
-from boom_utils.errors import CheckpointError, ConfigError, DataError, bullet_list
+from boom_utils.errors import CheckpointError, bullet_list
 from boom_utils.models import Encoder
 from boom_utils.training.batch_losses import BatchLosses
 from boom_utils.training.gradients import TrainingJob
-from boom_utils.training.held_out import HeldOutOptions, RowIds, batches_digest, encoder_losses, held_out_jobs
-from boom_utils.training.plan import BatchPlan, DatasetRules
+from boom_utils.training.held_out import HeldOutOptions, batches_digest, encoder_losses, held_out_jobs
+from boom_utils.training.plan import DatasetRules
 from boom_utils.training.processes import Processes
 from boom_utils.training.watched_losses import WATCHED_LOSSES, WatchedPoint, read_points, write_points
 
@@ -36,76 +36,36 @@ class Watch:
     """What to look at along the training of a member, and how often.
 
     Args:
-        rows: JSON file: dataset -> ids of its watched rows. Every one needs tokens and rules in the job.
+        rows: JSON file: dataset -> ids of its watched rows; they may be trained on too.
         points: Number of evenly spaced points, the start and the end among them. A training with fewer steps is looked
             at after every step.
         seed: Of the watched batches.
-        seen: The rows may be trained on too: then it is the loss of what was learnt, and how much of it is lost again.
-
-    Raises:
-        ConfigError: Fewer than two points.
     """
 
     rows: Path
     points: int
     seed: int = 0
-    seen: bool = False
-
-    def __post_init__(self) -> None:
-        if self.points < 2:
-            raise ConfigError(
-                "a training is watched at its start and its end",
-                expected="2 points or more",
-                found=self.points,
-            )
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form for another process."""
-        return {"rows": str(self.rows), "points": self.points, "seed": self.seed, "seen": self.seen}
+        return {"rows": str(self.rows), "points": self.points, "seed": self.seed}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Watch:
         """The inverse of `to_json`."""
-        return cls(Path(stored["rows"]), int(stored["points"]), int(stored["seed"]), bool(stored["seen"]))
+        return cls(Path(stored["rows"]), stored["points"], stored["seed"])
 
     def jobs(
-        self,
-        tables: Mapping[str, TokenTable],
-        rules: Mapping[str, DatasetRules],
-        plan: BatchPlan,
-        options: HeldOutOptions,
+        self, tables: Mapping[str, TokenTable], rules: Mapping[str, DatasetRules], options: HeldOutOptions
     ) -> WatchedJobs:
-        """The batches to look at, for a training over ``plan``.
+        """The batches to look at.
 
         Raises:
-            DataError: The file is missing or malformed, its rows do not fit the tokens, or some are trained on.
+            DataError: The rows do not fit the tokens.
         """
-        rows = self._read()
-        jobs = held_out_jobs(tables, rows, rules, options)
-        trained = {name: [batch.rows for batch in plan.batches if batch.dataset == name] for name in rows}
-        shared = {name: np.intersect1d(rows[name], np.concatenate(t)) for name, t in trained.items() if t}
-        problems = [f"'{name}': {len(ids)} rows, such as {ids[0]}" for name, ids in sorted(shared.items()) if len(ids)]
-        if problems and not self.seen:
-            raise DataError(
-                "rows that are to be watched are also trained on",
-                where=self.rows,
-                found=bullet_list(problems),
-                fix="hold out rows that no subset has, or say that they are seen (`seen`)",
-            )
-        return WatchedJobs(jobs, self.points)
-
-    def _read(self) -> dict[str, RowIds]:
-        try:
-            stored = json.loads(self.rows.read_text(encoding="utf-8"))
-            return {str(name): np.array(ids) for name, ids in stored.items()}
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(
-                "the rows to be watched cannot be read",
-                where=self.rows,
-                expected="one JSON object: dataset -> list of row ids",
-                found=repr(error),
-                fix="write the file again",
-            ) from None
+        stored = json.loads(self.rows.read_text(encoding="utf-8"))
+        rows = {name: np.array(ids, dtype=np.uint32) for name, ids in stored.items()}
+        return WatchedJobs(held_out_jobs(tables, rows, rules, options), self.points)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from boom_utils.artifacts import write_text
 from boom_utils.errors import ResultsError
@@ -34,29 +32,11 @@ class WatchedPoint:
     share: float
     losses: Mapping[str, BatchLosses]
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"step": self.step, "share": self.share, "losses": losses_as_json(self.losses)}
-
-    @classmethod
-    def from_json(cls, stored: Any) -> WatchedPoint:
-        """The inverse of `as_json`.
-
-        Raises:
-            ResultsError: A field is missing or of another kind.
-        """
-        try:
-            step, share, losses = int(stored["step"]), float(stored["share"]), stored["losses"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ResultsError(
-                "this is no point of a training", expected="step, share, losses", found=repr(error)
-            ) from None
-        return cls(step, share, losses_from_json(losses))
-
 
 def write_points(folder: Path, points: Sequence[WatchedPoint]) -> None:
     """Write the file of a member's folder, atomically and with the same bytes for the same losses."""
-    lines = (json.dumps(point.as_json(), allow_nan=False) + "\n" for point in points)
+    stored = [{"step": p.step, "share": p.share, "losses": losses_as_json(p.losses)} for p in points]
+    lines = (json.dumps(line, allow_nan=False) + "\n" for line in stored)
     write_text(folder / WATCHED_LOSSES, "".join(lines))
 
 
@@ -64,8 +44,7 @@ def read_points(folder: Path) -> list[WatchedPoint]:
     """All points of a member's training, in order.
 
     Raises:
-        ResultsError: The file is missing or empty, a line is damaged, or points are out of order, of other datasets or
-            of other batches than the first one; the message names the line.
+        ResultsError: The file is missing or empty, or a line is damaged; the message names it.
     """
     path = folder / WATCHED_LOSSES
     try:
@@ -75,19 +54,13 @@ def read_points(folder: Path) -> list[WatchedPoint]:
             "there are no watched losses of this training", where=path, found=error, fix="train it with a watch"
         ) from None
     points = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines or [""], start=1):
         try:
-            points.append(WatchedPoint.from_json(json.loads(line)))
-        except (ValueError, ResultsError) as error:
-            raise _damaged(path, number, error) from None
-    if not points:
-        raise _damaged(path, 1, "no line")
-    for number, (before, point) in enumerate(pairwise(points), start=2):
-        if not (before.step < point.step and 0 <= before.share < point.share <= 1):
-            raise _damaged(path, number, f"step {point.step} (share {point.share}) after step {before.step}")
-        if (ours := _batches(point)) != (first := _batches(points[0])):
-            other = sorted(name for name in ours | first if ours.get(name) != first.get(name))
-            raise _damaged(path, number, f"other datasets or batches than in line 1: {', '.join(other)}")
+            stored = json.loads(line)
+            points.append(WatchedPoint(int(stored["step"]), float(stored["share"]), losses_from_json(stored["losses"])))
+        except (ValueError, KeyError, TypeError, ResultsError) as error:
+            what, fix = "the watched losses of a training are damaged", "train it again"
+            raise ResultsError(what, where=f"{path}:{number}", found=repr(error), fix=fix) from None
     return points
 
 
@@ -111,13 +84,3 @@ def read_watched(folder: Path) -> dict[str, list[tuple[float, BatchLosses]]]:
     """
     points = read_points(folder)
     return {name: [(point.share, point.losses[name]) for point in points] for name in sorted(points[0].losses)}
-
-
-def _batches(point: WatchedPoint) -> dict[str, tuple[str, int]]:
-    return {name: (found.batches, len(found.values)) for name, found in point.losses.items()}
-
-
-def _damaged(path: Path, number: int, found: object) -> ResultsError:
-    return ResultsError(
-        "the watched losses of a training are damaged", where=f"{path}:{number}", found=found, fix="train it again"
-    )

@@ -1,0 +1,159 @@
+"""What this machine can do: the precisions it has instructions for, what emulating one costs, how fast it trains.
+
+torch is imported where it is needed: a profile that states its precision is read without it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+_TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_INSTRUCTIONS = {
+    "bf16": ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16"),
+    "fp16": ("amx_fp16", "avx512_fp16", "fp16_arith"),
+}
+"""Under the names of `torch.cpu.get_capabilities`, x86 and ARM."""
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Type of tensors of a precision."""
+    import torch
+
+    found: torch.dtype = getattr(torch, _TORCH_NAMES[precision])
+    return found
+
+
+def autocast(precision: str, device: str) -> Any:
+    """Context of forward and backward passes: nothing in fp32, else autocast; weights stay float32."""
+    import torch
+
+    return nullcontext() if precision == "fp32" else torch.autocast(device, dtype=dtype_of(precision))
+
+
+@functools.lru_cache
+def native_by(precision: str) -> str | None:
+    """What computes in bf16 or fp16 here, a CUDA device or instructions of the processor; None: it is emulated."""
+    import torch
+
+    if torch.cuda.is_available():
+        able = precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.get_device_name() if able else None
+    known = torch.cpu.get_capabilities()
+    return ", ".join(name for name in _INSTRUCTIONS[precision] if known.get(name)) or None
+
+
+@functools.lru_cache
+def on_this_machine(precision: Precision) -> Precision:
+    """``auto`` as bf16 where the machine has it, else as fp32, with one log line that says why; others as they are."""
+    if precision != "auto":
+        return precision
+    by = native_by("bf16")
+    if by is None:
+        log.info("precision auto: fp32, because this machine has no bf16 instructions")
+        return "fp32"
+    log.info("precision auto: bf16, because this machine has it (%s)", by)
+    return "bf16"
+
+
+def warn_of_emulation(precisions: Iterable[str]) -> None:
+    """One warning for every precision that this machine only emulates, with what that costs, measured now."""
+    for precision in sorted({*precisions} - {"fp32"}):
+        if native_by(precision) is None:
+            log.warning(
+                "precision %s is only emulated on this machine: a matrix product takes %.1f times as long as in fp32 "
+                "(measured now); precision: auto would take fp32",
+                precision,
+                _product_seconds(precision) / _product_seconds("fp32"),
+            )
+
+
+def _product_seconds(precision: str, size: int = 512) -> float:
+    import torch
+
+    square = torch.ones(size, size, dtype=dtype_of(precision), device=_device())
+    return _median_seconds(lambda: square @ square, repeats=3)
+
+
+def _median_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Median of several runs, after one that warms up."""
+    import torch
+
+    taken = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[1:])
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def machine_name() -> str:
+    """What a measured speed belongs to: device or processor, threads, and torch's version."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    processor = torch.cpu.get_capabilities().get("cpu_name", "processor")
+    return f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+_STEP_FLOPS = 2e10
+
+
+def measure(shape: Mapping[str, Any], precision: str, length: int) -> dict[str, float]:
+    """The size of a model by its shape, and how fast this machine trains it: a few steps of a part of it, some seconds.
+
+    Args:
+        shape: A configuration of `transformers` as a mapping.
+        precision: Of the passes.
+        length: Tokens of a text.
+
+    Returns:
+        ``parameters``, ``matrices`` (those of them that every token meets: all but embeddings and a head) and
+        ``flops_per_second`` in the matrices' products, 6 a weight and token, forward and backward.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    with torch.device("meta"):
+        whole = AutoModel.from_config(AutoConfig.for_model(**shape))
+    # All layers of an encoder take the same time; token embeddings take next to none.
+    part = {"num_hidden_layers": min(2, whole.config.num_hidden_layers), "vocab_size": 1000, "pad_token_id": 0}
+    config, device = AutoConfig.for_model(**{**shape, "layer_types": None, **part}), _device()
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModel.from_config(config, dtype=torch.float32).to(device).train()
+        flops_a_row = 6 * _matrices(model) * length
+        tokens_NL = torch.ones(
+            int(min(64, max(1, _STEP_FLOPS // flops_a_row))), length, dtype=torch.int64, device=device
+        )
+
+        def step() -> None:
+            with autocast(precision, device):
+                states_NLD = model(input_ids=tokens_NL).last_hidden_state
+            states_NLD.float().mean().backward()
+
+        rate = flops_a_row * len(tokens_NL) / _median_seconds(step, repeats=4)
+    return {"parameters": whole.num_parameters(), "matrices": _matrices(whole), "flops_per_second": float(rate)}
+
+
+def _matrices(model: torch.nn.Module) -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "pooler" not in name)
