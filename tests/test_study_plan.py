@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from boom_utils.study.costs import Assumptions, Cost, StudyPlan, Sum, plan_text
 
-from boom_utils.artifacts import PROJECT_ROOT, Artifact, Workspace
+from boom_utils.artifacts import Artifact, Workspace
 from boom_utils.cli import main
 from boom_utils.config import PROFILES, Profile, load_profile
 from boom_utils.data.examples import TrainingExample
 from boom_utils.data.manifest import load_manifest
 from boom_utils.data.tokens import TextRules, write_tokens
 from boom_utils.errors import ConfigError
+from boom_utils.machine import on_this_machine
 from boom_utils.study import plan as module
 from boom_utils.study.graph import Study
-from boom_utils.study.plan import known_rows, plan_study
+from boom_utils.study.plan import Assumptions, Cost, StudyPlan, known_rows, plan_study, plan_text
 
 ROWS = {
     "summary_to_description": 100,  # 16 rows a batch
@@ -42,6 +42,24 @@ def study_of(workspace: Path, rows: Mapping[str, int | None] | None = None, **tr
     return Study(Profile.model_validate(content), Workspace(workspace))
 
 
+MATRICES = 4 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 384)
+"""Of the tiny base: q and o 128 x 128, k and v 128 x 64; MLP: three of 128 x 384; four layers."""
+RATE = 1e9
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """A machine of 1 GFLOP/s; what was measured on it."""
+    seen: list[tuple[Any, ...]] = []
+
+    def measure(*asked: Any) -> dict[str, float]:
+        seen.append(asked)
+        return {"parameters": MATRICES + 8000 * 128, "matrices": MATRICES, "flops_per_second": RATE}
+
+    monkeypatch.setattr("boom_utils.machine.measure", measure)
+    return seen
+
+
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> dict[str, int | None]:
     stated: dict[str, int | None] = dict(ROWS)
@@ -50,20 +68,19 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> dict[str, int | None]:
 
 
 def cost_of(plan: StudyPlan, name: str) -> Cost:
-    return next(cost for cost in plan.costs if cost.name == name)
+    return next(cost for cost in plan.models if cost.name == name)
 
 
 def test_examples_steps_and_tokens_are_those_of_whole_batches(tmp_path: Path, rows: dict[str, int | None]) -> None:
     plan = plan_study(study_of(tmp_path))
     full = cost_of(plan, "full").amounts
-    assert full["steps"] == Sum(100 // 16 + 40 // 16 + 40 // 8 + 40 // 8)
-    assert full["examples"] == Sum(96 + 32 + 40 + 40)
-    assert full["tokens"] == Sum((96 + 32 + 40 + 40) * (10 + 2 * 20))
+    assert full["steps"] == 100 // 16 + 40 // 16 + 40 // 8 + 40 // 8
+    assert full["examples"] == 96 + 32 + 40 + 40
+    assert full["tokens"] == (96 + 32 + 40 + 40) * (10 + 2 * 20)
     s40, rest = (cost_of(plan, name).amounts["examples"] for name in ("s40", "rest"))
-    assert s40 == Sum(32 + 16 + 16 + 16)
-    assert rest == Sum(48 + 16 + 24 + 24)  # 60, 24, 24 and 24 rows are left
-    update = cost_of(plan, "update").amounts["examples"]
-    assert update == Sum(s40.value + 48)  # and all of the new dataset
+    assert s40 == 32 + 16 + 16 + 16
+    assert rest == 48 + 16 + 24 + 24  # 60, 24, 24 and 24 rows are left
+    assert cost_of(plan, "update").amounts["examples"] == s40 + 48  # and all of the new dataset
 
 
 @pytest.mark.parametrize(
@@ -79,54 +96,72 @@ def test_flops_are_6_or_4_a_weight_and_token_and_2_more_with_recomputation(
     tmp_path: Path, rows: dict[str, int | None], options: dict[str, Any], per_weight: int
 ) -> None:
     plan = plan_study(study_of(tmp_path, **options), Assumptions(device_tflops=1e-3, utilisation=0.5))
-    # attention: q and o 128 x 128, k and v 128 x 64; MLP: three of 128 x 384; four layers
-    weights = 4 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 384)
     full = cost_of(plan, "full").amounts
-    assert full["flops"].value == pytest.approx(per_weight * weights * full["tokens"].value)
-    assert full["device_hours"].value == pytest.approx(full["flops"].value / (1e9 * 0.5) / 3600)
-    assert full["model_bytes"] == Sum((weights + 8000 * 128) * 4)
-    kept = full["checkpoint_bytes"]
-    assert kept.complete is ("lora" not in options)
+    assert full["flops"] == pytest.approx(per_weight * MATRICES * full["tokens"])
+    assert full["device_hours"] == pytest.approx(full["flops"] / (1e9 * 0.5) / 3600)
+    assert full["seconds"] == pytest.approx(full["flops"] / RATE)
+    assert full["model_bytes"] == (MATRICES + 8000 * 128) * 4
+    assert math.isnan(full["checkpoint_bytes"]) is ("lora" in options)
 
 
 def test_tokens_that_are_not_kept_in_memory_are_computed_twice(tmp_path: Path, rows: dict[str, int | None]) -> None:
-    once = cost_of(plan_study(study_of(tmp_path)), "full").amounts["flops"].value
-    twice = cost_of(plan_study(study_of(tmp_path, tokens_in_memory=1)), "full").amounts["flops"].value
+    once = cost_of(plan_study(study_of(tmp_path)), "full").amounts["flops"]
+    twice = cost_of(plan_study(study_of(tmp_path, tokens_in_memory=1)), "full").amounts["flops"]
     assert once < twice < once * 8 / 6
-    roomy = cost_of(plan_study(study_of(tmp_path, tokens_in_memory=10**6)), "full").amounts["flops"].value
-    assert roomy == once
+    assert cost_of(plan_study(study_of(tmp_path, tokens_in_memory=10**6)), "full").amounts["flops"] == once
 
 
-def test_stated_lengths_and_speed_replace_the_limits_and_are_said(tmp_path: Path, rows: dict[str, int | None]) -> None:
+def test_stated_lengths_and_speed_replace_limits_and_measurement_and_are_said(
+    tmp_path: Path, rows: dict[str, int | None]
+) -> None:
     plan = plan_study(study_of(tmp_path), Assumptions(4.0, 999.0, tokens_per_second=1000.0))
     full = cost_of(plan, "full").amounts
-    assert full["tokens"] == Sum(208 * (4 + 2 * 20))  # no longer than the limit
-    assert full["device_hours"].value == pytest.approx(full["tokens"].value / 1000 / 3600)
+    assert full["tokens"] == 208 * (4 + 2 * 20)  # no longer than the limit
+    assert full["seconds"] == pytest.approx(full["tokens"] / 1000)
     assert "lengths: 4 tokens a query, as given" in plan.assumptions
-    assert "speed: 1000 tokens a second and device, measured or given" in plan.assumptions
+    assert "time here: 1000 tokens a second, as given" in plan.assumptions
     assert any("its limit, an upper bound" in text for text in plan_study(study_of(tmp_path)).assumptions)
+
+
+def test_time_is_that_of_this_machine_measured_once_and_shown_in_hours_and_minutes(
+    tmp_path: Path, rows: dict[str, int | None], measured: list[tuple[Any, ...]]
+) -> None:
+    study = study_of(tmp_path)
+    texts = [plan_text(plan_study(study)) for _ in range(2)]
+    assert texts[0] == texts[1]
+    assert [(shape["model_type"], shape["hidden_size"], *rest) for shape, *rest in measured] == [
+        ("qwen3", 128, "fp32", 20)
+    ]
+    assert "- time here: 1 GFLOP/s in fp32 on one device of this machine, measured in a few training steps" in texts[0]
+    seconds = math.ceil(6 * MATRICES * 208 * 50 / RATE)
+    full = next(line for line in texts[0].splitlines() if line.startswith("full "))
+    assert f" 0:{seconds // 60:02}:{seconds % 60:02} " in full
+    assert "device hours  " not in texts[0]  # less than one
+    given = Assumptions(device_tflops=1e-3, tokens_per_second=0.01)
+    assert "device hours  " in (long := plan_text(plan_study(study, given)))
+    assert " 289 h " in long  # 10,400 tokens at 0.01 a second
 
 
 def test_unknown_rows_stay_unknown_and_make_sums_lower_bounds(tmp_path: Path, rows: dict[str, int | None]) -> None:
     rows["exception_class"] = None
     plan = plan_study(study_of(tmp_path))
-    full = cost_of(plan, "full").amounts
-    assert full["examples"] == Sum(168, complete=False)
-    assert full["examples"].as_json() == {"value": 168, "at_least": True}
+    full = cost_of(plan, "full")
+    assert (full.amounts["examples"], full.at_least, plan.at_least) == (168, True, True)
     assert plan.unknown_rows == ("exception_class",)
     assert "rows unknown for 1 datasets" in plan_text(plan)
     assert ">= 168" in plan_text(plan)
     for name in rows:
         rows[name] = None
     nothing = plan_study(study_of(tmp_path))
-    assert cost_of(nothing, "full").amounts["flops"].as_json() == {"value": None, "at_least": False}
+    found = json.loads(json.dumps(nothing.as_json(), allow_nan=False))
+    full = next(model for model in found["models"] if model["name"] == "full")
+    assert (full["amounts"]["flops"], full["at_least"]) == (None, True)
     assert "unknown" in plan_text(nothing)
-    json.dumps(nothing.as_json(), allow_nan=False)
 
 
 def test_rows_are_capped_as_the_profile_says(tmp_path: Path, rows: dict[str, int | None]) -> None:
     rows["summary_to_description"] = 10**6
-    assert cost_of(plan_study(study_of(tmp_path)), "full").amounts["steps"] == Sum(560 // 16 + 2 + 5 + 5)
+    assert cost_of(plan_study(study_of(tmp_path)), "full").amounts["steps"] == 560 // 16 + 2 + 5 + 5
 
 
 def test_known_rows_are_those_the_manifest_states() -> None:
@@ -162,13 +197,13 @@ def fake(study: Study, name: str, facts: dict[str, Any], tokens: bool = False) -
 def test_facts_of_finished_artifacts_come_before_assumptions(tmp_path: Path, rows: dict[str, int | None]) -> None:
     study = study_of(tmp_path)
     fake(study, "examples", {"rows": {f"train/{name}": 16 for name in ROWS}})
-    assert cost_of(plan_study(study), "full").amounts["examples"] == Sum(4 * 16)
+    assert cost_of(plan_study(study), "full").amounts["examples"] == 4 * 16
     for name in ("subset/p100", "subset/half", "random"):
         fake(study, name, {})
     fake(study, "tokens", {}, tokens=True)
     plan = plan_study(study)
-    assert cost_of(plan, "full").amounts["tokens"] == Sum(4 * 16 * (2 + 3 + 2))  # query, positive, mean negative
-    assert plan.tokens_bytes == Sum(5 * 16 * (2 + 3 + 4) * 4)
+    assert cost_of(plan, "full").amounts["tokens"] == 4 * 16 * (2 + 3 + 2)  # query, positive, mean negative
+    assert plan.tokens_bytes == 5 * 16 * (2 + 3 + 4) * 4
     assert any(text.startswith("lengths: measured") for text in plan.assumptions)
     fake(study, "base", {"examples": 7, "steps": 3, "tokens": 70, "tokens_per_second": 9})
     fake(study, "plan/full", {"batches": 5, "examples": 77})
@@ -176,14 +211,11 @@ def test_facts_of_finished_artifacts_come_before_assumptions(tmp_path: Path, row
     plan = plan_study(study)
     full, base = cost_of(plan, "full"), cost_of(plan, "base")
     assert (full.up_to_date, base.up_to_date, cost_of(plan, "s20").up_to_date) == (True, True, False)
-    assert {name: full.amounts[name].value for name in ("examples", "steps", "tokens")} == {
-        "examples": 77,
-        "steps": 5,
-        "tokens": 1234,
-    }
-    assert base.amounts["steps"] == Sum(3)
-    assert full.amounts["device_hours"].value == pytest.approx(1234 / 50 / 3600)  # the speed it had
-    assert plan.total("steps").value - plan.total("steps", to_do=True).value == 5 + 3
+    assert [full.amounts[name] for name in ("examples", "steps", "tokens")] == [77, 5, 1234]
+    assert base.amounts["steps"] == 3
+    assert full.amounts["seconds"] == pytest.approx(1234 / 50)  # the speed it had
+    assert "time here: 50 tokens a second, members that are made" in plan.assumptions
+    assert plan.total()["steps"] - plan.total(to_do=True)["steps"] == 5 + 3
 
 
 def test_json_has_the_graph_with_inputs_before_what_is_made_from_them(
@@ -207,27 +239,38 @@ def test_json_has_the_graph_with_inputs_before_what_is_made_from_them(
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_starts_nothing_and_imports_no_torch(tmp_path: Path) -> None:
-    code = """
-import sys
-from boom_utils.cli import main
-assert main(["plan", "--profile", "smoke"]) == 0
-print(sorted({"torch", "transformers", "mteb"} & set(sys.modules)))
-"""
-    environment = {"PATH": "", "PYTHONPATH": str(PROJECT_ROOT), "BOOM_HOME": str(tmp_path / "workspace")}
-    said = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment, cwd=tmp_path)
-    assert said.splitlines()[-1] == "[]"
-    assert "boom-updated" in said
-    assert not list(tmp_path.iterdir())
+def test_the_command_makes_nothing_but_the_measured_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "workspace"))
+    for _ in range(2):
+        assert main(["plan", "--profile", "smoke"]) == 0
+    made = [path.relative_to(tmp_path / "workspace").parts[0] for path in tmp_path.rglob("record.json")]
+    assert made == ["speed"]
 
 
-def test_the_command_prints_json(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_machine_is_measured_by_training_a_part_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    from boom_utils.machine import measure
+
+    before = torch.get_rng_state()
+    shape = study_of(Path("nowhere")).profile.base_model.model_dump(include={"hidden_size", "intermediate_size"})
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 8000}
+    found = measure({"model_type": "qwen3", "num_hidden_layers": 4, **shape, **heads}, "bf16", 16)
+    norms = 4 * (2 * 128 + 2 * 32) + 128
+    assert (found["matrices"], found["parameters"]) == (MATRICES + norms, MATRICES + norms + 8000 * 128)
+    assert found["flops_per_second"] > 0
+    assert torch.equal(torch.get_rng_state(), before)
+    assert measure({"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 12}, "fp32", 4)["matrices"] > 0
+
+
+@pytest.mark.parametrize("profile", ["smoke", "mini"])
+def test_the_command_prints_json_and_nothing_else(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BOOM_HOME", str(tmp_path))
-    assert main(["plan", "--json", "--passage-tokens", "12.5"]) == 0
+    on_this_machine.cache_clear()  # it logs what `auto` is
+    assert main(["plan", "--json", "--profile", profile, "--passage-tokens", "12.5"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["profile"] == "smoke"
+    assert found["profile"] == profile
     assert [model["name"] for model in found["models"]][:2] == ["base", "s20"]
 
 
@@ -243,10 +286,9 @@ def test_every_profile_of_the_kit_can_be_planned(name: str, tmp_path: Path, monk
     profile = load_profile(name)
     study = Study(profile, Workspace(tmp_path))
     plan = plan_study(study)
-    assert [cost.name for cost in plan.costs] == [n for n in study.whole.model_names if n != "random"]
-    assert not any(cost.up_to_date for cost in plan.costs)
-    if profile.base_model.kind == "pretrained" and profile.base_model.parameters is not None:
-        assert cost_of(plan, "full").amounts["model_bytes"].value > 1e9
+    assert [cost.name for cost in plan.models] == [n for n in study.whole.model_names if n != "random"]
+    assert not any(cost.up_to_date for cost in plan.models)
+    assert cost_of(plan, "full").amounts["model_bytes"] > (1e9 if "paper" in name else 5e7)
 
 
 def test_a_profile_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -293,8 +293,10 @@ def test_half_precision_follows_the_single_precision_losses(tmp_path: Path, prec
     for name in ("fp32", precision):
         encoder = random_encoder(TEXTS, tiny_config(), {})
         (tmp_path / name).mkdir()
-        train(encoder, changed(toy_job(encoder, tmp_path / name, config=TEN), precision=name), tmp_path / name)
+        facts = train(encoder, changed(toy_job(encoder, tmp_path / name, config=TEN), precision=name), tmp_path / name)
         lines = lines_of(tmp_path / name)
+        assert facts["precision"] == name
+        assert all(line.get("precision", "fp32") == name for line in lines)
         assert {p.dtype for p in encoder.transformer.parameters()} == {torch.float32}
         losses[name] = [line["loss"] for line in lines]
     assert losses[precision][0] == pytest.approx(losses["fp32"][0], rel=0.02)

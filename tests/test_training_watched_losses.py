@@ -60,7 +60,6 @@ def without(key: str) -> Callable[[list[Any]], Any]:
         (without("step"), "2"),
         (without("share"), "2"),
         (without("losses"), "2"),
-        (lambda lines: lines[2]["losses"]["b"].update(values=[1.0]), "3"),
         (lambda lines: lines[2]["losses"]["b"].update(values=[1.0, float("nan")]), "3"),
         (lambda lines: lines.clear(), "1"),
         (lambda lines: lines.__setitem__(0, 7), "1"),
