@@ -467,7 +467,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(monkeypatch: pytest.MonkeyP
     ("error", "said"),
     [
         (OSError(28, "No space left on device", "/far/away"), ["No space left", "where: /far/away", "free some space"]),
-        (PermissionError(13, "Permission denied", "/root/x"), ["where: /root/x", "a folder that you may write"]),
+        (PermissionError(13, "Permission denied", "/far/x"), ["where: /far/x", "a folder that you may write"]),
         (OSError(18, "Invalid cross-device link", "/a", None, "/b"), ["where: /a -> /b", "on a sound disk"]),
     ],
 )

@@ -168,8 +168,8 @@ def _typed(text: str, default: Any) -> Any:
     if isinstance(default, str):
         return text
     if isinstance(default, list):
-        entries = yaml.load(text, Loader=yaml.BaseLoader)  # all entries as text
-        return TypeAdapter(list[type(default[0]) if default else str]).validate_python(entries)  # type: ignore[misc]
+        entries = TypeAdapter(list[str]).validate_python(yaml.load(text, Loader=yaml.BaseLoader))
+        return [_typed(entry, default[0] if default else "") for entry in entries]
     if isinstance(default, bool | int | float):
         return TypeAdapter(type(default)).validate_python(text)
     return TypeAdapter(Any if default is None else type(default)).validate_python(yaml.safe_load(text))
@@ -194,7 +194,7 @@ def _literal(source: str) -> Any:
         return None
 
 
-class OwnKernel(AsyncKernelManager):
+class OwnKernel(AsyncKernelManager):  # type: ignore[misc]
     """Starts the kernel with this interpreter, whatever Python the kernel registered with Jupyter belongs to."""
 
     @property
