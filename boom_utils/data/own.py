@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +87,7 @@ def own_datasets(place: str | Path, names: Sequence[str] | None = None) -> dict[
     {'faq': ['faq.jsonl']}
     """
     path = Path(place).expanduser()
-    if not path.exists() and _HUB_NAME.fullmatch(str(place)):
+    if not path.exists() and _HUB_NAME.fullmatch(str(place)) and not READABLE.search(str(place)):
         return _of_the_hub(str(place))
     files = [path] if path.is_file() else sorted(path.glob("*"))
     left_out = [
@@ -195,8 +195,10 @@ def _rows(path: Path) -> Iterator[Make]:
 
     if not (kind := READABLE.search(path.name)):
         raise DataError(f"{path.name} is of no kind that can be read", expected="jsonl, json, csv, tsv, parquet, arrow")
+    readers: dict[str, Callable[[Path], Iterator[Make]]] = {"json": _json, "csv": _csv, "parquet": _parquet}
+    readers |= {"tsv": partial(_csv, delimiter="\t"), "arrow": _arrow}
     try:
-        yield from _READERS[kind[1]](path)
+        yield from readers.get(kind[1], _json_lines)(path)
     except FileNotFoundError:
         raise DataError(f"there is no file {path.name}", where=path.name) from None
     except (OSError, pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
@@ -205,11 +207,11 @@ def _rows(path: Path) -> Iterator[Make]:
         ) from None
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> io.BufferedReader:
     """A file that may be compressed, known by its name."""
     import pyarrow as pa
 
-    return cast("IO[bytes]", io.BufferedReader(pa.input_stream(path), 2**20))
+    return io.BufferedReader(pa.input_stream(path), 2**20)
 
 
 def _json_lines(path: Path) -> Iterator[Make]:
@@ -221,12 +223,11 @@ def _json_lines(path: Path) -> Iterator[Make]:
 def _json(path: Path) -> Iterator[Make]:
     """An array of objects; or one object a line, under this name."""
     with _opened(path) as handle:
-        start = handle.read(100)
-        if not start.lstrip().startswith(b"["):
+        if not handle.peek(100).lstrip().startswith(b"["):
             yield from _json_lines(path)
             return
         try:
-            rows = json.loads(start + handle.read())
+            rows = json.load(handle)
         except ValueError as error:
             raise DataError(f"{path.name} is no JSON array", where=path.name, found=error) from None
     yield from (lambda row=row: row for row in rows)
@@ -273,17 +274,6 @@ def _of_batches(batches: Iterable[Any]) -> Iterator[Make]:
         yield from (lambda rows=rows, place=place: rows()[place] for place in range(len(batch)))
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Make]]] = {
-    "jsonl": _json_lines,
-    "ndjson": _json_lines,
-    "json": _json,
-    "csv": _csv,
-    "tsv": partial(_csv, delimiter="\t"),
-    "parquet": _parquet,
-    "arrow": _arrow,
-}
-
-
 # --- what a row is ----------------------------------------------------------------------------------------------------
 
 
@@ -303,7 +293,7 @@ def _record(make: Make, columns: Columns) -> Record:
         return check_row({**stated, "query": first, "pos": _texts(second), "neg": neg})
     if kind == "graded":
         return check_text(first, names[0]), check_text(second, names[1]), _score(rest[0], names[2])
-    if second is None or isinstance(second, list | dict):
+    if second is None or isinstance(second, list | dict) or second != second:  # NaN
         raise BrokenRuleError(f"{names[1]} must be a text or a number")
     return check_text(first, names[0]), check_text(str(second), names[1])
 

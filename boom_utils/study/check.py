@@ -78,7 +78,8 @@ def _ready_files(manifest: Manifest, datasets: Sequence[Dataset]) -> Finding:
     """Whether the files of the hub, or a user's own, are there; asks nobody."""
     begin = f"corpus {manifest.name}"
     if manifest.locals:
-        own = [manifest.folder / file for one in datasets if one.local for file in one.local.files]
+        names = [file for one in datasets if one.local for file in one.local.files]
+        own = [manifest.folder / name for name in names if not name.startswith("hf://")]
         absent = [path.name for path in own if not path.is_file()]
         text = f"{begin}: {len(own) - len(absent)} of {len(own)} files are there"
         return Finding("problem", f"{text}, not {', '.join(absent)}") if absent else Finding("ok", text)
