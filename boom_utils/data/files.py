@@ -345,8 +345,9 @@ def hub_errors(where: object) -> Iterator[None]:
     except (BoomError, KeyboardInterrupt):
         raise
     except Exception as error:
+        causes = (error, error.__cause__, error.__context__)
         for kind, what, fix in known:
-            if isinstance(error, kind):
+            if any(isinstance(cause, kind) for cause in causes):
                 raise ConfigError(what, where=where, fix=fix) from None
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise _no_space(None, Path(constants.HF_HUB_CACHE)) from error

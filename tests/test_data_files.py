@@ -1,0 +1,396 @@
+"""Files of the web and of the hub: nothing has its name before it was hashed, and every way to fail says what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import HANGS
+from hub_server import REVISION, HubServer
+from pydantic import ValidationError
+
+from boom_utils.data import files
+from boom_utils.data.files import HubFile, HubSet, RemoteFile, check_files, fetch, fetch_hub, hub_paths, read_lock
+from boom_utils.errors import BoomError, ConfigError, DownloadError, ManifestError
+
+BODY = b"one line\n" * 40_000
+
+
+def remote(name: str = "owner/data/file.txt", body: bytes = BODY, **changes: Any) -> RemoteFile:
+    facts = {"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
+    return RemoteFile(url=f"https://files.example/{name}", **{**facts, **changes})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+class Web:
+    """Answers for https://files.example: each is a body, a status, or "cut"; the last one stays."""
+
+    def __init__(self) -> None:
+        self.answers: list[Any] = [BODY]
+        self.asked = 0
+        web = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, *unused: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                web.asked += 1
+                answer = web.answers[0] if len(web.answers) == 1 else web.answers.pop(0)
+                status, body = (answer, b"gone") if isinstance(answer, int) else (200, answer)
+                self.send_response(status)
+                whole = BODY if body == "cut" else body
+                self.send_header("Content-Length", str(len(whole)))
+                self.end_headers()
+                self.wfile.write(whole[: len(whole) // 2] if body == "cut" else whole)
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    import pooch
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    web, get = Web(), pooch.HTTPDownloader.__call__
+    port = web.server.server_address[1]
+
+    def local(self: Any, url: str, *arguments: Any, **more: Any) -> Any:
+        return get(self, url.replace("https://files.example", f"http://127.0.0.1:{port}"), *arguments, **more)
+
+    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", local)
+    monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)
+    yield web
+    web.server.shutdown()
+    web.server.server_close()
+
+
+# --- what a manifest may name -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise(5)
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://h.org/f", "ftp://h.org/f", "file:///etc/x", "/etc/x", "../x", r"C:\x", r"\\host\s", "https://h.org"),
+        *(
+            "https://h.org/",
+            "https://h.org/a//b",
+            "https://h.org/../x",
+            "https://h.org/a/%2e%2e/b",
+            "https://h.org/a%2fb",
+        ),
+        *("https://u:secret@h.org/f", "https://h.org:1/f", "https://h.org/f?token=secret", "https://h.org/f#secret"),
+        *("https://h.org/a b", "https://h.org/a\x00b", "https://h.org/a%00b", "https://h.org/a%5cb", "https://h.org/é"),
+        *("https://h.org/nul", "https://h.org/com1.txt", "https://h.org/a.", "https://h.org/a%20", "https://h.org/%ff"),
+        *("https://H.org/f", "https://h.org/" + "a" * 201, "https://h.org" + "/abc" * 300, "https://h.org/e%CC%81"),
+    ],
+)
+def test_only_safe_addresses_are_accepted_and_no_secret_is_shown(url: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        RemoteFile(url=url, sha256="0" * 64, bytes=1)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.promise(5)
+def test_files_that_would_lie_at_one_place_are_refused_together() -> None:
+    good = [remote("a/b.txt"), remote("a/b.txt"), remote("a/Sky_(United_Kingdom),_x.html")]
+    assert len(check_files(good)) == 2
+    with pytest.raises(ManifestError, match=r"(?s)place of .*/a/b\.txt.*twice with different.*is a file, and a folder"):
+        check_files([*good, remote("A/b.txt"), remote("a/b.txt", bytes=1), remote("a")])
+
+
+@pytest.mark.promise(5)
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "files.example").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ManifestError, match="symbolic link"):
+        fetch([remote()], tmp_path / "downloads")
+
+
+# --- https ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise(2)
+@pytest.mark.parametrize("trouble", [503, "cut", BODY[:-1] + b"x", b"<html>sign in</html>"])
+def test_what_came_wrong_is_fetched_again(web: Web, tmp_path: Path, trouble: Any) -> None:
+    web.answers = [trouble, BODY]
+    assert fetch([remote()], tmp_path) == [remote()]
+    assert (tmp_path / remote().path).read_bytes() == BODY and web.asked == 2
+    assert names(tmp_path) == ["files.example/owner/data/file.txt"]
+    assert fetch([remote()], tmp_path) == [] and web.asked == 2
+
+
+@pytest.mark.promise(2)
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        (404, "answers 404"),
+        ("cut", "ChunkedEncodingError|ConnectionError|sha256"),
+        (b"other", "sha256 d9298a10d1b0735837"),
+    ],
+)
+def test_what_stays_wrong_names_url_expected_found_and_the_mirror(
+    web: Web, tmp_path: Path, trouble: Any, said: str
+) -> None:
+    web.answers = [trouble]
+    with pytest.raises(DownloadError) as caught:
+        fetch([remote()], tmp_path)
+    text = str(caught.value)
+    assert re.search(said, text) and remote().url in text and remote().sha256 in text and "BOOM_MIRROR" in text
+    assert names(tmp_path) == [] and web.asked == 1 + files.RETRIES
+
+
+@pytest.mark.promise(3)
+def test_a_file_that_was_changed_is_found_and_never_replaced_in_silence(web: Web, tmp_path: Path) -> None:
+    fetch([remote()], tmp_path)
+    (tmp_path / remote().path).write_bytes(b"edited")
+    with pytest.raises(
+        DownloadError, match=r"(?s)was changed.*expected: sha256 .*found: sha256 .*6 bytes.*delete the file"
+    ):
+        fetch([remote()], tmp_path)
+    assert (tmp_path / remote().path).read_bytes() == b"edited" and web.asked == 1
+
+
+KILLED = """
+import sys, shutil
+from pathlib import Path
+from boom_utils.data import files
+from test_data_files import BODY, remote
+copy = shutil.copyfile
+def slowly(source, target):
+    with open(source, "rb") as read, open(target, "wb", buffering=0) as write:
+        while block := read.read(4096):
+            write.write(block)
+            print("block", flush=True)
+files.shutil.copyfile = slowly
+files.fetch([remote()], Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.promise(1)
+def test_a_killed_download_leaves_no_final_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mirror" / remote().path).parent.mkdir(parents=True)
+    (tmp_path / "mirror" / remote().path).write_bytes(BODY)
+    monkeypatch.setenv("BOOM_MIRROR", str(tmp_path / "mirror"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    for blocks in (1, 40):
+        command = [sys.executable, "-c", KILLED, str(tmp_path / "downloads")]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout is not None
+        for _ in range(blocks):
+            assert process.stdout.readline() == "block\n"
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=HANGS)
+        assert not (tmp_path / "downloads" / remote().path).exists()
+    fetch([remote()], tmp_path / "downloads")
+    assert (tmp_path / "downloads" / remote().path).read_bytes() == BODY
+
+
+@pytest.mark.promise(4)
+def test_a_full_disk_is_said_before_the_start_and_in_the_middle(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: type("Disk", (), {"free": 1000})())
+        with pytest.raises(DownloadError, match=r"(?s)no space.*expected: 360,000 bytes free.*found: 1,000 bytes free"):
+            fetch([remote()], tmp_path)
+    assert web.asked == 0
+    import pooch
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pooch.HTTPDownloader, "__call__", full)
+        with pytest.raises(DownloadError, match=r"(?s)no space.*run again"):
+            fetch([remote()], tmp_path)
+    assert names(tmp_path) == []
+    assert fetch([remote()], tmp_path) == [remote()]
+
+
+def test_a_mirror_is_read_instead_of_the_network_with_the_same_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOOM_MIRROR", str(tmp_path / "mirror"))
+    with pytest.raises(ConfigError, match="BOOM_MIRROR is no folder"):
+        fetch([remote()], tmp_path / "downloads")
+    place = tmp_path / "mirror" / remote().path
+    place.parent.mkdir(parents=True)
+    with pytest.raises(
+        DownloadError, match=r"(?s)1 of 1 files are not in the mirror.*files\.example/owner/data/file\.txt"
+    ):
+        fetch([remote()], tmp_path / "downloads")
+    place.write_bytes(b"damaged")
+    with pytest.raises(DownloadError, match=r"(?s)not the file the manifest names.*in BOOM_MIRROR.*found: sha256"):
+        fetch([remote()], tmp_path / "downloads")
+    assert names(tmp_path / "downloads") == []
+    place.write_bytes(BODY)
+    assert fetch([remote()], tmp_path / "downloads") == [remote()]
+
+
+@pytest.mark.promise(6)
+def test_offline_names_five_missing_files_and_how_many_more(tmp_path: Path) -> None:
+    many = [remote(f"data/{number}.txt") for number in range(17)]
+    with pytest.raises(DownloadError, match=r"(?s)offline.*data/4\.txt\n    - and 12 more") as caught:
+        fetch(many, tmp_path)
+    assert "data/5.txt" not in str(caught.value)
+
+
+# --- the hub ----------------------------------------------------------------------------------------------------------
+
+ROWS = {f"data/part-{number}.jsonl": b'{"query": "a"}\n' * (number + 1) for number in range(3)}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A hub that is asked although the tests are offline, and a cache of its own."""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    with HubServer({"owner/data": {**ROWS, "notes.md": b"notes"}}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        yield server
+
+
+def asked(tmp_path: Path, *paths: str | HubFile, **changes: Any) -> HubSet:
+    stated = [one if isinstance(one, HubFile) else HubFile(path=one) for one in paths or ("data/part-*.jsonl",)]
+    return HubSet(
+        **{"repo": "owner/data", "revision": None, "files": stated, "lock": tmp_path / "d.lock.json", **changes}
+    )
+
+
+def count(path: Path) -> int:
+    return path.read_bytes().count(b"\n")
+
+
+@pytest.mark.promise(3)
+def test_the_first_download_locks_what_nobody_stated(hub: HubServer, tmp_path: Path) -> None:
+    found = fetch_hub(asked(tmp_path), count)
+    assert {name: path.read_bytes() for name, path in found.items()} == ROWS
+    lock = read_lock(asked(tmp_path))
+    assert lock is not None and lock.revision == REVISION
+    assert [one.rows for one in lock.files.values()] == [1, 2, 3]
+    before = len(hub.requests)
+    assert hub_paths(asked(tmp_path)) == found and len(hub.requests) == before
+    lock.files["data/part-0.jsonl"].__dict__["sha256"] = "0" * 64
+    asked(tmp_path).lock.write_text(lock.model_dump_json())
+    with pytest.raises(DownloadError, match=r"(?s)not those stated.*part-0\.jsonl: sha256 .*stated is 0000"):
+        fetch_hub(asked(tmp_path), count)
+    asked(tmp_path).lock.write_text("{")
+    with pytest.raises(ManifestError, match="lock file cannot be read"):
+        fetch_hub(asked(tmp_path), count)
+
+
+@pytest.mark.promise(3)
+def test_manifest_lock_file_and_hub_must_agree(hub: HubServer, tmp_path: Path) -> None:
+    for fact, value in (("sha256", "0" * 64), ("bytes", 1), ("rows", 9)):
+        wrong = HubFile.model_validate({"path": "data/part-1.jsonl", fact: value})
+        with pytest.raises(DownloadError, match=rf"part-1\.jsonl: {fact} .*, stated is {value}"):
+            fetch_hub(asked(tmp_path, wrong), count)
+    assert not (tmp_path / "d.lock.json").exists()
+    fetch_hub(asked(tmp_path), count)
+    with pytest.raises(ManifestError, match=r"(?s)differ.*rows 2, stated is 9"):
+        read_lock(asked(tmp_path, HubFile(path="data/part-1.jsonl", rows=9)))
+    with pytest.raises(ManifestError, match="not 1111"):
+        read_lock(asked(tmp_path, revision="1" * 40))
+    with pytest.raises(DownloadError, match=r"no file is data/none-\*"):
+        fetch_hub(asked(tmp_path, "data/none-*", lock=tmp_path / "e.lock.json"), count)
+
+
+@pytest.mark.promise(2)
+@pytest.mark.parametrize("plain", [False, True])
+def test_bytes_that_come_damaged_from_the_hub_are_fetched_again(hub: HubServer, tmp_path: Path, plain: bool) -> None:
+    name = "data/part-2.jsonl"
+    hub.plain |= {name} if plain else set()
+    hub.faults[name] = ["corrupt", None]
+    assert fetch_hub(asked(tmp_path), count)[name].read_bytes() == ROWS[name]
+    (tmp_path / "cache").rename(tmp_path / "old")
+    hub.faults[name], hub.forever = ["corrupt"], True
+    with pytest.raises(DownloadError, match=r"(?s)damaged files.*part-2\.jsonl.*HF_ENDPOINT"):
+        fetch_hub(asked(tmp_path, lock=tmp_path / "e.lock.json"), count)
+
+
+@pytest.mark.promise(6)
+def test_offline_what_is_missing_of_the_hub_is_named(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DownloadError, match=r"(?s)never fetched.*owner/data.*boom data fetch"):
+        hub_paths(asked(tmp_path))
+    found = fetch_hub(asked(tmp_path), count)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = len(hub.requests)
+    assert fetch_hub(asked(tmp_path), count) == found
+    found["data/part-1.jsonl"].unlink()
+    with pytest.raises(DownloadError, match=r"(?s)1 of 3 files of datasets/owner/data are missing.*part-1\.jsonl"):
+        hub_paths(asked(tmp_path))
+    with pytest.raises(DownloadError, match=r"(?s)HF_HUB_OFFLINE forbids|part-1\.jsonl"):
+        fetch_hub(asked(tmp_path), count)
+    with pytest.raises(DownloadError, match=r"(?s)HF_HUB_OFFLINE forbids.*datasets/owner/other.*HF_HOME"):
+        fetch_hub(asked(tmp_path, repo="owner/other", lock=tmp_path / "o.json"), count)
+    assert len(hub.requests) == before
+
+
+@pytest.mark.promise(36)
+@pytest.mark.parametrize(
+    ("trouble", "kind", "said"),
+    [
+        ("gated", ConfigError, r"gated.*accept its terms.*HF_TOKEN"),
+        ("gone", ConfigError, r"no such repository.*HF_TOKEN"),
+        ("revision", ConfigError, "no such revision"),
+        ("tree", DownloadError, r"answers 500.*HF_ENDPOINT|does not give it"),
+    ],
+)
+def test_what_the_hub_refuses_says_what_to_do_and_no_secret(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    trouble: str, kind: type[BoomError], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HF_TOKEN", "hf_canary123")
+    caplog.set_level(logging.DEBUG)
+    hub.signature = "canary456"
+    changes: dict[str, Any] = {}
+    if trouble == "gated":
+        hub.gated.add("owner/data")
+    elif trouble == "tree":
+        hub.faults["tree"], hub.forever = [500], True
+    else:
+        changes = {"repo": "owner/gone"} if trouble == "gone" else {"revision": "2" * 40}
+    with pytest.raises(kind, match=f"(?s){said}") as caught:
+        fetch_hub(asked(tmp_path, **changes), count)
+    assert "canary" not in str(caught.value) + caplog.text
+
+
+def test_a_mirror_has_files_of_the_hub_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "mirror" / "huggingface.co" / "datasets" / "owner" / "data" / "resolve"
+    for name, content in ROWS.items():
+        (root / REVISION / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / REVISION / name).write_bytes(content)
+    monkeypatch.setenv("BOOM_MIRROR", str(tmp_path / "mirror"))
+    found = fetch_hub(asked(tmp_path), count)
+    assert found == hub_paths(asked(tmp_path)) == {name: root / REVISION / name for name in ROWS}
+    assert json.loads((tmp_path / "d.lock.json").read_text())["revision"] == REVISION
+    found["data/part-0.jsonl"].write_bytes(b"other\n")
+    with pytest.raises(DownloadError, match=r"part-0\.jsonl: sha256"):
+        fetch_hub(asked(tmp_path), count)
+    (root / ("1" * 40)).mkdir()
+    with pytest.raises(DownloadError, match="2 revisions"):
+        fetch_hub(asked(tmp_path, lock=tmp_path / "e.lock.json"), count)
