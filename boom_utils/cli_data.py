@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import replace
+import os
 from typing import Any
 
 log = logging.getLogger("boom_utils.cli")
@@ -18,7 +18,6 @@ def add_data(commands: Any) -> None:
     corpus.add_argument("--manifest", metavar="NAME", help="all of this data manifest (a name, or a .yaml file)")
     corpus.add_argument("--profile", metavar="P", help="what this profile trains on and evaluates")
     fetch.add_argument("--only", nargs="+", action="extend", default=[], metavar="DATASET", help="only these datasets")
-    fetch.add_argument("--verify", action="store_true", help="also hash files that are there, not only look at them")
     fetch.add_argument("--offline", action="store_true", help="use no network, as with HF_HUB_OFFLINE=1")
     fetch.set_defaults(command=_fetch)
     for name, command, help_text in (
@@ -35,12 +34,11 @@ def add_data(commands: Any) -> None:
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    from boom_utils.data.download import FetchOptions
+    if options.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before the library is imported
     from boom_utils.study.fetching import fetch_corpus
 
-    how = FetchOptions(verify=options.verify)
-    how = replace(how, offline=how.offline or options.offline)
-    fetch_corpus(options.manifest, options.profile, options.only, how)
+    fetch_corpus(options.manifest, options.profile, options.only)
 
 
 def _data_study(options: argparse.Namespace) -> Any:

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hub_server import REVISION, HubServer
 from hypothesis import settings
 
 from boom_utils.artifacts import PROJECT_ROOT
@@ -200,3 +201,38 @@ def bert_folder(folder: Path, *, pooling: str = "mean", normalize: bool = True) 
     modules = [Transformer(str(plain), max_seq_length=48), Pooling(32, pooling_mode=pooling)]
     SentenceTransformer(modules=[*modules, *([Normalize()] if normalize else [])], device="cpu").save(str(folder))
     return folder
+
+
+def raw_hub_corpus(repo: str = "owner/data") -> dict[str, Any]:
+    """A manifest of two hub datasets, as YAML has it."""
+
+    def dataset(name: str, file: str) -> dict[str, Any]:
+        hub = {
+            "repo": repo,
+            "revision": REVISION,
+            "files": [file],
+            "licence": "undeclared",
+            "homepage": "https://h.org",
+        }
+        return {"id": name, **QUESTIONS, "hub": hub}
+
+    return {
+        "name": "tiny",
+        "description": "A corpus of a few small files.",
+        "source": {"kind": "hub_files"},
+        "benchmarks": ["MTEB(eng, v2)"],
+        "datasets": [dataset("nq", "data/nq-*.parquet"), dataset("lines", "lines.jsonl.gz")],
+    }
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """An empty hub that is asked although the tests are offline, a library that does not wait, a cache of its own."""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        yield server

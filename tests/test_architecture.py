@@ -65,7 +65,7 @@ def test_imports_point_one_way_through_the_house(path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("boom_utils", "boom_utils.reporting.report", "boom_utils.data.python_docs", "boom_utils.data.download"),
+        *("boom_utils", "boom_utils.reporting.report", "boom_utils.data.python_docs", "boom_utils.data.files"),
         *("boom_utils.study.graph", "boom_utils.study.plan", "boom_utils.training.base_source"),
         "boom_utils.reporting.trace",
     ],

@@ -17,13 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HANGS
+import yaml
+from conftest import HANGS, QUESTIONS, SHARED, plain_smoke
 from hub_server import REVISION, HubServer
 from pydantic import ValidationError
 
+from boom_utils.cli import main
+from boom_utils.config import Profile
 from boom_utils.data import files
+from boom_utils.data.fetching import chosen_datasets, files_of
 from boom_utils.data.files import HubFile, HubSet, RemoteFile, check_files, fetch, fetch_hub, hub_paths, read_lock
+from boom_utils.data.manifest import load_manifest
 from boom_utils.errors import BoomError, ConfigError, DownloadError, ManifestError
+from boom_utils.study.check import check_machine
 
 BODY = b"one line\n" * 40_000
 
@@ -172,7 +178,10 @@ def test_a_file_that_was_changed_is_found_and_never_replaced_in_silence(web: Web
 KILLED = """
 import sys, shutil
 from pathlib import Path
+from boom_utils.cli import main
+from boom_utils.config import Profile
 from boom_utils.data import files
+from boom_utils.data.fetching import chosen_datasets, files_of
 from test_data_files import BODY, remote
 copy = shutil.copyfile
 def slowly(source, target):
@@ -259,17 +268,10 @@ def test_offline_names_five_missing_files_and_how_many_more(tmp_path: Path) -> N
 ROWS = {f"data/part-{number}.jsonl": b'{"query": "a"}\n' * (number + 1) for number in range(3)}
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    """A hub that is asked although the tests are offline, and a cache of its own."""
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True, raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
-    with HubServer({"owner/data": {**ROWS, "notes.md": b"notes"}}) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-        yield server
+@pytest.fixture(autouse=True)
+def repository(request: pytest.FixtureRequest) -> None:
+    if "hub" in request.fixturenames:
+        request.getfixturevalue("hub").repos["owner/data"] = {**ROWS, "notes.md": b"notes"}
 
 
 def asked(tmp_path: Path, *paths: str | HubFile, **changes: Any) -> HubSet:
@@ -324,7 +326,7 @@ def test_bytes_that_come_damaged_from_the_hub_are_fetched_again(hub: HubServer, 
     hub.plain |= {name} if plain else set()
     hub.faults[name] = ["corrupt", None]
     assert fetch_hub(asked(tmp_path), count)[name].read_bytes() == ROWS[name]
-    (tmp_path / "cache").rename(tmp_path / "old")
+    (tmp_path / "hub-cache").rename(tmp_path / "old")
     hub.faults[name], hub.forever = ["corrupt"], True
     with pytest.raises(DownloadError, match=r"(?s)damaged files.*part-2\.jsonl.*HF_ENDPOINT"):
         fetch_hub(asked(tmp_path, lock=tmp_path / "e.lock.json"), count)
@@ -394,3 +396,89 @@ def test_a_mirror_has_files_of_the_hub_too(tmp_path: Path, monkeypatch: pytest.M
     (root / ("1" * 40)).mkdir()
     with pytest.raises(DownloadError, match="2 revisions"):
         fetch_hub(asked(tmp_path, lock=tmp_path / "e.lock.json"), count)
+
+
+# --- boom data fetch, boom check --------------------------------------------------------------------------------------
+
+TEXTS = {"a.tsv": b"one\n", "b.tsv": b"two two\n"}
+
+
+def profile_of_files(**corpus: object) -> Profile:
+    raw = plain_smoke()
+    raw["corpus"] |= {"manifest": "open_text", "datasets": ["squad_nqg"], "new_datasets": ["conala"], **corpus}
+    raw["evaluation"] |= {"in_domain": ["squad_dev"], "out_of_domain": ["cisi"]}
+    return Profile.model_validate(raw)
+
+
+def test_a_profile_fetches_what_it_trains_on_and_what_it_evaluates_and_no_more() -> None:
+    manifest = load_manifest("open_text")
+    chosen = chosen_datasets(manifest, profile_of_files())
+    assert [dataset.id for dataset in chosen] == ["squad_nqg", "squad_dev", "cisi", "conala"]
+    assert len(files_of(chosen)) == 2 + 48 + 3 + 2
+    with pytest.raises(ConfigError, match="no dataset 'cosqa'"):
+        chosen_datasets(manifest, profile_of_files(), ["cosqa"])
+    with pytest.raises(ManifestError, match="did you mean 'squad_nqg'"):
+        chosen_datasets(manifest, profile_of_files(datasets=["squad_nqq"]))
+    assert len(files_of([manifest.dataset("arxiv_s2s"), manifest.dataset("arxiv_p2p")])) == 1
+
+
+@pytest.mark.skipif(not (SHARED / "mirror").is_dir(), reason="../shared/mirror, a copy of the real files, is not here")
+def test_real_datasets_come_from_the_mirror(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "wörk space"))
+    monkeypatch.setenv("BOOM_MIRROR", str(SHARED / "mirror"))
+    fetch_two = ["data", "fetch", "--manifest", "open_text", "--only", "conala", "stsb_multi_cmn"]
+    assert main(fetch_two) == 0 and "of them came now; all files are right" in capsys.readouterr().out
+    for name in ("conala", "stsb_multi_cmn"):
+        for file in load_manifest("open_text").origins[name].files:
+            found = (tmp_path / "wörk space" / "downloads" / file.path).read_bytes()
+            assert (len(found), hashlib.sha256(found).hexdigest()) == (file.bytes, file.sha256)
+    assert main(fetch_two) == 0 and " 0 of them came now" in capsys.readouterr().out
+    assert main([*fetch_two, "conalla"]) == 2 and "did you mean 'conala'" in capsys.readouterr().out
+
+
+def test_what_is_mined_has_nothing_to_fetch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "fetch", "--profile", "smoke"]) == 0
+    assert "nothing to fetch, it is mined from installed distributions" in capsys.readouterr().out
+    assert main(["data", "fetch", "--manifest", "open_txt"]) == 2
+    assert "did you mean 'open_text'?" in capsys.readouterr().out
+
+
+def test_a_hub_corpus_is_fetched_and_a_missing_file_of_the_cache_is_named(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "home"))
+    stated = {"repo": "owner/data", "files": ["data/part-*.jsonl"], "licence": "MIT", "homepage": "https://h.org"}
+    raw = {"name": "tiny", "description": "A few small files.", "source": {"kind": "hub_files"}}
+    raw |= {"benchmarks": ["MTEB(eng, v2)"], "datasets": [{"id": "rows", **QUESTIONS, "hub": stated}]}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw))
+    assert main(["data", "fetch", "--manifest", str(tmp_path / "tiny.yaml")]) == 0
+    assert "rows: 3 files of datasets/owner/data" in capsys.readouterr().out
+    next((tmp_path / "hub-cache").rglob("part-1.jsonl")).unlink()
+    assert main(["data", "fetch", "--manifest", str(tmp_path / "tiny.yaml"), "--offline"]) == 1
+    assert "part-1.jsonl" in capsys.readouterr().out
+
+
+def test_check_says_whether_the_files_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("_packages", "_devices", "_disk", "_hub"):
+        monkeypatch.setattr(f"boom_utils.study.check.{name}", list)
+    monkeypatch.setattr("boom_utils.study.check.load_profile", lambda _: profile_of_files())
+    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "home"))
+    caplog.set_level("INFO", logger="boom_utils")
+    assert check_machine("tiny") == 1 and "0 of 55 files are in the workspace, and HF_HUB_OFFLINE" in caplog.text
+    monkeypatch.setenv("BOOM_MIRROR", str(tmp_path))
+    assert check_machine("tiny") == 1 and "55 of the others are not in BOOM_MIRROR" in caplog.text
+    monkeypatch.delenv("BOOM_MIRROR")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    asked: list[str] = []
+
+    def refused(request: Any, timeout: float) -> None:
+        asked.append(request.get_method())
+        raise OSError("connection refused")
+
+    monkeypatch.setattr("urllib.request.urlopen", refused)
+    assert check_machine("tiny") == 1 and "does not give the others (connection refused)" in caplog.text
+    assert asked == ["HEAD"]

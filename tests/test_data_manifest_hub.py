@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import plain_smoke
-from test_data_hub_files import raw_corpus
+from conftest import plain_smoke, raw_hub_corpus
 
 from boom_utils.config import Profile
-from boom_utils.data.corpus_files import chosen_datasets
+from boom_utils.data.fetching import chosen_datasets
 from boom_utils.data.manifest import MANIFESTS, Manifest, load_manifest
 from boom_utils.errors import DataError, ManifestError
 
@@ -72,7 +71,7 @@ def hub_of(raw: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, change: Callable[[dict[str, Any]], object], said: str) -> None:
-    raw = raw_corpus()
+    raw = raw_hub_corpus()
     change(raw)
     with pytest.raises(ManifestError) as caught:
         load_manifest(save(raw, tmp_path))
@@ -80,10 +79,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, change: Callable[[dict[str
 
 
 def test_a_manifest_includes_the_datasets_exclusions_and_notes_of_another_one_beside_it(tmp_path: Path) -> None:
-    below = raw_corpus()
+    below = raw_hub_corpus()
     below |= {"name": "below", "notes": ["A note."], "excluded": [{"id": "gone", "reason": "left out"}]}
     save(below, tmp_path, "below")
-    raw = raw_corpus("owner/more")
+    raw = raw_hub_corpus("owner/more")
     raw["datasets"] = [{**raw["datasets"][0], "id": "more"}]
     raw |= {"includes": ["below"], "variants": [{"name": "few", "without": ["nq"], "reason": "sources differ"}]}
     manifest = load_manifest(save(raw, tmp_path))
@@ -104,7 +103,7 @@ def test_a_manifest_includes_the_datasets_exclusions_and_notes_of_another_one_be
 
 
 def test_manifests_that_include_each_other_or_another_kind_are_refused(tmp_path: Path) -> None:
-    raw = raw_corpus()
+    raw = raw_hub_corpus()
     save({**raw, "name": "a", "includes": ["b"]}, tmp_path, "a")
     save({**raw, "name": "b", "includes": ["a"]}, tmp_path, "b")
     with pytest.raises(ManifestError, match="a -> b -> a"):
@@ -117,7 +116,10 @@ def test_manifests_that_include_each_other_or_another_kind_are_refused(tmp_path:
 
 def test_where_the_manifest_lies_is_no_part_of_it(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    one, two = load_manifest(save(raw_corpus(), tmp_path)), load_manifest(save(raw_corpus(), tmp_path / "other"))
+    one, two = (
+        load_manifest(save(raw_hub_corpus(), tmp_path)),
+        load_manifest(save(raw_hub_corpus(), tmp_path / "other")),
+    )
     assert (one.folder, two.folder) == (tmp_path.resolve(), (tmp_path / "other").resolve())
     assert one.model_dump_json() == two.model_dump_json()
     assert load_manifest("eng_text").folder == MANIFESTS.resolve()

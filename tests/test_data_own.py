@@ -537,26 +537,25 @@ def test_a_manifest_of_own_files_that_does_not_fit_together_is_refused(own: Own,
         own.manifest()
 
 
-def test_rows_of_the_hub_are_converted_and_what_they_say_otherwise_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_of_the_hub_are_converted_and_what_they_say_otherwise_is_reported(hub: HubServer, tmp_path: Path) -> None:
     rows = [{**row, "prompt": "Find the answer.", "type": "normal"} for row in ROWS[:9]]
-    file = SimpleNamespace(path=save(tmp_path / "lines.jsonl", rows).relative_to(tmp_path), sha256="0" * 64)
-    hub: dict[str, Any] = {"repo": "o/d", "files": ["lines.jsonl"], "licence": "mit", "homepage": "https://example.org"}
-    hub |= {"rows": {"value": 8, "source": "stated"}}
-    hub |= {"select": {"rows": 7, "rule": "first", "rows_source": "stated", "rule_source": "ours"}}
+    content = save(tmp_path / "lines.jsonl", rows).read_bytes()
+    hub.repos["o/d"] = {"lines.jsonl": content}
+    stated: dict[str, Any] = {"repo": "o/d", "files": ["lines.jsonl"], "licence": "mit", "homepage": "https://example.org"}
+    stated |= {"rows": {"value": 8, "source": "stated"}}
+    stated |= {"select": {"rows": 7, "rule": "first", "rows_source": "stated", "rule_source": "ours"}}
     raw = {
         "name": "tiny",
         "description": "Of the hub.",
         "source": {"kind": "hub_files"},
         "benchmarks": ["MTEB(eng, v2)"],
     }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**raw, "datasets": [{**QUESTIONS, "id": "nq", "hub": hub}]}))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**raw, "datasets": [{**QUESTIONS, "id": "nq", "hub": stated}]}))
     (tmp_path / "out").mkdir()
     manifest = load_manifest(tmp_path / "tiny.yaml")
-    with pytest.raises(DataError, match="boom data fetch --manifest tiny --only nq"):
+    with pytest.raises(DownloadError, match=r"(?s)never fetched.*boom data fetch"):
         make_examples(manifest, config(datasets=["nq"]), tmp_path, tmp_path / "out")
-    monkeypatch.setattr(own_examples, "known_files", lambda *_: [file])
+    fetch_datasets(manifest.datasets, tmp_path)
     facts = make_examples(manifest, config(datasets=["nq"]), tmp_path, tmp_path / "out")
     assert facts["rows"] == {"train/nq": 7}
     assert [one.query for one in read_examples(tmp_path / "out/train/nq.jsonl")] == [row["query"] for row in rows[:7]]
@@ -564,7 +563,7 @@ def test_rows_of_the_hub_are_converted_and_what_they_say_otherwise_is_reported(
         "nq: 7 rows state the prompt 'Find the answer.', the manifest uses 'Retrieve the answer to the question.'",
         "nq: 8 rows are stated, its files have 9",
     ]
-    assert facts["fingerprint"] == {"nq": {"lines.jsonl": "0" * 64}}
+    assert facts["fingerprint"] == {"nq": {"lines.jsonl": hashlib.sha256(content).hexdigest()}}
 
 
 # --- what bug reports of the field bring ------------------------------------------------------------------------------

@@ -524,7 +524,7 @@ def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.C
         ],
         "train": ["--allow-change", "--nproc", "--profile"],
         "merge": ["--plan", "--shard-gb", "--threads"],
-        "data fetch": ["--manifest", "--offline", "--only", "--profile", "--verify"],
+        "data fetch": ["--manifest", "--offline", "--only", "--profile"],
         **{name: ["--on-bad-line", "--profile"] for name in data[1:]},
         "report": ["--profile", "--results"],
         "trace": ["--all"],

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import http.server
 import json
 import shutil
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from conftest import bert_folder
+from hub_server import REVISION, HubServer
 
 from boom_utils.config import PretrainedBase
 from boom_utils.errors import CheckpointError, ConfigError, DownloadError
 from boom_utils.training.base_source import describe_base, fetch_base, find_base, source_kind
-
-COMMIT = "1" * 40
 
 
 def config(name: object, **changes: Any) -> PretrainedBase:
@@ -110,123 +105,72 @@ def test_a_distribution_without_a_model_is_refused() -> None:
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as a model needs: what is in a repository, and its files."""
-
-    folder: ClassVar[Path]
-    files: ClassVar[list[str]]
-    asked: ClassVar[list[str]]
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        path = self.path.partition("?")[0]
-        if "/gone" in path:
-            self._error(404, "RepoNotFound")
-        elif "/gated" in path:
-            self._error(403, "GatedRepo")
-        elif path.startswith("/api/") and f"/{'2' * 40}" in path:
-            self._error(404, "RevisionNotFound")
-        elif "/tree/" in path:
-            sizes = {name: (self.folder / name).stat().st_size for name in self.files if (self.folder / name).exists()}
-            entries = [{"type": "file", "path": n, "size": sizes.get(n, 1), "oid": "0" * 40} for n in self.files]
-            self._send(json.dumps(entries).encode())
-        elif path.startswith("/api/models/"):
-            files = [{"rfilename": name} for name in self.files]
-            self._send(json.dumps({"id": "me/model", "sha": COMMIT, "siblings": files, "tags": []}).encode())
-        else:
-            self._send((self.folder / path.split(f"/resolve/{COMMIT}/")[1]).read_bytes())
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def _error(self, code: int, name: str) -> None:
-        self.send_response(code)
-        self.send_header("X-Error-Code", name)
-        self.send_header("X-Error-Message", name)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def _send(self, content: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    """A hub on this machine that has ``me/model``, and a cache of its own."""
-    import huggingface_hub
+def model(hub: HubServer, tmp_path: Path) -> HubServer:
+    """A hub that has ``me/model``."""
+    folder = bert_folder(tmp_path / "model")
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    hub.repos["me/model"] = {**found, "pytorch_model.bin": b"pickle", "onnx/model.safetensors": b"copy"}
+    return hub
 
-    Hub.folder, Hub.asked = bert_folder(tmp_path / "model"), []
-    Hub.files = [str(path.relative_to(Hub.folder)) for path in sorted(Hub.folder.rglob("*")) if path.is_file()]
-    Hub.files += ["pytorch_model.bin", "onnx/model.safetensors"]
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    for module in ("_snapshot_download", "file_download"):
-        monkeypatch.setattr(sys.modules[f"huggingface_hub.{module}"].constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    yield Hub
-    server.shutdown()
-    server.server_close()
+
+def asked(hub: HubServer) -> set[str]:
+    return {one.path.rsplit(f"{REVISION}/", 1)[-1] for one in hub.requests if "/resolve/" in one.path}
 
 
 def test_a_model_of_the_hub_is_fetched_once_and_is_there_offline_afterwards(
-    hub: type[Hub], monkeypatch: pytest.MonkeyPatch
+    model: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = fetch_base(config("me/model"))
-    assert found.facts == {"kind": "hub", "name": "me/model", "revision": COMMIT}
+    assert found.facts == {"kind": "hub", "name": "me/model", "revision": REVISION}
     assert (found.folder / "1_Pooling" / "config.json").is_file()
-    fetched = {path.rsplit(f"{COMMIT}/", 1)[-1] for path in hub.asked if "/resolve/" in path}
-    assert "model.safetensors" in fetched
-    assert not {"pytorch_model.bin", "onnx/model.safetensors"} & fetched
-    hub.asked.clear()
+    assert "model.safetensors" in asked(model) and not {"pytorch_model.bin", "onnx/model.safetensors"} & asked(model)
+    model.requests.clear()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert fetch_base(config("me/model", revision=COMMIT)).folder == found.folder
-    assert find_base(config("me/model", revision=COMMIT)) == found
-    assert not hub.asked
+    assert fetch_base(config("me/model", revision=REVISION)).folder == found.folder
+    assert find_base(config("me/model", revision=REVISION)) == found
+    assert not model.requests
+    (found.folder / "model.safetensors").unlink()
+    with pytest.raises((CheckpointError, DownloadError), match=r"model\.safetensors"):
+        fetch_base(config("me/model", revision=REVISION))
 
 
-def test_a_repository_with_nothing_but_pickles_is_refused_before_anything_is_fetched(hub: type[Hub]) -> None:
-    hub.files = ["config.json", "pytorch_model.bin", "onnx/model.safetensors"]
-    with pytest.raises(CheckpointError, match=r"(?s)pickled.*pytorch_model\.bin"):
+@pytest.mark.promise(20)
+def test_a_repository_with_nothing_but_pickles_is_refused_and_none_is_fetched(model: HubServer) -> None:
+    del model.repos["me/model"]["model.safetensors"]
+    with pytest.raises(CheckpointError, match=r"(?s)no weights that may be read.*model\.safetensors"):
         fetch_base(config("me/model"))
-    assert not [path for path in hub.asked if "/resolve/" in path]
+    assert "pytorch_model.bin" not in asked(model)
 
 
 @pytest.mark.parametrize(
-    ("name", "revision", "error", "words"),
+    ("name", "revision", "words"),
     [
-        ("me/gone", None, ConfigError, "no such repository"),
-        ("me/model", "2" * 40, ConfigError, "no such revision"),
-        ("me/gated", None, DownloadError, r"(?s)asks for permission.*HF_TOKEN"),
+        ("me/gone", None, "no such repository"),
+        ("me/model", "2" * 40, "no such revision"),
+        ("me/gated", None, r"(?s)gated.*HF_TOKEN"),
     ],
 )
 def test_what_the_hub_refuses_is_said_with_what_to_do(
-    hub: type[Hub], name: str, revision: str | None, error: type[Exception], words: str
+    model: HubServer, name: str, revision: str | None, words: str
 ) -> None:
-    with pytest.raises(error, match=words):
+    model.repos["me/gated"] = {"config.json": b"{}"}
+    model.gated.add("me/gated")
+    with pytest.raises(ConfigError, match=words):
         fetch_base(config(name, revision=revision))
 
 
 def test_a_hub_that_cannot_be_reached_is_an_error_with_what_to_do(
-    hub: type[Hub], monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(DownloadError, match="HF_ENDPOINT"):
         fetch_base(config("me/model"))
 
 
-def test_offline_nothing_is_asked_and_the_error_says_why(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_nothing_is_asked_and_the_error_says_why(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DownloadError, match="HF_HUB_OFFLINE forbids"):
         fetch_base(config("me/model"))
     assert find_base(config("me/model")) is None
-    assert not hub.asked
+    assert not hub.requests

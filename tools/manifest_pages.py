@@ -12,7 +12,8 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from boom_utils.data.corpus_files import MEGABYTE, files_of
+from boom_utils.data.fetching import files_of
+from boom_utils.data.files import MEGABYTE
 from boom_utils.data.manifest import MANIFESTS, Dataset, Manifest, load_manifest, manifest_names
 from boom_utils.data.manifest_hub import HubOrigin, RowCount
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from boom_utils.config import CorpusConfig
 from boom_utils.data import convert, own_examples, python_docs
-from boom_utils.data.corpus_files import fetch_datasets
+from boom_utils.data.fetching import fetch_datasets
 from boom_utils.data.manifest import Dataset, InstalledDistributions, Manifest
 from boom_utils.data.manifest_files import HttpsFiles
 from boom_utils.data.manifest_hub import HubFiles, LocalFiles
@@ -71,7 +71,7 @@ def make_examples(
         manifest: The corpus.
         corpus: Datasets, limits and seed.
         tasks: Evaluation tasks to write.
-        downloads: As `boom_utils.data.corpus_files.downloads_folder` gives it.
+        downloads: As `boom_utils.data.files.downloads_folder` gives it.
         out: Empty folder; gets ``train/``, ``evaluation/`` and ``summary.json``.
 
     Returns:
@@ -84,8 +84,7 @@ def make_examples(
     if isinstance(manifest.source, InstalledDistributions):
         return python_docs.make_examples(manifest, corpus, tasks, out)
     if isinstance(manifest.source, HttpsFiles | HubFiles):
-        done = fetch_datasets(used_datasets(manifest, corpus, tasks), downloads)
-        log.info("%s: %d files there, %d fetched", manifest.name, len(done.kept), len(done.fetched))
+        log.info("%s: %s", manifest.name, fetch_datasets(used_datasets(manifest, corpus, tasks), downloads))
     if isinstance(manifest.source, HttpsFiles):
         return convert.make_examples(manifest, corpus, tasks, downloads, out)
     return own_examples.make_examples(manifest, corpus, downloads, out)

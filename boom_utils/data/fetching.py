@@ -75,13 +75,13 @@ def fetch_datasets(datasets: Sequence[Dataset], folder: Path) -> str:
         DownloadError: Files cannot be had, or are not those the manifest names.
         ConfigError: The mirror is no folder, or the hub does not have what the manifest names.
     """
-    from boom_utils.data.ready_rows import count_ready
+    from boom_utils.data.own import count_rows_of
 
     began, files = time.monotonic(), files_of(datasets)
     came = fetch(files, folder)
     for dataset in datasets:
         if dataset.hub is not None:
-            paths = fetch_hub(hub_set(dataset, folder), count_ready)
+            paths = fetch_hub(hub_set(dataset, folder), count_rows_of)
             size = sum(path.stat().st_size for path in paths.values())
             log.info("%s: %d files of datasets/%s, %.1f MB", dataset.id, len(paths), dataset.hub.repo, size / MEGABYTE)
     size, seconds = sum(file.bytes for file in files), time.monotonic() - began

@@ -352,17 +352,17 @@ def hub_errors(where: object) -> Iterator[None]:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise _no_space(None, Path(constants.HF_HUB_CACHE)) from error
         if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-            missing = getattr(error, "missing_files", None) or re.findall(r"^ +- (\S+)$", str(error), re.MULTILINE)
+            missing = re.search(r"file\(s\) are missing \((.*?)\)\. ", str(error))
             why = ", and HF_HUB_OFFLINE forbids to fetch it" if offline() else ", and the hub does not give it"
             raise DownloadError(
                 "it is not, or not whole, in the hub's cache on this machine" + why,
                 where=where,
-                found=f"missing:{bullet_list(missing, MOST_SHOWN)}" if missing else None,
+                found=f"missing: {missing[1]}" if missing else None,
                 fix="allow the network, set HF_ENDPOINT, or set HF_HOME to a cache that has it",
             ) from None
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "huggingface_hub")):
             raise
-        fix = f"{LATER}set HF_HOME to a cache that has it; for datasets, {MIRROR}"
+        fix = f"check the network, HF_ENDPOINT and proxies; {LATER}set HF_HOME to a cache that has it"
         raise DownloadError("the hub does not give it", where=where, found=_kind(error), fix=fix) from None
 
 
@@ -372,6 +372,7 @@ def hub_snapshot(
     revision: str | None = None,
     kind: Literal["dataset", "model"] = "dataset",
     ignore: Sequence[str] = (),
+    cached: bool = False,
 ) -> Path:
     """The folder of a repository at one commit, with all files that match; its name is the commit.
 
@@ -381,6 +382,7 @@ def hub_snapshot(
         revision: Commit, branch or tag; None takes the newest commit.
         kind: Kind of repository; a mirror has datasets only.
         ignore: Patterns of files to leave out.
+        cached: Ask nobody: what is on this machine, or an error.
 
     Raises:
         ConfigError, DownloadError: As `hub_errors`; or what came is not what the hub lists, twice.
@@ -395,10 +397,14 @@ def hub_snapshot(
     from huggingface_hub import constants, snapshot_download
 
     cache, asked = Path(constants.HF_HUB_CACHE), {"repo_id": repo, "repo_type": kind, "revision": revision}
-    asked |= {"allow_patterns": list(patterns), "ignore_patterns": list(ignore), "local_files_only": offline()}
+    asked |= {
+        "allow_patterns": list(patterns),
+        "ignore_patterns": list(ignore),
+        "local_files_only": cached or offline(),
+    }
     asked |= {"endpoint": os.environ.get("HF_ENDPOINT") or None}
     with hub_errors(where):
-        if not offline():
+        if not (cached or offline()):
             cache.mkdir(parents=True, exist_ok=True)
             coming = [one for one in snapshot_download(**asked, dry_run=True) if one.will_download]
             _check_space(sum(one.file_size or 0 for one in coming), cache)

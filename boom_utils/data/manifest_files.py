@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from boom_utils.config import Frozen
-from boom_utils.data.remote_files import RemoteFile, Sha256, check_files
+from boom_utils.data.files import RemoteFile, check_files
 from boom_utils.errors import ManifestError, nearest
 
 TaskKind = Literal[
@@ -37,7 +37,6 @@ def refuse(problems: Iterable[str]) -> None:
 class DataFile(RemoteFile):
     """One file at one address; the same file may serve several datasets."""
 
-    sha256: Sha256
     bytes: int = Field(gt=0)
     role: str = Field(description="one of `FILE_ROLES`; joined by + where one file serves several")
     rows: int | None = Field(default=None, gt=0, description="as read in the stated format, header not counted")

@@ -1,24 +1,20 @@
 """What a manifest says about ready-made rows: files of a dataset on the Hugging Face hub, or a user's own.
 
 Nothing here is guessed: a fact that is not known is null, and every count says where it comes from. What is null is
-found at the first download and kept in a lock file (`boom_utils.data.hub_files`). Reads no file and asks no server.
+found at the first download and kept in a lock file (`boom_utils.data.files`). Reads no file and asks no server.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from boom_utils.config import Frozen, Name
+from boom_utils.data.files import HubFile
 from boom_utils.data.manifest_files import Line, refuse, twice
-from boom_utils.data.remote_files import Sha256, url_problem
-
-HUB = "https://huggingface.co"
-"""Part of the name of every file, wherever it comes from; ``HF_ENDPOINT`` says who is asked."""
 
 READABLE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow)(\.(gz|zst|bz2|lz4))?$")
 """Names of files whose rows `boom_utils.data.own` reads."""
@@ -80,30 +76,6 @@ class Selection(Frozen):
 
 def _as_file(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
-
-
-class HubFile(Frozen):
-    """One file, or a pattern (``*``, ``?``, ``[…]``) for several, below the root of the repository."""
-
-    path: str = Field(pattern=r"^[^/\\\s][^\\\s]*$", max_length=300)
-    sha256: Sha256 | None = None
-    bytes: int | None = Field(default=None, gt=0)
-    rows: int | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _is_below_the_root(self) -> HubFile:
-        problems = [f"{self.path} leaves the repository"] if ".." in PurePosixPath(self.path).parts else []
-        if self.is_pattern and (self.sha256 or self.bytes or self.rows):
-            problems.append(f"{self.path} is a pattern: sha256, bytes and rows belong to one file")
-        if not self.is_pattern and (problem := url_problem(f"{HUB}/{self.path}")):
-            problems.append(f"{self.path} {problem}")
-        refuse(problems)
-        return self
-
-    @property
-    def is_pattern(self) -> bool:
-        """Whether it may stand for several files."""
-        return any(character in self.path for character in "*?[")
 
 
 class HubOrigin(Frozen):

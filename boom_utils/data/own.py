@@ -38,6 +38,7 @@ from boom_utils.data.examples import (
     lines_of,
     tried,
 )
+from boom_utils.data.files import hub_errors
 from boom_utils.data.manifest_hub import READABLE, Columns
 from boom_utils.errors import ConfigError, DataError, DownloadError, bullet_list, nearest
 
@@ -144,10 +145,8 @@ def local_path(name: str, folder: Path = Path()) -> Path:
     from huggingface_hub import hf_hub_download
 
     repo, revision, path = parts.groups()
-    try:
+    with hub_errors(name):
         return Path(hf_hub_download(repo, path, repo_type="dataset", revision=revision))
-    except OSError as error:
-        raise DownloadError(f"{name} cannot be had", found=error, fix="connect to the network, and try again") from None
 
 
 # --- rows of a file ---------------------------------------------------------------------------------------------------

@@ -33,7 +33,8 @@ from boom_utils.data.examples import (
     normalise,
     write_examples,
 )
-from boom_utils.data.hub_files import known_files
+from boom_utils.data.fetching import hub_set
+from boom_utils.data.files import hub_paths, read_lock
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
 from boom_utils.data.manifest_hub import Selection
 from boom_utils.data.negatives import NegativePool, Wanted
@@ -65,19 +66,14 @@ def own_paths(manifest: Manifest, dataset: Dataset, folder: Path) -> dict[str, P
 
     Raises:
         DataError: Files are not there.
-        DownloadError: A file of the hub that own data name cannot be had.
+        DownloadError: Files of the hub were never fetched, or cannot be had.
     """
-    if dataset.local is not None:
-        paths = {name: local_path(name, manifest.folder) for name in dataset.local.files}
+    if dataset.local is None:
+        return hub_paths(hub_set(dataset, folder))
+    paths = {name: local_path(name, manifest.folder) for name in dataset.local.files}
+    if absent := [name for name, path in paths.items() if not path.is_file()]:
         fix = "correct the paths; they are relative to the manifest's file"
-    else:
-        known = known_files(dataset.id, dataset.hub, folder) if dataset.hub else None
-        paths = {str(file.path): folder / file.path for file in known or ()}
-        fix = f"boom data fetch --manifest {manifest.name} --only {dataset.id}"
-    absent = [name for name, path in paths.items() if not path.is_file()]
-    if absent or not paths:
-        found = bullet_list(absent or ["all of them: it was never fetched"])
-        raise DataError(f"files of dataset '{dataset.id}' are not there", found=found, fix=fix)
+        raise DataError(f"files of dataset '{dataset.id}' are not there", found=bullet_list(absent), fix=fix)
     return paths
 
 
@@ -94,10 +90,9 @@ def own_fingerprint(manifest: Manifest, corpus: CorpusConfig, folder: Path) -> d
     """
     found = {}
     for one in _datasets(manifest, corpus):
-        known = (one.hub and known_files(one.id, one.hub, folder)) or ()
-        stated = {str(file.path): str(file.sha256) for file in known}
+        lock = read_lock(hub_set(one, folder)) if one.hub else None
         paths = own_paths(manifest, one, folder)
-        found[one.id] = stated or {name: sha256_file(path) for name, path in paths.items()}
+        found[one.id] = {name: lock.files[name].sha256 if lock else sha256_file(path) for name, path in paths.items()}
     return found
 
 

@@ -86,7 +86,7 @@ def evaluate_task(
     with random_state_kept(), _quiet():
         made = build_task(task) if isinstance(task, LocalTask) else make_benchmark_task(task)
         if isinstance(task, BenchmarkTask):
-            load_benchmark_data(made, task, scoring.downloads)
+            load_benchmark_data(made, task, scoring.downloads and scoring.downloads.parent / "datasets")
         result = mteb.evaluate(
             wrapped, made, encode_kwargs={"batch_size": 1024, "show_progress_bar": False}, **options
         ).task_results[0]

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from boom_utils.artifacts import PROJECT_ROOT, default_workspace
 from boom_utils.config import load_profile
-from boom_utils.data.corpus_files import chosen_datasets, downloads_folder, files_of, files_there, hub_files_of
-from boom_utils.data.download import FetchOptions, offline_from_environment
+from boom_utils.data.fetching import chosen_datasets, files_of, hub_set
+from boom_utils.data.files import downloads_folder, hub_paths, mirror, offline
 from boom_utils.data.manifest import Dataset, Manifest, load_manifest
 from boom_utils.data.mining import corpus_fingerprint
+from boom_utils.errors import BoomError
 
 log = logging.getLogger(__name__)
 NEEDED_BYTES = 2 * 2**30
@@ -83,32 +84,34 @@ def _ready_files(manifest: Manifest, datasets: Sequence[Dataset]) -> Finding:
         absent = [path.name for path in own if not path.is_file()]
         text = f"{begin}: {len(own) - len(absent)} of {len(own)} files are there"
         return Finding("problem", f"{text}, not {', '.join(absent)}") if absent else Finding("ok", text)
-    files, unknown = hub_files_of(datasets, downloads_folder())
-    there = len(files_there(files, downloads_folder()))
-    text = f"{begin}: {there} of {len(files)} known files are in the workspace"
-    if there < len(files) or unknown:
-        text += f", {len(unknown)} datasets were never fetched; boom data fetch does it"
-        return Finding("problem" if offline_from_environment() else "note", text)
+    absent = []
+    for dataset in datasets:
+        try:
+            hub_paths(hub_set(dataset, downloads_folder()))
+        except BoomError:
+            absent.append(dataset.id)
+    text = f"{begin}: files of {len(datasets) - len(absent)} of {len(datasets)} hub datasets are here"
+    if absent:
+        return Finding("problem" if offline() else "note", f"{text}; boom data fetch gets the others")
     return Finding("ok", text)
 
 
 def _files(manifest: Manifest, datasets: Sequence[Dataset]) -> Finding:
     """Whether the files of a corpus are there or can be had; asks the network for one of them at most."""
-    files, options = files_of(datasets), FetchOptions()
-    there = files_there(files, downloads_folder())
-    begin = f"corpus {manifest.name}: {len(there)} of {len(files)} files are in the workspace"
-    found = {file.url for file in there}
-    if missing := [file for file in files if file.url not in found]:
-        if options.mirror is not None:
-            absent = len(missing) - len(files_there(missing, options.mirror))
-            more = f"{absent} of the others are not in BOOM_MIRROR" if absent else "BOOM_MIRROR has the others"
-            return Finding("problem" if absent else "ok", f"{begin}, {more}")
-        if options.offline:
-            return Finding("problem", f"{begin}, and HF_HUB_OFFLINE forbids to fetch the others; set BOOM_MIRROR")
-        if reason := _unreachable(missing[0].url):
-            return Finding("problem", f"{begin}, and the network does not give the others ({reason}); set BOOM_MIRROR")
-        return Finding("ok", f"{begin}, the network has the others (asked for one)")
-    return Finding("ok", begin)
+    files, folder = files_of(datasets), downloads_folder()
+    missing = [file for file in files if not (folder / file.path).is_file()]
+    begin = f"corpus {manifest.name}: {len(files) - len(missing)} of {len(files)} files are in the workspace"
+    if not missing:
+        return Finding("ok", begin)
+    if (source := mirror()) is not None:
+        absent = sum(not (source / file.path).is_file() for file in missing)
+        more = f"{absent} of the others are not in BOOM_MIRROR" if absent else "BOOM_MIRROR has the others"
+        return Finding("problem" if absent else "ok", f"{begin}, {more}")
+    if offline():
+        return Finding("problem", f"{begin}, and HF_HUB_OFFLINE forbids to fetch the others; set BOOM_MIRROR")
+    if reason := _unreachable(missing[0].url):
+        return Finding("problem", f"{begin}, and the network does not give the others ({reason}); set BOOM_MIRROR")
+    return Finding("ok", f"{begin}, the network has the others (asked for one)")
 
 
 def _unreachable(url: str) -> str | None:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boom_utils.data.corpus_files import downloads_folder
-from boom_utils.data.download import MOST_SHOWN
+from boom_utils.data.files import MOST_SHOWN, downloads_folder
 from boom_utils.errors import ConfigError, bullet_list, nearest
 from boom_utils.evaluation.statistics import Bootstrap, mean_estimate
 from boom_utils.study.graph import Study

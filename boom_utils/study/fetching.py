@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 
 from boom_utils.config import Profile, load_profile
-from boom_utils.data.corpus_files import MEGABYTE, chosen_datasets, downloads_folder, fetch_datasets
-from boom_utils.data.download import FetchOptions
+from boom_utils.data.fetching import chosen_datasets, fetch_datasets
+from boom_utils.data.files import MEGABYTE, downloads_folder
 from boom_utils.data.manifest import load_manifest
 from boom_utils.evaluation.benchmark_data import fetch_benchmarks
 from boom_utils.study.scoring import profile_benchmarks
@@ -15,14 +15,13 @@ from boom_utils.study.scoring import profile_benchmarks
 log = logging.getLogger(__name__)
 
 
-def fetch_corpus(manifest: str | None, profile: str | None, only: Sequence[str], options: FetchOptions) -> None:
+def fetch_corpus(manifest: str | None, profile: str | None, only: Sequence[str]) -> None:
     """Download what a corpus, or a profile, needs into the workspace; what is there stays.
 
     Args:
         manifest: All of this data manifest.
         profile: Or what this profile trains on and is evaluated with.
         only: Only these datasets, and no benchmarks; empty takes all.
-        options: How.
 
     Raises:
         DownloadError: Files cannot be had, or are not those they should be.
@@ -32,29 +31,21 @@ def fetch_corpus(manifest: str | None, profile: str | None, only: Sequence[str],
     corpus = load_manifest(str(manifest) if asked is None else asked.manifest)
     datasets = chosen_datasets(corpus, asked, only)
     if corpus.origins or corpus.hubs:
-        done = fetch_datasets(datasets, downloads_folder(), options)
-        log.info("%s", done.table())
-        log.info("%s: all files are right, in %s (%.1f s)", corpus.name, done.folder, done.seconds)
+        log.info("%s: %s, in %s", corpus.name, fetch_datasets(datasets, downloads_folder()), downloads_folder())
     else:
         why = "its files are your own" if corpus.locals else "it is mined from installed distributions"
         log.info("%s: nothing to fetch, %s", corpus.name, why)
     if asked is not None and not only:
-        _fetch_benchmarks(asked, options)
+        _fetch_benchmarks(asked)
 
 
-def _fetch_benchmarks(profile: Profile, options: FetchOptions) -> None:
+def _fetch_benchmarks(profile: Profile) -> None:
     found = profile_benchmarks(profile)
     for name, tasks in found.members.items():
         log.info("%s: %d tasks", name, len(tasks))
         for reason in dict.fromkeys(found.left_out[name].values()):
             left = [task for task, why in found.left_out[name].items() if why == reason]
             log.info("  left out, %s: %s", reason, ", ".join(left))
-    if not found.tasks:
-        return
-    done = fetch_benchmarks(found.tasks.values(), downloads_folder(), options)
-    size = sum(done.sizes.values()) / MEGABYTE
-    log.info(
-        "benchmark data: %d repositories, %.1f MB, %d of them there before (%.1f s)",
-        *(len(done.sizes), size, len(done.before), done.seconds),
-    )
-    done.raise_problems()
+    if found.tasks:
+        sizes = fetch_benchmarks(found.tasks.values())
+        log.info("benchmark data: %d repositories, %.1f MB", len(sizes), sum(sizes.values()) / MEGABYTE)

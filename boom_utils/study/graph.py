@@ -17,7 +17,7 @@ from pathlib import Path
 
 from boom_utils.artifacts import Artifact, Node, Workspace
 from boom_utils.config import Profile, TinyBase, load_profile
-from boom_utils.data.corpus_files import downloads_folder
+from boom_utils.data.files import downloads_folder
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.data.manifest_files import HttpsFiles
 from boom_utils.errors import ConfigError, MergeError, bullet_list, nearest

@@ -17,7 +17,7 @@ from typing import NoReturn, TypeVar
 from boom_utils.artifacts import RECORD, Artifact
 from boom_utils.cards import CARD, training_data
 from boom_utils.config import load_profile
-from boom_utils.data.hub_client import TOKENS
+from boom_utils.data.files import TOKENS
 from boom_utils.errors import CheckpointError, ConfigError, UploadError, bullet_list, nearest
 from boom_utils.model_folder import (
     INDEX,

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import os
+import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from boom_utils.artifacts import digest_of, sha256_file
 from boom_utils.config import PretrainedBase
+from boom_utils.data.files import hub_snapshot
 from boom_utils.errors import CheckpointError, ConfigError, DownloadError
-from boom_utils.model_folder import PICKLES
 
 PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
 """Files of a model that are read; weights only at the top, subfolders hold copies for other programs."""
@@ -65,11 +63,10 @@ def describe_base(config: PretrainedBase) -> dict[str, Any]:
 
 def find_base(config: PretrainedBase) -> BaseFiles | None:
     """The files of a base if they are on this machine, without asking the network; None otherwise."""
-    kind = source_kind(config.name)
     try:
-        if kind == "hub":
-            return _from_hub(config, offline=True)
-        return _from_folder(config) if kind == "folder" else _from_distribution(config)
+        if source_kind(config.name) == "hub":
+            return _from_hub(config, cached=True)
+        return fetch_base(config)
     except (ConfigError, CheckpointError, DownloadError):
         return None
 
@@ -82,11 +79,8 @@ def fetch_base(config: PretrainedBase) -> BaseFiles:
         CheckpointError: The repository has no safetensors weights.
         DownloadError: The hub wants a token, cannot be reached, or must not be asked (``HF_HUB_OFFLINE``).
     """
-    kind = source_kind(config.name)
-    if kind == "hub":
-        files = _from_hub(config, offline=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"))
-    else:
-        files = _from_folder(config) if kind == "folder" else _from_distribution(config)
+    get = {"hub": _from_hub, "folder": _from_folder, "distribution": _from_distribution}[source_kind(config.name)]
+    files = get(config)
     _check_weights(config, files.folder)
     return files
 
@@ -179,87 +173,20 @@ def _sha256(path: Path, size: int, changed: int) -> str:
     return sha256_file(path)
 
 
-def _from_hub(config: PretrainedBase, *, offline: bool) -> BaseFiles:
-    from huggingface_hub import snapshot_download
-
-    endpoint, revision = os.environ.get("HF_ENDPOINT") or None, config.revision
-    with _hub_errors(config, offline=offline):
-        if not offline:
-            revision = _hub_commit(config, endpoint)
-        folder = snapshot_download(
-            config.name,
-            revision=revision,
-            endpoint=endpoint,
-            allow_patterns=list(PATTERNS),
-            ignore_patterns=list(_IGNORED),
-            local_files_only=offline,
+def _from_hub(config: PretrainedBase, *, cached: bool = False) -> BaseFiles:
+    folder = hub_snapshot(config.name, PATTERNS, config.revision, "model", _IGNORED, cached)
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    shards = set()
+    for index in folder.glob("*.safetensors.index.json"):
+        shards |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    expected = shards or {"model.safetensors"}
+    if missing := sorted({"config.json", *expected} - names):
+        raise CheckpointError(
+            "the base is not whole: it has no weights that may be read (pickles are not), or files are missing",
+            where=f"{config.name} at {folder.name}",
+            expected=", ".join(missing),
+            found=", ".join(sorted(names)[:10]),
+            fix="take a revision or a model with safetensors weights; in an offline cache, fetch the missing files",
         )
     # The cache names a snapshot's folder after its commit.
-    return BaseFiles(Path(folder), {"kind": "hub", "name": config.name, "revision": Path(folder).name})
-
-
-def _hub_commit(config: PretrainedBase, endpoint: str | None) -> str:
-    """The commit of a repository, after a look at whether it has weights that may be read."""
-    from huggingface_hub import HfApi
-
-    info = HfApi(endpoint=endpoint).model_info(config.name, revision=config.revision)
-    names = [file.rfilename for file in info.siblings or () if "/" not in file.rfilename]
-    if not any(name.endswith(".safetensors") for name in names):
-        pickles = sorted(name for name in names if Path(name).suffix in PICKLES)
-        raise CheckpointError(
-            "the weights are pickled; reading a pickle can run any program it carries, so the kit does not"
-            if pickles
-            else "the repository has no weights",
-            where=f"{config.name} at {info.sha}",
-            expected="*.safetensors",
-            found=", ".join(pickles or sorted(names)[:10]) or "nothing",
-            fix="take a revision or a model with safetensors weights",
-        )
-    return str(info.sha)
-
-
-@contextmanager
-def _hub_errors(config: PretrainedBase, *, offline: bool) -> Iterator[None]:
-    """The hub's own errors as the kit's."""
-    from huggingface_hub import errors as hub
-
-    where = config.name if config.revision is None else f"{config.name} at {config.revision}"
-    try:
-        yield
-    except hub.GatedRepoError as error:
-        raise DownloadError(
-            "the hub asks for permission to use this base",
-            where=where,
-            fix="accept its terms on its page, then set HF_TOKEN",
-            found=_first_line(error),
-        ) from None
-    except (hub.RevisionNotFoundError, hub.RepositoryNotFoundError, hub.HFValidationError) as error:
-        what = "revision" if isinstance(error, hub.RevisionNotFoundError) else "repository"
-        raise ConfigError(
-            f"the hub has no such {what}",
-            where=where,
-            fix="check base_model.name and base_model.revision; a private one needs HF_TOKEN",
-            found=_first_line(error),
-        ) from None
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError, OSError) as error:
-        why = "HF_HUB_OFFLINE forbids to fetch it" if offline else "the hub does not give it"
-        raise DownloadError(
-            f"the base is not in the hub's cache on this machine, and {why}",
-            where=where,
-            fix="allow the network, set HF_ENDPOINT or HF_HOME, or name a folder or distribution that has the model",
-            found=_first_line(error),
-        ) from None
-    except Exception as error:
-        # The hub's HTTP client is its own affair and has changed its name before.
-        if not type(error).__module__.startswith("httpx"):
-            raise
-        raise DownloadError(
-            "the hub cannot be reached",
-            where=where,
-            fix="check the network, HF_ENDPOINT and proxies; what is in the hub's cache needs HF_HUB_OFFLINE=1",
-            found=_first_line(error),
-        ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return BaseFiles(folder, {"kind": "hub", "name": config.name, "revision": folder.name})
