@@ -396,7 +396,8 @@ def hub_snapshot(
         return above / there[0]
     from huggingface_hub import constants, snapshot_download
 
-    cache, asked = Path(constants.HF_HUB_CACHE), {"repo_id": repo, "repo_type": kind, "revision": revision}
+    cache = Path(constants.HF_HUB_CACHE)
+    asked: dict[str, Any] = {"repo_id": repo, "repo_type": kind, "revision": revision}
     asked |= {
         "allow_patterns": list(patterns),
         "ignore_patterns": list(ignore),
