@@ -216,10 +216,11 @@ def _check_space(needed: int, folder: Path) -> None:
 
 def _kind(error: BaseException) -> str:
     """An error without its text, which may hold an address with a signature."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return (
-        f"the server answers {status}" if status else f"{type(error).__name__} {getattr(error, 'strerror', '') or ''}"
-    )
+    if status := getattr(getattr(error, "response", None), "status_code", None):
+        return f"the server answers {status}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+    return type(error).__name__
 
 
 # --- https ------------------------------------------------------------------------------------------------------------
@@ -252,6 +253,8 @@ def fetch(files: Iterable[RemoteFile], folder: Path) -> list[RemoteFile]:
         )
         raise _absent(absent or [file.url for file in missing], what, source)
     _check_space(sum(file.bytes for file in missing), folder)
+    for file in missing:  # pooch makes folders too, but not from several threads at once
+        (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(8, thread_name_prefix="download") as pool:
         tasks = [pool.submit(_download, file, folder, source) for file in missing]
         try:
