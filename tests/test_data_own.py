@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import HANGS, QUESTIONS, SHARED
+from hub_server import HubServer
 
 from boom_utils.config import CorpusConfig
-from boom_utils.data import own_examples
 from boom_utils.data.examples import LONGEST_LINE, TrainingExample, hash_share, read_examples, read_jsonl
+from boom_utils.data.fetching import fetch_datasets
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.data.manifest_hub import Columns, Selection
 from boom_utils.data.own import check_files, count_rows_of, numbered_rows, own_datasets
@@ -541,7 +542,12 @@ def test_rows_of_the_hub_are_converted_and_what_they_say_otherwise_is_reported(h
     rows = [{**row, "prompt": "Find the answer.", "type": "normal"} for row in ROWS[:9]]
     content = save(tmp_path / "lines.jsonl", rows).read_bytes()
     hub.repos["o/d"] = {"lines.jsonl": content}
-    stated: dict[str, Any] = {"repo": "o/d", "files": ["lines.jsonl"], "licence": "mit", "homepage": "https://example.org"}
+    stated: dict[str, Any] = {
+        "repo": "o/d",
+        "files": ["lines.jsonl"],
+        "licence": "mit",
+        "homepage": "https://example.org",
+    }
     stated |= {"rows": {"value": 8, "source": "stated"}}
     stated |= {"select": {"rows": 7, "rule": "first", "rows_source": "stated", "rule_source": "ours"}}
     raw = {
