@@ -1,7 +1,7 @@
 """Model cards: the README.md of a model, made from what its stage knows and what lies in its folder. No torch.
 
 A card has neither dates nor places, so equal models have equal cards, and no scores: a model is made before it is
-evaluated (`boom_utils.reporting.model_cards` adds them). It says what is known and nothing else.
+evaluated (`boom_utils.reporting.model_cards` adds them). What is not known is left out.
 """
 
 from __future__ import annotations
@@ -12,27 +12,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from boom_utils.artifacts import digest_of, write_text
 from boom_utils.config import QUERY_TEMPLATE, Frozen
 from boom_utils.data.manifest import Manifest, manifest_names
-from boom_utils.errors import CheckpointError
-from boom_utils.model_folder import EncoderSpec, is_sentence_transformer, read_mapping, read_spec
+from boom_utils.model_folder import is_sentence_transformer, read_mapping, read_spec
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
 CARD = "README.md"
 ANY_REPO = "OWNER/NAME"
 """Stands in the snippet of a card for the folder, or for the repository it will be in."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 """What the hub accepts as the name of a model."""
-CITATION = """@article{zhang2026bagging,
-  title={Bagging-Based Model Merging for Robust General Text Embeddings},
-  author={Zhang, Hengran and Bi, Keping and Guo, Jiafeng and Zhang, Jiaming and Yang, Wenbo and Shi, Daiting and Cheng, Xueqi},
-  journal={arXiv preprint arXiv:2602.05787},
-  year={2026}
-}"""  # noqa: E501
+TEMPLATE = Path(__file__).with_name("model_card.md.j2")
+"""The text of a card."""
 POOLING = {"lasttoken": "last token", "mean": "mean of the tokens", "cls": "first token"}
 
 
@@ -151,91 +149,66 @@ def write_card(folder: Path, card: Card) -> None:
         folder: Of the model; sizes, pooling and prompts are read from it.
         card: The rest.
     """
-    spec = _spec_of(folder)
-    parts = [f"# {card.title}", card.summary, table(("", ""), card.facts.items())]
-    parts += ["Made from:\n\n" + "".join(f"- {name}\n" for name in card.parents)] if card.parents else []
-    parts += _encoder(folder, spec) if spec else []
-    parts += [*_data(card), *_cost(card.provenance.trained)]
-    if card.recipe:
-        parts += ["## Merge recipe" if card.merged else "## Hyper-parameters", _fenced("yaml", _yaml(card.recipe))]
-    parts += ["## Limits", "".join(f"- {sentence}\n" for sentence in _limits(card, spec))]
-    parts += ["## Citation", _fenced("bibtex", CITATION + "\n")]
-    write_text(folder / CARD, with_front(front_matter(card), "\n\n".join(part.strip("\n") for part in parts) + "\n"))
+    from huggingface_hub import ModelCard
+
+    trained, used = card.provenance.trained, _used(card.provenance)
+    most = {one.name: max(cost.rows.get(one.name, 0) for cost in trained.values()) for one in used}
+    known = {
+        "used": used,
+        "used_rows": [(d.name, d.family, f"{most[d.name]:,}", ", ".join(d.languages), d.licence) for d in used],
+        "languages": ", ".join(sorted({language for one in used for language in one.languages})),
+        "trained": trained,
+        "costs": _costs(trained),
+        "seeds": ", ".join(map(str, sorted({cost.seed for cost in trained.values()}))),
+    }
+    parts = {"card": card, "data": card.provenance.data, "repo": ANY_REPO, "table": table, "yaml": _yaml, **known}
+    made = ModelCard.from_template(front_matter(card), template_path=str(TEMPLATE), **parts, **_encoder(folder))
+    write_text(folder / CARD, str(made).rstrip("\n") + "\n")
 
 
-def with_front(front: Mapping[str, Any], text: str) -> str:
-    """A card from its front matter and its text."""
-    return f"---\n{_yaml(front)}---\n\n{text}"
-
-
-def front_matter(card: Card) -> dict[str, Any]:
+def front_matter(card: Card) -> ModelCardData:
     """What the hub is told: library, task, tags, and languages, datasets and base models as far as it knows them."""
+    from huggingface_hub import ModelCardData
+
+    used, names = _used(card.provenance), [name for name in card.base_models if HUB_NAME.fullmatch(name)]
+    spoken = {one.languages[0] for one in used} | {"code" for one in used if len(one.languages) > 1}
     tags = ["sentence-transformers", "sentence-similarity", "feature-extraction", "boom"]
-    front: dict[str, Any] = {"library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity"}
-    front["tags"] = [*tags, "mergekit", "merge"] if card.merged else tags
-    used = _used(card.provenance)
-    if spoken := {one.languages[0] for one in used} | {"code" for one in used if len(one.languages) > 1}:
-        front["language"] = sorted(spoken)
-    if repos := sorted({one.hub for one in used if one.hub}):
-        front["datasets"] = repos
-    if names := [name for name in card.base_models if HUB_NAME.fullmatch(name)]:
-        front["base_model"] = names
-    if card.merged or names:
-        front["base_model_relation"] = "merge" if card.merged else "finetune"
-    return front
+    relation = "merge" if card.merged else "finetune" if names else None
+    return ModelCardData(
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=[*tags, "mergekit", "merge"] if card.merged else tags,
+        language=sorted(spoken) or None,
+        datasets=sorted({one.hub for one in used if one.hub}) or None,
+        base_model=names or None,
+        base_model_relation=relation,
+    )
 
 
-def _spec_of(folder: Path) -> EncoderSpec | None:
-    """None for what is not an encoder that the kit reads: a merge takes any model."""
-    try:
-        return read_spec(folder) if is_sentence_transformer(folder) else None
-    except CheckpointError:
-        return None
-
-
-def _encoder(folder: Path, spec: EncoderSpec) -> list[str]:
+def _encoder(folder: Path) -> dict[str, Any]:
+    """What the card says of the model itself; nothing of what is no encoder, as a merge takes any model."""
     config = read_mapping(folder / "config.json")
+    if not is_sentence_transformer(folder) or not config:
+        return {}
+    spec = read_spec(folder)
+    prompts = {name: text for name, text in spec.prompts.items() if text}
+    start, end = QUERY_TEMPLATE.split("{instruction}")
+    filled = {name for name, text in prompts.items() if text.startswith(start) and text.endswith(end)}
+    shown = {
+        "query_template": QUERY_TEMPLATE if filled else None,
+        "instructions": {name: prompts[name][len(start) : -len(end)] for name in prompts if name in filled},
+        "prompts": {name: text for name, text in prompts.items() if name not in filled},
+    }
     facts = {
         "parameters": f"{_parameters(folder):,}",
-        "dimensions": config.get("hidden_size", "unknown"),
-        "pooling": POOLING[spec.pooling],
+        "dimensions": spec.truncate_dim or config.get("hidden_size", "unknown"),
+        "pooling": POOLING.get(spec.pooling, spec.pooling),
         "normalisation": "to length 1" if spec.normalize else "none",
-        "similarity": "cosine",
+        "similarity": spec.similarity,
         "max length": f"{spec.max_seq_length} tokens, prompt included",
     }
-    prompts = {name: text for name, text in spec.prompts.items() if text}
-    shown = f', prompt_name="{next(iter(prompts))}"' if prompts else ""
-    snippet = f"""from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("{ANY_REPO}")  # this folder, or its name on the hub
-queries = model.encode(["how is the mean along an axis computed"]{shown})
-documents = model.encode(["mean(a, axis): arithmetic mean along the axis", "sort(a): a sorted copy"])
-print(model.similarity(queries, documents))
-"""
-    return [
-        *("## Model", table(("", ""), facts.items())),
-        *("## Use", _fenced("python", snippet)),
-        *("## Prompts", *_prompts(prompts)),
-    ]
-
-
-def _prompts(prompts: Mapping[str, str]) -> list[str]:
-    if not prompts:
-        return ["Nothing is put before queries or documents."]
-    start, end = QUERY_TEMPLATE.split("{instruction}")
-    plain = {
-        name: text[len(start) : -len(end)]
-        for name, text in prompts.items()
-        if text.startswith(start) and text.endswith(end)
-    }
-    others = {name: text for name, text in prompts.items() if name not in plain}
-    template = f"query_template: {json.dumps(QUERY_TEMPLATE)}\n" if plain else ""
-    shown = {key: some for key, some in (("instructions", plain), ("prompts", others)) if some}
-    note = (
-        "Put before queries, one a dataset, in training and evaluation alike. Documents get nothing; in similarity, "
-        "classification and clustering every text is a query. The folder keeps the prompts under these names."
-    )
-    return [note, _fenced("yaml", template + _yaml(shown))]
+    kept = {name: value for name, value in shown.items() if value}
+    return {"spec": spec, "model": facts, "prompts": prompts, "shown_prompts": kept}
 
 
 def _used(provenance: Provenance) -> list[DatasetFacts]:
@@ -244,24 +217,8 @@ def _used(provenance: Provenance) -> list[DatasetFacts]:
     return [one for one in provenance.data.datasets if one.name in met] if provenance.data else []
 
 
-def _data(card: Card) -> list[str]:
-    provenance, used = card.provenance, _used(card.provenance)
-    if provenance.data is None or not used:
-        return ["## Data", "What the models above were trained on is said on their own cards."] if card.merged else []
-    data = provenance.data
-    described = f"Corpus `{data.manifest}` (digest of its manifest: {data.digest}): {data.description}"
-    if data.has_data_card:
-        described += f" Its data card is data_manifests/cards/{data.manifest}.md of the kit."
-    most = {one.name: max(cost.rows.get(one.name, 0) for cost in provenance.trained.values()) for one in used}
-    rows = ((one.name, one.family, f"{most[one.name]:,}", ", ".join(one.languages), one.licence) for one in used)
-    counted = "rows of the member with most" if len(provenance.trained) > 1 else "rows"
-    head = ("dataset", "family", counted, "languages", "licence, as stated where the data are")
-    return ["## Data", described, table(head, rows)]
-
-
-def _cost(trained: Mapping[str, Cost]) -> list[str]:
-    if not trained:
-        return []
+def _costs(trained: Mapping[str, Cost]) -> list[list[str]]:
+    """A row each training, and their sum; without passes where those of one are not known."""
 
     def row(name: str, seed: str, costs: Sequence[Cost]) -> list[str]:
         passes = [cost.passes for cost in costs]
@@ -270,28 +227,7 @@ def _cost(trained: Mapping[str, Cost]) -> list[str]:
         return [name, seed, *(f"{number:,}" for number in sums), whole]
 
     rows = [row(name, str(cost.seed), [cost]) for name, cost in trained.items()]
-    rows += [row("all", "", list(trained.values()))] if len(trained) > 1 else []
-    return ["## Cost", table(("training", "seed", "steps", "examples", "tokens", "passes over the corpus"), rows)]
-
-
-def _limits(card: Card, spec: EncoderSpec | None) -> list[str]:
-    """What a reader might take for granted and should not."""
-    trained, used = card.provenance.trained, _used(card.provenance)
-    found = []
-    if languages := sorted({language for one in used for language in one.languages}):
-        found.append(f"Trained on texts in {', '.join(languages)}; not tested in other languages.")
-    if spec:
-        found.append(f"Longer texts are cut at {spec.max_seq_length} tokens; not tested on what is cut off.")
-        if any(spec.prompts.values()):
-            found.append("Not tested with other instructions than those above, nor without any.")
-    if trained:
-        seeds = ", ".join(map(str, sorted({cost.seed for cost in trained.values()})))
-        found.append(f"Every member was trained once (seed {seeds}); other seeds give other numbers.")
-    found.append("Not tested for bias, safety or fairness, nor for tasks other than those of its study.")
-    found.append(
-        "This card states no licence of the weights: the terms of the base model and of the data above apply to them."
-    )
-    return found
+    return [*rows, row("all", "", list(trained.values()))] if len(trained) > 1 else rows
 
 
 def _parameters(folder: Path) -> int:
@@ -310,15 +246,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {row} |" for row in cells)])
 
 
-def _fenced(language: str, text: str) -> str:
-    return f"```{language}\n{text}```"
-
-
 def _yaml(value: Any) -> str:
-    return yaml.safe_dump(_plain(value), sort_keys=False, allow_unicode=True, width=100)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+    """Readable YAML of what JSON can hold."""
+    return yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False, allow_unicode=True, width=100)

@@ -25,11 +25,9 @@ MachinePrecision = Annotated[Precision, AfterValidator(on_this_machine)]
 """``auto`` is bf16 where this machine has it, else fp32: a study is keyed and recorded by what it is here."""
 
 
-def query_prompt(
-    instruction: str, style: Literal["instruct", "none"] = "instruct", template: str = QUERY_TEMPLATE
-) -> str:
-    """The text put before a query: the template filled with a dataset's instruction, or nothing."""
-    return template.replace("{instruction}", instruction) if style == "instruct" else ""
+def query_prompt(instruction: str, template: str = QUERY_TEMPLATE) -> str:
+    """The text put before a query: the template filled with a dataset's instruction."""
+    return template.replace("{instruction}", instruction)
 
 
 class Frozen(BaseModel):
@@ -144,9 +142,13 @@ class PretrainedBase(Frozen):
     pooling: Pooling | None = Field(default=None, description="None: as the model's own folder says")
     normalize: bool = True
     max_seq_length: int = Field(default=512, gt=0, description="most tokens of a text, here and in evaluation")
-    prompts: Literal["instruct", "none"] = Field(
-        default="instruct", description="none: nothing is put before a text, for bases that never met instructions"
+    prompts: Literal["instruct", "none", "own"] = Field(
+        default="instruct",
+        description="none: nothing is put before a text, for bases that never met instructions; own: what the base's "
+        "folder says, such as `query: ` and `passage: `",
     )
+    query_prompt: str | None = Field(default=None, description="put before every query in place of what `prompts` says")
+    passage_prompt: str | None = Field(default=None, description="put before every passage, likewise")
     parameters: float | None = Field(default=None, gt=0, description="for `boom plan` where the model is not here")
     embedding_parameters: float | None = Field(default=None, ge=0, description="of them in the token embedding")
     _folder: Path = PrivateAttr(default=Path())

@@ -1,26 +1,35 @@
 """Model folders on disk: their files, what an encoder's must hold, how it is described, hashed and written. No torch.
 
-Shapes: D dimensions of an embedding.
+`read_spec` also says which settings of a folder go beyond what the kit's own encoding reproduces.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from boom_utils.artifacts import sha256_file, write_json
-from boom_utils.config import QUERY_TEMPLATE, Pooling
+from boom_utils.config import QUERY_TEMPLATE
 from boom_utils.errors import CheckpointError, bullet_list
 
-_POOLING_KEYS: dict[Pooling, str] = {
+_POOLING_KEYS: dict[str, str] = {
     "lasttoken": "pooling_mode_lasttoken",
     "mean": "pooling_mode_mean_tokens",
     "cls": "pooling_mode_cls_token",
 }
+_PLAIN_INPUT = {
+    "do_lower_case": False,
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
+_PLAIN_POOLING = {"word_embedding_dimension", "embedding_dimension", "include_prompt", "pooling_mode"}
 _MODULES = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -40,21 +49,50 @@ RUN_FILES = frozenset({"training_log.jsonl", "watched_losses.jsonl", "watched_ro
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 
 
+_POSITIONS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
+"""Kinds of models whose first position has number 2 (padding id + 1): two fewer tokens than positions."""
+NO_LIMIT = 10**6
+"""Most tokens of a text where neither the folder nor its positions set a limit."""
+
+
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What turns token states into embeddings, besides the weights.
+    """What turns texts into embeddings, besides the weights and the tokenizer.
 
     Args:
-        pooling: ``lasttoken``, ``mean`` or ``cls`` (the first token).
+        pooling: ``lasttoken``, ``mean`` or ``cls`` (the first token); another name where ``beyond`` says so.
         normalize: Scale embeddings to length 1.
         max_seq_length: Most tokens of a text, prompt and end token included.
-        prompts: Prompt name (a dataset, or ``query``) to the text put before queries.
+        prompts: Prompt name (a dataset, ``query``, ``document``) to the text put before texts.
+        default_prompt_name: The prompt that sentence-transformers uses where no other is asked for.
+        similarity: How two embeddings are compared: ``cosine``, ``dot``, ``euclidean`` or ``manhattan``.
+        truncate_dim: Leading dimensions that are kept; None: all.
+        beyond: Settings that only sentence-transformers itself reproduces.
     """
 
-    pooling: Pooling
+    pooling: str
     normalize: bool
     max_seq_length: int
     prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    similarity: str = "cosine"
+    truncate_dim: int | None = None
+    beyond: tuple[str, ...] = ()
+
+    @property
+    def own_prompts(self) -> tuple[str, str]:
+        """What the model itself puts before queries and before documents; empty where it says nothing.
+
+        A filled template is no prompt of the model's own: such a model takes the instruction of each dataset.
+
+        >>> EncoderSpec("mean", True, 64, {"query": "query: ", "passage": "passage: "}).own_prompts
+        ('query: ', 'passage: ')
+        """
+        stated = {name: text for name, text in self.prompts.items() if text}
+        default = stated.get(self.default_prompt_name or "", "")
+        names = ("document", "passage", "corpus")
+        query, document = stated.get("query", default), next((stated[one] for one in names if one in stated), default)
+        return ("", "") if query.startswith(QUERY_TEMPLATE.partition(" ")[0]) else (query, document)
 
 
 def read_json(path: Path) -> Any:
@@ -151,6 +189,53 @@ def model_parts(path: Path, exists: Callable[[Path], bool] = Path.exists) -> tup
     return (Path(text[:cut]), Path(text[cut + 1 :]))
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and not a whole model."""
+    whole = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+    return (folder / ADAPTER_CONFIG).is_file() and not whole
+
+
+def adapter_base(folder: Path) -> Path:
+    """The folder of the model an adapter was trained on, from its configuration (relative to the adapter or to here).
+
+    Raises:
+        CheckpointError: The configuration names no folder of this computer.
+    """
+    named = str(read_mapping(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
+    for place in (folder / named, Path(named)):
+        if named and place.is_dir():
+            return place
+    raise CheckpointError(
+        "the base model of an adapter is not a folder on this computer",
+        where=folder / ADAPTER_CONFIG,
+        found=f"base_model_name_or_path: {named!r}",
+        fix="have the base model in a folder and name it there; a merge recipe also takes BASE+ADAPTER",
+    )
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """The folder itself, or for an adapter a temporary one with the files of its base and, before them, its own.
+
+    The adapter's weights and their settings are not in it: its base's weights are, to which they are added.
+
+    Raises:
+        CheckpointError: The base of an adapter is not on this computer.
+    """
+    if not is_adapter(folder):
+        yield folder
+        return
+    with TemporaryDirectory(prefix="boom-") as place:
+        for source in (adapter_base(folder), folder):
+            for path in sorted(source.rglob("*")):
+                link = Path(place) / path.relative_to(source)
+                if path.is_file() and link.name not in (ADAPTER, ADAPTER_CONFIG):
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.unlink(missing_ok=True)
+                    link.symlink_to(path.resolve())
+        yield Path(place)
+
+
 def find_weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     """The safetensors files that hold the weights of a model folder.
 
@@ -181,13 +266,13 @@ def refuse_code_and_pickles(folder: Path) -> None:
     Raises:
         CheckpointError: It does; all pickles are named.
     """
-    if "auto_map" in read_mapping(folder / "config.json"):
-        raise CheckpointError(
-            "the model brings code of its own, which the kit does not run",
-            where=folder / "config.json",
-            found="auto_map",
-        )
-    files = (path for module in module_folders(folder) for path in (folder / module).rglob("*"))
+    modules = module_folders(folder)
+    for config in (folder / module / "config.json" for module in ("", *modules)):
+        if "auto_map" in read_mapping(config):
+            raise CheckpointError(
+                "the model brings code of its own, which the kit does not run", where=config, found="auto_map"
+            )
+    files = (path for module in modules for path in (folder / module).rglob("*"))
     if pickles := sorted(str(path.relative_to(folder)) for path in files if path.suffix in PICKLES):
         raise _pickled(folder, pickles)
 
@@ -196,56 +281,78 @@ def check_folder(folder: Path) -> None:
     """Refuse a folder that is incomplete or could run code.
 
     Raises:
-        CheckpointError: Everything that is wrong with it.
+        CheckpointError: What is wrong with it.
     """
     if not folder.is_dir():
         raise CheckpointError("there is no model folder", where=folder, fix="check the path")
-    names = {path.name for path in folder.iterdir()}
-    problems = [f"{name} is missing" for name in ("config.json", "modules.json") if name not in names]
-    if not any(name.endswith(".safetensors") for name in names):
-        pickles = sorted(name for name in names if Path(name).suffix in PICKLES)
-        hint = f"; {', '.join(pickles)} is a pickle, which can run code: convert it" if pickles else ""
-        problems.append(f"no .safetensors weights{hint}")
-    if "config.json" in names and "auto_map" in read_mapping(folder / "config.json"):
-        problems.append("config.json has `auto_map`: the model wants to run its own code")
-    if problems:
+    refuse_code_and_pickles(folder)
+    if not any(folder.rglob("*.safetensors")):
+        raise no_weights(folder)
+    if not read_modules(folder):
         raise CheckpointError(
-            "not a model folder the kit reads",
+            "not a model folder the kit reads: modules.json is missing",
             where=folder,
-            expected="config.json, modules.json, tokenizer.json and *.safetensors (sentence-transformers layout)",
-            found="; ".join(problems),
-            fix="save the model with sentence-transformers, safe_serialization on",
+            expected="the layout of sentence-transformers: modules.json, tokenizer and *.safetensors",
+            fix="save the model with sentence-transformers, with the pooling it was trained with",
+        )
+    foreign = [one["type"] for one in read_modules(folder) if not one["type"].startswith("sentence_transformers.")]
+    if foreign:
+        raise CheckpointError(
+            "the model brings code of its own, which the kit does not run", where=folder, found=", ".join(foreign)
         )
 
 
 def read_spec(folder: Path) -> EncoderSpec:
-    """Pooling, normalisation, maximum length and prompts of a sentence-transformers folder (layout of 2.x to 6.x).
+    """What a sentence-transformers folder says of its encoding (layout of 2.x to 6.x).
 
     Raises:
-        CheckpointError: A module or pooling mode the kit does not implement.
+        CheckpointError: A file is malformed, or there is no modules.json.
     """
-    ordered = sorted(read_modules(folder), key=lambda module: int(module.get("idx", 0)))
-    modules = [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in ordered]
-    unknown = [name for name, _ in modules if name not in {"Transformer", "Pooling", "Normalize"}]
-    if unknown or [name for name, _ in modules][:2] != ["Transformer", "Pooling"]:
-        raise CheckpointError(
-            "the modules of this folder are not supported",
-            where=folder / "modules.json",
-            expected="Transformer, Pooling and optionally Normalize",
-            found=[name for name, _ in modules],
-        )
+    modules = [(module["type"].rsplit(".", 1)[-1], module["path"]) for module in read_modules(folder)]
+    if not modules:
+        raise CheckpointError("modules.json is missing", where=folder)
+    names, core = [name for name, _ in modules], folder / modules[0][1]
+    fine = names in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) and core == folder
+    beyond = [] if fine else ["modules " + ", ".join(f"{name} in {path or '.'}" for name, path in modules)]
+    pooling, odd = _read_pooling(next((folder / path for name, path in modules if name == "Pooling"), None))
+    general, limits = read_mapping(folder / "config_sentence_transformers.json"), length_limits(core)
     return EncoderSpec(
-        pooling=_read_pooling(folder / modules[1][1] / "config.json"),
-        normalize=any(name == "Normalize" for name, _ in modules),
-        max_seq_length=_read_max_length(folder),
-        prompts=dict(read_mapping(folder / "config_sentence_transformers.json").get("prompts") or {}),
+        pooling=pooling,
+        normalize="Normalize" in names,
+        max_seq_length=min((limit for limit in limits if limit), default=NO_LIMIT),
+        prompts=dict(general.get("prompts") or {}),
+        default_prompt_name=general.get("default_prompt_name"),
+        similarity=general.get("similarity_fn_name") or "cosine",
+        truncate_dim=general.get("truncate_dim"),
+        beyond=(*beyond, *odd, *_read_input(core)),
     )
+
+
+def length_limits(folder: Path) -> tuple[int | None, int | None]:
+    """Most tokens of a text as the folder of a transformer states it, and as its positions allow; None: unknown.
+
+    Raises:
+        CheckpointError: A file is malformed.
+    """
+    stated, config = None, read_mapping(folder / "config.json")
+    for name, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
+        value = read_mapping(folder / name).get(key)
+        stated = value if isinstance(value, int) and 0 < value < 10**7 else stated
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions < 1:
+        return stated, None
+    return stated, positions - 2 if config.get("model_type") in _POSITIONS_FROM_PADDING else positions
 
 
 def write_spec(folder: Path, spec: EncoderSpec, dimension: int) -> None:
     """Write the files of the sentence-transformers layout that are not the transformer's own.
 
     The names are those that every sentence-transformers since 2.x reads.
+
+    Args:
+        folder: Gets them.
+        spec: What they say.
+        dimension: Length of a token's state.
     """
     modules = _MODULES if spec.normalize else _MODULES[:2]
     write_json(
@@ -264,42 +371,57 @@ def write_spec(folder: Path, spec: EncoderSpec, dimension: int) -> None:
         write_json(folder / "2_Normalize" / "config.json", {})
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": spec.max_seq_length, "do_lower_case": False})
     prompts = {"query": "", "document": "", **spec.prompts}
-    similarity = {"default_prompt_name": None, "similarity_fn_name": "cosine"}
-    write_json(folder / "config_sentence_transformers.json", {"prompts": prompts, **similarity})
+    general = {"default_prompt_name": spec.default_prompt_name, "similarity_fn_name": spec.similarity}
+    cut = {} if spec.truncate_dim is None else {"truncate_dim": spec.truncate_dim}
+    write_json(folder / "config_sentence_transformers.json", {"prompts": prompts, **general, **cut})
 
 
 def content_hash(folder: Path, dtype: str = "float32") -> str:
-    """Revision of an encoder (hex, 40 digits): weights, tokenizer, prompts, pooling, normalisation, length, dtype.
+    """Revision of an encoder (hex, 40 digits): all that an embedding depends on, and how two are compared.
 
-    mteb caches scores by revision alone, so everything a score depends on must be in it.
+    mteb caches scores by revision alone, so everything a score depends on must be in it. A setting that is not there,
+    or is as it was before the kit knew it, leaves the revision as it was.
     """
-    names = sorted([*folder.glob("*.safetensors"), folder / "tokenizer.json"])
-    parts = {path.name: sha256_file(path) for path in names}
-    text = json.dumps([parts, asdict(read_spec(folder)), dtype, QUERY_TEMPLATE], sort_keys=True)
+    with whole_folder(folder) as place:
+        spec = asdict(read_spec(place))
+        del spec["default_prompt_name"]  # every prompt is named when texts are encoded
+        usual = {"similarity": "cosine", "truncate_dim": None, "beyond": ()}
+        more = {name: value for name, plain in usual.items() if (value := spec.pop(name)) != plain}
+        weights = {path.name: sha256_file(path) for path in sorted(place.glob("*.safetensors"))}
+        if "beyond" in more or not (place / "tokenizer.json").is_file():
+            more["files"] = {str(path.relative_to(place)): sha256_file(path) for path in model_files(place)}
+        else:
+            weights["tokenizer.json"] = sha256_file(place / "tokenizer.json")
+    if place != folder:
+        settings = {**read_mapping(folder / ADAPTER_CONFIG), "base_model_name_or_path": None}
+        more["adapter"] = [sha256_file(folder / ADAPTER), settings]
+    text = json.dumps([weights, spec, dtype, QUERY_TEMPLATE, *([more] if more else [])], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
-def _read_pooling(path: Path) -> Pooling:
-    config = read_mapping(path)
+def _read_pooling(folder: Path | None) -> tuple[str, Sequence[str]]:
+    """The way of pooling, and what of it is not `EncoderSpec`'s to say."""
+    if folder is None:
+        return "none", ()
+    config = read_mapping(folder / "config.json")
     mode = config.get("pooling_mode")  # 6.x writes one name, older versions one flag a mode
-    modes = [mode] if mode else [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
-    names = {name: pooling for pooling, key in _POOLING_KEYS.items() for name in (pooling, key)}
-    if len(modes) != 1 or modes[0] not in names:
-        expected = ", ".join(_POOLING_KEYS)
-        raise CheckpointError("this pooling is not supported", where=path, expected=expected, found=modes)
-    return names[modes[0]]
+    flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
+    names = {key: pooling for pooling, key in _POOLING_KEYS.items()}
+    modes = [mode] if isinstance(mode, str) else mode or [names.get(key, key) for key in flags] or ["mean"]
+    beyond = [] if len(modes) == 1 and modes[0] in _POOLING_KEYS else [f"pooling {', '.join(modes)}"]
+    beyond += ["include_prompt: false"] if config.get("include_prompt") is False else []
+    odd = (key for key, value in config.items() if value and not key.startswith("pooling_mode_"))
+    return "+".join(modes), [*beyond, *(f"pooling: {key}" for key in odd if key not in _PLAIN_POOLING)]
 
 
-def _read_max_length(folder: Path) -> int:
-    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        value = read_mapping(folder / name).get(key)
-        if isinstance(value, int) and 0 < value < 10**7:
-            return value
-    raise CheckpointError(
-        "the folder does not say how long a text may be",
-        where=folder,
-        expected="max_seq_length in sentence_bert_config.json or model_max_length in tokenizer_config.json",
-    )
+def _read_input(folder: Path) -> list[str]:
+    """Settings of the transformer and its texts that change an embedding and are not `EncoderSpec`'s to say."""
+    config, rules = read_mapping(folder / "config.json"), read_mapping(folder / "sentence_bert_config.json")
+    plain = {**_PLAIN_INPUT, "max_seq_length": rules.get("max_seq_length")}
+    beyond = [f"{key}: {json.dumps(value)}" for key, value in rules.items() if value and value != plain.get(key)]
+    older = (path.name for path in folder.glob("sentence_*_config.json") if path.name != "sentence_bert_config.json")
+    half = config.get("is_encoder_decoder") or "t5" in str(config.get("model_type"))
+    return [*beyond, *sorted(older), *(["the encoder of an encoder-decoder"] if half else [])]
 
 
 def _weight_map(folder: Path) -> dict[str, str]:

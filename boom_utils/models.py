@@ -2,7 +2,9 @@
 
 An encoder is a transformer, a pooling rule, normalisation, a maximum length and its prompts. On disk it is always the
 sentence-transformers layout (`boom_utils.model_folder`), so every model of the kit loads there, in transformers and in
-mteb. Only safetensors weights are read, and no code from a model folder is ever run.
+mteb. What `EncoderSpec` describes is embedded here, without padding where that is exact; a model with any other setting
+is opened and encoded by sentence-transformers. Only safetensors weights are read, and no code from a model folder is
+ever run.
 
 Shapes: N texts, L tokens, T tokens of all texts, D dimensions.
 """
@@ -10,18 +12,31 @@ Shapes: N texts, L tokens, T tokens of all texts, D dimensions.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from boom_utils.errors import CheckpointError
+from boom_utils.errors import BoomError, CheckpointError
 from boom_utils.fast_linear import fast_linear
-from boom_utils.model_folder import EncoderSpec, check_folder, read_spec, write_spec
+from boom_utils.model_folder import (
+    ADAPTER,
+    EncoderSpec,
+    check_folder,
+    is_adapter,
+    length_limits,
+    no_weights,
+    read_modules,
+    read_spec,
+    whole_folder,
+    write_spec,
+)
 from boom_utils.packing import ATTENTION, length_sorted_batches, pack
 
 log = logging.getLogger(__name__)
@@ -50,28 +65,41 @@ class Encoder:
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> Encoder:
-        """Read an encoder folder.
+        """Read an encoder folder, or the folder of a LoRA adapter whose base is on this computer.
 
         Raises:
-            CheckpointError: The folder is not a complete sentence-transformers folder, or is unsafe to read.
+            CheckpointError: The folder is not a complete sentence-transformers folder, lacks weights of its model, or
+                is unsafe to read.
         """
         folder = Path(folder)
-        check_folder(folder)
-        transformer = AutoModel.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        return cls(transformer.eval(), tokenizer, read_spec(folder))
+        with whole_folder(folder) as place:
+            check_folder(place)
+            spec = read_spec(place)
+            adapter = folder if is_adapter(folder) else None
+            if spec.beyond:
+                log.info("%s: encoded by sentence-transformers, for %s", folder, "; ".join(spec.beyond))
+                return OpenedEncoder(place, spec, dtype, adapter)
+            stated, positions = length_limits(place)
+            if stated and positions and stated > positions:
+                log.warning("%s: texts are cut at %d tokens, its positions, not at %d", folder, positions, stated)
+            return cls(*open_transformer(place, dtype, adapter), spec)
 
     def save(self, folder: Path) -> None:
         """Write the sentence-transformers layout into ``folder`` (weights as safetensors, in their own dtype)."""
         folder = Path(folder)
         self.transformer.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        write_spec(folder, self.spec, self.dimension)
+        write_spec(folder, self.spec, int(self.transformer.config.hidden_size))
+
+    def to(self, device: str | torch.device) -> None:
+        """Move the weights to a device."""
+        self.transformer.to(device)
 
     @property
     def dimension(self) -> int:
         """D, the length of an embedding."""
-        return int(self.transformer.config.hidden_size)
+        width = int(self.transformer.config.hidden_size)
+        return min(width, self.spec.truncate_dim or width)
 
     @property
     def device(self) -> torch.device:
@@ -89,7 +117,7 @@ class Encoder:
         return list(length_sorted_batches(lengths, tokens_per_batch, padded=not self.packs))
 
     def embed(self, tokens: Sequence[Tokens], tokens_per_batch: int = 8192) -> Tensor:
-        """Embeddings of tokenised texts, in their order; differentiable.
+        """Embeddings of tokenised texts, in their order; differentiable, and whole where `encode` keeps less of them.
 
         Texts are sorted by length into micro-batches of at most ``tokens_per_batch`` tokens; this changes neither the
         values (beyond rounding) nor the order of the rows.
@@ -109,6 +137,9 @@ class Encoder:
     def encode(self, texts: Sequence[str], prompt: str = "", tokens_per_batch: int | None = None) -> np.ndarray:
         """Embeddings of texts without gradients, ``prompt`` put before each of them.
 
+        A text without a token (an empty one, with a tokenizer that adds none) has the zero vector, as in
+        sentence-transformers beside other texts.
+
         Args:
             texts: In any order; they are sorted by length for encoding.
             prompt: Put before each.
@@ -117,12 +148,15 @@ class Encoder:
         Returns:
             float32 (N, D).
         """
-        if not texts:
-            return np.zeros((0, self.dimension), dtype=np.float32)
-        budget = tokens_per_batch or (2048 if self.device.type == "cpu" else 8192)
-        with torch.inference_mode(), fast_linear(self.transformer):
-            vectors_ND = self.embed(self.tokenize([prompt + text for text in texts]), budget)
-        return vectors_ND.float().cpu().numpy()
+        vectors_ND = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        tokens = self.tokenize([prompt + text for text in texts]) if texts else []
+        rows = [row for row, ids in enumerate(tokens) if ids]
+        if rows:
+            budget = tokens_per_batch or (2048 if self.device.type == "cpu" else 8192)
+            with torch.inference_mode(), fast_linear(self.transformer):
+                found_ND = self.embed([tokens[row] for row in rows], budget)
+            vectors_ND[rows] = found_ND[:, : self.dimension].float().cpu().numpy()
+        return vectors_ND
 
     @property
     def packs(self) -> bool:
@@ -191,6 +225,160 @@ class Encoder:
     def _padding_id(self) -> int:
         padding = self.tokenizer.pad_token_id
         return int(padding) if padding is not None else 0
+
+
+class OpenedEncoder(Encoder):
+    """A model that sentence-transformers opens and encodes: slower, and right for each of its settings. Not trained.
+
+    Args:
+        folder: The model's, which holds all its files.
+        spec: As `read_spec` reads it.
+        dtype: Of the weights.
+        adapter: Folder of a LoRA adapter that is added to the weights.
+
+    Raises:
+        CheckpointError: sentence-transformers cannot open it, or weights are missing.
+    """
+
+    def __init__(self, folder: Path, spec: EncoderSpec, dtype: torch.dtype, adapter: Path | None = None) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        core, options = folder / read_modules(folder)[0]["path"], {**_SAFELY, "dtype": dtype}
+        with _opening(folder):
+            model = SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs=options)
+            if (inner := model.transformers_model) is not None:
+                _, loading = type(inner).from_pretrained(core, output_loading_info=True, **options)
+                _require_weights(loading, folder)
+                _require_words(model.tokenizer, folder)
+                positions = length_limits(core)[1]
+                model.max_seq_length = min(model.max_seq_length or positions, positions or model.max_seq_length)
+                if adapter is not None:
+                    model[0].model = inner = _add_adapter(inner, adapter)
+        super().__init__(model if inner is None else inner, model.tokenizer, spec)
+        self.model = model.eval()
+
+    def to(self, device: str | torch.device) -> None:
+        """Move the weights of all modules to a device."""
+        self.model.to(device)
+
+    def save(self, folder: Path) -> None:
+        """Write the folder as sentence-transformers does."""
+        self.model.save(str(folder))
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of an embedding."""
+        return int(self.model.get_embedding_dimension())
+
+    def encode(self, texts: Sequence[str], prompt: str = "", tokens_per_batch: int | None = None) -> np.ndarray:
+        """As `Encoder.encode`; ``tokens_per_batch`` does not count."""
+        vectors_ND = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        rows = [row for row, text in enumerate(texts) if not self._is_blank(prompt + text)]
+        if rows:
+            found = self.model.encode([texts[row] for row in rows], prompt=prompt, show_progress_bar=False)
+            vectors_ND[rows] = np.asarray(found, dtype=np.float32)
+        return vectors_ND
+
+    def embed_micro_batch(self, tokens: Sequence[Tokens]) -> Tensor:
+        """Nothing: only what `EncoderSpec` describes is embedded, and so trained, here.
+
+        Raises:
+            CheckpointError: Always.
+        """
+        raise CheckpointError("this model can be encoded but not trained", found="; ".join(self.spec.beyond))
+
+    def _is_blank(self, text: str) -> bool:
+        tokenizer = self.tokenizer
+        bare = isinstance(tokenizer, PreTrainedTokenizerBase) and not tokenizer.num_special_tokens_to_add()
+        return bare and not tokenizer(text)["input_ids"]
+
+
+_SAFELY: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+
+
+@contextmanager
+def _opening(folder: Path) -> Iterator[None]:
+    """What libraries raise at a folder as a `CheckpointError`; the global random state stays as it was."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # a pooler that the folder lacks gets the same values every time; nothing reads them
+            yield
+    except BoomError:
+        raise
+    except Exception as error:  # libraries raise what they like at a broken folder
+        raise CheckpointError("the model or its tokenizer cannot be opened", where=folder, found=error) from error
+
+
+def open_transformer(
+    folder: Path, dtype: torch.dtype, adapter: Path | None = None, **tokenizer: Any
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The transformer of a folder, in evaluation mode, and its tokenizer; the global random state stays as it was.
+
+    Args:
+        folder: Of the model.
+        dtype: Of the weights.
+        adapter: Folder of a LoRA adapter that is added to the weights.
+        tokenizer: What transformers is told of the tokenizer.
+
+    Raises:
+        CheckpointError: They cannot be opened, or weights of the model are not in the folder.
+    """
+    with _opening(folder):
+        transformer, loading = AutoModel.from_pretrained(folder, dtype=dtype, output_loading_info=True, **_SAFELY)
+        _require_weights(loading, folder)
+        if adapter is not None:
+            transformer = _add_adapter(transformer, adapter)
+        words = AutoTokenizer.from_pretrained(folder, local_files_only=True, **tokenizer)
+        _require_words(words, folder)
+    return transformer.eval(), words
+
+
+def _require_weights(loading: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a model of which weights are missing: transformers fills them in with random values."""
+    missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        strange = sorted(loading["unexpected_keys"])
+        raise CheckpointError(
+            f"{len(missing)} tensors of the model are not in its weights",
+            where=folder,
+            expected=", ".join(missing[:5]),
+            found=", ".join(strange[:5]) or "nothing in their place",
+            fix="save the model again, whole; of a compiled or parallel module (names begin with `_orig_mod.` or "
+            "`module.`) save what is inside",
+        )
+
+
+def _require_words(tokenizer: Any, folder: Path) -> None:
+    """Refuse a tokenizer without words: transformers makes one where its files are missing."""
+    if isinstance(tokenizer, PreTrainedTokenizerBase) and len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise CheckpointError(
+            "the model has no tokenizer", where=folder, expected="tokenizer.json, or the files of its vocabulary"
+        )
+
+
+def _add_adapter(transformer: Any, folder: Path) -> Any:
+    """The transformer with the LoRA adapter of a folder added to its weights."""
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
+    if not (folder / ADAPTER).is_file():
+        raise no_weights(folder, ADAPTER)
+    config = PeftConfig.from_pretrained(str(folder))
+    config.task_type = None  # the wrapper of a task asks for more than a bare transformer has
+    wrapped = get_peft_model(transformer, config)
+    # An adapter of a model with a head names the transformer inside it.
+    stored = {
+        name.replace("base_model.model.model.", "base_model.model."): value
+        for name, value in load_file(folder / ADAPTER).items()
+    }
+    loaded = set_peft_model_state_dict(wrapped, stored)
+    missing = [name for name in loaded.missing_keys if "lora_" in name or "modules_to_save" in name]
+    if missing or loaded.unexpected_keys:
+        raise CheckpointError(
+            "this adapter does not fit its base",
+            where=folder,
+            found=f"not in the adapter: {missing[:5]}; not in the base: {loaded.unexpected_keys[:5]}",
+        )
+    return wrapped.merge_and_unload()
 
 
 def _as_tensor(tokens: Tokens) -> Tensor:

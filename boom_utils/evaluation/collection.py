@@ -209,6 +209,8 @@ def _made_with(revision: str, task: Task, scoring: Scoring) -> dict[str, Any]:
         files = {path.name: sha256_file(path) for path in sorted(task.folder.glob("*.jsonl"))}
         data = {"name": task.name, "kind": task.kind, "data": digest_of(files)}
     settings = {"prompt": task.prompt, "precision": scoring.precision, "mteb": mteb_version()}
+    if scoring.passage_prompt:
+        settings["passage_prompt"] = scoring.passage_prompt
     return {"model": revision, "task": data, **settings}
 
 

@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,6 +24,7 @@ from boom_utils.progress import progress
 
 BLOCK = 8192
 """Texts that are tokenised and sorted by length together; of a corpus of millions no more are held at a time."""
+Similarity = Callable[[Any, Any], Any]
 MOST_KEPT = 4 * 2**30
 """Most bytes of embeddings that are kept for the next task, on a machine with enough memory."""
 
@@ -82,6 +83,7 @@ class MtebEncoder:
         meta: Its mteb metadata (name and content-hash revision).
         prompt: Put before queries; before every text where ``prompt_documents``.
         prompt_documents: True where every text of a task is a query.
+        passage_prompt: Put before documents otherwise.
         tokens_per_batch: Tokens of one forward pass; None: as `Encoder.encode` chooses.
     """
 
@@ -92,10 +94,14 @@ class MtebEncoder:
         prompt: str,
         *,
         prompt_documents: bool,
+        passage_prompt: str = "",
         tokens_per_batch: int | None = None,
     ) -> None:
         self.encoder, self.mteb_model_meta = encoder, meta
-        self.prompt, self.prompt_documents, self.tokens_per_batch = prompt, prompt_documents, tokens_per_batch
+        self.prompt, self.tokens_per_batch = prompt, tokens_per_batch
+        self.document_prompt = prompt if prompt_documents else passage_prompt
+        self.similarity_name = getattr(getattr(encoder, "spec", None), "similarity", "cosine")
+        self.similarity, self.similarity_pairwise = similarities(self.similarity_name)
         self._cache = _CACHES.setdefault(encoder, EmbeddingCache())
 
     def encode(self, inputs: Iterable[Any], *, prompt_type: PromptType | None = None, **asked: Any) -> np.ndarray:
@@ -104,8 +110,9 @@ class MtebEncoder:
         Raises:
             EvaluationError: An embedding is not finite.
         """
-        plain = prompt_type == PromptType.document and not self.prompt_documents
-        prompt, blocks, done = "" if plain else self.prompt, [], 0
+        prompt, blocks, done = self.prompt, [], 0
+        if prompt_type == PromptType.document:
+            prompt = self.document_prompt
         total, task = len(getattr(inputs, "dataset", ())), getattr(asked.get("task_metadata"), "name", "texts")
         for texts in progress(_blocks(inputs), math.ceil(total / BLOCK), f"encode {task}", every_seconds=60):
             vectors_ND = self._cache.encode(self.encoder, texts, prompt, self.tokens_per_batch)
@@ -117,13 +124,14 @@ class MtebEncoder:
             done += len(texts)
         return np.concatenate(blocks) if blocks else self.encoder.encode([])
 
-    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosine of every pair, (N1, N2)."""
-        return cos_sim(embeddings1, embeddings2)
 
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosine row by row, (N,)."""
-        return pairwise_cos_sim(embeddings1, embeddings2)
+def similarities(name: str) -> tuple[Similarity, Similarity]:
+    """How a model compares embeddings: of every pair, (N1, N2), and row by row, (N,)."""
+    if name == "cosine":
+        return cos_sim, pairwise_cos_sim
+    from sentence_transformers import SimilarityFunction
+
+    return SimilarityFunction.to_similarity_fn(name), SimilarityFunction.to_similarity_pairwise_fn(name)
 
 
 def _blocks(inputs: Iterable[Any]) -> Iterator[list[str]]:

@@ -26,6 +26,8 @@ from mteb.abstasks.text.summarization import AbsTaskSummarization
 
 from boom_utils.evaluation.metrics import GOLD, GROUP, SUBSET
 
+_PREDICTED = {"cosine_spearman": "cosine_scores", "spearman": "similarity_scores"}
+"""Rank correlation -> what mteb makes it of."""
 _MERGED = "max_over_subqueries_"
 """Before a main score of retrieval for which mteb first puts the queries of one user together."""
 
@@ -154,7 +156,7 @@ class KeepsPairs(_Listening, AbsTaskSTS):  # type: ignore[misc]
     """STS: gold and predicted similarity of every pair."""
 
     def _calculate_scores(self, scores: Any, normalized_scores: list[float]) -> Any:
-        predicted = [float(score) for score in scores["cosine_scores"]]
+        predicted = [float(score) for score in scores[_PREDICTED[self.samples.metric]]]
         gold = [float(score) for score in normalized_scores]
         self.samples.put(self.group, map(str, range(len(gold))), {GOLD: gold, "predicted": predicted})
         return super()._calculate_scores(scores, normalized_scores)
@@ -197,7 +199,7 @@ class KeepsTexts(_Listening, AbsTaskSummarization):  # type: ignore[misc]
     def _note(self, gold: Sequence[Sequence[float]], distances: Any) -> None:
         from scipy.stats import spearmanr
 
-        pairs = zip(distances["human_scores"], distances["cosine_scores"], strict=True)
+        pairs = zip(distances["human_scores"], distances[_PREDICTED[self.samples.metric]], strict=True)
         values = [float(spearmanr(judged, predicted).statistic) for judged, predicted in pairs]
         # mteb leaves out texts whose judgements, or whose similarities, are all the same. The second depends on the
         # model: the ids then say so, and a comparison of two models refuses to pair them.
@@ -235,6 +237,19 @@ def listening_class(task: type[AbsTask]) -> type[AbsTask]:
     ):
         keeper = found if issubclass(task, kind) and main == metric else keeper
     return type(task.__name__, (keeper, task), {"samples": Samples(main)})
+
+
+def compare_as_model(task: AbsTask, similarity: str) -> None:
+    """Score texts by the similarity of the model, where mteb's main score is by cosine whatever the model.
+
+    Args:
+        task: With ``samples``; its main score becomes the one mteb calls without ``cosine_``.
+        similarity: The model's.
+    """
+    main = task.metadata.main_score
+    if similarity != "cosine" and main.startswith("cosine_"):
+        task.metadata = task.metadata.model_copy(update={"main_score": main.removeprefix("cosine_")})
+        task.samples.metric = task.metadata.main_score
 
 
 def _is_plain(task: type[AbsTask]) -> bool:

@@ -24,6 +24,7 @@ from boom_utils.errors import EvaluationError
 from boom_utils.evaluation.benchmark_data import load_benchmark_data
 from boom_utils.evaluation.benchmarks import BenchmarkTask, make_benchmark_task, mteb_version
 from boom_utils.evaluation.encoding import MtebEncoder
+from boom_utils.evaluation.listening import compare_as_model
 from boom_utils.evaluation.random_state import random_state_kept
 from boom_utils.evaluation.statistics import TaskSamples
 from boom_utils.evaluation.tasks import LocalTask, build_task
@@ -43,11 +44,13 @@ class Scoring:
         template: What was filled with the task's instruction to give the prompt; only recorded.
         precision: Of weights and passes; embeddings are float32 whatever it is.
         downloads: Where the data of benchmarks are; None leaves them to the Hugging Face libraries.
+        passage_prompt: Put before documents of tasks whose texts are not all queries.
     """
 
     template: str = ""
     precision: Precision = "fp32"
     downloads: Path | None = None
+    passage_prompt: str = ""
 
 
 @functools.lru_cache(maxsize=1)
@@ -55,7 +58,7 @@ def _loaded(folder: Path, precision: Precision) -> tuple[Encoder, str]:
     """The encoder of a folder and its content hash; the last one stays loaded for the next task."""
     encoder = Encoder.load(folder, dtype_of(precision))
     if torch.cuda.is_available():
-        encoder.transformer.to("cuda")
+        encoder.to("cuda")
     return encoder, content_hash(folder)
 
 
@@ -81,12 +84,14 @@ def evaluate_task(
     encoder, revision = _loaded(folder, scoring.precision)
     meta = ModelMeta.create_empty({"name": f"boom/{model}", "revision": revision})
     symmetric = isinstance(task, LocalTask) and task.kind in SYMMETRIC
-    wrapped = MtebEncoder(encoder, meta, task.prompt, prompt_documents=symmetric)
+    passage_prompt = scoring.passage_prompt
+    wrapped = MtebEncoder(encoder, meta, task.prompt, prompt_documents=symmetric, passage_prompt=passage_prompt)
     options: dict[str, Any] = {"cache": None, "co2_tracker": False, "show_progress_bar": False}
     with random_state_kept(), _quiet():
         made = build_task(task) if isinstance(task, LocalTask) else make_benchmark_task(task)
         if isinstance(task, BenchmarkTask):
             load_benchmark_data(made, task, scoring.downloads and scoring.downloads.parent / "datasets")
+        compare_as_model(made, wrapped.similarity_name)
         result = mteb.evaluate(
             wrapped, made, encode_kwargs={"batch_size": 1024, "show_progress_bar": False}, **options
         ).task_results[0]
@@ -95,6 +100,8 @@ def evaluate_task(
     _check_samples(task.name, score, samples)
     write_json(out / "samples.json", samples)
     made_with = {"prompt": task.prompt, "template": scoring.template, "dtype": scoring.precision}
+    if passage_prompt:
+        made_with["passage_prompt"] = passage_prompt
     if isinstance(task, BenchmarkTask):
         made_with["instruction_from"] = task.instruction[1]
     return {
@@ -109,9 +116,12 @@ def evaluate_task(
 
 
 def _spec(encoder: Encoder) -> dict[str, Any]:
-    """Length, pooling and normalisation, as the model's folder says."""
+    """Length, pooling and normalisation, as the model's folder says, and what else of it is not as usual."""
     spec = getattr(encoder, "spec", None)
-    return {} if spec is None else {key: value for key, value in asdict(spec).items() if key != "prompts"}
+    known = {} if spec is None else asdict(spec)
+    usual = {"similarity": "cosine", "truncate_dim": None, "beyond": ()}
+    left_out = {name for name, value in usual.items() if known.get(name) == value} | {"prompts", "default_prompt_name"}
+    return {name: value for name, value in known.items() if name not in left_out}
 
 
 @contextmanager

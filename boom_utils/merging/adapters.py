@@ -20,8 +20,6 @@ from boom_utils.merging.weight_files import OpenFile, TensorInfo, read_header, u
 from boom_utils.model_folder import (
     ADAPTER,
     ADAPTER_CONFIG,
-    INDEX,
-    WEIGHTS,
     no_weights,
     read_mapping,
     refuse_code_and_pickles,
@@ -43,30 +41,6 @@ class _Update:
     a: NDArray[np.float64]
     b: NDArray[np.float64]
     scale: float
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and not a whole model."""
-    whole = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
-    return (folder / ADAPTER_CONFIG).is_file() and not whole
-
-
-def adapter_base(folder: Path) -> Path:
-    """The folder of the model an adapter was trained on, from its configuration (relative to the adapter or to here).
-
-    Raises:
-        CheckpointError: The configuration names no folder of this computer.
-    """
-    named = str(read_mapping(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
-    for place in (folder / named, Path(named)):
-        if named and place.is_dir():
-            return place
-    raise CheckpointError(
-        "the base model of an adapter is not a folder on this computer",
-        where=folder / ADAPTER_CONFIG,
-        found=f"base_model_name_or_path: {named!r}",
-        fix="write the model in the recipe as BASE+ADAPTER, with the folder of the base model before the plus sign",
-    )
 
 
 class AdapterCheckpoint(Checkpoint):

@@ -10,12 +10,12 @@ from typing import Any
 
 from boom_utils.artifacts import digest_of
 from boom_utils.errors import MergeError, bullet_list
-from boom_utils.merging.adapters import AdapterCheckpoint, adapter_base, is_adapter
+from boom_utils.merging.adapters import AdapterCheckpoint
 from boom_utils.merging.checkpoints import HEAD, Checkpoint, same_bytes
 from boom_utils.merging.parameters import Settings, places_of
 from boom_utils.merging.recipe import Recipe, missing_folders
 from boom_utils.merging.settings import OF_EVERY_MODEL, compare_parts
-from boom_utils.model_folder import model_parts
+from boom_utils.model_folder import adapter_base, is_adapter, model_parts
 
 log = logging.getLogger(__name__)
 

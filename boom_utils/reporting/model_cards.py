@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from boom_utils.cards import ANY_REPO, table, with_front
+from boom_utils.cards import ANY_REPO, table
 from boom_utils.errors import ResultsError, nearest
 from boom_utils.evaluation.statistics import Estimate
 from boom_utils.reporting.results import Results, read_json_object
@@ -48,9 +48,8 @@ def scored_card(card: str, results: Results, model: str) -> str:
     text = _SECTION.sub("", text)
     before, limits, after = text.partition("## Limits\n")
     text = "\n\n".join([before.rstrip("\n"), *_section(results, model)]) + "\n"
-    return with_front(
-        {**front, "model-index": model_index(results, model)}, f"{text}\n{limits}{after}" if limits else text
-    )
+    front = yaml.safe_dump({**front, "model-index": model_index(results, model)}, sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n{text}" + (f"\n{limits}{after}" if limits else "")
 
 
 def named_card(card: str, repo: str) -> str:

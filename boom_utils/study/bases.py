@@ -9,14 +9,14 @@ from typing import Any
 from boom_utils.artifacts import Node
 from boom_utils.config import PretrainedBase, Profile, TinyBase
 from boom_utils.data.manifest import Manifest
-from boom_utils.study.stages import VERSION, Inputs, Nodes, prompts_of
+from boom_utils.study.stages import VERSION, Inputs, Nodes, named_prompts, prompts_of
 
 
 def base_nodes(profile: Profile, manifest: Manifest, nodes: Nodes) -> dict[str, Node]:
     """The nodes up to the model every member starts from; only a tiny base begins at a random model."""
     config = profile.base_model
     if isinstance(config, PretrainedBase):
-        return {"base": pretrained_model(config, prompts_of(profile, manifest))}
+        return {"base": pretrained_model(config, named_prompts(profile, manifest))}
     random = random_model(config, prompts_of(profile, manifest), nodes)
     return {"random": random, "base": tiny_model(profile, config, manifest, {**nodes, "random": random})}
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from boom_utils.data.files import MOST_SHOWN, downloads_folder
 from boom_utils.errors import ConfigError, bullet_list, nearest
 from boom_utils.evaluation.statistics import Bootstrap, mean_estimate
+from boom_utils.model_folder import check_folder, read_spec, whole_folder
 from boom_utils.study.graph import Study
 from boom_utils.study.scoring import local_task, profile_benchmarks, scoring_of
 from boom_utils.study.stages import model_nodes, prompts_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,22 @@ def evaluate_model(
     name, folder = find_model(study, model)
     chosen, place = find_tasks(study, tasks), out or study.workspace.root / "evaluations"
     scoring = scoring_of(study.profile, downloads_folder(study.workspace.root))
+    if model not in model_nodes(study.profile) and any(own := stated_prompts(folder)):
+        log.info("%s: queries get %r and documents %r, as its folder says, not the prompts of the profile", name, *own)
+        chosen, scoring = [replace(task, prompt=own[0]) for task in chosen], replace(scoring, passage_prompt=own[1])
     found = collect_scores(Candidate(name, folder), chosen, place, scoring, devices)
     return Evaluated(_table(study, found), list(found.problems), place)
+
+
+def stated_prompts(folder: Path) -> tuple[str, str]:
+    """What a model folder itself puts before queries and documents (`EncoderSpec.own_prompts`).
+
+    Raises:
+        CheckpointError: The folder is no encoder.
+    """
+    with whole_folder(folder) as place:
+        check_folder(place)
+        return read_spec(place).own_prompts
 
 
 def find_model(study: Study, model: str) -> tuple[str, Path]:

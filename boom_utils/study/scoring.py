@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boom_utils.artifacts import Make, Node
-from boom_utils.config import PretrainedBase, Profile, query_prompt
+from boom_utils.config import Profile, query_prompt
 from boom_utils.data.manifest import Manifest
 from boom_utils.errors import ConfigError
 from boom_utils.evaluation.benchmarks import Benchmarks, BenchmarkTask, find_benchmarks, mteb_version, tasks_by_domain
-from boom_utils.study.stages import VERSION, Inputs, Nodes, model_nodes, prompts_of
+from boom_utils.study.stages import VERSION, Inputs, Nodes, fixed_prompts, model_nodes, prompts_of
 
 if TYPE_CHECKING:
     from boom_utils.evaluation.run import Scoring
@@ -25,13 +25,13 @@ def profile_benchmarks(profile: Profile) -> Benchmarks:
     Raises:
         ConfigError: mteb has no such benchmark, or one of its tasks is called like a task of the corpus.
     """
-    evaluation, base = profile.evaluation, profile.base_model
+    evaluation, fixed = profile.evaluation, fixed_prompts(profile)[0]
     found = find_benchmarks((*evaluation.in_domain_benchmarks, *evaluation.out_of_domain_benchmarks))
     if twice := sorted({*found.tasks} & {*evaluation.in_domain, *evaluation.out_of_domain}):
         raise ConfigError("tasks of the corpus are called like tasks of a benchmark", found=", ".join(twice))
-    style = base.prompts if isinstance(base, PretrainedBase) else "instruct"
     prompts = {
-        name: query_prompt(one.instruction[0], style, evaluation.query_template) for name, one in found.tasks.items()
+        name: query_prompt(one.instruction[0], evaluation.query_template) if fixed is None else fixed
+        for name, one in found.tasks.items()
     }
     return replace(found, tasks={name: replace(one, prompt=prompts[name]) for name, one in found.tasks.items()})
 
@@ -94,7 +94,8 @@ def scoring_of(profile: Profile, downloads: Path | None = None) -> Scoring:
     """How the models of a profile are scored."""
     from boom_utils.evaluation.run import Scoring
 
-    return Scoring(profile.evaluation.query_template, profile.evaluation.precision, downloads)
+    options, passage_prompt = profile.evaluation, fixed_prompts(profile)[1]
+    return Scoring(options.query_template, options.precision, downloads, passage_prompt)
 
 
 def _local(
@@ -128,6 +129,8 @@ def _node(
 ) -> Node:
     """What a score depends on besides the model (its folder says length and pooling): another value, another score."""
     made_with = {"prompt": prompt, "precision": profile.evaluation.precision, "mteb": mteb_version()}
+    if passage_prompt := fixed_prompts(profile)[1]:
+        made_with["passage_prompt"] = passage_prompt
     label = f"scores of {model} on {task.get('id', task.get('name'))}"
     described = {"model": model, "task": dict(task), **made_with}
     return Node("scores", VERSION["scores"], label, described, make, inputs, one_of_many=True)

@@ -7,6 +7,7 @@ The last two stages, which gather the results and draw from them, are in `boom_u
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from boom_utils.artifacts import Artifact, Node
 from boom_utils.config import QUERY_TEMPLATE, PretrainedBase, Profile, SubsetConfig, TinyBase, query_prompt
 from boom_utils.data.manifest import Manifest
+from boom_utils.errors import ConfigError
 
 VERSION: Mapping[str, int] = {
     "examples": 2,
@@ -108,18 +110,72 @@ def subset(profile: Profile, config: SubsetConfig, nodes: Nodes) -> Node:
     return Node("subset", VERSION["subset"], f"subset {config.name}", described, make, inputs)
 
 
+def fixed_prompts(profile: Profile) -> tuple[str | None, str]:
+    """What stands before every query, None where each has the instruction of its dataset; and before every passage.
+
+    Raises:
+        ConfigError: The base shall have its own prompts, and there are none in its folder.
+        DownloadError: Its folder has to be looked at and cannot be fetched.
+    """
+    base = profile.base_model
+    if not isinstance(base, PretrainedBase):
+        return None, ""
+    query, passage = (None if base.prompts == "instruct" else ""), ""
+    if base.prompts == "own" and None in (base.query_prompt, base.passage_prompt):
+        query, passage = own_prompts(base)
+    return (
+        query if base.query_prompt is None else base.query_prompt,
+        passage if base.passage_prompt is None else base.passage_prompt,
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def own_prompts(base: PretrainedBase) -> tuple[str, str]:
+    """What a base's own folder puts before queries and before documents.
+
+    Raises:
+        ConfigError: Nothing, or templates of instructions.
+        DownloadError: The folder cannot be fetched.
+    """
+    from boom_utils.model_folder import is_sentence_transformer, read_spec, whole_folder
+    from boom_utils.training.base_source import fetch_base
+
+    files = fetch_base(base)
+    with whole_folder(files.folder) as folder:
+        found = read_spec(folder).own_prompts if is_sentence_transformer(folder) else ("", "")
+    if not any(found):
+        raise ConfigError(
+            "the base has no prompts of its own",
+            where=files.folder / "config_sentence_transformers.json",
+            expected="prompts: query and document, plain texts",
+            fix="set base_model.query_prompt and base_model.passage_prompt, or base_model.prompts to none or instruct",
+        )
+    return found
+
+
+def named_prompts(profile: Profile, manifest: Manifest) -> dict[str, str]:
+    """The prompts that every encoder folder of a study keeps: by dataset, of all queries, of all documents."""
+    query, passage = fixed_prompts(profile)
+    fixed = {name: text for name, text in (("query", query), ("document", passage)) if text}
+    return {**prompts_of(profile, manifest), **fixed}
+
+
 def prompts_of(profile: Profile, manifest: Manifest, template: str = QUERY_TEMPLATE) -> dict[str, str]:
-    """Dataset -> text before its queries; with the template of training, as every encoder folder keeps it."""
-    style = profile.base_model.prompts if isinstance(profile.base_model, PretrainedBase) else "instruct"
+    """Dataset -> text before its queries; with the template of training unless another is given."""
+    fixed = fixed_prompts(profile)[0]
     asked = {manifest.task(name).dataset for name in _tasks(profile)}
     used = {*profile.corpus.datasets, *profile.corpus.new_datasets, *asked}
     # What a study does not use is left out: a manifest that grows changes no tokenizer and no model.
-    return {one.id: query_prompt(one.prompt, style, template) for one in manifest.datasets if one.id in used}
+    return {
+        one.id: query_prompt(one.prompt, template) if fixed is None else fixed
+        for one in manifest.datasets
+        if one.id in used
+    }
 
 
 def tokens(profile: Profile, manifest: Manifest, nodes: Nodes, *, new: bool = False) -> Node:
     """Token tables of all training datasets, or of all new ones: apart, so that these make nothing old anew."""
-    training, prompts = profile.training, prompts_of(profile, manifest)
+    training, prompts, passage_prompt = profile.training, prompts_of(profile, manifest), fixed_prompts(profile)[1]
     tokenizer = "random" if "random" in nodes else "base"
     names = profile.corpus.new_datasets if new else profile.corpus.datasets
     datasets = [manifest.dataset(name) for name in names]
@@ -132,15 +188,17 @@ def tokens(profile: Profile, manifest: Manifest, nodes: Nodes, *, new: bool = Fa
         encoder, counts = Encoder.load(found[tokenizer].path), {}
         for dataset in datasets:
             rows = iter_examples(found["examples"].path / "train" / f"{dataset.id}.jsonl")
-            passage_prompt = prompts[dataset.id] if dataset.instruction_on_passages else ""
-            rules = TextRules(prompts[dataset.id], passage_prompt, training.query_max_len, training.passage_max_len)
+            second = prompts[dataset.id] if dataset.instruction_on_passages else passage_prompt
+            rules = TextRules(prompts[dataset.id], second, training.query_max_len, training.passage_max_len)
             counts[dataset.id] = write_tokens(out / f"{dataset.id}.arrow", rows, rules, encoder.tokenize)
         return {"rows": counts}
 
-    described = {
+    described: dict[str, Any] = {
         "prompts": {dataset.id: [prompts[dataset.id], dataset.instruction_on_passages] for dataset in datasets},
         "lengths": [training.query_max_len, training.passage_max_len],
     }
+    if passage_prompt:
+        described["passage_prompt"] = passage_prompt
     inputs = {"examples": nodes["examples"], tokenizer: nodes[tokenizer]}
     label = "tokens of the new examples" if new else "tokens of the training examples"
     return Node("tokens", VERSION["tokens"], label, described, make, inputs)

@@ -21,6 +21,7 @@ from boom_utils.errors import CheckpointError, ConfigError, DownloadError
 
 PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
 """Files of a model that are read; weights only at the top, subfolders hold copies for other programs."""
+_NOT_OF_THE_BASE = {"name", "parameters", "embedding_parameters", "query_prompt", "passage_prompt"}
 _IGNORED = ("*/*.safetensors", "onnx/*", "openvino/*")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -57,7 +58,7 @@ def describe_base(config: PretrainedBase) -> dict[str, Any]:
         found = _folder_digest(config.place)
     else:
         found = _distribution_digest(config.name)
-    kept = config.model_dump(mode="json", exclude={"name", "parameters", "embedding_parameters"})
+    kept = config.model_dump(mode="json", exclude=_NOT_OF_THE_BASE)
     return {**kept, kind: found}
 
 
