@@ -363,7 +363,8 @@ def _add_adapter(transformer: Any, folder: Path) -> Any:
     if not (folder / ADAPTER).is_file():
         raise no_weights(folder, ADAPTER)
     config = PeftConfig.from_pretrained(str(folder))
-    config.task_type = None  # the wrapper of a task asks for more than a bare transformer has
+    # The wrapper of a task asks for more than a bare transformer has, and the folder of the base may be a link.
+    config.task_type = config.base_model_name_or_path = None
     wrapped = get_peft_model(transformer, config)
     # An adapter of a model with a head names the transformer inside it.
     stored = {

@@ -16,6 +16,7 @@ from boom_utils.evaluation import run
 from boom_utils.evaluation.run import evaluate_task
 from boom_utils.evaluation.statistics import Bootstrap, TaskSamples, difference_estimate, mean_estimate, score_draws
 from boom_utils.evaluation.tasks import LocalTask, build_task
+from boom_utils.model_folder import EncoderSpec
 
 
 class Words:
@@ -82,6 +83,20 @@ def test_an_sts_in_perfect_order_has_rank_correlation_one(words: None, tmp_path:
     write_jsonl(tmp_path / "set" / "test.jsonl", rows)
     facts = evaluate_task("mock", tmp_path, LocalTask("mock_sts", "sts", tmp_path / "set"), tmp_path)
     assert facts["main_score"] == pytest.approx(1.0)
+
+
+def test_an_sts_is_scored_by_the_similarity_of_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Lengths(Words):
+        spec = EncoderSpec("mean", False, 8, similarity="dot")
+
+        def encode(self, texts: list[str], prompt: str = "", tokens_per_batch: int = 0) -> np.ndarray:
+            return np.array([[float(part) for part in text.split()] for text in texts], dtype=np.float32)
+
+    monkeypatch.setattr(run, "_loaded", lambda *_: (Lengths(), "0" * 40))
+    rows = [{"sentence1": "1 1", "sentence2": f"{number} {9 - 2 * number}", "score": 4 - number} for number in range(5)]
+    write_jsonl(tmp_path / "set" / "test.jsonl", rows)
+    facts = evaluate_task("mock", tmp_path, LocalTask("mock_sts", "sts", tmp_path / "set"), tmp_path)
+    assert (facts["main_score"], facts["metric"], facts["similarity"]) == (pytest.approx(1.0), "spearman", "dot")
 
 
 @pytest.mark.promise(28)

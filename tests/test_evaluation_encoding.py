@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mteb  # noqa: F401  before any test: importing it seeds the global random generators
 import numpy as np
 import pytest
@@ -73,6 +75,32 @@ def test_a_stream_is_encoded_block_by_block_in_its_order(monkeypatch: pytest.Mon
     found = MtebEncoder(Spy(), META, "", prompt_documents=False).encode(iter(batches(numbers(21))))
     assert held == [8, 8, 5] and found.dtype == np.float32
     assert np.array_equal(found, Words().encode(numbers(21)))
+
+
+@pytest.mark.parametrize("name", ["cosine", "dot", "euclidean", "manhattan"])
+def test_embeddings_are_compared_as_the_model_says(encoder: Encoder, name: str) -> None:
+    from sentence_transformers import SimilarityFunction
+
+    encoder.spec = replace(encoder.spec, similarity=name, normalize=False)
+    wrapped, texts = MtebEncoder(encoder, META, "", prompt_documents=False), encoder.encode(TEXTS)
+    other = texts[::-1].copy()
+    wanted = SimilarityFunction.to_similarity_fn(name)(texts, other)
+    assert np.allclose(wrapped.similarity(texts, other), wanted, atol=1e-6)
+    assert np.allclose(wrapped.similarity_pairwise(texts, other), np.diag(wanted), atol=1e-6)
+
+
+def test_documents_get_their_own_prompt_unless_all_texts_are_queries() -> None:
+    found = []
+
+    class Spy(Words):
+        def encode(self, texts: list[str], prompt: str = "", tokens_per_batch: int | None = None) -> np.ndarray:  # type: ignore[override]
+            found.append(prompt)
+            return super().encode(texts)
+
+    for symmetric in (False, True):
+        task = MtebEncoder(Spy(), META, "query: ", prompt_documents=symmetric, passage_prompt="passage: ")
+        task.encode(batches(numbers(2)), prompt_type=PromptType.document)
+    assert found == ["passage: ", "query: "]
 
 
 def test_a_text_that_is_not_finite_is_counted_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

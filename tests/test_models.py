@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import TEXTS, tiny_config
+from conftest import TEXTS, bert_folder, tiny_config
 from safetensors.torch import load_file, save_file
 
 from boom_utils.errors import CheckpointError
-from boom_utils.model_folder import EncoderSpec, content_hash, read_spec
-from boom_utils.models import Encoder, pool
+from boom_utils.model_folder import ADAPTER_CONFIG, EncoderSpec, content_hash, read_json, read_spec
+from boom_utils.models import Encoder, OpenedEncoder, pool
 from boom_utils.packing import length_sorted_batches
 from boom_utils.training.base_model import random_encoder
 
 PROMPT = "Instruct: find it\nQuery: "
 MIXED = [text * times for text, times in zip(TEXTS, (1, 3, 1, 2, 1, 1, 4, 1), strict=True)]
+
+
+def theirs(folder: Path, texts: list[str] = MIXED, prompt: str = PROMPT) -> np.ndarray:
+    from sentence_transformers import SentenceTransformer
+
+    with torch.random.fork_rng(devices=[]):
+        model = SentenceTransformer(str(folder), device="cpu")
+    return np.asarray(model.encode(texts, prompt=prompt, batch_size=3))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**(read_json(path) or {}), **changes}))
 
 
 @pytest.mark.parametrize("pooling", ["lasttoken", "mean"])
@@ -113,6 +128,184 @@ def test_the_content_hash_changes_with_everything_a_score_depends_on(encoder_fol
     assert len(seen | {content_hash(encoder_folder)}) == 7
 
 
+# --- what users bring -------------------------------------------------------------------------------------------------
+
+CASES = ("plain", "include_prompt_false", "do_lower_case", "truncate_dim", "dot_product", "no_stated_length")
+CASES = (*CASES, "vocab_txt_only", "own_prompts", "trainer_output")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_folders_users_bring_are_encoded_as_sentence_transformers_encodes_them(cases: Path, case: str) -> None:
+    expected, folder = json.loads((cases / "expected.json").read_text()), cases / "models" / case
+    wanted, encoder = expected["models"][case], Encoder.load(folder)
+    found = encoder.encode(expected["texts"], expected["prompt"])
+    assert np.abs(found - np.array(wanted["embeddings"])).max() < 1e-5
+    assert encoder.spec.similarity == wanted["similarity"]
+    assert encoder.spec.max_seq_length == wanted["max_seq_length"]
+    same = case in ("plain", "trainer_output", "no_stated_length")
+    assert (content_hash(folder) == content_hash(cases / "models" / "plain")) is same
+
+
+def test_weights_of_a_compiled_module_are_refused_not_made_up(cases: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"(?s)37 tensors.*embeddings\.LayerNorm.*_orig_mod\."):
+        Encoder.load(cases / "models" / "compiled_names")
+
+
+@pytest.mark.parametrize("beyond", [False, True])
+@pytest.mark.parametrize("change", ["module.", "hole"])
+def test_a_model_whose_weights_are_not_all_there_is_refused(tmp_path: Path, change: str, beyond: bool) -> None:
+    folder = bert_folder(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    name = "encoder.layer.1.output.dense.weight"
+    kept = {f"module.{n}" if change == "module." else n: value for n, value in weights.items() if n != name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    edit(folder / "1_Pooling" / "config.json", include_prompt=not beyond)
+    with pytest.raises(CheckpointError, match=r"(?s)not in its weights.*(embeddings|encoder\.layer\.1\.output)\."):
+        Encoder.load(folder)
+
+
+def saved(folder: Path, add: Callable[[], list[Any]], **options: Any) -> Path:
+    """A tiny BERT with other modules behind its transformer."""
+    from sentence_transformers import SentenceTransformer
+
+    bert = SentenceTransformer(str(bert_folder(folder.with_name("bert"))), device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        SentenceTransformer(modules=[bert[0], *add()], device="cpu", **options).save(str(folder))
+    return folder
+
+
+def pooling(mode: Any, **options: Any) -> Any:
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    return Pooling(32, pooling_mode=mode, **options)
+
+
+def dense(**options: Any) -> Any:
+    from sentence_transformers.base.modules import Dense
+
+    return Dense(32, 16, **options)
+
+
+KINDS: dict[str, tuple[Callable[[], list[Any]], dict[str, Any]]] = {
+    "max": (lambda: [pooling("max")], {}),
+    "two poolings": (lambda: [pooling(("mean", "cls"))], {}),
+    "without the prompt": (lambda: [pooling("mean", include_prompt=False)], {}),
+    "dense": (lambda: [pooling("mean"), dense()], {"similarity_fn_name": "dot"}),
+    "cut": (lambda: [pooling("mean")], {"truncate_dim": 8, "similarity_fn_name": "euclidean"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_module_of_sentence_transformers_is_encoded_as_it_is_there(tmp_path: Path, kind: str) -> None:
+    add, options = KINDS[kind]
+    folder = saved(tmp_path / "model", add, **options)
+    encoder = Encoder.load(folder)
+    assert isinstance(encoder, OpenedEncoder) is (kind != "cut")
+    found = encoder.encode(MIXED, PROMPT)
+    assert np.abs(found - theirs(folder)).max() < 1e-5
+    assert found.shape == (len(MIXED), encoder.dimension)
+    assert encoder.spec.similarity == options.get("similarity_fn_name", "cosine")
+    assert content_hash(folder) != content_hash(tmp_path / "bert")
+    encoder.save(tmp_path / "again")
+    assert np.abs(Encoder.load(tmp_path / "again").encode(MIXED, PROMPT) - found).max() < 1e-6
+
+
+def test_texts_end_at_the_positions_whatever_the_folder_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, texts = bert_folder(tmp_path / "model"), ["word " * 500, "a file"]
+    edit(folder / "sentence_bert_config.json", max_seq_length=512)
+    with caplog.at_level(logging.WARNING, logger="boom_utils"):
+        found = Encoder.load(folder).encode(texts)
+    assert "64 tokens, its positions, not at 512" in caplog.text
+    edit(folder / "sentence_bert_config.json", max_seq_length=None)
+    edit(folder / "tokenizer_config.json", model_max_length=10**30)
+    assert np.array_equal(Encoder.load(folder).encode(texts), found)
+    assert np.abs(found - theirs(folder, texts, "")).max() < 1e-5
+    edit(folder / "1_Pooling" / "config.json", include_prompt=False)
+    edit(folder / "sentence_bert_config.json", max_seq_length=512)
+    assert np.abs(Encoder.load(folder).encode(texts) - found).max() < 1e-5
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("mode", ["mean", "lasttoken"])
+def test_a_text_without_tokens_is_the_zero_vector_as_in_sentence_transformers(
+    tmp_path: Path, mode: str, packed: bool
+) -> None:
+    folder = bert_folder(tmp_path / "model", pooling=mode)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    edit(folder / "tokenizer.json", **{**tokenizer, "post_processor": None})
+    edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    texts = ["", "a file", "the mean of an array"]
+    encoder = Encoder.load(folder)
+    encoder.use_packing(packed)
+    found = encoder.encode(texts)
+    assert not found[0].any() and found[1:].any(axis=1).all()
+    assert np.abs(found - theirs(folder, texts, "")).max() < 1e-5
+    assert not encoder.encode(["", ""]).any()
+    edit(folder / "1_Pooling" / "config.json", include_prompt=False)
+    opened = Encoder.load(folder)
+    assert np.abs(opened.encode(texts) - found).max() < 1e-5 and not opened.encode([""]).any()
+
+
+@pytest.mark.parametrize("own_layout", [True, False])
+def test_an_adapter_folder_is_its_base_with_the_adapter_added(tmp_path: Path, own_layout: bool) -> None:
+    from peft import LoraConfig, get_peft_model
+    from sentence_transformers import SentenceTransformer
+
+    base = bert_folder(tmp_path / "base")
+    model, adapter = SentenceTransformer(str(base), device="cpu"), tmp_path / "adapter"
+    with torch.random.fork_rng(devices=[]):
+        wrapped = get_peft_model(model[0].model, LoraConfig(target_modules=["query", "value"], init_lora_weights=False))
+    wrapped.save_pretrained(adapter)
+    if own_layout:
+        model.tokenizer.save_pretrained(adapter)
+        (adapter / "1_Pooling").mkdir()
+        model[1].save_config(str(adapter / "1_Pooling"))
+        for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
+            (adapter / name).write_bytes((base / name).read_bytes())
+    edit(adapter / ADAPTER_CONFIG, base_model_name_or_path="../base")
+    expected = model.encode(MIXED, prompt=PROMPT)
+    assert np.abs(Encoder.load(adapter).encode(MIXED, PROMPT) - expected).max() < 1e-5
+    assert np.abs(Encoder.load(base).encode(MIXED, PROMPT) - expected).max() > 1e-2
+    before = content_hash(adapter)
+    assert before != content_hash(base)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    renamed = {name.replace("query", "question"): value for name, value in weights.items()}
+    save_file(renamed, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    assert content_hash(adapter) != before
+    with pytest.raises(CheckpointError, match=r"(?s)does not fit its base.*query.*question"):
+        Encoder.load(adapter)
+    edit(adapter / ADAPTER_CONFIG, base_model_name_or_path="someone/else")
+    with pytest.raises(CheckpointError, match="not a folder on this computer"):
+        Encoder.load(adapter)
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    folder = bert_folder(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        Encoder.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "default", "own"),
+    [
+        ({"query": "query: ", "document": "passage: "}, "query", ("query: ", "passage: ")),
+        ({"query": "query: ", "passage": "passage: "}, None, ("query: ", "passage: ")),
+        ({"all": "text: "}, "all", ("text: ", "text: ")),
+        ({"query": "", "document": "", "toy": PROMPT}, None, ("", "")),
+        ({"query": PROMPT, "document": ""}, None, ("", "")),
+    ],
+)
+def test_prompts_of_a_models_own_are_those_it_puts_before_all_queries_and_all_documents(
+    prompts: dict[str, str], default: str | None, own: tuple[str, str]
+) -> None:
+    assert EncoderSpec("mean", True, 8, prompts, default).own_prompts == own
+
+
+# --- what is unsafe or incomplete -------------------------------------------------------------------------------------
+
+
 class Payload:
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -134,7 +327,7 @@ def test_a_pickle_is_refused_and_not_run(encoder_folder: Path, tmp_path: Path) -
 def test_a_model_that_brings_its_own_code_is_refused(encoder_folder: Path) -> None:
     config = json.loads((encoder_folder / "config.json").read_text())
     (encoder_folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}))
-    with pytest.raises(CheckpointError, match="its own code"):
+    with pytest.raises(CheckpointError, match="code of its own"):
         Encoder.load(encoder_folder)
 
 
@@ -144,11 +337,13 @@ def test_a_plain_transformers_folder_is_refused_instead_of_being_mean_pooled(enc
         Encoder.load(encoder_folder)
 
 
-def test_an_unknown_module_is_refused(encoder_folder: Path) -> None:
+@pytest.mark.promise(20)
+@pytest.mark.parametrize("kind", ["evil.Module", "sentence_transformers.models.NoSuchModule"])
+def test_a_module_that_is_not_of_sentence_transformers_is_refused(encoder_folder: Path, kind: str) -> None:
     modules = json.loads((encoder_folder / "modules.json").read_text())
-    modules.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"})
+    modules.append({"idx": 3, "name": "3", "path": "3_Own", "type": kind})
     (encoder_folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(CheckpointError, match="Dense"):
+    with pytest.raises(CheckpointError, match=kind.rsplit(".", 1)[-1]):
         Encoder.load(encoder_folder)
 
 

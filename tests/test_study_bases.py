@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from conftest import bert_folder
 from boom_utils.artifacts import Artifact, Workspace, write_json
 from boom_utils.config import PROFILES, Profile
 from boom_utils.data.examples import TrainingExample, write_examples, write_jsonl
+from boom_utils.data.tokens import open_tokens
 from boom_utils.errors import ConfigError
 from boom_utils.model_folder import read_spec
 from boom_utils.study.graph import NOTEBOOKS, Study
+from boom_utils.study.stages import own_prompts
 
 DATASETS = ("summary_to_description", "parameter_question", "exception_class", "parameter_overlap_sts")
 
@@ -68,8 +71,32 @@ def test_a_base_without_instructions_gets_none_in_training_and_evaluation(tmp_pa
     assert instructed.nodes["scores/base/parameter_question"].config["prompt"].startswith("Instruct: ")
 
 
-def test_a_member_and_its_scores_are_made_from_a_pretrained_base(tmp_path: Path) -> None:
-    study = study_of(tmp_path, {"name": str(bert_folder(tmp_path / "model")), "prompts": "none"})
+def test_a_base_says_its_own_prompts_or_the_profile_does(tmp_path: Path) -> None:
+    folder, facts = bert_folder(tmp_path / "model"), {"name": str(tmp_path / "model")}
+    with pytest.raises(ConfigError, match="no prompts of its own"):
+        _ = study_of(tmp_path, {**facts, "prompts": "own"}).nodes
+    stated = {"query": "query: ", "document": "passage: "}
+    general = json.loads((folder / "config_sentence_transformers.json").read_text()) | {"prompts": stated}
+    write_json(folder / "config_sentence_transformers.json", general)
+    own_prompts.cache_clear()
+    own = study_of(tmp_path, {**facts, "prompts": "own"}).nodes
+    explicit = {"prompts": "none", "query_prompt": "query: ", "passage_prompt": "passage: "}
+    for nodes in (own, study_of(tmp_path, {**facts, **explicit}).nodes):
+        prompts = nodes["base"].config["prompts"]
+        assert set(prompts.values()) == {"query: ", "passage: "}
+        assert {name: prompts[name] for name in stated} == stated
+        assert {prompt for prompt, _ in nodes["tokens"].config["prompts"].values()} == {"query: "}
+        assert nodes["tokens"].config["passage_prompt"] == "passage: "
+        score = nodes["scores/base/parameter_question"].config
+        assert (score["prompt"], score["passage_prompt"]) == ("query: ", "passage: ")
+    instructed = study_of(tmp_path, {**facts, "passage_prompt": "passage: "}).nodes["tokens"].config
+    assert {prompt.partition(" ")[0] for prompt, _ in instructed["prompts"].values()} == {"Instruct:"}
+    assert instructed["passage_prompt"] == "passage: "
+
+
+def test_a_member_and_its_scores_are_made_from_a_pretrained_base_with_its_prompts(tmp_path: Path) -> None:
+    base_model = {"name": str(bert_folder(tmp_path / "model")), "prompts": "none", "passage_prompt": "file "}
+    study = study_of(tmp_path, base_model)
 
     def examples(out: Path, _: Any) -> dict[str, Any]:
         for dataset in DATASETS:
@@ -88,7 +115,14 @@ def test_a_member_and_its_scores_are_made_from_a_pretrained_base(tmp_path: Path)
     assert read_spec(base.path).prompts["parameter_question"] == ""
     scores: Artifact = study.build("scores/s60/parameter_question")
     assert 0 < scores.facts["main_score"] <= 1
-    assert study.build("member/s60").facts["steps"] > 0
+    member = study.build("member/s60")
+    assert member.facts["steps"] > 0
+    assert read_spec(member.path).own_prompts == ("", "file ")
+    from transformers import AutoTokenizer
+
+    words = AutoTokenizer.from_pretrained(member.path)
+    table = open_tokens(study.build("tokens").path)["parameter_question"]
+    assert words.decode(table.positive(0, 0)).startswith("[CLS] file return")
 
 
 def test_a_base_that_is_not_there_is_an_error_only_when_it_is_wanted(tmp_path: Path) -> None:

@@ -158,6 +158,31 @@ def test_the_command_scores_a_folder_and_its_table_says_score_interval_and_sampl
     assert "summary_to_description  ndcg_at_10" in said
 
 
+CASES = ("plain", "include_prompt_false", "do_lower_case", "truncate_dim", "dot_product", "no_stated_length")
+
+
+@pytest.mark.parametrize("case", [*CASES, "vocab_txt_only", "own_prompts", "trainer_output"])
+def test_the_command_scores_the_folders_users_bring(
+    profile: Path, cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    folder, out = cases / "models" / case, tmp_path / "out"
+    assert main(["evaluate", str(folder), "--profile", str(profile), "--out", str(out), "--devices", "1"]) == 0
+    stored = json.loads(next((out / "samples").rglob("parameter_question.json")).read_text())["facts"]
+    assert 0 <= stored["main_score"] <= 1
+    assert stored.get("similarity", "cosine") == ("dot" if case == "dot_product" else "cosine")
+    own = case == "own_prompts"
+    assert (stored["prompt"] == "query: ", stored.get("passage_prompt") == "passage: ") == (own, own)
+    assert ("not the prompts of the profile" in capsys.readouterr().out) is own
+
+
+def test_the_command_refuses_weights_that_are_not_the_models(
+    profile: Path, cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = cases / "models" / "compiled_names"
+    assert main(["evaluate", str(folder), "--profile", str(profile), "--out", str(tmp_path / "out")]) == 1
+    assert "_orig_mod." in capsys.readouterr().out and not list((tmp_path / "out").rglob("*.json"))
+
+
 def test_models_and_tasks_that_are_not_there_are_named(profile: Path, model: Candidate) -> None:
     study = Study(Profile.model_validate(yaml.safe_load(profile.read_text())))
     assert find_model(study, str(model.folder)) == ("mine", model.folder)
