@@ -30,6 +30,7 @@ from boom_utils.evaluation.metrics import (
 
 SCORES: Mapping[str, Callable[[Mapping[str, np.ndarray], np.ndarray], np.ndarray]] = {
     "cosine_spearman": spearman,
+    "spearman": spearman,
     "max_ap": max_average_precision,
     "v_measure": mean_of_experiments,
 }
