@@ -24,7 +24,7 @@ Tokenize = Callable[[Sequence[str], int], list[list[int]]]
 
 _ROWS_A_BATCH = 8192
 """Rows that are in memory together, and form one record batch; a text they share is tokenised once."""
-_TEXTS_AT_ONCE = 4096
+_TEXTS_AT_ONCE = 8192
 """Texts that are tokenised in one call: a tokenizer's lists take some ten times the memory of arrays."""
 _TEXT = pa.list_(pa.int32())
 SCHEMA = pa.schema([("query", _TEXT), ("pos", pa.list_(_TEXT)), ("neg", pa.list_(_TEXT))])
