@@ -60,11 +60,6 @@ class Labelled:
     label: str
     split: Split
 
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The text."""
-        return (self.text,)
-
 
 def normalise(text: str) -> str:
     """Form in which two texts count as the same: case folded, white space collapsed."""
@@ -262,13 +257,18 @@ def _no_constant(name: str) -> None:
     raise BrokenRuleError(f"not JSON: {name} is not a JSON number")
 
 
-def _rows(path: Path, make: Callable[[bytes, int], Item]) -> Iterator[Item | BadLine]:
+def _rows(path: Path, make: Callable[[bytes, int], Item], on_bad_line: OnBadLine = "error") -> Iterator[Item]:
+    bad = BadLines(on_bad_line)
     try:
         with path.open("rb") as handle:
             for number, line in enumerate(lines_of(handle), start=1):
-                yield tried(f"{path.name}:{number}", make, line, number)
+                if isinstance(found := tried(f"{path.name}:{number}", make, line, number), BadLine):
+                    bad.add(found)
+                else:
+                    yield found
     except FileNotFoundError:
         raise DataError(f"there is no file {path.name}", where=path) from None
+    bad.close()
 
 
 def iter_examples(path: Path, on_bad_line: OnBadLine = "error") -> Iterator[TrainingExample]:
@@ -289,14 +289,10 @@ def iter_examples(path: Path, on_bad_line: OnBadLine = "error") -> Iterator[Trai
     >>> [example.pos for example in iter_examples(Path("mine.jsonl"))]
     [('its answer',)]
     """
-    bad, good = BadLines(on_bad_line), 0
-    for found in _rows(path, lambda line, number: check_row(json_row(line, number))):
-        if isinstance(found, BadLine):
-            bad.add(found)
-        else:
-            good += 1
-            yield found
-    bad.close()
+    good = 0
+    for example in _rows(path, lambda line, number: check_row(json_row(line, number)), on_bad_line):
+        good += 1
+        yield example
     if not good:
         raise DataError(f"{path.name} has no training examples", where=path.name, expected="at least one line")
 
@@ -336,19 +332,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         The objects, in order.
 
     Raises:
-        DataError: The first malformed line, as ``file:line:column`` and the rule.
+        DataError: Malformed lines, as ``file:line:column`` and the rule.
 
     >>> write_jsonl(Path("queries.jsonl"), [{"id": "q1", "text": "a question"}])
     1
     >>> read_jsonl(Path("queries.jsonl"))
     [{'id': 'q1', 'text': 'a question'}]
     """
-    rows = []
-    for row in _rows(path, json_row):
-        if isinstance(row, BadLine):
-            raise DataError(f"malformed line in {path.name}", where=row.where, found=row.rule)
-        rows.append(row)
-    return rows
+    return list(_rows(path, json_row))
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
