@@ -18,6 +18,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -45,8 +46,7 @@ from boom_utils.errors import ConfigError, DataError, DownloadError, bullet_list
 log = logging.getLogger(__name__)
 
 Kind = Literal["examples", "graded", "labelled"]
-Record = TrainingExample | tuple[str, str, float] | tuple[str, str]
-"""Of the kind examples, graded (both sentences and the score) or labelled (text and label)."""
+Record = TrainingExample | tuple[str, str, float] | tuple[str, str]  # example; sentences and score; text and label
 Row = Mapping[str, Any]
 
 PLAIN = Columns()
@@ -182,28 +182,37 @@ def count_rows_of(path: Path) -> int:
     Raises:
         DataError: The file is damaged, or of no known kind.
     """
-    return sum(1 for _ in _rows(path))
+    import pyarrow.parquet as pq
+
+    if path.suffix != ".parquet":
+        return sum(1 for _ in _rows(path))
+    with _explained(path, "parquet"):
+        return int(pq.read_metadata(path).num_rows)
 
 
-Make = Callable[[], Any]
-"""Parses one row; raises `BrokenRuleError`."""
+Make = Callable[[], Any]  # parses one row; raises `BrokenRuleError`
 
 
 def _rows(path: Path) -> Iterator[Make]:
-    import pyarrow as pa
-
     if not (kind := READABLE.search(path.name)):
         raise DataError(f"{path.name} is of no kind that can be read", expected="jsonl, json, csv, tsv, parquet, arrow")
     readers: dict[str, Callable[[Path], Iterator[Make]]] = {"json": _json, "csv": _csv, "parquet": _parquet}
     readers |= {"tsv": partial(_csv, delimiter="\t"), "arrow": _arrow}
-    try:
+    with _explained(path, kind[1]):
         yield from readers.get(kind[1], _json_lines)(path)
+
+
+@contextmanager
+def _explained(path: Path, kind: str) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
     except FileNotFoundError:
         raise DataError(f"there is no file {path.name}", where=path.name) from None
     except (OSError, pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path.name} is damaged, cut off or no {kind[1]} file", where=path.name, found=error, fix="get it again"
-        ) from None
+        what = f"{path.name} is damaged, cut off or no {kind} file"
+        raise DataError(what, where=path.name, found=error, fix="get it again") from None
 
 
 def _opened(path: Path) -> io.BufferedReader:
