@@ -23,6 +23,7 @@ from conftest import HANGS, QUESTIONS, SHARED
 from hub_server import HubServer
 
 from boom_utils.config import CorpusConfig
+from boom_utils.data import own as own_reader
 from boom_utils.data.examples import LONGEST_LINE, TrainingExample, hash_share, read_examples, read_jsonl
 from boom_utils.data.fetching import fetch_datasets
 from boom_utils.data.manifest import Manifest, load_manifest
@@ -246,7 +247,6 @@ def test_a_file_without_one_good_row_says_so(tmp_path: Path) -> None:
 
 def test_a_hub_dataset_is_its_training_files_at_one_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import datasets
-    import huggingface_hub
 
     path = "hf://datasets/owner/faq@" + "a" * 40 + "/data/train.parquet"
     splits = {"train": [path], "test": ["hf://datasets/owner/faq@aa/data/test.parquet"]}
@@ -256,15 +256,19 @@ def test_a_hub_dataset_is_its_training_files_at_one_revision(monkeypatch: pytest
         asked.append(name)
         return SimpleNamespace(config=SimpleNamespace(data_files=splits))
 
-    def download(*name: str, **options: str) -> str:
-        asked.append((*name, options["revision"]))
-        return str(save(tmp_path / "train.parquet", ROWS))
+    def snapshot(repo: str, files: list[str], revision: str, cached: bool = False) -> Path:
+        asked.append((repo, *files, revision, cached))
+        if not cached:
+            save(tmp_path / "data" / "train.parquet", ROWS)
+        return tmp_path
 
     monkeypatch.setattr(datasets, "load_dataset_builder", look)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(own_reader, "hub_snapshot", snapshot)
     assert own_datasets("owner/faq:pair") == {"faq-pair": [path]}
     assert check_files([path]).rows == 10
-    assert asked == [("owner/faq", "pair"), ("owner/faq", "data/train.parquet", "a" * 40)]
+    assert check_files([path]).rows == 10
+    file = ("owner/faq", "data/train.parquet", "a" * 40)
+    assert asked == [("owner/faq", "pair"), (*file, True), (*file, False), (*file, True)]
     monkeypatch.undo()
     with pytest.raises(DownloadError, match="hub dataset owner/faq cannot be looked at"):
         own_datasets("owner/faq")

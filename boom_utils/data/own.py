@@ -18,7 +18,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from boom_utils.data.examples import (
     lines_of,
     tried,
 )
-from boom_utils.data.files import hub_errors
+from boom_utils.data.files import hub_snapshot
 from boom_utils.data.manifest_hub import READABLE, Columns
 from boom_utils.errors import ConfigError, DataError, DownloadError, bullet_list, nearest
 
@@ -138,15 +138,15 @@ def local_path(name: str, folder: Path = Path()) -> Path:
         folder: What its path is relative to.
 
     Raises:
-        DownloadError: It cannot be had.
+        DownloadError, ConfigError: It cannot be had, as `boom_utils.data.files.hub_snapshot` says.
     """
     if not (parts := _HUB_FILE.fullmatch(name)):
         return folder / name
-    from huggingface_hub import hf_hub_download
-
     repo, revision, path = parts.groups()
-    with hub_errors(name):
-        return Path(hf_hub_download(repo, path, repo_type="dataset", revision=revision))
+    with suppress(DownloadError):  # of one commit: nobody needs to be asked for what is there
+        if (there := hub_snapshot(repo, [path], revision, cached=True) / path).is_file():
+            return there
+    return hub_snapshot(repo, [path], revision) / path
 
 
 # --- rows of a file ---------------------------------------------------------------------------------------------------
