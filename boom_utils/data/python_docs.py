@@ -109,9 +109,8 @@ def docstring_to_code(definition: Definition, split: Split, seed: int) -> Iterat
 def shorten_code(code: str) -> str:
     """The first whole lines of a source that stay below `CODE_WORDS` words and `CODE_CHARACTERS` characters."""
     lines = code.split("\n")
-    words, characters = (
-        np.cumsum([len(part) for part in parts]) for parts in (map(str.split, lines), map(str.strip, lines))
-    )
+    words = np.cumsum([len(line.split()) for line in lines])
+    characters = np.cumsum([len(line.strip()) for line in lines])
     return "\n".join(lines[: int(((words <= CODE_WORDS) & (characters <= CODE_CHARACTERS)).sum())])
 
 
@@ -151,7 +150,7 @@ def summary_to_module(pairs: Iterable[Candidate]) -> list[Candidate]:
     found = []
     for one in pairs:
         parts = [part for part in one.groups[0].split(".") if not part.startswith("_")]
-        if one.split != "pretraining" and parts and parts[0] not in one.text.lower():
+        if one.split in ("train", "evaluation") and parts and parts[0] not in one.text.lower():
             found.append(Candidate(one.text, one.split, groups=(".".join(parts[:2]),)))
     return balanced(found, MODULES, 2)
 
