@@ -89,22 +89,19 @@ def of_kind(folder: Path, kind: str) -> Path:
     folder.mkdir()
     texts, answers = ([f"{TEXTS[n % 8]} {hex(10**9 * n**3 + one)}" for n in range(1, 161)] for one in (0, 1))
     columns: Any = {
-        "triplets": {"query": texts, "pos": [[text] for text in answers], "neg": [[text] for text in answers[::-1]]},
         "pairs": {"anchor": texts, "positive": answers},
         "graded": {"sentence1": texts, "sentence2": answers[::-1], "score": [n % 6 / 5 for n in range(160)]},
         "labelled": {"text": texts, "label": [n % 8 for n in range(160)]},
     }[kind]
     table = pd.DataFrame(columns)
-    if kind == "triplets":
-        table.to_json(folder / "help_desk.jsonl.gz", orient="records", lines=True)
-    elif kind == "pairs":
+    if kind == "pairs":
         table.to_parquet(folder / "help_desk.parquet")
     else:
         table.to_csv(folder / "help_desk.csv", index=False)
     return folder
 
 
-@pytest.mark.parametrize("kind", ["triplets", "pairs", "graded", "labelled"])
+@pytest.mark.parametrize("kind", ["pairs", "graded", "labelled"])
 def test_the_study_of_own_rows_trains_merges_and_compares_on_rows_that_nobody_trained_on(
     tmp_path: Path, kind: str
 ) -> None:
