@@ -263,6 +263,7 @@ def _is_progress(record: logging.LogRecord) -> bool:
 
 
 def _merge(options: argparse.Namespace) -> None:
+    from boom_utils.artifacts import naming
     from boom_utils.merging.recipe import load_recipe
     from boom_utils.merging.writer import MergeOptions, merge
 
@@ -276,7 +277,8 @@ def _merge(options: argparse.Namespace) -> None:
             "name the folder of the merged model", fix="boom merge RECIPE.yaml OUT, or --plan to look only"
         )
     chosen = MergeOptions(max_shard_bytes=int(options.shard_gb * 1e9), threads=options.threads)
-    facts = merge(load_recipe(options.recipe), options.out, chosen)
+    with naming(options.out):
+        facts = merge(load_recipe(options.recipe), options.out, chosen)
     for member in facts["members"]:
         weight = "" if member["weight"] is None else f": weight {member['weight']}"
         used = "" if member["used_weight"] is None else f", used as {member['used_weight']:.4f}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -83,11 +82,11 @@ def _product_seconds(precision: str, size: int = 512) -> float:
     import torch
 
     square = torch.ones(size, size, dtype=dtype_of(precision), device=_device())
-    return _median_seconds(lambda: square @ square, repeats=3)
+    return _shortest_seconds(lambda: square @ square, repeats=3)
 
 
-def _median_seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median of several runs, after one that warms up."""
+def _shortest_seconds(work: Callable[[], object], repeats: int) -> float:
+    """The shortest of several runs, after one that warms up: other work on the machine makes the others longer."""
     import torch
 
     taken = []
@@ -97,7 +96,7 @@ def _median_seconds(work: Callable[[], object], repeats: int) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - began)
-    return statistics.median(taken[1:])
+    return min(taken[1:])
 
 
 def _device() -> str:
@@ -151,7 +150,7 @@ def measure(shape: Mapping[str, Any], precision: str, length: int) -> dict[str, 
                 states_NLD = model(input_ids=tokens_NL).last_hidden_state
             states_NLD.float().mean().backward()
 
-        rate = flops_a_row * len(tokens_NL) / _median_seconds(step, repeats=4)
+        rate = flops_a_row * len(tokens_NL) / _shortest_seconds(step, repeats=6)
     return {"parameters": whole.num_parameters(), "matrices": _matrices(whole), "flops_per_second": float(rate)}
 
 

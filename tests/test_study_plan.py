@@ -33,10 +33,11 @@ ROWS = {
 }
 
 
-def study_of(workspace: Path, rows: Mapping[str, int | None] | None = None, **training: Any) -> Study:
-    """Smoke, with other training options."""
+def study_of(workspace: Path, corpus: Mapping[str, Any] | None = None, **training: Any) -> Study:
+    """Smoke, with other options of training and corpus."""
     content = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
     content["training"] |= {"query_max_len": 10, "passage_max_len": 20, **training}
+    content["corpus"] |= corpus or {}
     content["subsets"].append({"name": "rest", "complement_of": "p40"})
     content["members"].append({"name": "rest", "subset": "rest"})
     return Study(Profile.model_validate(content), Workspace(workspace))
@@ -132,7 +133,7 @@ def test_time_is_that_of_this_machine_measured_once_and_shown_in_hours_and_minut
     assert [(shape["model_type"], shape["hidden_size"], *rest) for shape, *rest in measured] == [
         ("qwen3", 128, "fp32", 20)
     ]
-    assert "- time here: 1 GFLOP/s in fp32 on one device of this machine, measured in a few training steps" in texts[0]
+    assert "- time here: 1 GFLOP/s in fp32 on one device of this machine, measured once" in texts[0]
     seconds = math.ceil(6 * MATRICES * 208 * 50 / RATE)
     full = next(line for line in texts[0].splitlines() if line.startswith("full "))
     assert f" 0:{seconds // 60:02}:{seconds % 60:02} " in full
@@ -144,23 +145,27 @@ def test_time_is_that_of_this_machine_measured_once_and_shown_in_hours_and_minut
 
 def test_unknown_rows_stay_unknown_and_make_sums_lower_bounds(tmp_path: Path, rows: dict[str, int | None]) -> None:
     rows["exception_class"] = None
-    plan = plan_study(study_of(tmp_path))
+    study = study_of(tmp_path, {"train_rows": None})
+    plan = plan_study(study)
     full = cost_of(plan, "full")
-    assert (full.amounts["examples"], full.at_least, plan.at_least) == (168, True, True)
+    assert (full.amounts["examples"], full.at_least, plan.at_least()) == (168, True, True)
     assert plan.unknown_rows == ("exception_class",)
     assert "rows unknown for 1 datasets" in plan_text(plan)
     assert ">= 168" in plan_text(plan)
     for name in rows:
         rows[name] = None
-    nothing = plan_study(study_of(tmp_path))
+    nothing = plan_study(study)
     found = json.loads(json.dumps(nothing.as_json(), allow_nan=False))
     full = next(model for model in found["models"] if model["name"] == "full")
     assert (full["amounts"]["flops"], full["at_least"]) == (None, True)
     assert "unknown" in plan_text(nothing)
 
 
-def test_rows_are_capped_as_the_profile_says(tmp_path: Path, rows: dict[str, int | None]) -> None:
-    rows["summary_to_description"] = 10**6
+@pytest.mark.parametrize("stated", [10**6, None])
+def test_rows_are_at_most_what_the_profile_takes(
+    tmp_path: Path, rows: dict[str, int | None], stated: int | None
+) -> None:
+    rows["summary_to_description"] = stated
     assert cost_of(plan_study(study_of(tmp_path)), "full").amounts["steps"] == 560 // 16 + 2 + 5 + 5
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from boom_utils.artifacts import naming
 from boom_utils.data.files import MOST_SHOWN, downloads_folder
 from boom_utils.errors import ConfigError, bullet_list, nearest
 from boom_utils.evaluation.statistics import Bootstrap, mean_estimate
@@ -59,7 +60,8 @@ def evaluate_model(
     if model not in model_nodes(study.profile) and any(own := stated_prompts(folder)):
         log.info("%s: queries get %r and documents %r, as its folder says, not the prompts of the profile", name, *own)
         chosen, scoring = [replace(task, prompt=own[0]) for task in chosen], replace(scoring, passage_prompt=own[1])
-    found = collect_scores(Candidate(name, folder), chosen, place, scoring, devices)
+    with naming(place):
+        found = collect_scores(Candidate(name, folder), chosen, place, scoring, devices)
     return Evaluated(_table(study, found), list(found.problems), place)
 
 

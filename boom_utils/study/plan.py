@@ -100,14 +100,14 @@ class StudyPlan:
         costs = [cost.amounts for cost in self.models if not (to_do and cost.up_to_date)]
         return {name: _sum([amounts[name] for amounts in costs if name in amounts]) for name in AMOUNTS}
 
-    @property
-    def at_least(self) -> bool:
-        """Whether the sums leave out something that is not known."""
-        return any(cost.at_least or any(map(math.isnan, cost.amounts.values())) for cost in self.models)
+    def at_least(self, *, to_do: bool = False) -> bool:
+        """Whether `total` leaves out something that is not known."""
+        costs = [cost for cost in self.models if not (to_do and cost.up_to_date)]
+        return any(cost.at_least or any(math.isnan(cost.amounts.get(name, 0.0)) for name in AMOUNTS) for cost in costs)
 
     def as_json(self) -> dict[str, Any]:
         """JSON-able form; ``nodes`` is the graph, every node with the names of its inputs, inputs first."""
-        sums = {"totals": self.total(), "to_do": self.total(to_do=True), "at_least": self.at_least}
+        sums = {"totals": self.total(), "to_do": self.total(to_do=True), "at_least": self.at_least()}
         found: dict[str, Any] = _without_nan({**asdict(self), **sums})
         return found
 
@@ -176,13 +176,13 @@ class _Planner:
 
     @cached_property
     def rows(self) -> dict[str, int | None]:
-        """Training rows of every dataset: of the examples if they are made, else of the manifest, capped."""
+        """Training rows of every dataset: of the examples if they are made, else as stated, `train_rows` at most."""
         most = self.study.profile.corpus.train_rows
         stated = known_rows(self.study.manifest)
         if "examples" in self.found:
             counted = self.found["examples"].facts["rows"]
             return {name: counted.get(f"train/{name}") for name in stated}
-        return {name: rows if rows is None or most is None else min(rows, most) for name, rows in stated.items()}
+        return {name: most if rows is None else min(rows, most or rows) for name, rows in stated.items()}
 
     @cached_property
     def lengths(self) -> dict[str, _Texts]:
@@ -259,9 +259,8 @@ class _Planner:
             rows = self.rows[name] if member.cluster is None else None  # a cluster is found by the interaction analysis
             parts.append(None if rows is None else self._dataset(dataset, rows, share or 0.0, training, complement))
         known = [part for part in parts if part is not None]
-        counted = {
-            name: _sum([p[name] for p in known] or [UNKNOWN]) for name in ("examples", "steps", "tokens", "again")
-        }
+        counted = {name: _sum([p[name] for p in known] or [UNKNOWN]) for name in ("examples", "steps", "tokens")}
+        counted["again"] = _sum([p["again"] for p in known])
         if f"plan/{member.name}" in self.found:
             facts = self.found[f"plan/{member.name}"].facts
             counted |= {"examples": facts["examples"], "steps": facts["batches"]}
@@ -304,9 +303,12 @@ class _Planner:
     def _said(self, unknown: int) -> list[str]:
         """What the numbers rest on."""
         training, given = self.training, self.given
-        where = (
-            "the examples" if "examples" in self.found else f"manifest {self.study.manifest.name}, before conversion"
-        )
+        if "examples" in self.found:
+            where = "the examples"
+        else:
+            most = self.study.profile.corpus.train_rows
+            bound = f"; {most} (corpus.train_rows) where none are stated, an upper bound" if most else ""
+            where = f"manifest {self.study.manifest.name}, before conversion{bound}"
         said = [f"rows: counted in {where}" + (f"; unknown for {unknown} datasets" if unknown else "")]
         if self.lengths:
             said.append(f"lengths: measured, tokens of {len(self.lengths)} datasets are in the workspace")
@@ -328,7 +330,9 @@ class _Planner:
         elif not math.isnan(self.weights[1]):
             of = "layers of the base's shape" if self.shape else "a BERT, as the base is not here"
             rate = f"{self.measured['flops_per_second'] / 1e9:.3g} GFLOP/s in {training.precision}"
-            said.append(f"time here: {rate} on one device of this machine, measured in a few training steps of {of}")
+            said.append(
+                f"time here: {rate} on one device of this machine, measured once (speed/) in training steps of {of}"
+            )
         said.append(f"device hours: {given.device_tflops:g} TFLOP/s at {100 * given.utilisation:g} % utilisation")
         rest = "the interaction analysis, products of attention"
         return [*said, f"not counted: conversion, mining, tokenising, merging, evaluation, {rest}"]
@@ -381,8 +385,8 @@ def plan_text(plan: StudyPlan) -> str:
 
     rows = [("", *(_COLUMNS[name][0] for name in columns), "")]
     rows += [line(c.name, c.amounts, c.at_least, "up to date" if c.up_to_date else "to do") for c in plan.models]
-    rows.append(line("all", total, plan.at_least))
-    rows.append(line("still to do", plan.total(to_do=True), plan.at_least))
+    rows.append(line("all", total, plan.at_least()))
+    rows.append(line("still to do", plan.total(to_do=True), plan.at_least(to_do=True)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]]).rstrip() for row in rows
