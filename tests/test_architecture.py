@@ -30,7 +30,7 @@ ROOMS = [
     {"evaluation"},
     {"reporting"},
     {"study"},
-    {"cli", "cli_data"},
+    {"cli"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
