@@ -161,7 +161,14 @@ def write_card(folder: Path, card: Card) -> None:
         "costs": _costs(trained),
         "seeds": ", ".join(map(str, sorted({cost.seed for cost in trained.values()}))),
     }
-    parts = {"card": card, "data": card.provenance.data, "repo": ANY_REPO, "table": table, "yaml": _yaml, **known}
+    parts: dict[str, Any] = {
+        "card": card,
+        "data": card.provenance.data,
+        "repo": ANY_REPO,
+        "table": table,
+        "yaml": _yaml,
+        **known,
+    }
     made = ModelCard.from_template(front_matter(card), template_path=str(TEMPLATE), **parts, **_encoder(folder))
     write_text(folder / CARD, str(made).rstrip("\n") + "\n")
 

@@ -51,6 +51,8 @@ PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 
 _POSITIONS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
 """Kinds of models whose first position has number 2 (padding id + 1): two fewer tokens than positions."""
+_SEES_PADDING = ("convbert", "nystromformer", "funnel")
+"""Kinds of models whose embedding of a text depends on how far it is padded: only the same batches are the same."""
 NO_LIMIT = 10**6
 """Most tokens of a text where neither the folder nor its positions set a limit."""
 
@@ -220,11 +222,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     The adapter's weights and their settings are not in it: its base's weights are, to which they are added.
 
     Raises:
-        CheckpointError: The base of an adapter is not on this computer.
+        CheckpointError: The base of an adapter is not on this computer, or the adapter has no safetensors weights.
     """
     if not is_adapter(folder):
         yield folder
         return
+    if not (folder / ADAPTER).is_file():
+        raise no_weights(folder, ADAPTER)
     with TemporaryDirectory(prefix="boom-") as place:
         for source in (adapter_base(folder), folder):
             for path in sorted(source.rglob("*")):
@@ -420,8 +424,9 @@ def _read_input(folder: Path) -> list[str]:
     plain = {**_PLAIN_INPUT, "max_seq_length": rules.get("max_seq_length")}
     beyond = [f"{key}: {json.dumps(value)}" for key, value in rules.items() if value and value != plain.get(key)]
     older = (path.name for path in folder.glob("sentence_*_config.json") if path.name != "sentence_bert_config.json")
-    half = config.get("is_encoder_decoder") or "t5" in str(config.get("model_type"))
-    return [*beyond, *sorted(older), *(["the encoder of an encoder-decoder"] if half else [])]
+    kind = str(config.get("model_type"))
+    beyond += ["the encoder of an encoder-decoder"] if config.get("is_encoder_decoder") or "t5" in kind else []
+    return [*beyond, *sorted(older), *([f"{kind}, which sees padding"] if kind in _SEES_PADDING else [])]
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
@@ -445,12 +450,8 @@ def no_weights(folder: Path, expected: str = f"{WEIGHTS}, or shards with {INDEX}
     names = sorted(path.name for path in folder.iterdir())
     if pickles := [name for name in names if Path(name).suffix in PICKLES]:
         return _pickled(folder, pickles)
-    return CheckpointError(
-        "no weights in the model folder",
-        where=folder,
-        expected=expected,
-        found=", ".join(names[:10]) or "nothing",
-    )
+    found = ", ".join(names[:10]) or "nothing"
+    return CheckpointError("no weights in the model folder", where=folder, expected=expected, found=found)
 
 
 def _pickled(folder: Path, names: list[str]) -> CheckpointError:

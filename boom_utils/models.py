@@ -27,11 +27,11 @@ from boom_utils.errors import BoomError, CheckpointError
 from boom_utils.fast_linear import fast_linear
 from boom_utils.model_folder import (
     ADAPTER,
+    NO_LIMIT,
     EncoderSpec,
     check_folder,
     is_adapter,
     length_limits,
-    no_weights,
     read_modules,
     read_spec,
     whole_folder,
@@ -137,8 +137,8 @@ class Encoder:
     def encode(self, texts: Sequence[str], prompt: str = "", tokens_per_batch: int | None = None) -> np.ndarray:
         """Embeddings of texts without gradients, ``prompt`` put before each of them.
 
-        A text without a token (an empty one, with a tokenizer that adds none) has the zero vector, as in
-        sentence-transformers beside other texts.
+        A text without a token (an empty one, with a tokenizer that adds none) has the zero vector: that is what mean
+        and last-token pooling give it in sentence-transformers, beside other texts.
 
         Args:
             texts: In any order; they are sorted by length for encoding.
@@ -251,7 +251,8 @@ class OpenedEncoder(Encoder):
                 _require_weights(loading, folder)
                 _require_words(model.tokenizer, folder)
                 positions = length_limits(core)[1]
-                model.max_seq_length = min(model.max_seq_length or positions, positions or model.max_seq_length)
+                if positions and (model.max_seq_length or NO_LIMIT) > positions:
+                    model.max_seq_length = positions
                 if adapter is not None:
                     model[0].model = inner = _add_adapter(inner, adapter)
         super().__init__(model if inner is None else inner, model.tokenizer, spec)
@@ -360,8 +361,6 @@ def _add_adapter(transformer: Any, folder: Path) -> Any:
     """The transformer with the LoRA adapter of a folder added to its weights."""
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
-    if not (folder / ADAPTER).is_file():
-        raise no_weights(folder, ADAPTER)
     config = PeftConfig.from_pretrained(str(folder))
     # The wrapper of a task asks for more than a bare transformer has, and the folder of the base may be a link.
     config.task_type = config.base_model_name_or_path = None

@@ -210,6 +210,39 @@ def test_any_module_of_sentence_transformers_is_encoded_as_it_is_there(tmp_path:
     assert np.abs(Encoder.load(tmp_path / "again").encode(MIXED, PROMPT) - found).max() < 1e-6
 
 
+def plain_kind(folder: Path, kind: str, **sizes: int) -> Path:
+    """A small random model of that kind, as sentence-transformers saves it."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Transformer
+    from transformers import AutoConfig, AutoModel
+
+    tokenizer = random_encoder(TEXTS, tiny_config(), {}).tokenizer
+    tokenizer.padding_side = "right"
+    common = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), max_position_embeddings=64, **ends, **common, **sizes
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folder / "plain")
+    tokenizer.save_pretrained(folder / "plain")
+    modules = [Transformer(str(folder / "plain"), max_seq_length=40), pooling("mean")]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder / "model"))
+    return folder / "model"
+
+
+@pytest.mark.parametrize("kind", ["roberta", "mpnet", "modernbert", "llama", "convbert"])
+def test_any_kind_of_transformer_is_encoded_as_sentence_transformers_does(tmp_path: Path, kind: str) -> None:
+    folder = plain_kind(tmp_path, kind, **({"embedding_size": 32} if kind == "convbert" else {}))
+    encoder = Encoder.load(folder)
+    assert isinstance(encoder, OpenedEncoder) is (kind == "convbert")  # its embeddings depend on the padding
+    from sentence_transformers import SentenceTransformer
+
+    expected = SentenceTransformer(str(folder), device="cpu").encode(MIXED, prompt=PROMPT)
+    assert np.abs(encoder.encode(MIXED, PROMPT) - expected).max() < 1e-5
+
+
 def test_texts_end_at_the_positions_whatever_the_folder_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder, texts = bert_folder(tmp_path / "model"), ["word " * 500, "a file"]
     edit(folder / "sentence_bert_config.json", max_seq_length=512)
@@ -277,6 +310,9 @@ def test_an_adapter_folder_is_its_base_with_the_adapter_added(tmp_path: Path, ow
     edit(adapter / ADAPTER_CONFIG, base_model_name_or_path="someone/else")
     with pytest.raises(CheckpointError, match="not a folder on this computer"):
         Encoder.load(adapter)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match="pickle"):
+        content_hash(adapter)
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from boom_utils.merging.recipe import make_recipe
 from boom_utils.merging.writer import merge
 from boom_utils.models import Encoder
 from boom_utils.training.base_model import random_encoder
+from boom_utils.training.base_source import describe_base
 from boom_utils.training.member import MemberJob, train_member
 from boom_utils.training.plan import DatasetRules
 from boom_utils.training.pretrained_base import open_base, prepare_base
@@ -130,6 +131,38 @@ def test_equal_sources_give_equal_bytes_and_the_random_state_is_left_alone(tmp_p
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})  # the pooler has to be made up
     hashes = [prepare_base(config(model), PROMPTS, tmp_path / name)["content_hash"] for name in ("a", "b")]
     assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize("change", ["include_prompt", "do_lower_case"])
+def test_a_base_that_embeds_in_a_way_that_is_not_trained_is_refused(tmp_path: Path, change: str) -> None:
+    model = bert_folder(tmp_path / "model")
+    path = model / ("1_Pooling/config.json" if change == "include_prompt" else "sentence_bert_config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), change: change != "include_prompt"}))
+    with pytest.raises(CheckpointError, match=f"(?s)cannot be trained.*{change}"):
+        open_base(model, config(model), PROMPTS)
+
+
+def test_an_adapter_is_a_base(tmp_path: Path) -> None:
+    from peft import LoraConfig as Adapter
+    from peft import get_peft_model
+
+    model = bert_folder(tmp_path / "model")
+    with torch.random.fork_rng(devices=[]):
+        wrapped = get_peft_model(
+            Encoder.load(model).transformer, Adapter(target_modules=["query", "value"], init_lora_weights=False)
+        )
+    wrapped.save_pretrained(tmp_path / "adapter")
+    stored = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({**stored, "base_model_name_or_path": "../model"})
+    )
+    prepare_base(config(tmp_path / "adapter"), PROMPTS, tmp_path / "base")
+    found = Encoder.load(tmp_path / "base").encode(MIXED)
+    assert np.abs(found - Encoder.load(tmp_path / "adapter").encode(MIXED)).max() < 1e-6
+    assert np.abs(found - Encoder.load(model).encode(MIXED)).max() > 1e-3
+    described = describe_base(config(tmp_path / "adapter"))
+    (model / "config.json").write_text((model / "config.json").read_text() + " ")
+    assert describe_base(config(tmp_path / "adapter")) != described
 
 
 def test_weights_that_are_not_the_named_ones_are_refused(tmp_path: Path) -> None:

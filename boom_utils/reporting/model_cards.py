@@ -48,8 +48,8 @@ def scored_card(card: str, results: Results, model: str) -> str:
     text = _SECTION.sub("", text)
     before, limits, after = text.partition("## Limits\n")
     text = "\n\n".join([before.rstrip("\n"), *_section(results, model)]) + "\n"
-    front = yaml.safe_dump({**front, "model-index": model_index(results, model)}, sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n\n{text}" + (f"\n{limits}{after}" if limits else "")
+    head = yaml.safe_dump({**front, "model-index": model_index(results, model)}, sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n\n{text}" + (f"\n{limits}{after}" if limits else "")
 
 
 def named_card(card: str, repo: str) -> str:

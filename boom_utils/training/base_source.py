@@ -10,6 +10,7 @@ import functools
 import importlib.metadata
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from boom_utils.artifacts import digest_of, sha256_file
 from boom_utils.config import PretrainedBase
 from boom_utils.data.files import hub_snapshot
 from boom_utils.errors import CheckpointError, ConfigError, DownloadError
+from boom_utils.model_folder import adapter_base, is_adapter
 
 PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
 """Files of a model that are read; weights only at the top, subfolders hold copies for other programs."""
@@ -56,6 +58,9 @@ def describe_base(config: PretrainedBase) -> dict[str, Any]:
         found: Any = config.name
     elif kind == "folder":
         found = _folder_digest(config.place)
+        if is_adapter(config.place):
+            with suppress(CheckpointError):
+                found = [found, _folder_digest(adapter_base(config.place))]
     else:
         found = _distribution_digest(config.name)
     kept = config.model_dump(mode="json", exclude=_NOT_OF_THE_BASE)
