@@ -1,187 +1,340 @@
-"""Stage: a corpus of files, from raw records to training and evaluation files.
+"""Stage: the examples of any corpus, from what it is made of to training rows and evaluation sets; the only entry.
 
-Readers give records (`boom_utils.data.open_text`), `boom_utils.data.evaluation_sets` makes evaluation sets of them and
-`boom_utils.data.rules` training rows; this module decides what goes into which file, and sees to it that nothing that
-is evaluated is trained on. It looks for that among the *records*, before rows are made: so a record with an evaluated
-text is left out once, and never comes back as somebody's negative.
+A `Source` gives what differs between the kinds of corpora: mined (`boom_utils.data.python_docs`), files
+(`boom_utils.data.open_text`), and rows of users and of the hub (`boom_utils.data.own_examples`). Everything else is
+here: what goes into which file, what is left out and counted, and that nothing that is evaluated is trained on. That is
+looked for among *records*, before rows are made of them, so that a record with an evaluated text never comes back as
+somebody's negative; of ready examples, it is looked for in the rows, before negatives are mined.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from boom_utils.artifacts import derive_seed, digest_of, write_json
+from boom_utils.artifacts import derive_seed, write_json
 from boom_utils.config import CorpusConfig
-from boom_utils.data.evaluation_sets import Limits, evaluation_set
-from boom_utils.data.example_sets import WrittenSets
-from boom_utils.data.examples import normalise
-from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
-from boom_utils.data.open_text import read_dataset
-from boom_utils.data.overlap import Overlap, find_overlap, task_domains
-from boom_utils.data.record_tables import as_examples, part_of, without_texts
-from boom_utils.data.rules import RowOptions, training_rows
+from boom_utils.data import open_text, own_examples, python_docs
+from boom_utils.data.evaluation_sets import EvaluationSet, Limits, part_of
+from boom_utils.data.examples import TrainingExample, iter_examples, normalise, write_examples, write_jsonl
+from boom_utils.data.fetching import fetch_datasets
+from boom_utils.data.manifest import Dataset, EvaluationTask, InstalledDistributions, Manifest
+from boom_utils.data.manifest_files import HttpsFiles
+from boom_utils.data.manifest_hub import LocalFiles
+from boom_utils.data.mining import corpus_fingerprint
+from boom_utils.data.overlap import NearOptions, Overlap, find_overlap, task_domains
+from boom_utils.data.rows import RowOptions, training_rows
 from boom_utils.data.text_files import Raw
-from boom_utils.errors import DataError, ManifestError
+from boom_utils.errors import DataError, bullet_list
 from boom_utils.progress import progress
 
 log = logging.getLogger(__name__)
 
-
-@dataclass
-class _Work:
-    """What is read and what is left out, while a corpus is made."""
-
-    corpus: CorpusConfig
-    raws: dict[str, Raw]
-    written: WrittenSets
-    dropped: dict[str, Counter[str]] = field(default_factory=dict)
-    fitted_on: dict[str, set[str]] = field(default_factory=dict)
-
-    def generator(self, *names: str) -> np.random.Generator:
-        return np.random.default_rng(derive_seed(self.corpus.seed, *names))
+NOT_TEXT = ("label", "score")
+Facts = dict[str, Any]
 
 
-def make_examples(
-    manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str], folder: Path, out: Path
-) -> dict[str, Any]:
-    """Read the files of a corpus and write training rows and evaluation sets.
+class Source(Protocol):
+    """A corpus that is there and was looked at.
 
     Args:
-        manifest: A corpus of files.
-        corpus: Training datasets (those that arrive later too), limits, seed, what becomes of overlap and bad lines.
-        tasks: Evaluation tasks to write.
-        folder: Where the downloaded files lie, each at ``<host>/<path>``.
+        tasks: What is evaluated.
+        sets: What is trained on: name of the file below the examples folder -> dataset.
+        near: What counts as nearly the same text; None where the corpus keeps texts apart by itself.
+        fix: What can be done about a set without rows.
+    """
+
+    tasks: Sequence[EvaluationTask]
+    sets: Mapping[str, Dataset]
+    near: NearOptions | None
+    fix: str
+
+    def evaluation(self, task: EvaluationTask, limits: Limits, generator: np.random.Generator) -> EvaluationSet:
+        """The evaluation set of a task."""
+
+    def training(self, name: str) -> Raw | Iterable[TrainingExample]:
+        """What a set is made of: records, whose part ``train`` is meant, or examples."""
+
+    def completed(self, name: str, file: Path, bare: int) -> Iterable[TrainingExample] | None:
+        """The examples of a written set with what they lack; ``bare`` have no negatives. None: they lack nothing."""
+
+    def facts(self) -> Facts:
+        """``fingerprint`` of what it is made of, ``deviations`` from the manifest, and whatever a report shows.
+
+        ``dropped``, if it is there, is added to what is left out here.
+        """
+
+
+# --- what a study asks ------------------------------------------------------------------------------------------------
+
+
+def used_datasets(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]) -> list[Dataset]:
+    """The datasets that are trained on or evaluated, each once.
+
+    Args:
+        manifest: The corpus.
+        corpus: Names those trained on.
+        tasks: Evaluation tasks.
+
+    Raises:
+        ManifestError: The manifest lacks one of them.
+    """
+    names = [*corpus.datasets, *corpus.new_datasets, *(manifest.task(name).dataset for name in tasks)]
+    if isinstance(manifest.source, InstalledDistributions):
+        names += [dataset.id for dataset in manifest.datasets if dataset.role == "new_data"]
+    return [manifest.dataset(name) for name in dict.fromkeys(names)]
+
+
+def unread_fields(manifest: Manifest) -> set[str]:
+    """Fields of the corpus config that change nothing of what is written.
+
+    New datasets of a mined corpus are always mined with the rest: which of them a study uses makes no other corpus.
+    """
+    return {"new_datasets"} if isinstance(manifest.source, InstalledDistributions) else set()
+
+
+def found_now(manifest: Manifest, corpus: CorpusConfig) -> Facts:
+    """What the examples depend on that no manifest pins: versions of what is installed, content of a user's own files.
+
+    It belongs into the key of the artifact. Files to download are pinned by their sha256, those of the hub by their
+    revision and the lock file of the first download.
+
+    Raises:
+        DataError: A user's file is not there.
+    """
+    if isinstance(manifest.source, InstalledDistributions):
+        return corpus_fingerprint(manifest)
+    is_local = isinstance(manifest.source, LocalFiles)
+    return dict(own_examples.own_fingerprint(manifest, corpus, Path())) if is_local else {}
+
+
+# --- the stage --------------------------------------------------------------------------------------------------------
+
+
+def make_examples(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str], downloads: Path, out: Path) -> Facts:
+    """Write training rows and evaluation sets; files that are not there yet are fetched.
+
+    Args:
+        manifest: The corpus.
+        corpus: Datasets, limits, seed, what becomes of overlap and of bad lines.
+        tasks: Evaluation tasks to write; of rows that users bring, all that are held out are written.
+        downloads: As `boom_utils.data.files.downloads_folder` gives it.
         out: Empty folder; gets ``train/``, ``evaluation/`` and ``summary.json``.
 
     Returns:
-        Rows of every set, fingerprint of the files, records dropped of every set and why, and how many different texts
-        are evaluated and trained on (zero where overlap is dropped).
+        Rows of every set, ``fingerprint``, ``deviations``, ``dropped`` (set -> reason -> number) and ``shared_texts``:
+        different texts that are evaluated and trained on, zero where overlap is dropped.
 
     Raises:
         ManifestError: A dataset or task that the corpus does not have, or nobody may train on.
-        DataError: Bad lines, records that are not as promised, a set without rows.
+        DownloadError: Files cannot be had.
+        DataError: What was read breaks a rule, or a set has no rows.
     """
-    datasets, chosen = _wanted(manifest, corpus, tasks)
-    used = list(
-        {dataset.id: dataset for dataset in (*datasets, *(manifest.dataset(t.dataset) for t in chosen))}.values()
-    )
-    raws = {one.id: read_dataset(one, folder, corpus.on_bad_line) for one in progress(used, len(used), "reading")}
-    work = _Work(corpus, raws, WrittenSets(out))
-    for task in progress(chosen, len(chosen), "evaluation sets"):
-        _write_task(task, manifest.dataset(task.dataset), work)
-    records = {dataset.id: _records(dataset, work) for dataset in datasets}
-    overlap = _overlap(records, work)
-    for dataset in progress(datasets, len(datasets), "training rows"):
-        _write_train(dataset, records.pop(dataset.id), work)
+    source = _opened(manifest, corpus, tasks, downloads)
+    work = _Work(corpus, source, out)
+    for task in progress(source.tasks, len(source.tasks), "evaluation sets"):
+        work.write_task(task)
+    records = {name: work.candidates(name) for name in progress(list(source.sets), len(source.sets), "candidates")}
+    work.refuse_empty()
+    overlap = work.find_overlap(records)
+    for name in progress(list(records), len(records), "training rows"):
+        work.write_rows(name, records.pop(name), overlap.offending(_short(name)))
+    work.refuse_empty()
+    shared = len(set[str]().union(*work.shared.values()))
+    if shared and corpus.overlap == "drop":
+        raise DataError(
+            f"{shared} evaluated texts are also trained on", fix="this is a fault of the kit: please report it"
+        )
+    found = source.facts()
+    for name, counts in found.pop("dropped", {}).items():
+        work.dropped[name].update(counts)
+    for deviation in found["deviations"]:
+        log.warning("%s: %s", manifest.name, deviation)
     facts = {
-        "rows": work.written.rows,
-        "fingerprint": files_fingerprint(used),
-        "deviations": [],
+        "rows": {name: known["rows"] for name, known in work.sets.items()},
+        **{name: found.pop(name) for name in ("fingerprint", "deviations")},
         "dropped": {name: dict(+counts) for name, counts in work.dropped.items() if +counts},
-        "shared_texts": _shared_texts(work),
+        "shared_texts": shared,
     }
-    bad_lines = {name: [str(bad) for bad in raw.bad_lines] for name, raw in raws.items() if raw.bad_lines}
-    _check(work, facts)
+    domains = task_domains(source.tasks, corpus.datasets, overlap) if source.tasks else []
     write_json(
-        out / "summary.json",
-        {
-            **facts,
-            "bad_lines": bad_lines,
-            "sets": work.written.sets,
-            "overlap": overlap.ledger,
-            "domains": task_domains(chosen, corpus.datasets, overlap),
-        },
+        out / "summary.json", {**facts, **found, "sets": work.sets, "overlap": overlap.ledger, "domains": domains}
     )
     return facts
 
 
-def files_fingerprint(datasets: Iterable[Dataset]) -> str:
-    """Digest of the sha256 of all files of some datasets."""
-    return digest_of({one.id: [file.sha256 for file in one.origin.files] for one in datasets if one.origin})
+def _opened(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str], downloads: Path) -> Source:
+    if isinstance(manifest.source, InstalledDistributions):
+        return python_docs.PythonDocs(manifest, corpus, tasks)
+    if not isinstance(manifest.source, LocalFiles):
+        log.info("%s: %s", manifest.name, fetch_datasets(used_datasets(manifest, corpus, tasks), downloads))
+    if isinstance(manifest.source, HttpsFiles):
+        return open_text.OpenText(manifest, corpus, tasks, downloads)
+    return own_examples.OwnRows(manifest, corpus, downloads)
 
 
-def _wanted(
-    manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]
-) -> tuple[list[Dataset], list[EvaluationTask]]:
-    """The datasets and tasks, each once; what nobody may train on is refused."""
-    datasets = [manifest.dataset(name) for name in dict.fromkeys((*corpus.datasets, *corpus.new_datasets))]
-    if wrong := [dataset.id for dataset in datasets if dataset.role == "evaluation"]:
-        raise ManifestError(
-            "datasets that are only evaluated cannot be trained on",
-            where=f"manifest '{manifest.name}'",
-            found=", ".join(wrong),
-        )
-    if without := [dataset.id for dataset in manifest.datasets if dataset.origin is None]:
-        raise ManifestError("datasets without files", where=f"manifest '{manifest.name}'", found=", ".join(without))
-    return datasets, [manifest.task(name) for name in dict.fromkeys(tasks)]
+def _short(name: str) -> str:
+    """Name of a training set in the ledger."""
+    return name.removeprefix("train/")
 
 
-def _write_task(task: EvaluationTask, dataset: Dataset, work: _Work) -> None:
-    most, corpus = work.corpus.evaluation_queries, work.corpus
-    skip = most if corpus.evaluation_part == "validation" and most is not None else 0
-    limits = Limits(most, corpus.evaluation_documents, skip)
-    made = evaluation_set(work.raws[dataset.id], dataset, limits, work.generator("evaluation", task.id))
-    work.written.write_task(task.id, made.files)
-    if made.labels is not None:
-        write_json(work.written.folder / "evaluation" / task.id / "labels.json", made.labels)
-    work.dropped[f"evaluation/{task.id}"] = made.dropped
-    work.fitted_on.setdefault(dataset.id, set()).update(normalise(text) for text in made.fitted_on)
+def texts_of(records: pa.Table) -> list[TrainingExample]:
+    """The texts of every record as a row without label or score, to look for overlap in."""
+    columns = [records[name].to_pylist() for name in records.column_names if name not in NOT_TEXT]
+    return [TrainingExample(first, tuple(others)) for first, *others in zip(*columns, strict=True)]
 
 
-def _records(dataset: Dataset, work: _Work) -> pa.Table:
-    """What a dataset is trained on: never what its own evaluation fits a classifier on, overlap dropped or not."""
-    dropped = work.dropped[f"train/{dataset.id}"] = Counter()
-    records = part_of(work.raws[dataset.id], "train", dataset.id)
-    return without_texts(
-        records, work.fitted_on.get(dataset.id, ()), "classifiers of the evaluation are fitted on it", dropped
-    )
+@dataclass
+class _Work:
+    """What is written and what is left out, while a corpus is made.
 
+    Args:
+        corpus: Limits and seed.
+        source: The corpus.
+        folder: The examples folder.
+        sets: Rows and numbers of words of every set.
+        evaluated: Texts of every evaluation set.
+        known: All of them, normalised.
+        dropped: Set -> reason -> number of what was left out.
+        fitted_on: Dataset -> normalised texts that classifiers of its evaluation are fitted on.
+        bare: Training set -> rows without negatives.
+        shared: Training set -> normalised evaluated texts in it.
+    """
 
-def _overlap(records: dict[str, pa.Table], work: _Work) -> Overlap:
-    """Look for evaluated texts among all records, and leave these records out if the corpus says so."""
-    trained = {name: as_examples(table) for name, table in records.items()}
-    overlap = find_overlap(trained, work.written.evaluated)
-    offending_rows = overlap.offending
-    for name, table in records.items():
-        offending = offending_rows[name]
-        if len(offending) and work.corpus.overlap == "drop":
-            keep = np.ones(table.num_rows, dtype=bool)
+    corpus: CorpusConfig
+    source: Source
+    folder: Path
+    sets: dict[str, Facts] = field(default_factory=dict)
+    evaluated: dict[str, list[str]] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
+    dropped: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    fitted_on: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    bare: dict[str, int] = field(default_factory=dict)
+    shared: dict[str, set[str]] = field(default_factory=dict)
+
+    def _generator(self, *names: str) -> np.random.Generator:
+        return np.random.default_rng(derive_seed(self.corpus.seed, *names))
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.jsonl"
+
+    def write_task(self, task: EvaluationTask) -> None:
+        """Write the files of one evaluation task."""
+        most, name = self.corpus.evaluation_queries, f"evaluation/{task.id}"
+        skip = most if self.corpus.evaluation_part == "validation" and most is not None else 0
+        limits = Limits(most, self.corpus.evaluation_documents, skip)
+        made = self.source.evaluation(task, limits, self._generator("evaluation", task.id))
+        for file, rows in made.files.items():
+            write_jsonl(self._file(f"{name}/{file}"), rows)
+        if made.labels is not None:
+            write_json(self.folder / name / "labels.json", made.labels)
+        self.evaluated[task.id] = made.evaluated or [text for part in made.texts.values() for text in part]
+        self.known.update(map(normalise, self.evaluated[task.id]))
+        self.fitted_on[task.dataset] |= made.fitted_on
+        self.dropped[name] += made.dropped
+        main = "queries" if "queries" in made.files else "test"
+        self.sets[name] = {"rows": len(made.files[main])}
+        self.sets[name] |= {f"{file}_rows": len(rows) for file, rows in made.files.items()}
+        self.sets[name] |= {f"{file}_words": _word_numbers(map(_words, part)) for file, part in made.texts.items()}
+
+    def candidates(self, name: str) -> Raw | None:
+        """Records of a set without what classifiers are fitted on; examples are written as they are, for now."""
+        found, dataset, dropped = self.source.training(name), self.source.sets[name], self.dropped[name]
+        if not isinstance(found, Raw):
+            self._write(name, found)
+            return None
+        records, unwanted = part_of(found, "train", dataset.id), self.fitted_on[dataset.id]
+        if unwanted:
+            keep = [unwanted.isdisjoint(map(normalise, (one.query, *one.pos))) for one in texts_of(records)]
+            dropped["classifiers of the evaluation are fitted on it"] += keep.count(False)
+            records = records.filter(pa.array(keep, pa.bool_()))
+        return Raw(found.shape, {"train": records}, ())
+
+    def find_overlap(self, records: Mapping[str, Raw | None]) -> Overlap:
+        """What the evaluation sets share with records and written examples."""
+        if not self.evaluated:
+            return Overlap({}, {}, {})
+        known = {
+            _short(name): self._file(name) if found is None else texts_of(found.parts["train"])
+            for name, found in records.items()
+        }
+        return find_overlap(known, self.evaluated, self.source.near)
+
+    def write_rows(self, name: str, records: Raw | None, offending: np.ndarray) -> None:
+        """Write a training set without what is evaluated, if that is to be dropped, and with what its rows lack."""
+        dataset, offending = self.source.sets[name], offending[: None if self.corpus.overlap == "drop" else 0]
+        self.dropped[name]["a text is evaluated, or nearly so"] += len(offending)
+        if records is not None:
+            keep = np.ones(records.parts["train"].num_rows, dtype=bool)
             keep[offending] = False
-            records[name] = table.filter(pa.array(keep))
-            work.dropped[f"train/{name}"]["a text is evaluated, or nearly so"] += int((~keep).sum())
-    return overlap
+            options = RowOptions(dataset, self.corpus.hard_negatives, self.corpus.train_rows)
+            generator = self._generator("train", dataset.id)
+            rows, dropped = training_rows(records.shape, records.parts["train"].filter(keep), options, generator)
+            self.dropped[name] += dropped
+            self._write(name, rows)
+            return
+        unwanted = set(offending.tolist())
+        if unwanted:
+            kept = enumerate(iter_examples(self._file(name)))
+            self._write(name, (example for row, example in kept if row not in unwanted))
+            self.refuse_empty()
+        completed = self.source.completed(name, self._file(name), self.bare[name])
+        if completed is not None:
+            before = self.sets[name]["rows"]
+            self._write(name, completed)
+            self.dropped[name]["query without a negative"] += before - self.sets[name]["rows"]
+
+    def _write(self, name: str, rows: Iterable[TrainingExample]) -> None:
+        """Write a training set, or write it anew; no more than one row is kept in memory."""
+        queries, passages, bare = array("I"), array("I"), 0
+        shared: set[str] = set()
+
+        def seen() -> Iterator[TrainingExample]:
+            nonlocal bare
+            for row in rows:
+                queries.append(_words(row.query))
+                passages.extend(map(_words, (*row.pos, *row.neg)))
+                bare += not row.neg
+                if self.known:
+                    shared.update(self.known.intersection(map(normalise, (row.query, *row.pos, *row.neg))))
+                yield row
+
+        written = write_examples(self._file(name), seen())
+        words = {"query_words": _word_numbers(queries), "passage_words": _word_numbers(passages)}
+        self.sets[name] = {"rows": written, **words}
+        self.bare[name], self.shared[name] = bare, shared
+
+    def refuse_empty(self) -> None:
+        """Check that every set that was written has rows.
+
+        Raises:
+            DataError: Some have none.
+        """
+        empty = [name for name, facts in self.sets.items() if not facts["rows"]]
+        left_out = [f"{name}, left out: {dict(+self.dropped[name])}" for name in empty if +self.dropped[name]]
+        if empty:
+            raise DataError(
+                "the corpus is too small for some sets",
+                found=f"no rows in {', '.join(empty)}{bullet_list(left_out)}",
+                fix=self.source.fix,
+            )
 
 
-def _write_train(dataset: Dataset, records: pa.Table, work: _Work) -> None:
-    name = f"train/{dataset.id}"
-    options = RowOptions(dataset, work.corpus.hard_negatives, work.corpus.train_rows)
-    rows, dropped = training_rows(work.raws[dataset.id].shape, records, options, work.generator("train", dataset.id))
-    work.written.write_examples(name, rows)
-    work.dropped[name].update(dropped)
+def _words(text: str) -> int:
+    return len(text.split())
 
 
-def _shared_texts(work: _Work) -> int:
-    """Different texts that are both evaluated and trained on, in what was written."""
-    evaluated, trained = (
-        {normalise(text) for text in set().union(*sets.values())}
-        for sets in (work.written.evaluated, work.written.trained_on)
-    )
-    return len(evaluated & trained)
-
-
-def _check(work: _Work, facts: Mapping[str, Any]) -> None:
-    """Refuse empty sets, and evaluated texts among those trained on where there must be none."""
-    work.written.refuse_empty("allow more rows, or leave these sets out", facts["dropped"])
-    if work.corpus.overlap == "drop" and facts["shared_texts"]:
-        raise DataError(
-            f"{facts['shared_texts']} evaluated texts are also trained on",
-            fix="this is a fault of the kit: please report it",
-        )
+def _word_numbers(counts: Iterable[int]) -> dict[str, float]:
+    """Minimum, median, 95th percentile and maximum of some numbers of words; zeros where there are none."""
+    found = np.fromiter(counts, dtype=np.int64)
+    found = found if len(found) else np.zeros(1, dtype=np.int64)
+    values = {"min": found.min(), "median": np.median(found), "p95": np.percentile(found, 95), "max": found.max()}
+    return {name: round(float(value), 1) for name, value in values.items()}

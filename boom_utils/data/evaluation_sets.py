@@ -19,16 +19,16 @@ order of the records.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from boom_utils.data.example_sets import Item, Row, draw, draw_retrieval
 from boom_utils.data.examples import normalise
 from boom_utils.data.manifest import Dataset
-from boom_utils.data.record_tables import columns_of, evaluated_part, part_of
+from boom_utils.data.sampling import Item, draw
 from boom_utils.data.text_files import Raw
 from boom_utils.errors import DataError
 
@@ -47,6 +47,10 @@ KINDS: dict[str, tuple[str, ...]] = {
     "pair_classification": ("judged_pairs",),
 }
 """Kind of a task -> shapes of records it can be made of."""
+
+Row = dict[str, Any]
+Files = dict[str, list[Row]]
+_Columns = Sequence[Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -76,16 +80,39 @@ class EvaluationSet:
         files: File name without ``.jsonl`` -> rows.
         labels: Names of the labels, in the order of their numbers; None where there are none.
         dropped: Reason -> how many records were left out.
+        evaluated: Texts that nothing may be trained on; None for all of the files.
     """
 
-    files: dict[str, list[Row]]
+    files: Files
     labels: list[str] | None = None
     dropped: Counter[str] = field(default_factory=Counter)
+    evaluated: list[str] | None = None
 
     @property
-    def fitted_on(self) -> list[str]:
-        """Texts a classifier is fitted on."""
-        return [str(row["text"]) for row in self.files.get("train", ())]
+    def texts(self) -> dict[str, list[str]]:
+        """What a model reads of each file."""
+        return {
+            name: [str(row[key]) for row in rows for key in ("text", "sentence1", "sentence2") if key in row]
+            for name, rows in self.files.items()
+            if name not in ("qrels", "top_ranked")
+        }
+
+    @property
+    def fitted_on(self) -> set[str]:
+        """Texts a classifier is fitted on, normalised."""
+        return {normalise(row["text"]) for row in self.files.get("train", ())}
+
+
+def part_of(raw: Raw, name: str, dataset: str) -> pa.Table:
+    """One part of the records of a dataset.
+
+    Raises:
+        DataError: There is no such part.
+    """
+    if name not in raw.parts:
+        found = ", ".join(raw.parts) or "no part at all"
+        raise DataError(f"dataset '{dataset}' has no part '{name}'", expected=name, found=found)
+    return raw.parts[name]
 
 
 def task_kind(dataset: Dataset) -> str:
@@ -108,197 +135,161 @@ def evaluation_set(raw: Raw, dataset: Dataset, limits: Limits, generator: np.ran
     Raises:
         DataError: Records of another shape than the kind is made of, or not as promised.
     """
-    kind = task_kind(dataset)
+    kind, dropped = task_kind(dataset), Counter[str]()
     if raw.shape not in KINDS.get(kind, ()):
         raise DataError(
             f"no rule makes a {kind} task from records of shape '{raw.shape}'",
             where=dataset.id,
             expected=", ".join(KINDS.get(kind, ())) or f"one of the kinds {', '.join(KINDS)}",
         )
-    dropped: Counter[str] = Counter()
+
+    def columns(part: str) -> _Columns:
+        return [column.to_pylist() for column in part_of(raw, part, dataset.id).columns]
+
     if raw.shape == "judged":
-        parts = [part_of(raw, name, dataset.id) for name in ("corpus", "queries", "qrels")]
-        return _cut(_judged([columns_of(part) for part in parts], dropped), limits, generator, dropped)
-    columns = columns_of(evaluated_part(raw, dataset.id))
+        return _retrieval(_judged(*map(columns, ("corpus", "queries", "qrels")), dropped), limits, generator, dropped)
+    tested = columns("test" if "test" in raw.parts or "dev" not in raw.parts else "dev")
     if raw.shape == "pairs":
-        return _cut(_paired(columns, dropped), limits, generator, dropped)
-    rules: dict[str, Callable[..., EvaluationSet]] = {
-        "reranking": _reranking,
-        "clustering": _clustering,
-        "sts": _sts,
-        "pair_classification": _pair_classification,
-    }
+        return _retrieval(_paired(tested, dropped), limits, generator, dropped)
+    if raw.shape == "candidates":
+        return _reranking(tested, limits, generator, dropped)
     if kind == "classification":
-        fit = columns_of(part_of(raw, _fitted_part(raw), dataset.id))
-        is_trained_on = _fitted_part(raw) == "train" and dataset.role != "evaluation"
-        return _classification(columns, (fit, is_trained_on), limits, generator, dropped)
-    return rules[kind](columns, limits, generator, dropped)
+        part = "dev" if {"dev", "test"} <= set(raw.parts) else "train"
+        is_trained_on = part == "train" and dataset.role != "evaluation"
+        return _classification((tested, columns(part)), 2 if is_trained_on else 1, limits, generator, dropped)
+    if kind == "clustering":
+        rows = _distinct(tested, set(), dropped)
+        labels = sorted({label for _, label in rows})
+        return EvaluationSet({"test": _numbered(limits.draw(rows, generator), labels)}, labels, +dropped)
+    judged = [round(float(one), 4) if raw.shape == "graded" else int(one) for one in tested[2]]
+    names = ("sentence1", "sentence2", "score" if raw.shape == "graded" else "label")
+    pairs = [dict(zip(names, row, strict=True)) for row in zip(*tested[:2], judged, strict=True)]
+    return EvaluationSet({"test": limits.draw(pairs, generator)})
+
+
+# --- retrieval and reranking ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Collection:
-    """Texts and judgements of a retrieval task; ``relevant`` holds place -> score for every query."""
+    """Texts by id, and query -> document -> judgement."""
 
-    queries: list[tuple[str, str]]
-    documents: list[tuple[str, str]]
-    relevant: list[dict[int, int]]
+    queries: Mapping[str, str]
+    documents: Mapping[str, str]
+    judged: Mapping[str, Mapping[str, int]]
 
-
-def _paired(columns: list[list[str]], dropped: Counter[str]) -> _Collection:
-    queries: dict[str, str] = {}
-    documents: dict[str, str] = {}
-    relevant: dict[str, dict[str, int]] = defaultdict(dict)
-    for query, passage in zip(*columns, strict=True):
-        key, answer = normalise(query), normalise(passage)
-        queries.setdefault(key, query)
-        documents.setdefault(answer, passage)
-        dropped["repeated pair"] += answer in relevant[key]
-        relevant[key][answer] = 1
-    place = {key: number for number, key in enumerate(documents)}
-    return _Collection(
-        [(f"q{number}", text) for number, text in enumerate(queries.values())],
-        [(f"d{number}", text) for number, text in enumerate(documents.values())],
-        [{place[answer]: 1 for answer in relevant[key]} for key in queries],
-    )
+    def files(self, queries: Iterable[str], documents: Iterable[str]) -> Files:
+        """Some of it; what is judged above 0 is relevant, and scores are written only where they differ."""
+        queries = list(queries)
+        graded = any(score > 1 for scores in self.judged.values() for score in scores.values())
+        return {
+            "queries": [{"id": query, "text": self.queries[query]} for query in queries],
+            "corpus": [{"id": document, "text": self.documents[document]} for document in documents],
+            "qrels": [
+                {"query": query, "document": document} | ({"score": score} if graded else {})
+                for query in queries
+                for document, score in self.judged[query].items()
+                if score > 0
+            ],
+        }
 
 
-def _judged(parts: list[list[list[Any]]], dropped: Counter[str]) -> _Collection:
-    (document_ids, documents), (query_ids, queries), (asked, answers, scores) = parts
-    place = {name: number for number, name in enumerate(document_ids)}
-    relevant: dict[str, dict[int, int]] = defaultdict(dict)
-    for query, document, score in zip(asked, answers, scores, strict=True):
+def _identified(texts: Iterable[str], letter: str) -> tuple[dict[str, str], list[str]]:
+    """Distinct texts by an id, numbered as they come, and the id of every text."""
+    ids: dict[str, str] = {}
+    found: dict[str, str] = {}
+    named = []
+    for text in texts:
+        named.append(ids.setdefault(normalise(text), f"{letter}{len(ids)}"))
+        found.setdefault(named[-1], text)
+    return found, named
+
+
+def _paired(columns: _Columns, dropped: Counter[str]) -> _Collection:
+    (queries, asked), (documents, answers) = (_identified(*one) for one in zip(columns, "qd", strict=True))
+    judged: dict[str, dict[str, int]] = defaultdict(dict)
+    for query, document in zip(asked, answers, strict=True):
+        dropped["repeated pair"] += document in judged[query]
+        judged[query][document] = 1
+    return _Collection(queries, documents, judged)
+
+
+def _judged(corpus: _Columns, queries: _Columns, qrels: _Columns, dropped: Counter[str]) -> _Collection:
+    judged: dict[str, dict[str, int]] = defaultdict(dict)
+    for query, document, score in zip(*qrels, strict=True):
         if score > 0:
-            relevant[query][place[document]] = max(1, round(score))
-    known = [(name, text) for name, text in zip(query_ids, queries, strict=True) if name in relevant]
-    dropped["query without a relevant document"] += len(queries) - len(known)
-    texts = list(zip(document_ids, documents, strict=True))
-    return _Collection(known, texts, [relevant[name] for name, _ in known])
+            judged[query][document] = max(1, round(score))
+    known = {name: text for name, text in zip(*queries, strict=True) if name in judged}
+    dropped["query without a relevant document"] += len(queries[0]) - len(known)
+    return _Collection(known, dict(zip(*corpus, strict=True)), judged)
 
 
-def _cut(found: _Collection, limits: Limits, generator: np.random.Generator, dropped: Counter[str]) -> EvaluationSet:
-    """The files of a retrieval task; judgements have a score only where scores differ."""
-    relevant = [list(places) for places in found.relevant]
-    asked, kept = draw_retrieval(
-        relevant, len(found.documents), (limits.queries, limits.documents), generator, limits.skip
-    )
-    graded = any(score != 1 for places in found.relevant for score in places.values())
-    judgements: list[Row] = [
-        {"query": found.queries[query][0], "document": found.documents[place][0]} | ({"score": score} if graded else {})
-        for query in asked
-        for place, score in found.relevant[query].items()
-    ]
-    files: dict[str, list[Row]] = {
-        "queries": [{"id": found.queries[place][0], "text": found.queries[place][1]} for place in asked],
-        "corpus": [{"id": found.documents[place][0], "text": found.documents[place][1]} for place in kept],
-        "qrels": judgements,
-    }
-    return EvaluationSet(files, dropped=+dropped)
+def _retrieval(
+    found: _Collection, limits: Limits, generator: np.random.Generator, dropped: Counter[str]
+) -> EvaluationSet:
+    """Drawn queries, what is relevant to them, and as many other documents as there may be."""
+    asked = limits.draw(list(found.queries), generator)
+    needed = {document for query in asked for document in found.judged[query]}
+    rest = [document for document in found.documents if document not in needed]
+    spare = None if limits.documents is None else max(0, limits.documents - len(needed))
+    needed.update(draw(rest, spare, generator))
+    return EvaluationSet(found.files(asked, (one for one in found.documents if one in needed)), dropped=+dropped)
 
 
 def _reranking(
-    columns: list[list[str]], limits: Limits, generator: np.random.Generator, dropped: Counter[str]
+    columns: _Columns, limits: Limits, generator: np.random.Generator, dropped: Counter[str]
 ) -> EvaluationSet:
-    queries: dict[str, str] = {}
-    documents: dict[str, str] = {}
-    candidates: dict[str, dict[str, bool]] = defaultdict(dict)
-    for query, passage, label in zip(*columns, strict=True):
-        key, answer = normalise(query), normalise(passage)
-        queries.setdefault(key, query)
-        documents.setdefault(answer, passage)
-        dropped["repeated candidate"] += answer in candidates[key]
-        candidates[key][answer] = candidates[key].get(answer, False) or label == "1"
-    usable = [key for key in queries if len(set(candidates[key].values())) > 1]
+    (queries, asked), (documents, answers) = (_identified(*one) for one in zip(columns[:2], "qd", strict=True))
+    judged: dict[str, dict[str, int]] = defaultdict(dict)
+    for query, document, label in zip(asked, answers, columns[2], strict=True):
+        dropped["repeated candidate"] += document in judged[query]
+        judged[query][document] = max(judged[query].get(document, 0), int(label == "1"))
+    usable = [query for query in queries if len(set(judged[query].values())) > 1]
     dropped["query without both labels"] += len(queries) - len(usable)
     chosen = limits.draw(usable, generator)
-    query_id = {key: f"q{number}" for number, key in enumerate(queries)}
-    document_id = {key: f"d{number}" for number, key in enumerate(documents)}
-    shown = {answer for key in chosen for answer in candidates[key]}
-    files: dict[str, list[Row]] = {
-        "queries": [{"id": query_id[key], "text": queries[key]} for key in chosen],
-        "corpus": [{"id": document_id[key], "text": text} for key, text in documents.items() if key in shown],
-        "qrels": [
-            {"query": query_id[key], "document": document_id[answer]}
-            for key in chosen
-            for answer, is_relevant in candidates[key].items()
-            if is_relevant
-        ],
-        "top_ranked": [
-            {"query": query_id[key], "documents": [document_id[answer] for answer in candidates[key]]} for key in chosen
-        ],
-    }
+    shown = {document for query in chosen for document in judged[query]}
+    files = _Collection(queries, documents, judged).files(chosen, (one for one in documents if one in shown))
+    files["top_ranked"] = [{"query": query, "documents": list(judged[query])} for query in chosen]
     return EvaluationSet(files, dropped=+dropped)
 
 
-def _fitted_part(raw: Raw) -> str:
-    return "dev" if {"dev", "test"} <= set(raw.parts) else "train"
+# --- labels -----------------------------------------------------------------------------------------------------------
 
 
 def _classification(
-    columns: list[list[str]],
-    fitted: tuple[list[list[str]], bool],
+    parts: tuple[_Columns, _Columns],
+    share: int,
     limits: Limits,
     generator: np.random.Generator,
     dropped: Counter[str],
 ) -> EvaluationSet:
-    (given, is_trained_on), test = fitted, _distinct(columns, set(), dropped)
+    """Texts to test, and texts to fit on: evenly many of each label as far as one in ``share`` of them goes."""
+    test = _distinct(parts[0], set(), dropped)
     # What of these is left out is not lost to training, and so not counted.
-    usable = _distinct(given, {normalise(text) for text, _ in test}, Counter())
-    fit = _spread(usable, 2 if is_trained_on else 1, generator)
-    labels = sorted({label for _, label in fit})
-    known = [(text, label) for text, label in test if label in labels]
+    usable = _distinct(parts[1], {normalise(text) for text, _ in test}, Counter())
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, (_, label) in enumerate(usable):
+        places[label].append(place)
+    each = max(FIT_A_LABEL, FIT_ROWS // max(1, len(places)))
+    labels = sorted(places)
+    drawn = [draw(places[label], min(each, -(-len(places[label]) // share)), generator) for label in labels]
+    fit = [usable[place] for place in sorted(place for part in drawn for place in part)]
+    known = [(text, label) for text, label in test if label in places]
     dropped["label that no classifier could be fitted on"] += len(test) - len(known)
     files = {"train": _numbered(fit, labels), "test": _numbered(limits.draw(known, generator), labels)}
     return EvaluationSet(files, labels, +dropped)
 
 
-def _spread(rows: Sequence[tuple[str, str]], share: int, generator: np.random.Generator) -> list[tuple[str, str]]:
-    """Rows to fit on, evenly many of each label as far as one in ``share`` of them goes, in their order."""
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, (_, label) in enumerate(rows):
-        places[label].append(place)
-    each = max(FIT_A_LABEL, FIT_ROWS // max(1, len(places)))
-    drawn = [draw(places[label], min(each, -(-len(places[label]) // share)), generator) for label in sorted(places)]
-    return [rows[place] for place in sorted(place for part in drawn for place in part)]
-
-
-def _clustering(
-    columns: list[list[str]], limits: Limits, generator: np.random.Generator, dropped: Counter[str]
-) -> EvaluationSet:
-    rows = _distinct(columns, set(), dropped)
-    labels = sorted({label for _, label in rows})
-    return EvaluationSet({"test": _numbered(limits.draw(rows, generator), labels)}, labels, +dropped)
-
-
-def _sts(
-    columns: list[list[Any]], limits: Limits, generator: np.random.Generator, dropped: Counter[str]
-) -> EvaluationSet:
-    rows = [
-        {"sentence1": one, "sentence2": other, "score": round(float(score), 4)}
-        for one, other, score in zip(*columns, strict=True)
-    ]
-    return EvaluationSet({"test": limits.draw(rows, generator)}, dropped=+dropped)
-
-
-def _pair_classification(
-    columns: list[list[str]], limits: Limits, generator: np.random.Generator, dropped: Counter[str]
-) -> EvaluationSet:
-    rows: list[Row] = [
-        {"sentence1": one, "sentence2": other, "label": int(label)} for one, other, label in zip(*columns, strict=True)
-    ]
-    return EvaluationSet({"test": limits.draw(rows, generator)}, dropped=+dropped)
-
-
-def _distinct(columns: list[list[str]], known: set[str], dropped: Counter[str]) -> list[tuple[str, str]]:
+def _distinct(columns: _Columns, known: set[str], dropped: Counter[str]) -> list[tuple[str, str]]:
     """Texts and labels, each text once, with the label it has first, and none of the known ones."""
-    seen = set(known)
-    kept = []
+    kept: dict[str, tuple[str, str]] = {}
     for text, label in zip(*columns, strict=True):
-        if (key := normalise(text)) not in seen:
-            kept.append((text, label))
-        else:
+        key = normalise(text)
+        if key in known or key in kept:
             dropped["repeated text"] += 1
-        seen.add(key)
-    return kept
+        else:
+            kept[key] = text, label
+    return list(kept.values())
 
 
 def _numbered(rows: Sequence[tuple[str, str]], labels: Sequence[str]) -> list[Row]:

@@ -10,14 +10,16 @@ import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
-from boom_utils.data.example_sets import draw
 from boom_utils.data.examples import normalise
+from boom_utils.data.sampling import draw
 from boom_utils.progress import progress
 
 How = Literal["nearest", "random"]
@@ -43,10 +45,8 @@ def words(text: str) -> list[str]:
     """
     found: list[str] = []
     for run in _RUNS.findall(text.casefold()):
-        if len(run) > 1 and _IS_UNSPACED.match(run):
-            found += [run[place : place + 2] for place in range(len(run) - 1)]
-        else:
-            found.append(run)
+        is_spaced = len(run) == 1 or not _IS_UNSPACED.match(run)
+        found += [run] if is_spaced else map("".join, pairwise(run))
     return found
 
 
@@ -78,28 +78,22 @@ class NegativePool:
             self.texts.setdefault(normalise(passage), passage)
         self._keys = list(self.texts)
         self._place = {key: place for place, key in enumerate(self._keys)}
-        self._vocabulary: dict[str, int] = {}
-        self._index: bm25s.BM25 | None = None
 
-    def _indexed(self) -> bm25s.BM25:
-        """The index, made when it is first asked: rows that want random passages need none."""
-        if self._index is None:
-            number = self._vocabulary.setdefault
-            ids = [[number(word, len(self._vocabulary)) for word in words(text)] for text in self.texts.values()]
-            # Compiled scoring would cost more to compile than it saves here.
-            self._index = bm25s.BM25(auto_compile=False)
-            if self._vocabulary:
-                self._index.index((ids, self._vocabulary), create_empty_token=False, show_progress=False)
-        return self._index
+    @cached_property
+    def _index(self) -> tuple[bm25s.BM25, dict[str, int]]:
+        """The index and its vocabulary, made when it is first asked: rows that want random passages need none."""
+        vocabulary: dict[str, int] = {}
+        ids = [[vocabulary.setdefault(word, len(vocabulary)) for word in words(text)] for text in self.texts.values()]
+        index = bm25s.BM25(auto_compile=False)  # compiled scoring would cost more to compile than it saves here
+        if vocabulary:
+            index.index((ids, vocabulary), create_empty_token=False, show_progress=False)
+        return index, vocabulary
 
     def scores(self, query: str) -> NDArray[np.float32]:
         """BM25 score of every passage for a query, (passages,); words that no passage has count nothing."""
-        index = self._indexed()
-        known = [self._vocabulary[word] for word in words(query) if word in self._vocabulary]
-        if not known:
-            return np.zeros(len(self._keys), dtype=np.float32)
-        scores: NDArray[np.float32] = index.get_scores_from_ids(known)
-        return scores
+        index, vocabulary = self._index
+        known = [vocabulary[word] for word in words(query) if word in vocabulary]
+        return index.get_scores_from_ids(known) if known else np.zeros(len(self._keys), dtype=np.float32)
 
     def ranked(self, query: str, apart: Collection[str], most: int = RANKS) -> list[int]:
         """Places of the passages nearest to a query, best first; equal scores in the pool's order.
@@ -130,9 +124,8 @@ class NegativePool:
         Returns:
             As many as wanted, or fewer where the pool has no more; none twice.
         """
-        chosen = [
-            self._keys[place] for place in draw(self.ranked(wanted.query, wanted.apart), wanted.number, generator)
-        ]
+        ranked = draw(self.ranked(wanted.query, wanted.apart), wanted.number, generator)
+        chosen = [self._keys[place] for place in ranked]
         texts = [self.texts[key] for key in chosen]
         if len(texts) < wanted.number:
             rest = Wanted(wanted.query, {*wanted.apart, *chosen}, wanted.number - len(texts))

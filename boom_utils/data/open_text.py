@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import md5
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree.ElementTree import ParseError
 
+import numpy as np
 from defusedxml import DefusedXmlException, ElementTree
 
-from boom_utils.data.manifest import Dataset
+from boom_utils.artifacts import digest_of
+from boom_utils.config import CorpusConfig
+from boom_utils.data.evaluation_sets import EvaluationSet, Limits, evaluation_set
+from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
+from boom_utils.data.overlap import NEAR
 from boom_utils.data.text_files import (
     MalformedError,
     Parts,
@@ -33,7 +38,58 @@ from boom_utils.data.text_files import (
     read_files,
     table,
 )
-from boom_utils.errors import DataError, nearest
+from boom_utils.errors import DataError, ManifestError, nearest
+from boom_utils.progress import progress
+
+
+class OpenText:
+    """A corpus of files, all of which are there: its records, read (see `boom_utils.data.convert.Source`).
+
+    Args:
+        manifest: A corpus of files.
+        corpus: Names what is trained on; says what becomes of bad lines.
+        tasks: Names of what is evaluated.
+        folder: The downloads; a file lies at ``<host>/<path>`` below it.
+
+    Raises:
+        ManifestError: A dataset or task that the corpus does not have, or nobody may train on.
+        DataError: Bad lines, or records that are not as promised.
+    """
+
+    near, fix = NEAR, "allow more rows, or leave these sets out"
+
+    def __init__(self, manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str], folder: Path) -> None:
+        trained = [manifest.dataset(name) for name in dict.fromkeys((*corpus.datasets, *corpus.new_datasets))]
+        if wrong := [dataset.id for dataset in trained if dataset.role == "evaluation"]:
+            raise ManifestError(
+                "datasets that are only evaluated cannot be trained on",
+                where=f"manifest '{manifest.name}'",
+                found=", ".join(wrong),
+            )
+        self.sets = {f"train/{dataset.id}": dataset for dataset in trained}
+        self.tasks = [manifest.task(name) for name in dict.fromkeys(tasks)]
+        used = [*trained, *(manifest.dataset(task.dataset) for task in self.tasks)]
+        self._datasets = {dataset.id: dataset for dataset in used}
+        read = progress(self._datasets.values(), len(self._datasets), "reading")
+        self._raws = {one.id: read_dataset(one, folder, corpus.on_bad_line) for one in read}
+
+    def evaluation(self, task: EvaluationTask, limits: Limits, generator: np.random.Generator) -> EvaluationSet:
+        """By the rule of the dataset's kind."""
+        return evaluation_set(self._raws[task.dataset], self._datasets[task.dataset], limits, generator)
+
+    def training(self, name: str) -> Raw:
+        """The records of a dataset."""
+        return self._raws[self.sets[name].id]
+
+    def completed(self, name: str, file: Path, bare: int) -> None:
+        """Rows lack nothing: each shape's rule finds negatives."""
+
+    def facts(self) -> dict[str, Any]:
+        """The sha256 of all files, and the lines that were left out."""
+        used = self._datasets.values()
+        files = {one.id: [file.sha256 for file in one.origin.files] for one in used if one.origin}
+        bad = {name: [str(line) for line in raw.bad_lines] for name, raw in self._raws.items() if raw.bad_lines}
+        return {"fingerprint": digest_of(files), "deviations": [], "bad_lines": bad}
 
 
 def read_dataset(dataset: Dataset, folder: Path, on_bad_line: Literal["error", "skip"] = "error") -> Raw:

@@ -1,59 +1,235 @@
 """Texts of evaluation sets among what models are trained on: exact after normalisation, and near-duplicates.
 
-Only the evaluated texts are kept in memory; training rows are read in a stream.
+A known text with few words is compared by its character shingles, every other one by its word shingles (one changed
+word takes three word shingles away, which is most of a short text). Candidates come from a MinHash index (Broder 1997;
+Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, chapter 3) of the library `rensa`, and each is verified by the
+exact Jaccard similarity of its shingles, so nothing is reported that is not similar; what the index may miss is in
+`NearDuplicates.recall`. Only evaluated texts are kept in memory; training rows are read in a stream.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rensa
 from numpy.typing import NDArray
 
 from boom_utils.data.examples import TrainingExample, batches, iter_examples, normalise
 from boom_utils.data.manifest import EvaluationTask
-from boom_utils.data.near_duplicates import NearDuplicates, NearOptions
 from boom_utils.errors import DataError
 
-Numbers = NDArray[np.uint32]
-
-_ROWS_A_BATCH = 2048
+ROWS_AT_ONCE, TEXTS_AT_ONCE = 2048, 1024
 _EXAMPLES = 3
+_MOST_MISSED = 1e-4
+"""Share of pairs at the threshold that the index may miss: bands are as few as this allows."""
+
+
+# --- near-duplicates --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class OverlapOptions:
-    """How texts are compared.
+class NearOptions:
+    """What counts as a near-duplicate.
 
     Args:
-        near: Near-duplicates too; otherwise only texts that are the same after normalisation.
-        similarity: What counts as near.
+        threshold: Least Jaccard similarity of two sets of shingles.
+        word_shingle: Words of a shingle.
+        character_shingle: Characters of a shingle of a short text.
+        short_words: A known text with fewer words is compared by characters. From 30 words on, a text with one word
+            changed keeps a Jaccard similarity of 0.8 over shingles of three.
+        permutations: Length of a MinHash signature.
+        seed: Of the permutations.
     """
 
-    near: bool = True
-    similarity: NearOptions = field(default_factory=NearOptions)
+    threshold: float = 0.8
+    word_shingle: int = 3
+    character_shingle: int = 5
+    short_words: int = 30
+    permutations: int = 96
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = (self.word_shingle, self.character_shingle, self.short_words, self.permutations)
+        if not 0 < self.threshold <= 1 or min(sizes) < 1 or self.short_words < self.word_shingle:
+            raise ValueError(f"expected 0 < threshold <= 1, sizes of at least 1, short_words >= word_shingle: {self}")
+
+    def missed(self, height: int) -> float:
+        """Chance that no band of ``height`` values is the same in two texts at the threshold."""
+        return float((1 - self.threshold**height) ** (self.permutations // height))
+
+    @property
+    def bands(self) -> int:
+        """Parts of a signature, one of which must be the same: as few as miss at most one pair in ten thousand."""
+        heights = [rows for rows in range(1, self.permutations + 1) if self.permutations % rows == 0]
+        return self.permutations // max((rows for rows in heights if self.missed(rows) <= _MOST_MISSED), default=1)
 
 
-@dataclass(frozen=True, eq=False)
+NEAR = NearOptions()
+
+
+def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
+    """Shared shingles over all shingles of two texts.
+
+    Args:
+        left: Shingles of the one.
+        right: Shingles of the other.
+
+    Returns:
+        A share in [0, 1]; 0 when both are empty.
+
+    >>> jaccard(frozenset("abc"), frozenset("bcd"))
+    0.5
+    """
+    both = len(left & right)
+    return both / max(1, len(left) + len(right) - both)
+
+
+def word_shingles(text: str, size: int) -> frozenset[str]:
+    """All runs of ``size`` words of a normalised text; none when it has fewer words.
+
+    Args:
+        text: Words with one space between them.
+        size: Words a run.
+
+    Returns:
+        The runs, each once.
+
+    >>> sorted(word_shingles("one two three", 2))
+    ['one two', 'two three']
+    """
+    words = text.split(" ")
+    return frozenset(map(" ".join, zip(*(words[start:] for start in range(size)), strict=False)))
+
+
+def character_shingles(text: str, size: int) -> frozenset[str]:
+    """All runs of ``size`` characters; the text itself when it is shorter."""
+    return frozenset([text[start : start + size] for start in range(max(1, len(text) - size + 1))])
+
+
+class NearDuplicates:
+    """Known texts, to be asked which of them a text nearly repeats.
+
+    Args:
+        texts: Known texts, normalised, distinct and not empty.
+        options: What counts as near.
+    """
+
+    def __init__(self, texts: Sequence[str], options: NearOptions = NEAR) -> None:
+        self.recall = 1 - options.missed(options.permutations // options.bands)
+        """Expected share of pairs exactly at the threshold that are found; more similar pairs are found more."""
+        by_words, by_characters = dict[int, str](), dict[int, str]()
+        for number, text in enumerate(texts):
+            (by_characters if text.count(" ") + 1 < options.short_words else by_words)[number] = text
+        self._indexes = []
+        if by_words:
+            self._indexes.append(_Index(by_words, partial(word_shingles, size=options.word_shingle), options))
+        if by_characters:
+            of_characters = partial(character_shingles, size=options.character_shingle)
+            self._indexes.append(_Index(by_characters, of_characters, options, first_look=1.25))
+
+    def find(self, texts: Sequence[str]) -> list[list[tuple[int, float]]]:
+        """Ask for many texts at once.
+
+        Args:
+            texts: Normalised texts, not empty.
+
+        Returns:
+            For each text: number and exact Jaccard similarity of every known text found, ascending by number.
+        """
+        found: list[list[tuple[int, float]]] = []
+        for part in batches(texts, TEXTS_AT_ONCE):
+            matches: list[list[tuple[int, float]]] = [[] for _ in part]
+            for index in self._indexes:
+                for place, number, similarity in index.find(part):
+                    matches[place].append((number, similarity))
+            found += map(sorted, matches)
+        return found
+
+
+class _Index:
+    """Known texts that are compared by the same shingles.
+
+    Args:
+        texts: By number, one at least.
+        shingles: Of a text.
+        options: What counts as near.
+        first_look: How much of a text, in characters, is looked at before all of it: so many times the most shingles
+            that a text near a known one has; None looks at all of it at once.
+    """
+
+    def __init__(
+        self,
+        texts: Mapping[int, str],
+        shingles: Callable[[str], frozenset[str]],
+        options: NearOptions,
+        first_look: float | None = None,
+    ) -> None:
+        self._texts, self._shingles, self._options = texts, shingles, options
+        self._lsh = rensa.RMinHashLSH(options.threshold, options.permutations, options.bands)
+        sizes = []
+        for numbers in batches(texts, TEXTS_AT_ONCE):
+            sets = [shingles(texts[number]) for number in numbers]
+            self._lsh.insert_pairs(list(zip(numbers, self._signatures(sets), strict=True)))
+            sizes += [len(one) for one in sets]
+        # Two sets of this similarity have sizes of this ratio at least.
+        self._fewest = min(sizes) * options.threshold - 1e-9
+        self._most = max(sizes) / options.threshold + 1e-9
+        self._first_look = None if first_look is None else int(first_look * self._most) + options.character_shingle
+
+    def _signatures(self, sets: Sequence[frozenset[str]]) -> list[Any]:
+        return list(rensa.RMinHash.from_token_sets(sets, self._options.permutations, self._options.seed))
+
+    def find(self, texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
+        """Place of the text, and number and similarity of a known text, for every pair found."""
+        possible = {place: found for place, text in enumerate(texts) if (found := self._possible(text))}
+        candidates = self._lsh.query_all(self._signatures(list(possible.values())))
+        for (place, shingles), numbers in zip(possible.items(), candidates, strict=True):
+            for number in numbers:
+                similarity = jaccard(shingles, self._shingles(self._texts[number]))
+                if similarity >= self._options.threshold:
+                    yield place, number, similarity
+
+    def _possible(self, text: str) -> frozenset[str] | None:
+        """The shingles of a text, if they are not too few or too many to be near those of any known text."""
+        start = text[: self._first_look]
+        shingles = self._shingles(start)
+        if len(start) < len(text) and len(shingles) <= self._most:
+            shingles = self._shingles(text)
+        return shingles if self._fewest <= len(shingles) <= self._most else None
+
+
+# --- overlap ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
 class Shared:
     """What one evaluation set shares with one training set.
 
     Args:
-        exact: Numbers of the distinct evaluated texts that a training text repeats, ascending uint32.
-        near: Numbers of the other evaluated texts that a training text nearly repeats, ascending uint32.
-        rows: Training rows that hold such a text, ascending uint32, from 0.
+        exact: Numbers of the distinct evaluated texts that a training text repeats.
+        near: Numbers of those that a training text nearly repeats.
+        rows: Training rows that hold such a text, from 0.
         examples: Up to three pairs of an evaluated and a training text, normalised, of the first rows.
     """
 
-    exact: Numbers
-    near: Numbers
-    rows: Numbers
-    examples: tuple[Mapping[str, Any], ...]
+    exact: set[int] = field(default_factory=set)
+    near: set[int] = field(default_factory=set)
+    rows: set[int] = field(default_factory=set)
+    examples: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def add(self, number: int, row: int, texts: tuple[str, str], similarity: float) -> None:
+        """Note that a row's text repeats an evaluated one: ``texts`` are the evaluated and the training text."""
+        (self.exact if texts[0] == texts[1] else self.near).add(number)
+        self.rows.add(row)
+        example = {"evaluated": texts[0], "trained": texts[1], "similarity": round(similarity, 4)}
+        if len(self.examples) < _EXAMPLES and example not in self.examples:
+            self.examples.append(example)
 
 
 @dataclass(frozen=True)
@@ -78,45 +254,36 @@ class Overlap:
                 "evaluation": task,
                 "trained_on": name,
                 "exact": len(found.exact),
-                "near": len(found.near),
+                "near": len(found.near - found.exact),
                 "rows": len(found.rows),
-                "examples": [dict(example) for example in found.examples],
+                "examples": found.examples,
             }
-            for (task, name), found in sorted(self.shared.items())
+            for (task, name), found in sorted(self.shared.items(), key=lambda entry: entry[0])
         ]
 
-    @property
-    def exact(self) -> int:
-        """Evaluated texts that are trained on, over all pairs of sets; zero where the sets are kept apart."""
-        return sum(len(found.exact) for found in self.shared.values())
-
-    @property
-    def offending(self) -> dict[str, Numbers]:
-        """Rows of every training set that hold an evaluated text, exact or near: ascending uint32, from 0."""
-        return {name: _union(found.rows for (_, of), found in self.shared.items() if of == name) for name in self.rows}
+    def offending(self, name: str) -> NDArray[np.int64]:
+        """Rows of a training set that hold an evaluated text, exact or near: ascending int64, from 0."""
+        rows = set[int]().union(*(found.rows for (_, of), found in self.shared.items() if of == name))
+        return np.array(sorted(rows), dtype=np.int64)
 
     def seen(self, task: str, trained: Iterable[str]) -> tuple[int, int]:
         """Distinct texts of one evaluation set that some of the training sets repeat: exactly, and only nearly."""
         pairs = [self.shared[task, name] for name in trained]
-        exact, near = _union(found.exact for found in pairs), _union(found.near for found in pairs)
-        return len(exact), len(np.setdiff1d(near, exact))
-
-
-def _union(parts: Iterable[Numbers]) -> Numbers:
-    return np.unique(np.concatenate([np.zeros(0, dtype=np.uint32), *parts]))
+        exact = set[int]().union(*(found.exact for found in pairs))
+        return len(exact), len(set[int]().union(*(found.near for found in pairs)) - exact)
 
 
 def find_overlap(
     trained: Mapping[str, Sequence[TrainingExample] | Path],
     evaluated: Mapping[str, Iterable[str]],
-    options: OverlapOptions | None = None,
+    near: NearOptions | None = NEAR,
 ) -> Overlap:
     """Find evaluated texts among queries, positives and negatives of training sets.
 
     Args:
         trained: Training sets by name: their examples, or a file of `write_examples`, which is read in a stream.
         evaluated: Texts of evaluation sets by name; empty ones are left out.
-        options: How texts are compared.
+        near: What counts as near; None finds only texts that are the same after normalisation.
 
     Returns:
         What every pair of sets shares. What near-duplicates may be missed is in `NearDuplicates.recall`.
@@ -124,89 +291,44 @@ def find_overlap(
     Raises:
         DataError: A training file is missing, malformed or empty.
     """
-    options = options or OverlapOptions()
-    known = _Known(evaluated, options)
-    found = {(task, name): _Found() for task in known.texts_of for name in trained}
+    texts_of = {task: {normalise(text) for text in texts} - {""} for task, texts in sorted(evaluated.items())}
+    sets: dict[str, list[str]] = defaultdict(list)
+    for task, texts in texts_of.items():
+        for text in texts:
+            sets[text].append(task)
+    known = sorted(sets)
+    numbers = {text: number for number, text in enumerate(known)}
+    index = NearDuplicates(known, near) if near else None
+    shared = {(task, name): Shared() for task in texts_of for name in trained}
     rows: dict[str, int] = {}
     for name, source in sorted(trained.items()):
         rows[name] = 0
-        examples = iter_examples(source) if isinstance(source, Path) else source
-        for batch in batches(examples, _ROWS_A_BATCH):
-            for row, text, similar in known.matches(batch):
+        for batch in batches(iter_examples(source) if isinstance(source, Path) else source, ROWS_AT_ONCE):
+            for row, text, similar in _matches(batch, numbers, index):
                 for number, similarity in similar.items():
-                    for task in known.sets[number]:
-                        texts = known.texts[number], text
-                        found[task, name].add(number, rows[name] + row, texts, similarity)
+                    for task in sets[known[number]]:
+                        shared[task, name].add(number, rows[name] + row, (known[number], text), similarity)
             rows[name] += len(batch)
-    return Overlap(
-        {pair: of_pair.shared() for pair, of_pair in found.items()},
-        {task: len(texts) for task, texts in known.texts_of.items()},
-        rows,
-    )
+    return Overlap(shared, {task: len(texts) for task, texts in texts_of.items()}, rows)
 
 
-class _Known:
-    """The distinct evaluated texts, and which sets each is in."""
-
-    def __init__(self, evaluated: Mapping[str, Iterable[str]], options: OverlapOptions) -> None:
-        self.texts_of = {task: {normalise(text) for text in texts} - {""} for task, texts in sorted(evaluated.items())}
-        self.texts = sorted(set().union(*self.texts_of.values()))
-        self._numbers = {text: number for number, text in enumerate(self.texts)}
-        self.sets: list[list[str]] = [[] for _ in self.texts]
-        for task, texts in self.texts_of.items():
-            for text in texts:
-                self.sets[self._numbers[text]].append(task)
-        self._near = NearDuplicates(self.texts, options.similarity) if options.near else None
-
-    def matches(self, batch: Sequence[TrainingExample]) -> list[tuple[int, str, dict[int, float]]]:
-        """Row in the batch, one of its texts, and number and similarity of every evaluated text that it repeats."""
-        rows: defaultdict[str, list[int]] = defaultdict(list)
-        for row, example in enumerate(batch):
-            for text in (example.query, *example.pos, *example.neg):
-                rows[text].append(row)
-        texts = [normalise(text) for text in rows]
-        found = self._similar(texts)
-        matches = [
-            (row, text, similar)
-            for places, text, similar in zip(rows.values(), texts, found, strict=True)
-            for row in places
-            if similar
-        ]
-        return sorted(matches, key=itemgetter(0))
-
-    def _similar(self, texts: Sequence[str]) -> list[dict[int, float]]:
-        found = [{self._numbers[text]: 1.0} if text in self._numbers else {} for text in texts]
-        if self._near is not None:
-            asked = [place for place, text in enumerate(texts) if text]
-            near = self._near.find([texts[place] for place in asked])
-            for place, similar in zip(asked, near, strict=True):
-                found[place].update(similar)
-        return found
-
-
-class _Found:
-    """What two sets share, while it is found."""
-
-    def __init__(self) -> None:
-        self._exact: set[int] = set()
-        self._near: set[int] = set()
-        self._rows: set[int] = set()
-        self._examples: list[dict[str, Any]] = []
-
-    def add(self, number: int, row: int, texts: tuple[str, str], similarity: float) -> None:
-        """Note that a row's text repeats an evaluated one: ``texts`` are the evaluated and the training text."""
-        evaluated, trained = texts
-        (self._exact if evaluated == trained else self._near).add(number)
-        self._rows.add(row)
-        example = {"evaluated": evaluated, "trained": trained, "similarity": round(similarity, 4)}
-        if len(self._examples) < _EXAMPLES and example not in self._examples:
-            self._examples.append(example)
-
-    def shared(self) -> Shared:
-        """All of it, in order."""
-        near = self._near - self._exact
-        exact, alike, rows = (np.array(sorted(part), dtype=np.uint32) for part in (self._exact, near, self._rows))
-        return Shared(exact, alike, rows, tuple(self._examples))
+def _matches(
+    batch: Sequence[TrainingExample], numbers: Mapping[str, int], index: NearDuplicates | None
+) -> list[tuple[int, str, dict[int, float]]]:
+    """Row in the batch, one of its texts, and number and similarity of every evaluated text that it repeats."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, example in enumerate(batch):
+        for text in (example.query, *example.pos, *example.neg):
+            rows[text].append(row)
+    # An empty text is near none.
+    texts = {text: same for text in rows if (same := normalise(text))}
+    similar = index.find(list(texts.values())) if index else [[] for _ in texts]
+    found = []
+    for (text, same), matches in zip(texts.items(), similar, strict=True):
+        exact = {numbers[same]: 1.0} if same in numbers else {}
+        if matches := exact | dict(matches):
+            found += [(row, same, matches) for row in rows[text]]
+    return sorted(found, key=lambda match: match[0])
 
 
 def task_domains(tasks: Iterable[EvaluationTask], trained: Collection[str], overlap: Overlap) -> list[dict[str, Any]]:
@@ -231,19 +353,20 @@ def task_domains(tasks: Iterable[EvaluationTask], trained: Collection[str], over
     absent += [f"training set '{name}'" for name in names if name not in overlap.rows]
     if absent:
         raise DataError("the overlap does not cover these sets", found=", ".join(absent), fix="find the overlap anew")
-    return [_domain(task, names, overlap) for task in tasks]
-
-
-def _domain(task: EvaluationTask, trained: Sequence[str], overlap: Overlap) -> dict[str, Any]:
-    texts, (exact, near) = overlap.texts[task.id], overlap.seen(task.id, trained)
-    seen = {name: overlap.seen(task.id, [name]) for name in trained}
-    return {
-        "task": task.id,
-        "dataset": task.dataset,
-        "domain": task.domain(trained),
-        "texts": texts,
-        "exact": exact,
-        "near": near,
-        "seen": round((exact + near) / max(1, texts), 6),
-        "seen_in": {name: {"exact": same, "near": alike} for name, (same, alike) in seen.items() if same + alike},
-    }
+    found = []
+    for task in tasks:
+        texts, (exact, near) = overlap.texts[task.id], overlap.seen(task.id, names)
+        seen = {name: overlap.seen(task.id, [name]) for name in names}
+        found.append(
+            {
+                "task": task.id,
+                "dataset": task.dataset,
+                "domain": task.domain(trained),
+                "texts": texts,
+                "exact": exact,
+                "near": near,
+                "seen": round((exact + near) / max(1, texts), 6),
+                "seen_in": {name: {"exact": one, "near": other} for name, (one, other) in seen.items() if one + other},
+            }
+        )
+    return found

@@ -9,7 +9,6 @@ by, by the overlap of parameter names, or by class.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,19 +20,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from boom_utils.artifacts import derive_seed, write_json
+from boom_utils.artifacts import derive_seed
 from boom_utils.config import CorpusConfig
 from boom_utils.data.docstrings import clean_text, is_readable, truncate_words
 from boom_utils.data.evaluation_sets import EvaluationSet, Limits, evaluation_set
-from boom_utils.data.example_sets import NEGATIVES, POSITIVES, WrittenSets, draw, example, labelled_examples
 from boom_utils.data.examples import Labelled, Split, TrainingExample, hash_share, normalise
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
 from boom_utils.data.mining import PLACEHOLDER, Definition, Mined, corpus_deviations, corpus_fingerprint, mine
-from boom_utils.data.overlap import OverlapOptions, find_overlap, task_domains
+from boom_utils.data.rows import NEGATIVES, POSITIVES, example, labelled_examples
+from boom_utils.data.sampling import draw
 from boom_utils.data.text_files import COLUMNS, Raw, Shape
-from boom_utils.errors import DataError, ManifestError
-
-log = logging.getLogger(__name__)
+from boom_utils.errors import ManifestError
 
 LONGEST_PASSAGE = 60
 """Words; the base of the smoke profile reads 64-128 tokens."""
@@ -332,26 +329,10 @@ EXAMPLES: dict[str, Callable[[Sequence[Candidate], Dataset, np.random.Generator]
 """Family of a dataset -> how its training rows are drawn from its candidates."""
 
 
-def training_examples(dataset: Dataset, built: Corpus, corpus: CorpusConfig) -> list[TrainingExample]:
-    """Rows of one training dataset, at most ``corpus.train_rows``."""
-    generator = np.random.default_rng(derive_seed(corpus.seed, "train", dataset.id))
-    # All rows are made before they are drawn: some candidates give none.
-    rows = list(EXAMPLES[dataset.family](built.part(dataset.id, "train"), dataset, generator))
-    return draw(rows, corpus.train_rows, generator)
-
-
-def pretraining_examples(built: Corpus, corpus: CorpusConfig) -> list[TrainingExample]:
-    """Pairs for the tiny base, at most ``corpus.pretraining_pairs``; no other set has their texts."""
-    generator = np.random.default_rng(derive_seed(corpus.seed, "pretraining"))
-    chosen = draw(built.part(PAIRS, "pretraining"), corpus.pretraining_pairs, generator)
-    return [TrainingExample(one.text, (one.document,)) for one in chosen]
-
-
-def evaluation_rows(task: EvaluationTask, dataset: Dataset, built: Corpus, corpus: CorpusConfig) -> EvaluationSet:
-    """The files of one task: its queries, pairs or texts, at most ``corpus.evaluation_queries``."""
-    pool = built.part(dataset.id, "held_out" if task.held_out else "evaluation")
-    generator = np.random.default_rng(derive_seed(corpus.seed, "evaluation", task.id))
-    limits = Limits(corpus.evaluation_queries, corpus.evaluation_documents)
+def evaluation_rows(
+    pool: Sequence[Candidate], dataset: Dataset, limits: Limits, generator: np.random.Generator
+) -> EvaluationSet:
+    """The files of one task: its queries, pairs or texts, within the limits."""
     if dataset.family == "classification":
         return classified(pool, limits.queries, generator)
     shape: Shape = "pairs"
@@ -369,61 +350,62 @@ def evaluation_rows(task: EvaluationTask, dataset: Dataset, built: Corpus, corpu
     return evaluation_set(Raw(shape, {"test": table}, ()), dataset, limits, generator)
 
 
-def make_examples(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str], out: Path) -> dict[str, Any]:
-    """Mine the corpus and write training rows, pre-training pairs and evaluation sets.
+class PythonDocs:
+    """The mined corpus (see `boom_utils.data.convert.Source`); no text of it is in two splits.
 
     Args:
         manifest: The `python_docs` manifest (or one of its shape).
         corpus: Limits, seed, and the training datasets to write; datasets of role ``new_data`` are always written.
         tasks: The evaluation tasks to write. Which ones changes no row of the others, nor of the training datasets.
-        out: Empty folder; gets ``train/``, ``pretraining.jsonl``, ``evaluation/`` and ``summary.json``.
-
-    Returns:
-        Rows of every set, distributions found, deviations, rows dropped and the number of shared texts (zero).
 
     Raises:
         ManifestError: A dataset that this corpus cannot make, or a task that the manifest does not have.
-        DataError: Nothing to mine, a set without rows, or an evaluated text among the training texts.
+        DataError: Nothing to mine.
     """
-    if unknown := [dataset.id for dataset in manifest.datasets if dataset.id not in DATASETS]:
-        raise ManifestError(
-            f"python_docs has no rule for {', '.join(unknown)}",
-            where=f"manifest '{manifest.name}'",
-            expected=f"datasets among {', '.join(DATASETS)}",
-        )
-    arriving = [dataset.id for dataset in manifest.datasets if dataset.role == "new_data"]
-    datasets = [manifest.dataset(name) for name in dict.fromkeys((*corpus.datasets, *arriving))]
-    evaluated = [manifest.task(name) for name in tasks]
-    for deviation in (deviations := corpus_deviations(manifest)):
-        log.warning("python_docs: %s", deviation)
-    built = build_corpus(mined := mine(manifest), corpus.seed)
-    written = WrittenSets(out)
-    for dataset in datasets:
-        written.write_examples(f"train/{dataset.id}", training_examples(dataset, built, corpus))
-    written.write_examples("pretraining", pretraining_examples(built, corpus))
-    for task in evaluated:
-        made = evaluation_rows(task, manifest.dataset(task.dataset), built, corpus)
-        written.write_task(task.id, made.files)
-        if made.labels:
-            write_json(out / "evaluation" / task.id / "labels.json", made.labels)
-    trained_on = {name.removeprefix("train/"): out / f"{name}.jsonl" for name in written.trained_on}
-    overlap = find_overlap(trained_on, written.evaluated, OverlapOptions(near=False))
-    written.refuse_empty("install the distributions that the manifest names")
-    if overlap.exact:
-        raise DataError(
-            "evaluated texts are also trained on",
-            found=[entry for entry in overlap.ledger if entry["exact"]],
-            fix="this is a fault of the kit: please report it",
-        )
-    facts = {
-        "rows": written.rows,
-        "fingerprint": corpus_fingerprint(manifest),
-        "deviations": deviations,
-        "dropped": built.dropped,
-        "shared_texts": overlap.exact,
-    }
-    mining = {"files": mined.files, "unreadable": mined.unreadable, "definitions": len(mined.definitions)}
-    domains = task_domains(evaluated, corpus.datasets, overlap)
-    found = {"mining": mining, "sets": written.sets, "overlap": overlap.ledger, "domains": domains}
-    write_json(out / "summary.json", {**facts, **found})
-    return facts
+
+    near, fix = None, "install the distributions that the manifest names"
+
+    def __init__(self, manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]) -> None:
+        if unknown := [dataset.id for dataset in manifest.datasets if dataset.id not in DATASETS]:
+            raise ManifestError(
+                f"python_docs has no rule for {', '.join(unknown)}",
+                where=f"manifest '{manifest.name}'",
+                expected=f"datasets among {', '.join(DATASETS)}",
+            )
+        arriving = [dataset.id for dataset in manifest.datasets if dataset.role == "new_data"]
+        trained = dict.fromkeys((*corpus.datasets, *arriving))
+        self.sets = {f"train/{name}": manifest.dataset(name) for name in trained}
+        self.sets["pretraining"] = manifest.dataset(PAIRS)
+        self.tasks = [manifest.task(name) for name in tasks]
+        self._manifest, self._corpus, self._mined = manifest, corpus, mine(manifest)
+        self._built = build_corpus(self._mined, corpus.seed)
+
+    def evaluation(self, task: EvaluationTask, limits: Limits, generator: np.random.Generator) -> EvaluationSet:
+        """The files of one task, from the candidates of its split."""
+        pool = self._built.part(task.dataset, "held_out" if task.held_out else "evaluation")
+        return evaluation_rows(pool, self._manifest.dataset(task.dataset), limits, generator)
+
+    def training(self, name: str) -> list[TrainingExample]:
+        """Rows of a dataset, or pairs for the tiny base, whose texts no other set has."""
+        dataset, corpus = self.sets[name], self._corpus
+        if name == "pretraining":
+            generator = np.random.default_rng(derive_seed(corpus.seed, "pretraining"))
+            chosen = draw(self._built.part(PAIRS, "pretraining"), corpus.pretraining_pairs, generator)
+            return [TrainingExample(one.text, (one.document,)) for one in chosen]
+        generator = np.random.default_rng(derive_seed(corpus.seed, "train", dataset.id))
+        # All rows are made before they are drawn: some candidates give none.
+        rows = list(EXAMPLES[dataset.family](self._built.part(dataset.id, "train"), dataset, generator))
+        return draw(rows, corpus.train_rows, generator)
+
+    def completed(self, name: str, file: Path, bare: int) -> None:
+        """Rows lack nothing: each has its negatives, and pairs for the base need none."""
+
+    def facts(self) -> dict[str, Any]:
+        """The distributions that were found, what was mined, and what was dropped to keep the splits apart."""
+        mined, dropped = self._mined, self._built.dropped
+        return {
+            "fingerprint": corpus_fingerprint(self._manifest),
+            "deviations": corpus_deviations(self._manifest),
+            "mining": {"files": mined.files, "unreadable": mined.unreadable, "definitions": len(mined.definitions)},
+            "dropped": {f"train/{name}": {"its text is in another split": number} for name, number in dropped.items()},
+        }

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 RULE = "rule.json"
 RowIds = NDArray[np.uint32]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,17 @@ class Subset:
     def sizes(self) -> dict[str, int]:
         """Rows drawn from every dataset."""
         return {dataset: len(ids) for dataset, ids in sorted(self.rows.items())}
+
+
+def draw(items: Sequence[Item], limit: int | None, generator: np.random.Generator, skip: int = 0) -> list[Item]:
+    """At most ``limit`` items without replacement, in their own order; all when ``limit`` is None.
+
+    With ``skip``, as many as that are passed over first: with a generator of the same seed, and ``skip`` the limit of
+    another draw, no item is in both.
+    """
+    if limit is None or limit >= len(items):
+        return list(items)[:0] if skip else list(items)
+    return [items[place] for place in np.sort(generator.permutation(len(items))[skip : skip + limit])]
 
 
 def subset_size(ratio: float, rows: int) -> int:

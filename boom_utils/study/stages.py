@@ -59,22 +59,22 @@ def model_nodes(profile: Profile) -> dict[str, str]:
 
 def examples(profile: Profile, manifest: Manifest, downloads: Path) -> Node:
     """Training examples and evaluation sets from the manifest's source; keyed by what the study uses of it."""
-    from boom_utils.data import corpora
+    from boom_utils.data import convert
 
     tasks, corpus = _tasks(profile), profile.corpus
 
     def make(out: Path, _: Inputs) -> Mapping[str, Any]:
-        return corpora.make_examples(manifest, corpus, tasks, downloads, out)
+        return convert.make_examples(manifest, corpus, tasks, downloads, out)
 
     # Text for readers is no reason to make a corpus anew; what is installed is in "found".
     prose = {"description", "homepage", "licence", "licence_note", "notes", "oddities", "differs", "version", "known"}
-    datasets = corpora.used_datasets(manifest, corpus, tasks)
+    datasets = convert.used_datasets(manifest, corpus, tasks)
     config = {
         "source": _without(manifest.source.model_dump(mode="json"), prose),
         "datasets": _without({one.id: one.model_dump(mode="json", exclude_none=True) for one in datasets}, prose),
         "tasks": {name: manifest.task(name).model_dump(mode="json") for name in sorted(tasks)},
-        "corpus": corpus.model_dump(mode="json", exclude=corpora.unread_fields(manifest)),
-        "found": corpora.found_now(manifest, corpus),
+        "corpus": corpus.model_dump(mode="json", exclude=convert.unread_fields(manifest)),
+        "found": convert.found_now(manifest, corpus),
     }
     return Node("examples", VERSION["examples"], f"examples of {manifest.name}", config, make)
 
