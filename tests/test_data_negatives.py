@@ -46,23 +46,14 @@ def reference_scores(passages: list[str], query: str) -> list[float]:
 @pytest.mark.parametrize(
     ("text", "terms"),
     [
-        ("The cat's Mat!", ["the", "cat", "s", "mat"]),
-        ("read_csv(path, sep=';')", ["read", "csv", "path", "sep"]),
-        ("機械学習", ["機械", "械学", "学習"]),
-        ("本", ["本"]),
-        ("GPUで学習する", ["gpu", "で学", "学習", "習す", "する"]),
-        ("한국어 문장", ["한국어", "문장"]),
-        ("Straße, ÉTÉ", ["strasse", "été"]),
-        ("... !?", []),
+        ("The cat's read_csv", "the cat s read csv"),
+        ("GPUで学習する 本", "gpu で学 学習 習す する 本"),
+        ("한국어 문장", "한국어 문장"),
+        ("Straße, ÉTÉ ... !?", "strasse été"),
     ],
 )
-def test_words_are_runs_of_letters_and_pairs_of_characters_where_nothing_is_spaced(text: str, terms: list[str]) -> None:
-    assert words(text) == terms
-
-
-@pytest.mark.parametrize("query", ["the mat", "dog dog log", "学習の機械", "red cat"])
-def test_scores_are_those_of_a_plain_reference(query: str) -> None:
-    np.testing.assert_allclose(NegativePool(PASSAGES).scores(query), reference_scores(PASSAGES, query), rtol=1e-5)
+def test_words_are_runs_of_letters_and_pairs_of_characters_where_nothing_is_spaced(text: str, terms: str) -> None:
+    assert words(text) == terms.split()
 
 
 @given(
@@ -82,10 +73,6 @@ def test_equal_scores_keep_the_order_of_the_pool() -> None:
     pool = NegativePool([f"same {number}" for number in range(50)])
     assert pool.ranked("same", ()) == list(range(RANKS))
     assert pool.ranked("same", ("same 0", "same 3")) == [1, 2, *range(4, RANKS + 2)]
-    groups = NegativePool(f"{'same ' * (1 + number % 3)}{number}" for number in range(900))
-    scores = groups.scores("same")
-    assert len(set(scores.tolist())) == 3
-    assert groups.ranked("same", (), 700) == sorted(range(900), key=lambda place: (-scores[place], place))[:700]
 
 
 def test_a_pool_without_any_word_ranks_nothing_and_still_draws() -> None:
@@ -93,10 +80,6 @@ def test_a_pool_without_any_word_ranks_nothing_and_still_draws() -> None:
     assert pool.ranked("word", ()) == []
     assert sorted(pool.nearest(Wanted("word", ("???",), 7), generator())) == ["!!!", "..."]
     assert NegativePool([]).nearest(Wanted("word", (), 7), generator()) == []
-
-
-def test_passages_equal_after_normalisation_are_one() -> None:
-    assert list(NegativePool(["The Mat", "the  mat", "a mat"]).texts.values()) == ["The Mat", "a mat"]
 
 
 @given(st.integers(0, 1000), st.integers(0, 9), st.sets(st.sampled_from(PASSAGES)))
@@ -128,9 +111,3 @@ def test_the_same_seed_gives_the_same_negatives_and_another_gives_others() -> No
     assert mined(1) == mined(1) == mined(1, NegativePool(pool.texts.values()))
     assert mined(1) != mined(2)
     assert all(f"shared word {number}" not in found for number, found in enumerate(mined(1)))
-
-
-def test_rows_that_want_none_draw_nothing() -> None:
-    used = generator()
-    assert list(mine_negatives(NegativePool(PASSAGES), [Wanted("cat", (), 0)] * 3, used, "toy")) == [[], [], []]
-    assert used.integers(1000) == generator().integers(1000)

@@ -24,12 +24,12 @@ from hub_server import HubServer
 
 from boom_utils.config import CorpusConfig
 from boom_utils.data import own as own_reader
+from boom_utils.data.convert import make_examples
 from boom_utils.data.examples import LONGEST_LINE, TrainingExample, hash_share, read_examples, read_jsonl
-from boom_utils.data.fetching import fetch_datasets
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.data.manifest_hub import Columns, Selection
 from boom_utils.data.own import check_files, count_rows_of, numbered_rows, own_datasets
-from boom_utils.data.own_examples import chosen_rows, make_examples, own_fingerprint
+from boom_utils.data.own_examples import chosen_rows, own_fingerprint
 from boom_utils.errors import ConfigError, DataError, DownloadError, ManifestError
 
 Rows = list[dict[str, Any]]
@@ -325,7 +325,7 @@ class Own:
 
     def convert(self, out: Path, **changes: Any) -> dict[str, Any]:
         out.mkdir()
-        return make_examples(self.manifest(), config(**changes), self.folder / "no downloads", out)
+        return make_examples(self.manifest(), config(**changes), (), self.folder / "no downloads", out)
 
     @property
     def held_out(self) -> Rows:
@@ -508,7 +508,7 @@ def test_files_that_are_not_there_and_sets_without_rows_are_errors(own: Own, tmp
     manifest = own.manifest()
     (own.folder / "files/b.jsonl").unlink()
     with pytest.raises(DataError, match=r"files/b\.jsonl"):
-        make_examples(manifest, config(), tmp_path, tmp_path)
+        make_examples(manifest, config(), (), tmp_path, tmp_path)
 
 
 def test_a_changed_file_changes_the_fingerprint_and_where_it_lies_does_not(own: Own, tmp_path: Path) -> None:
@@ -563,10 +563,7 @@ def test_rows_of_the_hub_are_converted_and_what_they_say_otherwise_is_reported(h
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**raw, "datasets": [{**QUESTIONS, "id": "nq", "hub": stated}]}))
     (tmp_path / "out").mkdir()
     manifest = load_manifest(tmp_path / "tiny.yaml")
-    with pytest.raises(DownloadError, match=r"(?s)never fetched.*boom data fetch"):
-        make_examples(manifest, config(datasets=["nq"]), tmp_path, tmp_path / "out")
-    fetch_datasets(manifest.datasets, tmp_path)
-    facts = make_examples(manifest, config(datasets=["nq"]), tmp_path, tmp_path / "out")
+    facts = make_examples(manifest, config(datasets=["nq"]), (), tmp_path, tmp_path / "out")
     assert facts["rows"] == {"train/nq": 7}
     assert [one.query for one in read_examples(tmp_path / "out/train/nq.jsonl")] == [row["query"] for row in rows[:7]]
     assert facts["deviations"] == [

@@ -17,11 +17,12 @@ import pytest
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import CorpusConfig
 from boom_utils.data import python_docs
+from boom_utils.data.convert import make_examples
 from boom_utils.data.docstrings import clean_text, is_readable, parse_docstring, truncate_words
 from boom_utils.data.examples import normalise, read_examples, read_jsonl
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.data.mining import Definition, Mined, corpus_deviations, corpus_fingerprint, mine
-from boom_utils.data.python_docs import Candidate, build_corpus, make_examples
+from boom_utils.data.python_docs import Candidate, build_corpus
 from boom_utils.errors import DataError, ManifestError
 
 NUMPYDOC = """
@@ -250,7 +251,7 @@ def test_a_dataset_without_rule_is_refused(tmp_path: Path) -> None:
     raw = manifest_of("numpy").model_dump(mode="json")
     raw["datasets"].append({**raw["datasets"][0], "id": "unknown"})
     with pytest.raises(ManifestError, match="no rule for unknown"):
-        make_examples(Manifest.model_validate(raw), LIMITS, ALL_TASKS, tmp_path)
+        make_examples(Manifest.model_validate(raw), LIMITS, ALL_TASKS, tmp_path, tmp_path)
 
 
 MANIFEST = manifest_of("huggingface-hub", "numpy", "pandas", "networkx")
@@ -279,7 +280,7 @@ def write(mined: Mined, limits: CorpusConfig, tasks: tuple[str, ...], out: Path)
     """Run the stage on what was mined once for the whole module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(python_docs, "mine", lambda manifest: mined)
-        make_examples(MANIFEST, limits, tasks, out)
+        make_examples(MANIFEST, limits, tasks, out, out)
     return out
 
 
@@ -380,9 +381,9 @@ import sys
 from pathlib import Path
 from boom_utils.config import CorpusConfig
 from boom_utils.data.manifest import Manifest
-from boom_utils.data.python_docs import make_examples
+from boom_utils.data.convert import make_examples
 manifest, limits = Manifest.model_validate_json(sys.argv[2]), CorpusConfig.model_validate_json(sys.argv[3])
-make_examples(manifest, limits, [task.id for task in manifest.tasks], Path(sys.argv[1]))
+make_examples(manifest, limits, [task.id for task in manifest.tasks], Path(), Path(sys.argv[1]))
 """
 
 

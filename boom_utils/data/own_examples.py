@@ -245,13 +245,11 @@ class OwnRows:
         wanted[source.others[chosen_rows(total, select, corpus.train_rows, *seeds)]] = True
         if select and total < select.rows:
             self._deviations.append(f"{dataset.id}: {select.rows} rows are wanted, its files have {total}")
-        if hub and hub.rows.source == "stated" and hub.rows.value != total:
-            self._deviations.append(f"{dataset.id}: {hub.rows.value} rows are stated, its files have {total}")
         return self._examples(source, wanted)
 
     def _examples(self, source: _Source, wanted: NDArray[np.bool_]) -> Iterator[TrainingExample]:
         """Wanted rows in a stream; says at its end where they state something else than the manifest."""
-        dataset, columns = source.dataset, PLAIN if source.dataset.hub is None else source.dataset.hub.columns
+        dataset, columns = source.dataset, source.dataset.hub.columns if source.dataset.hub else PLAIN
         used = {"prompt": dataset.prompt, "type": dataset.example_type}
         stated: Counter[tuple[str, str]] = Counter()
         for number, found in numbered_rows(source.files, columns, wanted):
@@ -269,6 +267,9 @@ class OwnRows:
             f"{dataset.id}: {rows} rows state the {name} '{value}', the manifest uses '{used[name]}'"
             for (name, value), rows in sorted(stated.items())
         ]
+        hub, total = dataset.hub, len(source.others)
+        if hub and hub.rows.source == "stated" and hub.rows.value != total:
+            self._deviations.append(f"{dataset.id}: {hub.rows.value} rows are stated, its files have {total}")
 
     def completed(self, name: str, file: Path, bare: int) -> Iterator[TrainingExample] | None:
         """The rows, with mined negatives where they bring none; with nothing to mine among, they keep to their batch.

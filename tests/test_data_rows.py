@@ -8,80 +8,49 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from boom_utils.data.examples import TrainingExample
-from boom_utils.data.manifest import Dataset
-from boom_utils.data.record_tables import as_examples, evaluated_part, part_of, without_texts
-from boom_utils.data.rules import RowOptions, training_rows
-from boom_utils.data.text_files import Raw
+from boom_utils.data.examples import Labelled, TrainingExample
+from boom_utils.data.manifest import load_manifest
+from boom_utils.data.rows import RowOptions, labelled_examples, training_rows
+from boom_utils.data.text_files import COLUMNS
 from boom_utils.errors import DataError
 
-NAMES = {
-    "pairs": ("query", "passage"),
-    "candidates": ("query", "passage", "label"),
-    "labelled": ("text", "label"),
-    "graded": ("sentence1", "sentence2", "score"),
-    "judged_pairs": ("sentence1", "sentence2", "label"),
-    "nli": ("sentence1", "sentence2", "label"),
-}
-DATASET = Dataset(
-    id="toy",
-    family="retrieval",
-    role="train",
-    prompt="Given a question, find its answer.",
-    in_batch_negatives=True,
-    halve_batch=False,
-    instruction_on_passages=False,
-    group_size="train_group_size",
-    example_type="normal",
-    description="Rows made by hand.",
-)
-
-
-def table(shape: str, *rows: tuple[Any, ...]) -> pa.Table:
-    return pa.table({name: list(column) for name, column in zip(NAMES[shape], zip(*rows, strict=True), strict=True)})
+DATASET = load_manifest("open_text").dataset("medquad")
+SHAPES = ("pairs", "candidates", "labelled", "graded", "judged_pairs", "nli")
 
 
 def made(
     shape: str, *rows: tuple[Any, ...], negatives: int = 2, limit: int | None = None, seed: int = 0
 ) -> tuple[list[TrainingExample], Counter[str]]:
+    table = pa.table({name: list(column) for name, column in zip(COLUMNS[shape], zip(*rows, strict=True), strict=True)})
     options = RowOptions(DATASET, negatives, limit)
-    return training_rows(shape, table(shape, *rows), options, np.random.default_rng(seed))  # type: ignore[arg-type]
-
-
-def texts(rows: list[TrainingExample]) -> list[tuple[str, tuple[str, ...], set[str]]]:
-    return [(row.query, row.pos, set(row.neg)) for row in rows]
+    return training_rows(shape, table, options, np.random.default_rng(seed))  # type: ignore[arg-type]
 
 
 PAIRS = [("who sat", "the cat sat"), ("Who  sat", "a dog sat"), ("what is red", "the mat is red")]
 
 
-def test_pairs_of_one_query_are_one_row_and_negatives_are_other_passages() -> None:
-    rows, dropped = made("pairs", *PAIRS)
-    assert texts(rows) == [
+def test_pairs_of_one_query_are_one_row_and_what_is_of_no_use_is_counted() -> None:
+    rows, dropped = made("pairs", *PAIRS, PAIRS[0], ("The cat sat", "the cat sat"))
+    assert [(row.query, row.pos, set(row.neg)) for row in rows] == [
         ("who sat", ("the cat sat", "a dog sat"), {"the mat is red"}),
         ("what is red", ("the mat is red",), {"the cat sat", "a dog sat"}),
     ]
-    assert (rows[0].prompt, rows[0].type) == (DATASET.prompt, "normal")
-    assert not dropped
-
-
-def test_pairs_of_no_use_are_counted() -> None:
-    rows, dropped = made("pairs", *PAIRS, PAIRS[0], ("The cat sat", "the cat sat"))
-    assert len(rows) == 2
+    assert (rows[0].prompt, rows[0].type) == (DATASET.prompt, DATASET.example_type)
     assert dropped == {"repeated pair": 1, "both texts are equal": 1, "query without a positive": 1}
 
 
-def test_a_query_is_never_its_own_negative() -> None:
-    rows, _ = made("pairs", ("the cat sat", "it sat"), ("other", "The cat  sat"), negatives=7)
-    assert all(row.query.casefold() not in {text.casefold() for text in row.neg} for row in rows)
-
-
-def test_a_row_that_finds_no_negative_is_dropped_unless_none_are_wanted() -> None:
+def test_a_row_that_finds_no_negative_but_itself_is_dropped_unless_none_are_wanted() -> None:
     assert made("pairs", PAIRS[0])[1] == {"query without a negative": 1}
-    rows, dropped = made("pairs", PAIRS[0], negatives=0)
-    assert texts(rows) == [("who sat", ("the cat sat",), set())]
-    assert not dropped
+    rows, _ = made("pairs", ("the cat sat", "it sat"), ("other", "The cat  sat"), negatives=7)
+    assert [(row.query, row.neg) for row in rows] == [("other", ("it sat",))]
+    assert made("pairs", PAIRS[0], negatives=0) == ([TrainingExample(*row_of(PAIRS[0]))], {})
+
+
+def row_of(pair: tuple[str, str]) -> tuple[Any, ...]:
+    return pair[0], (pair[1],), (), DATASET.prompt, DATASET.example_type
 
 
 def test_candidates_keep_their_own_negatives_and_are_filled_by_bm25() -> None:
@@ -100,11 +69,8 @@ def test_candidates_keep_their_own_negatives_and_are_filled_by_bm25() -> None:
     assert rows[0].neg == ("no idea", "who sat on what")
     assert set(rows[1].neg) < {"roses", "blood", "who sat on what"} and len(rows[1].neg) == 2
     assert dropped == {"query without a positive": 1}
-
-
-def test_a_candidate_of_both_labels_counts_as_right() -> None:
     rows, _ = made("candidates", ("q", "a", "0"), ("q", "a", "1"), ("q", "b", "0"))
-    assert texts(rows) == [("q", ("a",), {"b"})]
+    assert [(row.pos, row.neg) for row in rows] == [(("a",), ("b",))], "a candidate of both labels is right"
 
 
 def test_judged_pairs_go_one_way_and_know_their_differences_both_ways() -> None:
@@ -155,27 +121,19 @@ def test_nli_gives_entailed_hypotheses_and_exactly_one_contradiction() -> None:
     ]
     seen = set()
     for seed in range(8):
-        rows, dropped = made("nli", *records, seed=seed, negatives=7)
-        assert [(row.query, row.pos) for row in rows] == [("he sleeps", ("he rests", "he is not awake"))]
-        assert len(rows[0].neg) == 1
-        seen |= set(rows[0].neg)
+        (row,), dropped = made("nli", *records, seed=seed, negatives=7)
+        assert (row.query, row.pos, len(row.neg)) == ("he sleeps", ("he rests", "he is not awake"), 1)
+        seen |= set(row.neg)
         assert dropped == {"query without a negative": 1, "query without a positive": 1}
     assert seen == {"he runs", "he jumps"}
 
 
-def test_labelled_texts_answer_each_other_within_a_label() -> None:
+def test_labelled_texts_answer_each_other_within_a_label_and_those_of_no_use_are_counted() -> None:
     records = [(f"{label} {number}", label) for label in ("joy", "fear", "love") for number in range(6)]
     rows, dropped = made("labelled", *records, negatives=4)
-    assert len(rows) == 18
+    assert len(rows) == 18 and not dropped
     for row in rows:
-        label = row.query.split()[0]
-        assert len(row.pos) == 3 and row.query not in row.pos
-        assert {text.split()[0] for text in row.pos} == {label}
-        assert len(set(row.neg)) == 4 and label not in {text.split()[0] for text in row.neg}
-    assert not dropped
-
-
-def test_labelled_texts_of_no_use_are_counted() -> None:
+        assert len(row.pos) == 3 and len(set(row.neg)) == 4
     records = [("a", "x"), ("b", "x"), ("c", "y"), ("d", "y"), ("A", "x"), ("two", "x"), ("Two", "y"), ("lone", "z")]
     rows, dropped = made("labelled", *records)
     assert [row.query for row in rows] == ["a", "b", "c", "d"]
@@ -183,7 +141,20 @@ def test_labelled_texts_of_no_use_are_counted() -> None:
     assert made("labelled", ("a", "x"), ("b", "x"))[0] == []
 
 
-@pytest.mark.parametrize("shape", NAMES)
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("xy")), max_size=14), st.integers(0, 50))
+def test_a_text_is_never_its_own_positive_even_if_the_pool_repeats_it(rows: list[tuple[str, str]], seed: int) -> None:
+    units = [Labelled(f"{text} {label}", label, "train") for text, label in rows]
+    found = list(labelled_examples(units, units, DATASET, np.random.default_rng(seed), 3))
+    others = [unit for unit in units if any(unit.label == one.label and unit.text != one.text for one in units)]
+    assert [row.query for row in found] == [unit.text for unit in others if len({one.label for one in units}) > 1]
+    for row in found:
+        assert row.query not in row.pos
+        assert {text[-1] for text in row.pos} == {row.query[-1]}
+        assert row.query[-1] not in {text[-1] for text in row.neg}
+        assert 1 <= len(row.neg) <= 3
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_the_same_seed_gives_the_same_rows_and_a_limit_draws_among_them(shape: str) -> None:
     low_high = {"candidates": "01", "judged_pairs": "01", "nli": ("contradiction", "entailment"), "graded": (1.0, 5.0)}
     records: list[tuple[Any, ...]] = []
@@ -194,50 +165,13 @@ def test_the_same_seed_gives_the_same_rows_and_a_limit_draws_among_them(shape: s
         else:
             records.append((one, other, low_high[shape][number % 4 == 3]) if shape in low_high else (one, other))
     rows, _ = made(shape, *records)
-    assert rows == made(shape, *records)[0]
-    assert rows != made(shape, *records, seed=1)[0]
+    assert rows == made(shape, *records)[0] != made(shape, *records, seed=1)[0]
     few, _ = made(shape, *records, limit=5)
-    assert len(few) == 5
     order = [row.query for row in rows]
-    assert [order.index(row.query) for row in few] == sorted(order.index(row.query) for row in few)
-    assert len({row.query for row in few}) == 5
+    places = [order.index(row.query) for row in few]
+    assert len(few) == 5 and places == sorted(set(places))
 
 
 def test_a_collection_that_is_only_evaluated_gives_no_rows() -> None:
-    with pytest.raises(DataError, match=r"shape 'judged' cannot be trained on[\s\S]*toy"):
-        training_rows("judged", table("pairs", *PAIRS), RowOptions(DATASET, 7), np.random.default_rng(0))
-
-
-# --- records ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_part_that_is_missing_is_named() -> None:
-    raw = Raw("pairs", {"train": table("pairs", ("a", "b"))}, ())
-    with pytest.raises(DataError, match=r"'toy' has no part 'test'[\s\S]*train"):
-        evaluated_part(raw, "toy")
-    with pytest.raises(DataError, match=r"no part 'dev'"):
-        part_of(raw, "dev", "toy")
-
-
-def test_test_is_evaluated_where_there_is_one_and_dev_otherwise() -> None:
-    parts = {name: table("pairs", (name, "x")) for name in ("train", "dev", "test")}
-    assert evaluated_part(Raw("pairs", parts, ()), "toy")["query"].to_pylist() == ["test"]
-    del parts["test"]
-    assert evaluated_part(Raw("pairs", parts, ()), "toy")["query"].to_pylist() == ["dev"]
-
-
-def test_unwanted_texts_take_their_record_with_them() -> None:
-    dropped: Counter[str] = Counter()
-    records = table("pairs", ("a", "x"), ("b", "SEEN  text"), ("seen text", "z"), ("c", "y"))
-    assert without_texts(records, {"seen text"}, "seen", dropped).to_pylist() == [
-        {"query": "a", "passage": "x"},
-        {"query": "c", "passage": "y"},
-    ]
-    assert dropped == {"seen": 2}
-    empty = records.slice(0, 0)
-    assert without_texts(empty, {"seen text"}, "seen", dropped).num_rows == 0
-
-
-def test_records_as_examples_hold_every_text_and_no_label() -> None:
-    assert as_examples(table("nli", ("a", "b", "neutral"))) == [TrainingExample("a", ("b",))]
-    assert as_examples(table("labelled", ("a", "x"))) == [TrainingExample("a", ())]
+    with pytest.raises(DataError, match=rf"shape 'judged' cannot be trained on[\s\S]*{DATASET.id}"):
+        training_rows("judged", pa.table({}), RowOptions(DATASET, 7), np.random.default_rng(0))
