@@ -49,13 +49,13 @@ def records() -> dict[str, Raw]:
     """Records of six datasets; medquad's training part repeats evaluated texts exactly and nearly."""
     known = sentence("paragraph", 0)
     medquad = [*two("question", "answer", 40), *two("asked", "held", 1), ("new", known), ("newer", known + " x")]
-    banking = {name: [(sentence("bank", name, n), f"label {n % 4}") for n in range(size)] for name, size in PARTS.items()}
+    bank = {name: [(sentence("bank", name, n), f"label {n % 4}") for n in range(size)] for name, size in PARTS.items()}
     sts = {name: [(*pair, float(n % 6)) for n, pair in enumerate(two(name, "b" + name, 48))] for name in PARTS}
     nli = [(sentence("premise", n // 2), sentence("it", n), ("entailment", "contradiction")[n % 2]) for n in range(20)]
     wikiqa = [(sentence("why", n // 2), sentence("since", n), "01"[n % 2]) for n in range(12)]
     return {
         "medquad": raw("pairs", train=medquad, test=two("asked", "held", 12)),
-        "banking77": raw("labelled", **banking),
+        "banking77": raw("labelled", **bank),
         "stsbenchmark": raw("graded", **sts),
         "ocnli": raw("nli", (BadLine("train.json:7", "no label"),), train=nli),
         "wikiqa": raw("candidates", test=wikiqa),

@@ -147,7 +147,8 @@ def evaluation_set(raw: Raw, dataset: Dataset, limits: Limits, generator: np.ran
         return [column.to_pylist() for column in part_of(raw, part, dataset.id).columns]
 
     if raw.shape == "judged":
-        return _retrieval(_judged(*map(columns, ("corpus", "queries", "qrels")), dropped), limits, generator, dropped)
+        parts = columns("corpus"), columns("queries"), columns("qrels")
+        return _retrieval(_judged(*parts, dropped), limits, generator, dropped)
     tested = columns("test" if "test" in raw.parts or "dev" not in raw.parts else "dev")
     if raw.shape == "pairs":
         return _retrieval(_paired(tested, dropped), limits, generator, dropped)

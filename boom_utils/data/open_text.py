@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import md5
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from boom_utils.artifacts import digest_of
 from boom_utils.config import CorpusConfig
 from boom_utils.data.evaluation_sets import EvaluationSet, Limits, evaluation_set
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
-from boom_utils.data.overlap import NEAR
+from boom_utils.data.overlap import NEAR, NearOptions
 from boom_utils.data.text_files import (
     MalformedError,
     Parts,
@@ -56,7 +56,8 @@ class OpenText:
         DataError: Bad lines, or records that are not as promised.
     """
 
-    near, fix = NEAR, "allow more rows, or leave these sets out"
+    near: NearOptions | None = NEAR
+    fix = "allow more rows, or leave these sets out"
 
     def __init__(self, manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str], folder: Path) -> None:
         trained = [manifest.dataset(name) for name in dict.fromkeys((*corpus.datasets, *corpus.new_datasets))]
@@ -66,8 +67,8 @@ class OpenText:
                 where=f"manifest '{manifest.name}'",
                 found=", ".join(wrong),
             )
-        self.sets = {f"train/{dataset.id}": dataset for dataset in trained}
-        self.tasks = [manifest.task(name) for name in dict.fromkeys(tasks)]
+        self.sets: Mapping[str, Dataset] = {f"train/{dataset.id}": dataset for dataset in trained}
+        self.tasks: Sequence[EvaluationTask] = [manifest.task(name) for name in dict.fromkeys(tasks)]
         used = [*trained, *(manifest.dataset(task.dataset) for task in self.tasks)]
         self._datasets = {dataset.id: dataset for dataset in used}
         read = progress(self._datasets.values(), len(self._datasets), "reading")

@@ -324,9 +324,8 @@ def _matches(
     texts = {text: same for text in rows if (same := normalise(text))}
     similar = index.find(list(texts.values())) if index else [[] for _ in texts]
     found = []
-    for (text, same), matches in zip(texts.items(), similar, strict=True):
-        exact = {numbers[same]: 1.0} if same in numbers else {}
-        if matches := exact | dict(matches):
+    for (text, same), near in zip(texts.items(), similar, strict=True):
+        if matches := ({numbers[same]: 1.0} if same in numbers else {}) | dict(near):
             found += [(row, same, matches) for row in rows[text]]
     return sorted(found, key=lambda match: match[0])
 

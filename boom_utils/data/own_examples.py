@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from boom_utils.data.files import hub_paths, read_lock
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
 from boom_utils.data.manifest_hub import Selection
 from boom_utils.data.negatives import NegativePool, Wanted
-from boom_utils.data.overlap import NEAR
+from boom_utils.data.overlap import NEAR, NearOptions
 from boom_utils.data.own import PLAIN, Kind, count_rows_of, kind_of, local_path, numbered_rows
 from boom_utils.data.text_files import COLUMNS, Raw
 from boom_utils.errors import DataError, bullet_list
@@ -208,7 +208,8 @@ class OwnRows:
         DataError: Files are not there or malformed.
     """
 
-    near, fix = NEAR, "give more rows, hold out another share, or set overlap: report"
+    near: NearOptions | None = NEAR
+    fix = "give more rows, hold out another share, or set overlap: report"
 
     def __init__(self, manifest: Manifest, corpus: CorpusConfig, folder: Path) -> None:
         self._manifest, self._corpus, self._folder = manifest, corpus, folder
@@ -218,8 +219,9 @@ class OwnRows:
         }
         for source in self._sources.values():
             source.look()
-        self.tasks = manifest.tasks
-        self.sets = {f"train/{name}": manifest.dataset(name) for name in (*corpus.datasets, *corpus.new_datasets)}
+        self.tasks: Sequence[EvaluationTask] = manifest.tasks
+        trained = (*corpus.datasets, *corpus.new_datasets)
+        self.sets: Mapping[str, Dataset] = {f"train/{name}": manifest.dataset(name) for name in trained}
         self._deviations, self._mined = list[str](), dict[str, int]()
 
     def evaluation(self, task: EvaluationTask, limits: Limits, generator: np.random.Generator) -> EvaluationSet:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from boom_utils.data.evaluation_sets import EvaluationSet, Limits, evaluation_se
 from boom_utils.data.examples import Labelled, Split, TrainingExample, hash_share, normalise
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
 from boom_utils.data.mining import PLACEHOLDER, Definition, Mined, corpus_deviations, corpus_fingerprint, mine
+from boom_utils.data.overlap import NearOptions
 from boom_utils.data.rows import NEGATIVES, POSITIVES, example, labelled_examples
 from boom_utils.data.sampling import draw
 from boom_utils.data.text_files import COLUMNS, Raw, Shape
@@ -363,7 +364,8 @@ class PythonDocs:
         DataError: Nothing to mine.
     """
 
-    near, fix = None, "install the distributions that the manifest names"
+    near: NearOptions | None = None
+    fix = "install the distributions that the manifest names"
 
     def __init__(self, manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]) -> None:
         if unknown := [dataset.id for dataset in manifest.datasets if dataset.id not in DATASETS]:
@@ -373,10 +375,9 @@ class PythonDocs:
                 expected=f"datasets among {', '.join(DATASETS)}",
             )
         arriving = [dataset.id for dataset in manifest.datasets if dataset.role == "new_data"]
-        trained = dict.fromkeys((*corpus.datasets, *arriving))
-        self.sets = {f"train/{name}": manifest.dataset(name) for name in trained}
-        self.sets["pretraining"] = manifest.dataset(PAIRS)
-        self.tasks = [manifest.task(name) for name in tasks]
+        trained = {f"train/{name}": manifest.dataset(name) for name in (*corpus.datasets, *arriving)}
+        self.sets: Mapping[str, Dataset] = {**trained, "pretraining": manifest.dataset(PAIRS)}
+        self.tasks: Sequence[EvaluationTask] = [manifest.task(name) for name in tasks]
         self._manifest, self._corpus, self._mined = manifest, corpus, mine(manifest)
         self._built = build_corpus(self._mined, corpus.seed)
 
