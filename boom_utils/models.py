@@ -43,7 +43,8 @@ log = logging.getLogger(__name__)
 
 Tokens = Sequence[int] | np.ndarray
 """Token ids of one text."""
-_PACKING_TOLERANCE = 1e-4
+_PACKING_TOLERANCE = 1e-5
+"""Most by which packed and padded embeddings may differ, in units of their largest value or of 1."""
 
 
 class Encoder:
@@ -192,7 +193,8 @@ class Encoder:
         try:
             padded_ND = self._embed_padded(texts)
             self.transformer.set_attn_implementation(ATTENTION)
-            exact = bool(torch.allclose(self._embed_packed(texts), padded_ND, rtol=0, atol=_PACKING_TOLERANCE))
+            most = _PACKING_TOLERANCE * max(1.0, float(padded_ND.abs().max()))
+            exact = bool(torch.allclose(self._embed_packed(texts), padded_ND, rtol=0, atol=most))
         except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
             log.debug("packing does not work for %s on %s: %s", type(self.transformer).__name__, device, error)
             exact = False
