@@ -9,10 +9,10 @@ exact Jaccard similarity of its shingles, so nothing is reported that is not sim
 
 from __future__ import annotations
 
+import zlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from boom_utils.errors import DataError
 
 ROWS_AT_ONCE, TEXTS_AT_ONCE = 2048, 1024
 _EXAMPLES = 3
+_SLOTS_A_SHINGLE, _MULTIPLIER = 8, np.uint64(0x9E3779B97F4A7C15)
+_SPARE = 1.25
+"""How many more shingles than decide in the worst case a first look takes: some are known, or the same, by chance."""
 _MOST_MISSED = 1e-4
 """Share of pairs at the threshold that the index may miss: bands are as few as this allows."""
 
@@ -128,10 +131,9 @@ class NearDuplicates:
             (by_characters if text.count(" ") + 1 < options.short_words else by_words)[number] = text
         self._indexes = []
         if by_words:
-            self._indexes.append(_Index(by_words, partial(word_shingles, size=options.word_shingle), options))
+            self._indexes.append(_Index(by_words, options, by_words=True))
         if by_characters:
-            of_characters = partial(character_shingles, size=options.character_shingle)
-            self._indexes.append(_Index(by_characters, of_characters, options, first_look=1.25))
+            self._indexes.append(_Index(by_characters, options, by_words=False))
 
     def find(self, texts: Sequence[str]) -> list[list[tuple[int, float]]]:
         """Ask for many texts at once.
@@ -157,51 +159,81 @@ class _Index:
 
     Args:
         texts: By number, one at least.
-        shingles: Of a text.
         options: What counts as near.
-        first_look: How much of a text, in characters, is looked at before all of it: so many times the most shingles
-            that a text near a known one has; None looks at all of it at once.
+        by_words: Compared by word shingles, else by character shingles.
     """
 
-    def __init__(
-        self,
-        texts: Mapping[int, str],
-        shingles: Callable[[str], frozenset[str]],
-        options: NearOptions,
-        first_look: float | None = None,
-    ) -> None:
-        self._texts, self._shingles, self._options = texts, shingles, options
+    def __init__(self, texts: Mapping[int, str], options: NearOptions, *, by_words: bool) -> None:
+        self._texts, self._options, self._by_words = texts, options, by_words
+        self._size = options.word_shingle if by_words else options.character_shingle
         self._lsh = rensa.RMinHashLSH(options.threshold, options.permutations, options.bands)
-        sizes = []
+        bits = (_SLOTS_A_SHINGLE * sum(map(self._units, texts.values()))).bit_length()
+        self._known, self._shift, sizes = np.zeros(2**bits, dtype=bool), np.uint64(64 - bits), list[int]()
         for numbers in batches(texts, TEXTS_AT_ONCE):
-            sets = [shingles(texts[number]) for number in numbers]
+            part = [texts[number] for number in numbers]
+            sets = [self._shingles(text) for text in part]
             self._lsh.insert_pairs(list(zip(numbers, self._signatures(sets), strict=True)))
-            sizes += [len(one) for one in sets]
+            self._known[self._slots(part, [self._units(text) for text in part])[0]] = True
+            sizes += map(len, sets)
         # Two sets of this similarity have sizes of this ratio at least.
         self._fewest = min(sizes) * options.threshold - 1e-9
         self._most = max(sizes) / options.threshold + 1e-9
-        self._first_look = None if first_look is None else int(first_look * self._most) + options.character_shingle
-
-    def _signatures(self, sets: Sequence[frozenset[str]]) -> list[Any]:
-        return list(rensa.RMinHash.from_token_sets(sets, self._options.permutations, self._options.seed))
 
     def find(self, texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
         """Place of the text, and number and similarity of a known text, for every pair found."""
-        possible = {place: found for place, text in enumerate(texts) if (found := self._possible(text))}
-        candidates = self._lsh.query_all(self._signatures(list(possible.values())))
-        for (place, shingles), numbers in zip(possible.items(), candidates, strict=True):
+        places = self.possible(texts)
+        sets = [self._shingles(texts[place]) for place in places]
+        for place, shingles, numbers in zip(places, sets, self._lsh.query_all(self._signatures(sets)), strict=True):
             for number in numbers:
                 similarity = jaccard(shingles, self._shingles(self._texts[number]))
                 if similarity >= self._options.threshold:
                     yield place, number, similarity
 
-    def _possible(self, text: str) -> frozenset[str] | None:
-        """The shingles of a text, if they are not too few or too many to be near those of any known text."""
-        start = text[: self._first_look]
-        shingles = self._shingles(start)
-        if len(start) < len(text) and len(shingles) <= self._most:
-            shingles = self._shingles(text)
-        return shingles if self._fewest <= len(shingles) <= self._most else None
+    def possible(self, texts: Sequence[str]) -> list[int]:
+        """Places of the texts that may be near a known one, by a quick look: only texts that cannot be are left out.
+
+        Of a text A near a known text B at most (1 - t) |A| shingles are unknown, because |A & B| >= t |A | B| >= t |A|.
+        So the last few shingles of a text decide about most.
+        """
+        units = np.array([self._units(text) for text in texts], dtype=np.int64)
+        at_most = np.maximum(units - self._size + 1, 1)
+        may_be_new = (1 - self._options.threshold) * np.minimum(at_most, self._most) + 1e-9
+        decisive = np.where(at_most > self._most, self._most, may_be_new)
+        slots, rows = self._slots(
+            texts, np.minimum(units, _SPARE * decisive + 1 + self._size).astype(np.int64).tolist()
+        )
+        # Two shingles of one slot count once, so a text is rather kept than lost.
+        keys = np.sort(rows * len(self._known) + slots)  # np.unique is far slower: it sorts what it has hashed
+        rows, slots = np.divmod(keys[np.diff(keys, prepend=-1) != 0], len(self._known))
+        distinct, new = (np.bincount(part, minlength=len(texts)) for part in (rows, rows[~self._known[slots]]))
+        kept: list[int] = np.flatnonzero(
+            (at_most >= self._fewest) & (distinct <= self._most) & (new <= may_be_new)
+        ).tolist()
+        return kept
+
+    def _slots(self, texts: Sequence[str], units: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Place in the table for the shingles of the last ``units`` of each text, and the text each belongs to."""
+        if self._by_words:
+            words = (word for text, last in zip(texts, units, strict=True) for word in text.rsplit(" ", last)[-last:])
+            numbers = np.fromiter((zlib.crc32(word.encode()) for word in words), dtype=np.uint64, count=sum(units))
+        else:
+            joined = "".join(text[-last:] for text, last in zip(texts, units, strict=True))
+            numbers = np.frombuffer(joined.encode("utf-32-le"), dtype="<u4").astype(np.uint64)
+        rows, starts = np.repeat(np.arange(len(texts)), units), max(0, len(numbers) - self._size + 1)
+        mixed = np.zeros(starts, dtype=np.uint64)
+        for offset in range(self._size):
+            mixed = (mixed + numbers[offset : offset + starts]) * _MULTIPLIER
+        inside = rows[:starts] == rows[len(rows) - starts :]
+        return (mixed[inside] >> self._shift).astype(np.int64), rows[:starts][inside]
+
+    def _units(self, text: str) -> int:
+        return text.count(" ") + 1 if self._by_words else len(text)
+
+    def _shingles(self, text: str) -> frozenset[str]:
+        return (word_shingles if self._by_words else character_shingles)(text, self._size)
+
+    def _signatures(self, sets: Sequence[frozenset[str]]) -> list[Any]:
+        return list(rensa.RMinHash.from_token_sets(sets, self._options.permutations, self._options.seed))
 
 
 # --- overlap ----------------------------------------------------------------------------------------------------------
