@@ -26,7 +26,7 @@ from boom_utils.cli import main
 from boom_utils.config import Profile
 from boom_utils.data import files
 from boom_utils.data.fetching import chosen_datasets, files_of
-from boom_utils.data.files import HubFile, HubSet, RemoteFile, check_files, fetch, fetch_hub, hub_paths, read_lock
+from boom_utils.data.files import HubFile, HubSet, RemoteFile, fetch, fetch_hub, hub_paths, read_lock
 from boom_utils.data.manifest import load_manifest
 from boom_utils.errors import BoomError, ConfigError, DownloadError, ManifestError
 from boom_utils.study.check import check_machine
@@ -112,14 +112,6 @@ def test_only_safe_addresses_are_accepted_and_no_secret_is_shown(url: str) -> No
     with pytest.raises(ValidationError) as caught:
         RemoteFile(url=url, sha256="0" * 64, bytes=1)
     assert "secret" not in str(caught.value)
-
-
-@pytest.mark.promise(5)
-def test_files_that_would_lie_at_one_place_are_refused_together() -> None:
-    good = [remote("a/b.txt"), remote("a/b.txt"), remote("a/Sky_(United_Kingdom),_x.html")]
-    assert len(check_files(good)) == 2
-    with pytest.raises(ManifestError, match=r"(?s)place of .*/a/b\.txt.*twice with different.*is a file, and a folder"):
-        check_files([*good, remote("A/b.txt"), remote("a/b.txt", bytes=1), remote("a")])
 
 
 @pytest.mark.promise(5)
@@ -424,7 +416,7 @@ def test_real_datasets_come_from_the_mirror(
     fetch_two = ["data", "fetch", "--manifest", "open_text", "--only", "conala", "stsb_multi_cmn"]
     assert main(fetch_two) == 0 and "of them came now; all files are right" in capsys.readouterr().out
     for name in ("conala", "stsb_multi_cmn"):
-        for file in load_manifest("open_text").origins[name].files:
+        for file in load_manifest("open_text").dataset(name).place.files:
             found = (tmp_path / "wörk space" / "downloads" / file.path).read_bytes()
             assert (len(found), hashlib.sha256(found).hexdigest()) == (file.bytes, file.sha256)
     assert main(fetch_two) == 0 and " 0 of them came now" in capsys.readouterr().out

@@ -1,113 +1,278 @@
-"""The manifest of the embedded corpus, and what a wrong one is told."""
+"""Manifests: what a wrong one is told, what one may include, and the facts of those that come with the kit."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from conftest import QUESTIONS, SHARED, plain_smoke, raw_hub_corpus
+from manifest_pages import EXAMPLE
 
-from boom_utils.data.manifest import MANIFESTS, Manifest, load_manifest, manifest_names
-from boom_utils.errors import ManifestError
+from boom_utils.config import Profile
+from boom_utils.data.fetching import chosen_datasets
+from boom_utils.data.manifest import MANIFESTS, Manifest, load_manifest
+from boom_utils.errors import ConfigError, ManifestError
+from boom_utils.study.graph import Study
+
+Raw = dict[str, Any]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SOURCES = SHARED / "mirror" / "sources.yaml"
 
 
-def raw_manifest() -> dict[str, Any]:
-    raw = yaml.safe_load((MANIFESTS / "python_docs.yaml").read_text(encoding="utf-8"))
-    assert isinstance(raw, dict)
-    return raw
+def file(name: str, **changes: object) -> Raw:
+    url = f"https://files.example.org/owner/repo/{COMMIT}/{name}"
+    return {"url": url, "sha256": "a" * 64, "bytes": 10, "role": "train", **changes}
 
 
-def save(raw: object, folder: Path) -> Path:
-    path = folder / "corpus.yaml"
+def https_corpus() -> Raw:
+    fixed = {"task": "retrieval", "licence": "MIT", "homepage": {"dataset": "One"}, "commit": COMMIT}
+    fixed |= {"repository": "https://example.org/owner/repo", "parts": {"train": 3}}
+    names = ("one", "two")
+    return {
+        "name": "tiny",
+        "description": "A corpus of a few small files.",
+        "source": {"kind": "https_files", "hosts": ["files.example.org"]},
+        "datasets": [{"id": name, **QUESTIONS, "origin": {**fixed, "files": [file(name)]}} for name in names],
+        "tasks": [{"id": name, "dataset": name, "family": "retrieval", "held_out": False} for name in names],
+    }
+
+
+CORPORA: dict[str, Callable[[], Raw]] = {
+    "mined": lambda: yaml.safe_load((MANIFESTS / "python_docs.yaml").read_text(encoding="utf-8")),
+    "https": https_corpus,
+    "hub": raw_hub_corpus,
+    "local": lambda: yaml.safe_load(EXAMPLE),
+}
+
+
+def save(raw: object, folder: Path, name: str = "tiny") -> Path:
+    path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(raw), encoding="utf-8")
     return path
 
 
-def problems_of(raw: object, folder: Path) -> str:
-    with pytest.raises(ManifestError) as caught:
-        load_manifest(save(raw, folder))
-    assert caught.value.exit_code == 2
-    return str(caught.value)
+def changed(raw: Raw, changes: Raw) -> Raw:
+    """With values put at dotted places, or at the end of a list; None takes away what is there."""
+    for place, value in changes.items():
+        *above, last = (int(part) if part.isdigit() else part for part in place.split("."))
+        found: Any = raw
+        for part in above:
+            found = found[part]
+        if value is None:
+            del found[last]
+        elif isinstance(found, list):
+            found[int(last) : int(last) + 1] = [value]
+        else:
+            found[last] = value
+    return raw
 
 
-def test_the_embedded_corpus_covers_the_families_and_holds_packages_out() -> None:
-    manifest = load_manifest("python_docs")
-    assert "python_docs" in manifest_names()
-    families = {"retrieval", "reranking", "classification", "clustering", "sts", "code"}
-    assert {dataset.family for dataset in manifest.datasets} == families
-    assert [dataset.id for dataset in manifest.datasets if dataset.role == "new_data"] == ["docstring_to_code"]
-    held_out = [d.name for d in manifest.source.distributions if d.held_out]
-    assert 2 <= len(held_out) <= 3
-    assert len(manifest.source.distributions) <= 12
-    assert manifest.dataset("exception_class").in_batch_negatives is False
-    assert {task.dataset for task in manifest.tasks if not task.held_out} == {d.id for d in manifest.datasets}
+FIRST, HUB = "datasets.0.origin.files.0", "datasets.0.hub"
+TASK = {"id": "nq", "dataset": "nq", "family": "retrieval", "held_out": False}
 
 
 @pytest.mark.promise(5)
-def test_all_unknown_keys_are_listed_at_once_with_the_nearest_name(tmp_path: Path) -> None:
-    raw = raw_manifest()
-    raw["sources"] = raw["source"]
-    raw["datasets"][0]["familly"] = "retrieval"
-    raw["datasets"][1]["prompt"] = "short"
-    raw["source"]["distributions"][0]["version"] = "latest"
-    message = problems_of(raw, tmp_path)
-    assert "4 problem(s) in corpus.yaml" in message
-    for part in ("did you mean 'source'", "did you mean 'family'", "datasets.1.prompt", "distributions.0.version"):
-        assert part in message
+@pytest.mark.parametrize(
+    ("corpus", "changes", "said"),
+    [
+        ("mined", {"sources": 1}, "sources: unknown key; did you mean 'source'?"),
+        ("mined", {"source.distributions.0.version": "latest"}, "distributions.0.version"),
+        ("mined", {"source.distributions.1.name": "DATASETS"}, "distribution 'datasets' is named twice"),
+        ("mined", {"datasets.2.halve_batch": False}, "halve_batch is False, but type symmetric_class means True"),
+        ("mined", {"datasets.2.instruction_on_passages": True}, "instruction_on_passages is True, but type"),
+        ("mined", {"datasets.2.group_size": "train_group_size"}, "group_size is train_group_size, but type"),
+        ("mined", {"datasets.2.group_size": "positive_only"}, "group_size is positive_only, but type"),
+        ("mined", {"datasets.1.role": "evaluation"}, "is only evaluated: hold out distributions instead"),
+        ("mined", {"datasets.1.local": {"files": ["a.csv"]}}, "files under local, instead of none: the source is inst"),
+        ("mined", {"source.distributions.4.held_out": 0, "source.distributions.7.held_out": 0}, "but none is held out"),
+        ("mined", {"tasks.0.dataset": "sumary_to_description"}, "did you mean 'summary_to_description'?"),
+        ("mined", {"tasks.0.domain_of": "x"}, "task 'summary_to_description': no dataset 'x'"),
+        ("mined", {"tasks.1.family": "sts"}, "task 'parameter_question' is sts, its dataset is retrieval"),
+        ("mined", {"tasks.1.id": "summary_to_description"}, "task 'summary_to_description' is named twice"),
+        ("https", {"datasets.1.id": "one"}, "dataset 'one' is named twice"),
+        ("https", {"source.kind": "http_files"}, "did you mean 'https_files'?"),
+        ("https", {"source.hosts.0": "files.example.com"}, "is not on one of source.hosts; did you mean 'files.ex"),
+        ("https", {FIRST: file("two", sha256="b" * 64)}, "is named twice with different sha256 or bytes"),
+        ("https", {FIRST: file("TWO")}, "would lie at the place of"),
+        ("https", {FIRST: file("two/part")}, "is a file, and a folder of"),
+        ("https", {"datasets.0.origin.files.1": file("one")}, "/one' is named twice"),
+        ("https", {FIRST: file("x", url="https://files.example.org/main/x")}, "is not pinned: the commit"),
+        ("https", {f"{FIRST}.url": "https://files.example.org/a/../b"}, f"{FIRST}: "),
+        ("https", {f"{FIRST}.url": "file:///etc/passwd"}, f"{FIRST}: "),
+        ("https", {f"{FIRST}.url": "https://me:secret@files.example.org/x"}, f"{FIRST}: "),
+        ("https", {"datasets.0.origin": None}, "dataset 'one' lists files under no key, instead of origin"),
+        ("https", {"tasks.0.held_out": True}, "task 'one' is held out, but its dataset is trained on"),
+        ("https", {"datasets.0.role": "evaluation", "tasks.0": None}, "dataset 'one' is kept from training"),
+        ("hub", {f"{HUB}.repo": "data"}, f"{HUB}.repo"),
+        ("hub", {f"{HUB}.repo": "../x/y"}, f"{HUB}.repo"),
+        ("hub", {f"{HUB}.revision": "main"}, f"{HUB}.revision"),
+        ("hub", {f"{HUB}.revision": "e" * 40}, "owner/data is named with two revisions"),
+        ("hub", {f"{HUB}.files": ["../x.parquet"]}, "../x.parquet leaves the repository"),
+        ("hub", {f"{HUB}.files": ["/etc/passwd"]}, f"{HUB}.files.0.path"),
+        ("hub", {f"{HUB}.files": ["lines.jsonl.gz"]}, "'owner/data: lines.jsonl.gz' is named twice"),
+        ("hub", {f"{HUB}.files": [{"path": "a-*", "rows": 3}]}, "a-* is a pattern"),
+        ("hub", {f"{HUB}.rows": {"value": 3, "source": "statd"}}, "did you mean 'stated'?"),
+        ("hub", {f"{HUB}.columns": {"negs": "n"}}, "did you mean 'neg'?"),
+        ("hub", {"datasets.0.role": "evaluation"}, "dataset 'nq' is only evaluated: hold out rows of it"),
+        ("hub", {"benchmarks": None}, "nothing to evaluate with"),
+        ("hub", {"excluded": {"nq": "left out"}}, "'nq' is excluded, and a dataset"),
+        ("hub", {"tasks": [TASK]}, "task 'nq': its dataset has no held_out share"),
+        ("local", {"datasets.0.local.files": ["a.jsonl", "a.jsonl"]}, "file 'a.jsonl' is named twice"),
+        ("local", {"datasets.0.local.files": ["a.xlsx"]}, "jsonl|ndjson|json|csv|tsv|parquet|arrow"),
+        ("local", {"datasets.0.local.held_out": 1.0}, "datasets.0.local.held_out"),
+        ("local", {"tasks.0.held_out": True}, "task 'help_desk_held_out' must be in-domain"),
+        ("local", {"tasks.1": {**TASK, "dataset": "help_desk"}}, "evaluated dataset 'help_desk' is named twice"),
+        ("local", {"tasks": [], "benchmarks": ["MTEB(eng, v2)"]}, "but no task evaluates it"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_nearest_name(
+    tmp_path: Path, corpus: str, changes: Raw, said: str
+) -> None:
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(save(changed(CORPORA[corpus](), changes), tmp_path))
+    assert said in str(caught.value) and "secret" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.promise(5)
+def test_all_problems_are_listed_at_once_with_the_nearest_name(tmp_path: Path) -> None:
+    wrong = {**file("one"), "role": "tets", "sha256": "A" * 64, "sha265": "b" * 64}
+    changes = {"source.host": "x", "datasets.0.familly": "code", "datasets.0.origin.task": "retrival", FIRST: wrong}
+    raw = changed(https_corpus(), {**changes, "datasets.0.origin.license": "MIT", "datasets.0.origin.licence": None})
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(save(raw, tmp_path))
+    assert "8 problem(s) in tiny.yaml" in str(caught.value)
+    for name in ("hosts", "family", "licence", "retrieval", "test", "sha256"):
+        assert f"did you mean '{name}'?" in str(caught.value), name
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "C:\\x", "\\\\host\\s", "a/../../b", "a\0b", "A", "x" * 65, ""])
 @pytest.mark.promise(5)
 def test_names_that_could_leave_the_folder_are_refused(name: str) -> None:
-    raw = raw_manifest()
-    raw["datasets"][0]["id"] = name
     with pytest.raises(ValueError, match=r"datasets\.0\.id"):
-        Manifest.model_validate(raw)
+        Manifest.model_validate(changed(https_corpus(), {"datasets.0.id": name}))
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("halve_batch", False), ("instruction_on_passages", True), ("group_size", "train_group_size")]
-)
-def test_a_flag_that_contradicts_the_type_is_refused(key: str, value: object, tmp_path: Path) -> None:
-    raw = raw_manifest()
-    raw["datasets"][2][key] = value
-    assert f"{key} is {value}, but type symmetric_class means" in problems_of(raw, tmp_path)
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_a_manifest_survives_being_written_and_does_not_depend_on_its_place(tmp_path: Path, corpus: str) -> None:
+    (tmp_path / "other").mkdir()
+    one, two = (load_manifest(save(CORPORA[corpus](), folder)) for folder in (tmp_path, tmp_path / "other"))
+    assert (one.folder, two.folder) == (tmp_path.resolve(), (tmp_path / "other").resolve())
+    assert one.model_dump_json() == two.model_dump_json()
+    assert Manifest.model_validate(one.model_dump(mode="json")).datasets == one.datasets
 
 
-def test_references_and_repetitions_are_all_reported(tmp_path: Path) -> None:
-    raw = raw_manifest()
-    raw["datasets"].append(raw["datasets"][0])
-    raw["tasks"][0]["dataset"] = "sumary_to_description"
-    raw["tasks"][1]["family"] = "sts"
-    for distribution in raw["source"]["distributions"]:
-        distribution["held_out"] = False
-    message = problems_of(raw, tmp_path)
-    assert "dataset 'summary_to_description' is named twice" in message
-    assert "did you mean 'summary_to_description'" in message
-    assert "task 'parameter_question' is sts, its dataset is retrieval" in message
-    assert "needs held-out distributions" in message
+def test_one_file_may_serve_two_datasets_and_pairs_may_keep_to_the_negatives_of_their_batch() -> None:
+    shared = [file("both.csv", role="train+test")]
+    raw = changed(https_corpus(), {f"datasets.{number}.origin.files": shared for number in (0, 1)})
+    raw = changed(raw, {"datasets.0.group_size": "positive_only"})
+    assert len({one.origin.files for one in Manifest.model_validate(raw).datasets if one.origin}) == 1
 
 
-def test_a_distribution_named_twice_in_other_case_is_refused(tmp_path: Path) -> None:
-    raw = raw_manifest()
-    raw["source"]["distributions"][1]["name"] = raw["source"]["distributions"][0]["name"].upper()
-    assert "is named twice" in problems_of(raw, tmp_path)
+def test_a_manifest_includes_the_datasets_exclusions_and_notes_of_others_beside_it(tmp_path: Path) -> None:
+    for name in ("below", "deeper"):
+        raw = changed(raw_hub_corpus(f"owner/{name}"), {"datasets.0.id": name, "datasets.1": None})
+        save({**raw, "name": name, "notes": [f"Of {name}."], "excluded": {"gone": f"by {name}"}}, tmp_path, name)
+    raw = {**raw_hub_corpus(), "includes": ["below", "deeper"], "notes": ["Its own."]}
+    manifest = load_manifest(save(raw, tmp_path))
+    assert [dataset.id for dataset in manifest.datasets] == ["below", "deeper", "nq", "lines"]
+    assert (manifest.notes, manifest.excluded) == (("Of below.", "Of deeper.", "Its own."), {"gone": "by deeper"})
+    with pytest.raises(ManifestError, match="dataset 'below' is named twice"):
+        load_manifest(save(changed(raw, {"datasets.0.id": "below"}), tmp_path))
+    save({**raw_hub_corpus(), "includes": ["tiny"]}, tmp_path, "below")
+    for includes, said in (
+        (["below"], "tiny -> below -> tiny"),
+        (["python_docs"], "its source is another one"),
+        (["eng_txt"], "did you mean 'eng_text'"),
+    ):
+        with pytest.raises(ManifestError, match=said):
+            load_manifest(save({**raw_hub_corpus(), "includes": includes}, tmp_path))
 
 
-def test_a_misspelt_manifest_dataset_or_task_names_the_nearest() -> None:
+def test_a_misspelt_manifest_dataset_or_task_names_the_nearest_and_broken_yaml_its_line(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="did you mean 'python_docs'"):
         load_manifest("python_doc")
-    manifest = load_manifest("python_docs")
-    assert manifest.task("exception_class").dataset == "exception_class"
-    with pytest.raises(ManifestError, match="did you mean 'exception_class'"):
-        manifest.dataset("exeption_class")
-    with pytest.raises(ManifestError, match="did you mean 'exception_class'"):
-        manifest.task("exeption_class")
-
-
-def test_broken_yaml_is_reported_with_its_line(tmp_path: Path) -> None:
-    path = tmp_path / "broken.yaml"
-    path.write_text("name: a\nname: b\n", encoding="utf-8")
+    for find in (load_manifest("python_docs").dataset, load_manifest("python_docs").task):
+        assert find("exception_class").id == "exception_class"
+        with pytest.raises(ManifestError, match="did you mean 'exception_class'"):
+            find("exeption_class")
+    (tmp_path / "broken.yaml").write_text("name: a\nname: b\n", encoding="utf-8")
     with pytest.raises(ManifestError, match="given twice"):
-        load_manifest(path)
+        load_manifest(tmp_path / "broken.yaml")
+
+
+def test_a_profile_that_trains_on_what_is_only_evaluated_is_refused() -> None:
+    raw = plain_smoke()
+    raw["corpus"] |= {"manifest": "open_text", "datasets": ["squad_nqg", "cisi"], "new_datasets": ["conala"]}
+    raw["evaluation"] |= {"in_domain": ["squad_dev"], "out_of_domain": ["cisi"]}
+    with pytest.raises(ConfigError, match=r"corpus\.datasets: 'cisi' is only evaluated"):
+        Study(Profile.model_validate(raw))
+
+
+# --- the manifests that come with the kit -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["python_docs", "open_text"])
+def test_a_corpus_covers_the_families_of_the_paper_trained_in_domain_and_held_out(name: str) -> None:
+    manifest = load_manifest(name)
+    families = {"retrieval", "reranking", "classification", "clustering", "sts", "code"}
+    assert {dataset.family for dataset in manifest.datasets if dataset.role != "evaluation"} == families
+    assert {task.family for task in manifest.tasks if not task.held_out} == families
+    assert {task.family for task in manifest.tasks if task.held_out} >= {"retrieval"}
+    assert any(dataset.role == "new_data" for dataset in manifest.datasets)
+
+
+@pytest.mark.parametrize("name", ["python_docs", "open_text", "general_text"])
+def test_semantics_follow_the_families_of_the_authors_folders(name: str) -> None:
+    types = {"classification": "symmetric_class", "clustering": "symmetric_clustering", "sts": "symmetric_sts"}
+    for dataset in load_manifest(name).datasets:
+        assert dataset.in_batch_negatives == (dataset.family not in ("classification", "clustering")), dataset.id
+        other = "only_1neg" if dataset.id in ("nli", "ocnli") else "normal"
+        assert dataset.example_type == types.get(dataset.family, other), dataset.id
+
+
+@pytest.mark.skipif(not SOURCES.is_file(), reason="../shared/mirror/sources.yaml, the survey of the files, is not here")
+def test_open_text_names_every_file_of_the_survey_with_the_same_facts() -> None:
+    open_text = load_manifest("open_text")
+    survey = {one["name"]: one for one in yaml.safe_load(SOURCES.read_text(encoding="utf-8"))["datasets"]}
+    assert list(survey) == [dataset.id for dataset in open_text.datasets]
+    for dataset, one in zip(open_text.datasets, survey.values(), strict=True):
+        assert dataset.origin is not None
+        facts = [(f["url"], f["sha256"], f["bytes"], f["role"], f.get("part", f.get("domain"))) for f in one["files"]]
+        assert [(f.url, f.sha256, f.bytes, f.role, f.part) for f in dataset.origin.files] == facts
+        assert list(dataset.languages) == one["languages"]
+        stated = (dataset.origin.licence, dataset.origin.commit, dataset.origin.repository)
+        assert stated == (one["licence"], one["commit"], one["repository"])
+
+
+def test_the_english_corpus_is_the_repository_s_splits_but_three() -> None:
+    manifest = load_manifest("eng_text")
+    counts = Counter(dataset.family for dataset in manifest.datasets)
+    assert counts == {"retrieval": 10, "reranking": 1, "sts": 1, "classification": 8, "clustering": 11}
+    assert list(manifest.excluded) == ["quora", "scidocsrr", "arguana"]
+    hubs = {one.id: one.hub for one in manifest.datasets if one.hub}
+    assert {hub.revision for hub in hubs.values()} == {"78f5c99b534a52824ab26bd24edda592eaed4c7a"}
+    assert all([file.path for file in hub.files] == [f"data/{hub.split}-*.parquet"] for hub in hubs.values())
+    assert sum(hub.rows.value or 0 for hub in hubs.values() if hub.rows.source == "stated") == 151_226
+
+
+def test_the_general_corpus_adds_sixteen_and_eleven_languages_and_six_of_code_and_says_what_it_knows() -> None:
+    manifest = load_manifest("general_text")
+    assert manifest.datasets[:31] == load_manifest("eng_text").datasets
+    own, hubs = manifest.datasets[31:], [one.hub for one in manifest.datasets if one.hub]
+    for prefix, count in (("miracl_", 16), ("mr_tydi_", 11), ("cornstack_", 6)):
+        assert len([dataset for dataset in own if dataset.id.startswith(prefix)]) == count
+    assert (len(own), {dataset.role for dataset in own}) == (2 + 16 + 11 + 6, {"new_data"})
+    code = [dataset.hub for dataset in own if dataset.hub and dataset.family == "code"]
+    assert {(hub.select, hub.revision) for hub in code} == {(100_000, None)}
+    assert all((hub.rows.value is None) == (hub.rows.source == "unknown") for hub in hubs)
+    assert sum(hub.known["prompt"] == "stated" for hub in hubs) == 8, "of which rows were seen"
+    raw = plain_smoke()
+    raw["corpus"] |= {"manifest": "general_text", "datasets": ["nq", "sts"], "new_datasets": ["cornstack_go"]}
+    raw["evaluation"] |= {"in_domain": ["sts12"], "out_of_domain": ["cosqa"]}
+    chosen = chosen_datasets(manifest, Profile.model_validate(raw))
+    assert [dataset.id for dataset in chosen] == ["nq", "sts", "cornstack_go"], "its tasks are benchmarks'"

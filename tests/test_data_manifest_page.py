@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from manifest_pages import CARDS, EXAMPLE, PAGE, data_cards, manifests_page
+from manifest_pages import CARDS, PAGE, data_cards, manifests_page
 
 from boom_utils.data.manifest import load_manifest, manifest_names
 
@@ -30,24 +28,3 @@ def test_the_page_has_one_row_for_every_dataset_and_a_cell_for_every_column() ->
             assert len(rows) == 1, dataset.id
             assert rows[0].replace("\\|", "").count("|") == (9 if dataset.origin or dataset.hub else 5)
     assert "--regenerate-golden" in manifests_page()
-
-
-def test_the_page_and_the_card_of_the_paper_s_corpus_say_what_is_known_left_out_and_chosen_by_us() -> None:
-    page, cards = manifests_page(), data_cards()
-    assert "| msmarco_passage | msmarco_passage | retrieval | train | eng | 485,823 | third party |" in page
-    assert "| arxiv_abstract | arXiv_abstract | clustering |" in page
-    assert "| nli | nli | retrieval | train | eng |  | unknown |" in page
-    for name in ("eng_text", "general_text"):
-        for part in ("undeclared", "| quora |", "| scidocsrr |", "| arguana |", "MTEB(eng, v2)", "78f5c99b534a5282"):
-            assert part in cards[name], part
-    assert "not chosen yet" in cards["general_text"]
-    assert "without cornstack_go" in cards["general_text"]
-    assert "| instruction | 8 |  | 1 | 22 |  |" in cards["eng_text"]
-
-
-def test_the_manifest_that_the_page_shows_for_own_data_is_a_right_one(tmp_path: Path) -> None:
-    path = tmp_path / "my_data.yaml"
-    path.write_text(EXAMPLE, encoding="utf-8")
-    manifest = load_manifest(path)
-    assert manifest.locals["help_desk"].held_out == 0.1
-    assert [task.dataset for task in manifest.tasks] == ["help_desk"]

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from conftest import QUESTIONS, SHARED
 
-from boom_utils.data.manifest import Dataset, load_manifest
-from boom_utils.data.manifest_files import Origin
+from boom_utils.data.manifest import Dataset, Origin, load_manifest
 from boom_utils.data.open_text import READERS, as_written, read_dataset
 from boom_utils.data.text_files import HIGHEST_SCORE, Raw, Reader, Rule, json_rows, parallel, read_files, table
 from boom_utils.errors import DataError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MANIFEST = load_manifest("open_text")
+ORIGINS = {dataset.id: dataset.origin for dataset in MANIFEST.datasets if dataset.origin}
 MIRROR = SHARED / "mirror"
 needs_mirror = pytest.mark.skipif(not MIRROR.is_dir(), reason="../shared/mirror, the files of open_text, is not here")
 
@@ -178,7 +178,7 @@ CASES: dict[str, tuple[tuple[int, ...], Files, dict[str, list[tuple[Any, ...]]]]
 @pytest.mark.parametrize("name", CASES)
 def test_a_few_lines_of_every_layout_become_these_records(name: str, tmp_path: Path) -> None:
     left_out, contents, expected = CASES[name]
-    labels = MANIFEST.origins[name].labels
+    labels = ORIGINS[name].labels
     raw = read(tmp_path, counting(READERS[name], *left_out), contents, labels=labels)
     assert (raw.shape, raw.bad_lines, rows(raw)) == (READERS[name].shape, (), expected)
     for number, rule in enumerate(READERS[name].rules):
@@ -188,7 +188,7 @@ def test_a_few_lines_of_every_layout_become_these_records(name: str, tmp_path: P
 
 
 def test_every_dataset_of_open_text_has_an_entry_and_every_other_layout_was_tried() -> None:
-    assert list(READERS) == list(MANIFEST.origins)
+    assert list(READERS) == list(ORIGINS)
     assert len(READERS) == 59
     tried = {id(READERS[name].rows) for name in CASES}
     assert [name for name, reader in READERS.items() if id(reader.rows) not in tried] == []
@@ -265,7 +265,7 @@ BROKEN: list[tuple[Reader, Files, str]] = [
 def test_what_is_broken_is_an_error_with_file_place_and_reason_or_is_skipped_and_listed(
     reader: Reader, contents: Files, expected: str, tmp_path: Path
 ) -> None:
-    labels = MANIFEST.origins["banking77"].labels if reader is READERS["banking77"] else ["1"]
+    labels = ORIGINS["banking77"].labels if reader is READERS["banking77"] else ["1"]
     message = refused(tmp_path, reader, contents, labels=labels)
     assert "malformed line(s) in the files of dataset 'tiny'" in message
     assert expected in message
@@ -325,7 +325,7 @@ def test_no_text_of_open_text_changes_unseen(name: str, pytestconfig: pytest.Con
     """After a deliberate change of records: run this with --regenerate-golden, and raise VERSION["examples"]."""
     raw = read_dataset(MANIFEST.dataset(name), MIRROR)
     assert raw.bad_lines == ()
-    assert {part: made.num_rows for part, made in raw.parts.items()} == MANIFEST.origins[name].parts
+    assert {part: made.num_rows for part, made in raw.parts.items()} == ORIGINS[name].parts
     for part, made in raw.parts.items():
         assert tuple(made.column_names) == READERS[name].columns[part]
         for column in set(made.column_names) - {"score"}:
@@ -342,7 +342,7 @@ def test_no_text_of_open_text_changes_unseen(name: str, pytestconfig: pytest.Con
 
 
 def test_documents_of_medquad_are_train_or_test_by_the_md5_of_their_path() -> None:
-    origin = MANIFEST.origins["medquad"]
+    origin = ORIGINS["medquad"]
     for file in origin.files:
         path = file.url.partition(f"{origin.commit}/")[2]
         assert (int(md5(path.encode()).hexdigest(), 16) % 100 < 15) == (file.role == "test"), path

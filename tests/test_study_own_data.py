@@ -73,7 +73,7 @@ def test_the_files_written_name_no_place_of_this_machine_and_work_from_another_f
     profile = load_profile(written)
     assert profile.base_model.place.resolve() == model.resolve()  # type: ignore[union-attr]
     manifest = load_manifest(profile.manifest)
-    assert (manifest.folder / manifest.locals["help_desk"].files[0]).resolve() == file.resolve()
+    assert (manifest.folder / manifest.dataset("help_desk").place.files[0]).resolve() == file.resolve()
     assert yaml.safe_load(written.read_text(encoding="utf-8"))["training"]["learning_rate"] == 7e-4
 
 

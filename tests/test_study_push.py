@@ -26,7 +26,7 @@ from boom_utils.artifacts import Node, write_json
 from boom_utils.cards import CARD, Card, write_card
 from boom_utils.cli import main
 from boom_utils.config import load_profile
-from boom_utils.data.manifest_hub import LocalOrigin
+from boom_utils.data.manifest import LocalOrigin
 from boom_utils.errors import BoomError, CheckpointError, ConfigError, UploadError
 from boom_utils.study.graph import Study
 from boom_utils.study.push import STAYS, Upload, find_model, prepare, push

@@ -14,8 +14,18 @@ from collections.abc import Iterable, Sequence
 
 from boom_utils.data.fetching import files_of
 from boom_utils.data.files import MEGABYTE
-from boom_utils.data.manifest import MANIFESTS, Dataset, Manifest, load_manifest, manifest_names
-from boom_utils.data.manifest_hub import HubOrigin, RowCount
+from boom_utils.data.manifest import (
+    MANIFESTS,
+    Dataset,
+    HttpsFiles,
+    HubFiles,
+    HubOrigin,
+    LocalFiles,
+    Manifest,
+    Origin,
+    load_manifest,
+    manifest_names,
+)
 
 PAGE, CARDS = MANIFESTS / "README.md", MANIFESTS / "cards"
 HEAD = """# Corpora
@@ -73,7 +83,11 @@ tasks:
   - {id: help_desk_held_out, dataset: help_desk, family: retrieval, held_out: false}
 """
 """A manifest of a user's own rows, as the page shows it."""
-USES = {"train": "train", "new_data": "new data", "in_domain": "in-domain", "out_of_domain": "out-of-domain"}
+
+
+def hubs(manifest: Manifest) -> dict[str, HubOrigin]:
+    """Dataset -> its files on the hub."""
+    return {dataset.id: dataset.hub for dataset in manifest.datasets if dataset.hub is not None}
 
 
 def manifests_page() -> str:
@@ -84,13 +98,19 @@ def manifests_page() -> str:
 
 def _corpus(manifest: Manifest) -> str:
     lines = [f"## {manifest.name}", "", manifest.description, ""]
-    if manifest.origins:
-        lines += [_summary(manifest), "", *table(_FILE_HEAD, (_file_row(manifest, one) for one in manifest.datasets))]
-    elif manifest.hubs:
+    if isinstance(manifest.source, HttpsFiles):
+        rows = (_file_row(manifest, one, one.origin) for one in manifest.datasets if one.origin)
+        lines += [_summary(manifest), "", *table(_FILE_HEAD, rows)]
+    elif isinstance(manifest.source, HubFiles):
         lines += [*_hub_tables(manifest), *notes(manifest)]
     else:
-        rows = ([one.id, one.family, uses(manifest, one), languages(one)] for one in manifest.datasets)
-        lines += [*table(("dataset", "family", "roles", "languages"), rows), "", "Mined from these distributions:", ""]
+        mined_rows = ([one.id, one.family, uses(manifest, one), languages(one)] for one in manifest.datasets)
+        lines += [
+            *table(("dataset", "family", "roles", "languages"), mined_rows),
+            "",
+            "Mined from these distributions:",
+            "",
+        ]
         mined = manifest.installed
         lines += table(
             ("distribution", "version", "licence", "held out"),
@@ -110,13 +130,12 @@ def _summary(manifest: Manifest) -> str:
     return f"{len(manifest.datasets)} datasets, {len(files)} files, {size:.1f} MB. A file that serves two counts once."
 
 
-def _file_row(manifest: Manifest, dataset: Dataset) -> list[str]:
-    origin = manifest.origins[dataset.id]
+def _file_row(manifest: Manifest, dataset: Dataset, origin: Origin) -> list[str]:
     licence = origin.licence if origin.licence_note is None else f"{origin.licence}; {origin.licence_note}"
-    link = f"[{cell(origin.homepage.dataset).translate(_NO_LINK)}]({origin.homepage.url or origin.repository})"
-    counts = [str(len(origin.files)), f"{origin.bytes / MEGABYTE:.1f}"]
+    title, page = origin.homepage["dataset"], origin.homepage.get("url", origin.repository)
+    counts = [str(len(origin.files)), f"{sum(file.bytes for file in origin.files) / MEGABYTE:.1f}"]
     names = [dataset.id, dataset.family, uses(manifest, dataset), languages(dataset)]
-    return [*names, *counts, cell(licence), link]
+    return [*names, *counts, cell(licence), f"[{cell(title).translate(_NO_LINK)}]({page})"]
 
 
 _HUB_HEAD = ("dataset", "split", "family", "roles", "languages", "rows", "count is", "repository")
@@ -124,34 +143,29 @@ _HUB_HEAD = ("dataset", "split", "family", "roles", "languages", "rows", "count 
 
 def _hub_tables(manifest: Manifest) -> list[str]:
     included = {one.id: name for name in manifest.includes for one in load_manifest(name).datasets}
-    own = {name: hub for name, hub in manifest.hubs.items() if name not in included}
+    own = {name: hub for name, hub in hubs(manifest).items() if name not in included}
     rows = (_hub_row(manifest, manifest.dataset(name), hub) for name, hub in own.items())
     lines = [f"{len(manifest.datasets)} datasets. {rows_known(manifest)}", ""]
     if included:
         lines += [f"{len(included)} of them are those of {', '.join(manifest.includes)}; the others:", ""]
-    return [*lines, *table(_HUB_HEAD, rows), "", *excluded(manifest), *variants(manifest)]
+    return [*lines, *table(_HUB_HEAD, rows), "", *excluded(manifest)]
 
 
 def _hub_row(manifest: Manifest, dataset: Dataset, hub: HubOrigin) -> list[str]:
     names = [dataset.id, hub.split or "", dataset.family, uses(manifest, dataset), languages(dataset)]
-    count, source = _count(hub.rows)
+    about = hub.rows.note is not None and hub.rows.note.startswith("about")
+    count = "" if hub.rows.value is None else ("about " if about else "") + f"{hub.rows.value:,}"
     if hub.select is not None:
-        count = f"{hub.select.rows:,} of {count or 'an unknown number'}"
-    return [*names, count, source, f"[{hub.repo}]({hub.homepage})"]
-
-
-def _count(rows: RowCount) -> list[str]:
-    about = rows.note is not None and rows.note.startswith("about")
-    value = "" if rows.value is None else ("about " if about else "") + f"{rows.value:,}"
-    return [value, rows.source]
+        count = f"{hub.select:,} of {count or 'an unknown number'}"
+    return [*names, count, hub.rows.source, f"[{hub.repo}]({hub.homepage})"]
 
 
 def rows_known(manifest: Manifest) -> str:
     """How many rows the datasets of a hub corpus have, by how surely that is known."""
-    sources = dict.fromkeys(hub.rows.source for hub in manifest.hubs.values())
+    sources = dict.fromkeys(hub.rows.source for hub in hubs(manifest).values())
     parts = []
     for source in sorted(sources):
-        some = [hub.rows for hub in manifest.hubs.values() if hub.rows.source == source]
+        some = [hub.rows for hub in hubs(manifest).values() if hub.rows.source == source]
         total = "" if source == "unknown" else f", {sum(one.value or 0 for one in some):,} rows together"
         parts.append(f"{source} for {len(some)}{total}")
     return f"Numbers of rows: {'; '.join(parts)}. They are counted at the first download."
@@ -161,14 +175,8 @@ def excluded(manifest: Manifest) -> list[str]:
     """The datasets a corpus leaves out, as a table; nothing where there are none."""
     if not manifest.excluded:
         return []
-    rows = ([one.id, cell(one.reason), *_count(one.rows)] for one in manifest.excluded)
-    return ["Left out:", "", *table(("dataset", "reason", "rows", "count is"), rows), ""]
-
-
-def variants(manifest: Manifest) -> list[str]:
-    """The variants of a corpus, one line each."""
-    lines = [f"- `{one.name}`, without {', '.join(one.without)}: {cell(one.reason)}." for one in manifest.variants]
-    return ["Variants:", "", *lines, ""] if lines else []
+    rows = ([name, cell(reason)] for name, reason in manifest.excluded.items())
+    return ["Left out:", "", *table(("dataset", "reason, and its rows"), rows), ""]
 
 
 def notes(manifest: Manifest) -> list[str]:
@@ -182,7 +190,9 @@ _NO_LINK = {ord("["): "(", ord("]"): ")"}
 
 def uses(manifest: Manifest, dataset: Dataset) -> str:
     """What a dataset is for, in words."""
-    return ", ".join(USES[use] for use in manifest.uses(dataset))
+    held_out = {task.held_out for task in manifest.tasks if task.dataset == dataset.id}
+    places = [name for name, is_one in (("in-domain", False), ("out-of-domain", True)) if is_one in held_out]
+    return ", ".join(([] if dataset.role == "evaluation" else [dataset.role.replace("_", " ")]) + places)
 
 
 def languages(dataset: Dataset) -> str:
@@ -233,24 +243,24 @@ def data_card(manifest: Manifest) -> str:
     lines += ["## Languages", "", ", ".join(f"{name} ({count})" for name, count in sorted(languages.items())), ""]
     lines += ["(number of datasets; ISO 639, and names of programming languages)", "", "## Licences", ""]
     lines += [*_licences(manifest), "", "## Evaluation", "", *_evaluation(manifest), ""]
-    if manifest.hubs:
+    if hubs(manifest):
         lines += ["## How surely it is known", "", rows_known(manifest), "", *_marks(manifest), ""]
-    if left_out := [*excluded(manifest), *variants(manifest)]:
-        lines += ["## Exclusions and variants", "", *left_out]
+    if manifest.excluded:
+        lines += ["## Exclusions", "", *excluded(manifest)]
     issues = [*notes(manifest), *_issues(manifest.datasets)]
     return "\n".join([*lines, "## Known issues", "", *(issues or ["None is known."]), ""])
 
 
 def _source(manifest: Manifest) -> list[str]:
-    if manifest.hubs:
-        pins = dict.fromkeys((hub.repo, hub.revision, hub.homepage) for hub in manifest.hubs.values())
+    if isinstance(manifest.source, HubFiles):
+        pins = dict.fromkeys((hub.repo, hub.revision, hub.homepage) for hub in hubs(manifest).values())
         head = ("repository of the Hugging Face hub", "revision")
         return table(head, ([f"[{repo}]({page})", revision or "not chosen yet"] for repo, revision, page in pins))
-    if manifest.origins:
+    if isinstance(manifest.source, HttpsFiles):
         files = files_of(manifest.datasets)
         size = sum(file.bytes or 0 for file in files) / MEGABYTE
         return [f"{len(files)} files of {size:.1f} MB, each pinned by commit and sha256; ../README.md lists them."]
-    if manifest.locals:
+    if isinstance(manifest.source, LocalFiles):
         return ["Files of the user."]
     return ["Mined from installed distributions; ../README.md lists them."]
 
@@ -263,12 +273,8 @@ def _row_numbers(datasets: Iterable[Dataset]) -> list[str]:
 
 
 def _licences(manifest: Manifest) -> list[str]:
-    licences: Counter[str] = Counter()
-    for dataset in manifest.datasets:
-        for place in (dataset.origin, dataset.hub):
-            if place is not None:
-                licences[place.licence + (f"; {place.licence_note}" if place.licence_note else "")] += 1
-        licences.update([dataset.local.licence] if dataset.local else [])
+    places = [dataset.place for dataset in manifest.datasets if dataset.place is not None]
+    licences = Counter(one.licence + (f"; {one.licence_note}" if one.licence_note else "") for one in places)
     if not licences:
         return table(("distribution", "licence"), ([one.name, one.licence] for one in manifest.installed.distributions))
     rows = ([cell(licence), str(count)] for licence, count in licences.most_common())
@@ -287,16 +293,10 @@ def _evaluation(manifest: Manifest) -> list[str]:
 def _marks(manifest: Manifest) -> list[str]:
     """How many datasets have a fact stated, inferred and so on."""
     marks = ("stated", "third party", "inferred", "ours", "unknown")
-    counts = {key: Counter(getattr(hub.known, key) for hub in manifest.hubs.values()) for key in FACTS}
+    counts = {key: Counter(hub.known.get(key) for hub in hubs(manifest).values()) for key in FACTS}
     rows = ([FACTS[key], *(str(count[mark] or "") for mark in marks)] for key, count in counts.items())
     return table(("datasets whose … is", *marks), rows)
 
 
 def _issues(datasets: Iterable[Dataset]) -> list[str]:
-    found = []
-    for dataset in datasets:
-        for place in (dataset.origin, dataset.hub):
-            if place is not None:
-                texts = place.oddities if hasattr(place, "oddities") else place.notes
-                found += [f"- {dataset.id}: {cell(text)}" for text in texts]
-    return found
+    return [f"- {one.id}: {cell(text)}" for one in datasets if one.place is not None for text in one.place.notes]

@@ -26,9 +26,7 @@ from boom_utils.data import open_text, own_examples, python_docs
 from boom_utils.data.evaluation_sets import EvaluationSet, Limits, part_of
 from boom_utils.data.examples import TrainingExample, iter_examples, normalise, write_examples, write_jsonl
 from boom_utils.data.fetching import fetch_datasets
-from boom_utils.data.manifest import Dataset, EvaluationTask, InstalledDistributions, Manifest
-from boom_utils.data.manifest_files import HttpsFiles
-from boom_utils.data.manifest_hub import LocalFiles
+from boom_utils.data.manifest import Dataset, EvaluationTask, HttpsFiles, InstalledDistributions, LocalFiles, Manifest
 from boom_utils.data.mining import corpus_fingerprint
 from boom_utils.data.overlap import NearOptions, Overlap, find_overlap, task_domains
 from boom_utils.data.rows import RowOptions, training_rows

@@ -44,7 +44,7 @@ def chosen_datasets(manifest: Manifest, profile: Profile | None = None, only: Se
 
 def files_of(datasets: Iterable[Dataset]) -> list[RemoteFile]:
     """The https files of some datasets, each once although several may be made from it."""
-    files = [file.remote() for dataset in datasets if dataset.origin for file in dataset.origin.files]
+    files = (file for dataset in datasets if dataset.origin for file in dataset.origin.files)
     return list({file.url: file for file in files}.values())
 
 

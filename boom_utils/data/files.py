@@ -171,29 +171,6 @@ def url_problem(url: str) -> str | None:
     return None
 
 
-def check_files(files: Iterable[RemoteFile]) -> list[RemoteFile]:
-    """The files, each once; a file may be named several times.
-
-    Raises:
-        ManifestError: Facts of one url differ, or two files would lie at one place, also where case does not count.
-    """
-    places: dict[str, RemoteFile] = {}
-    problems = []
-    for file in files:
-        known = places.setdefault(str(file.path).casefold(), file)
-        if known.url != file.url:
-            problems.append(f"{file.url} would lie at the place of {known.url}")
-        elif (known.sha256, known.bytes) != (file.sha256, file.bytes):
-            problems.append(f"{file.url} is named twice with different sha256 or bytes")
-    above = {str(parent): file.url for place, file in places.items() for parent in PurePosixPath(place).parents}
-    problems += [
-        f"{file.url} is a file, and a folder of {above[place]}" for place, file in places.items() if place in above
-    ]
-    if problems:
-        raise ManifestError("files to download contradict each other", found=bullet_list(problems))
-    return list(places.values())
-
-
 def _absent(names: Sequence[str], what: str, where: object = None) -> DownloadError:
     fix = "run `boom data fetch` where there is a network, or " + MIRROR
     return DownloadError(what, where=where, found=bullet_list(names, MOST_SHOWN), fix=fix)
@@ -237,11 +214,11 @@ def fetch(files: Iterable[RemoteFile], folder: Path) -> list[RemoteFile]:
         Those that were not there before.
 
     Raises:
-        ManifestError: Files contradict each other, or one would be written through a link out of the folder.
+        ManifestError: A file would be written through a link out of the folder.
         DownloadError: Files cannot be had, or are not those the manifest names.
         ConfigError: The mirror is no folder.
     """
-    files, source = check_files(files), mirror()
+    files, source = list({file.url: file for file in files}.values()), mirror()
     folder.mkdir(parents=True, exist_ok=True)
     missing = [file for file in files if not _is_there(file, folder)]
     absent = [str(file.path) for file in missing if source and not (source / file.path).is_file()]

@@ -1,45 +1,42 @@
-"""Data manifests: one YAML states where a corpus comes from, what its datasets are and how they are evaluated.
+"""What a corpus is: its source, its datasets and the semantics of their rows, its evaluation tasks; one YAML each.
 
 What FlagEmbedding hides in folder names and type strings (in-batch negatives, halved batches, instructions on passages,
-group size) is written out here and checked against the type. Reads no corpus and downloads nothing; files to download
-are described by `boom_utils.data.manifest_files`, ready-made rows by `boom_utils.data.manifest_hub`.
+group size) is written out and checked against the type. A fact that is not known is null, and a count says where it
+comes from. What could fetch another file than was meant, or train on what is evaluated, is refused before anything is
+downloaded; this module reads no corpus and asks no server.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, PrivateAttr, model_validator
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import Frozen, Name
-from boom_utils.data.manifest_files import HttpsFiles, Line, Origin, refuse, twice
-from boom_utils.data.manifest_hub import (
-    Excluded,
-    HubFiles,
-    HubOrigin,
-    LocalFiles,
-    LocalOrigin,
-    Variant,
-    variant_problems,
-)
-from boom_utils.data.manifest_rules import source_problems
-from boom_utils.errors import DataError, ManifestError, bullet_list, nearest
-from boom_utils.yaml_files import parse, read_yaml
+from boom_utils.data.files import HubFile, RemoteFile
+from boom_utils.errors import ManifestError, nearest
+from boom_utils.yaml_files import Model, parse, read_yaml
 
 MANIFESTS = PROJECT_ROOT / "data_manifests"
+READABLE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow)(\.(gz|zst|bz2|lz4))?$")
+"""Names of files whose rows `boom_utils.data.own` reads."""
+PLACES = {"https_files": "origin", "hub_files": "hub", "local_files": "local"}
+"""Kind of source -> key under which each dataset lists its files; a mined corpus lists none."""
+HELD_OUT_FAMILIES = ("retrieval", "code", "sts", "classification")
+"""Families whose training rows, held out, are an evaluation task."""
 
+Line = Annotated[str, Field(min_length=2, max_length=1000)]
 Family = Literal["retrieval", "reranking", "sts", "classification", "clustering", "code"]
-GroupSizeRule = Literal["train_group_size", "one_negative", "first_row", "positive_only"]
-ExampleType = Literal["normal", "only_1neg", "symmetric_sts", "symmetric_class", "symmetric_clustering"]
-Sentence = Annotated[str, Field(min_length=10, max_length=1000)]
+Column = Literal["query", "pos", "neg"]
+Part = Literal["train", "dev", "test", "corpus", "queries", "qrels"]
 
-ON_BOTH_SIDES = ("symmetric_sts", "symmetric_clustering")
-"""Types whose passages get the instruction too (FlagEmbedding AbsDataset)."""
-GROUP_SIZE_OF_TYPE: dict[str, GroupSizeRule] = {"only_1neg": "one_negative", "symmetric_class": "first_row"}
-"""Types with a group size of their own (FlagEmbedding AbsDataset); all others use ``train_group_size``."""
+
+# --- sources ----------------------------------------------------------------------------------------------------------
 
 
 class Distribution(Frozen):
@@ -47,7 +44,7 @@ class Distribution(Frozen):
 
     name: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", description="name on PyPI")
     version: str = Field(pattern=r"^[0-9][A-Za-z0-9.!+_-]*$", description="exact; another one is a reported deviation")
-    licence: str = Field(min_length=2)
+    licence: Line
     held_out: bool = Field(default=False, description="only evaluated: nothing of it is trained on")
 
 
@@ -55,16 +52,106 @@ class InstalledDistributions(Frozen):
     """Docstrings and sources of installed distributions, mined statically."""
 
     kind: Literal["installed_distributions"]
-    distributions: tuple[Distribution, ...] = Field(min_length=1, max_length=12)
+    distributions: tuple[Distribution, ...] = Field(min_length=1)
     standard_library: bool = Field(default=True, description="also mine that of the running Python")
 
-    @model_validator(mode="after")
-    def _names_differ(self) -> InstalledDistributions:
-        refuse(twice("distribution", (distribution.name.lower() for distribution in self.distributions)))
-        return self
+
+class HttpsFiles(Frozen):
+    """Files fetched by https; every dataset lists its own under ``origin``."""
+
+    kind: Literal["https_files"]
+    hosts: tuple[str, ...] = Field(min_length=1, description="the only hosts that are asked")
+
+
+class HubFiles(Frozen):
+    """Datasets of the Hugging Face hub; every dataset names its repository and files under ``hub``."""
+
+    kind: Literal["hub_files"]
+
+
+class LocalFiles(Frozen):
+    """Files of a user; every dataset names its own under ``local``."""
+
+    kind: Literal["local_files"]
 
 
 Source = Annotated[InstalledDistributions | HttpsFiles | HubFiles | LocalFiles, Field(discriminator="kind")]
+
+
+# --- files of a dataset -----------------------------------------------------------------------------------------------
+
+
+class Terms(Frozen):
+    """Under which terms files can be had, and what a careful reader should know about them."""
+
+    licence: Line = Field(description='as stated where the files are; "unknown" or "undeclared" where nothing is')
+    licence_note: Line | None = None
+    notes: tuple[Line, ...] = ()
+
+
+class DataFile(RemoteFile):
+    """One file on the web; the same file may serve several datasets."""
+
+    role: Literal[Part, "train+test", "train+dev+test", "queries+qrels", "corpus+queries+qrels"]
+    part: str | None = Field(default=None, description="which column (parallel files) or which domain the file is")
+
+
+class Origin(Terms):
+    """Files of one dataset on the web, all pinned by one commit; `boom_utils.data.open_text` reads them."""
+
+    task: Literal[Family, "pair_classification", "code_retrieval"] = Field(description="how evaluation data are scored")
+    homepage: dict[Literal["dataset", "paper", "url"], str]
+    repository: str
+    commit: str = Field(pattern=r"^[0-9a-f]{40}$")
+    split_rule: str | None = None
+    parts: dict[Part, PositiveInt] = Field(default={}, description="rows as read; other numbers are an error")
+    differs: str | None = Field(default=None, description="why these are not the numbers of rows stated elsewhere")
+    labels: dict[str, str] | tuple[str, ...] = Field(default=(), description="as in the file -> of the record, or both")
+    files: tuple[DataFile, ...] = Field(min_length=1)
+
+    @property
+    def label_names(self) -> dict[str, str]:
+        """Label in the file -> label of the record."""
+        return self.labels if isinstance(self.labels, dict) else {label: label for label in self.labels}
+
+
+class RowCount(Frozen):
+    """A number of rows, and who says so: owners or authors, others, an inference, a choice of this kit, nobody."""
+
+    value: int | None = Field(default=None, gt=0)
+    source: Literal["stated", "third party", "inferred", "ours", "unknown"] = "unknown"
+    note: str | None = None
+
+
+PathOrFile = Annotated[HubFile, BeforeValidator(lambda raw: {"path": raw} if isinstance(raw, str) else raw)]
+
+
+class HubOrigin(Terms):
+    """Files of one dataset in a dataset repository of the hub."""
+
+    repo: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)
+    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$", description="null: not chosen yet")
+    split: str | None = Field(default=None, description="its name in the repository, where that has splits")
+    files: tuple[PathOrFile, ...] = Field(min_length=1)
+    columns: dict[Column, str] = Field(default={}, description="which is which; {}: by name")
+    select: int | None = Field(default=None, gt=0, description="rows drawn by the seed of the corpus; null: all")
+    homepage: str
+    rows: RowCount = RowCount()
+    known: dict[str, str | None] = Field(default={}, description="how surely the semantics are known; for readers")
+
+
+class LocalOrigin(Terms):
+    """Ready-made rows of a user, in the kinds of files and columns that `boom_utils.data.own` reads.
+
+    Files are relative to the manifest's, or ``hf://datasets/owner/name@revision/path``.
+    """
+
+    licence: Line = "unknown"
+    files: tuple[Annotated[str, Field(pattern=READABLE, max_length=1000)], ...] = Field(min_length=1)
+    held_out: float | None = Field(default=None, gt=0, lt=1, description="share of the queries kept from training")
+
+
+# --- datasets and tasks -----------------------------------------------------------------------------------------------
 
 
 class Dataset(Frozen):
@@ -72,37 +159,40 @@ class Dataset(Frozen):
 
     id: Name
     family: Family
-    role: Literal["train", "new_data", "evaluation"] = Field(
-        description="new_data arrives in the incremental setting; evaluation (files only): nobody trains on it"
-    )
-    prompt: Sentence = Field(description="instruction text only; the template is applied later")
+    # new_data arrives in the incremental setting; nobody trains on evaluation, which only https files can be.
+    role: Literal["train", "new_data", "evaluation"]
+    prompt: Line = Field(description="instruction text only; the template is applied later")
     in_batch_negatives: bool = Field(description="False: the loss sees the row's own group only")
     halve_batch: bool = Field(description="half the per-device batch")
     instruction_on_passages: bool
-    group_size: GroupSizeRule
-    example_type: ExampleType = Field(description="FlagEmbedding's `type` string")
+    group_size: Literal["train_group_size", "one_negative", "first_row", "positive_only"]
+    # FlagEmbedding's `type` string.
+    example_type: Literal["normal", "only_1neg", "symmetric_sts", "symmetric_class", "symmetric_clustering"]
     language: str = Field(default="en", pattern=r"^[a-z]{2,3}$", description="ISO 639, of the texts")
     programming_language: str | None = Field(default=None, pattern=r"^[a-z0-9+#.-]+$")
-    description: Sentence = Field(description="the rule that makes the rows")
+    description: Line = Field(description="the rule that makes the rows")
     origin: Origin | None = Field(default=None, description="its files, where the source is https_files")
     hub: HubOrigin | None = Field(default=None, description="its files, where the source is hub_files")
     local: LocalOrigin | None = Field(default=None, description="its files, where the source is local_files")
 
     @model_validator(mode="after")
     def _type_agrees(self) -> Dataset:
-        expected = {
+        sizes = {"only_1neg": "one_negative", "symmetric_class": "first_row"}
+        expected = {  # FlagEmbedding, AbsDataset
             "halve_batch": "symmetric" in self.example_type,
-            "instruction_on_passages": self.example_type in ON_BOTH_SIDES,
-            "group_size": GROUP_SIZE_OF_TYPE.get(self.example_type, "train_group_size"),
+            "instruction_on_passages": self.example_type in ("symmetric_sts", "symmetric_clustering"),
+            "group_size": sizes.get(self.example_type, "train_group_size"),
         }
         if self.group_size == "positive_only" and self.in_batch_negatives:  # pairs: other rows' passages are enough
             del expected["group_size"]
-        refuse(
-            f"{key} is {getattr(self, key)}, but type {self.example_type} means {value}"
-            for key, value in expected.items()
-            if getattr(self, key) != value
-        )
-        return self
+        wrong = {key: value for key, value in expected.items() if getattr(self, key) != value}
+        given = (f"{key} is {getattr(self, key)}, but type {self.example_type} means {wrong[key]}" for key in wrong)
+        return _checked(self, given)
+
+    @property
+    def place(self) -> Origin | HubOrigin | LocalOrigin | None:
+        """Its files and their terms, wherever they are; None where it is mined."""
+        return self.origin or self.hub or self.local
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -115,14 +205,13 @@ class Dataset(Frozen):
         if self.role == "evaluation":
             return None
         if self.hub is not None:
-            return self.hub.select.rows if self.hub.select is not None else self.hub.rows.value
+            return self.hub.select or self.hub.rows.value
         return None if self.origin is None else self.origin.parts.get("train")
 
     @property
     def licence(self) -> str | None:
         """As stated where its files are; None where it is mined: then every distribution has its own."""
-        place = self.origin or self.hub or self.local
-        return None if place is None else place.licence
+        return None if self.place is None else self.place.licence
 
 
 class EvaluationTask(Frozen):
@@ -132,14 +221,14 @@ class EvaluationTask(Frozen):
     dataset: Name
     family: Family
     held_out: bool = Field(description="True: out of domain, made of distributions or datasets nobody trains on")
-    domain_of: Name | None = Field(
-        default=None, description="dataset whose training rows are of the same kind; None: its own dataset"
-    )
+    domain_of: Name | None = Field(default=None, description="other dataset with training rows of the same kind")
 
     def domain(self, trained: Collection[str]) -> Literal["in-domain", "out-of-domain"]:
         """In domain of models that are trained on some datasets, or not."""
         return "in-domain" if (self.domain_of or self.dataset) in trained and not self.held_out else "out-of-domain"
 
+
+# --- the corpus -------------------------------------------------------------------------------------------------------
 
 Entry = TypeVar("Entry", Dataset, EvaluationTask)
 
@@ -148,88 +237,30 @@ class Manifest(Frozen):
     """One corpus: its source, its datasets and its evaluation tasks."""
 
     name: Name
-    description: Sentence
+    description: Line
     source: Source
     datasets: tuple[Dataset, ...] = Field(min_length=1)
     tasks: tuple[EvaluationTask, ...] = Field(default=(), description="evaluated with data of the corpus itself")
-    benchmarks: tuple[Annotated[str, Field(min_length=3, max_length=80)], ...] = Field(
-        default=(), description="names of mteb benchmarks it is evaluated with"
-    )
-    excluded: tuple[Excluded, ...] = Field(default=(), description="datasets of its sources that it leaves out")
+    benchmarks: tuple[Line, ...] = Field(default=(), description="names of mteb benchmarks it is evaluated with")
+    excluded: dict[Name, Line] = Field(default={}, description="dataset that it leaves out -> why; its rows")
     includes: tuple[Name, ...] = Field(default=(), description="manifests whose datasets come before its own")
-    variants: tuple[Variant, ...] = Field(default=(), description="where sources disagree about its datasets")
     notes: tuple[Line, ...] = Field(default=(), description="what to know before using it")
     _folder: Path = PrivateAttr(default=MANIFESTS)
 
     @model_validator(mode="after")
-    def _names_resolve(self) -> Manifest:
-        families = {dataset.id: dataset.family for dataset in self.datasets}
-        problems = twice("dataset", (dataset.id for dataset in self.datasets))
-        problems += twice("task", (task.id for task in self.tasks))
-        for task in self.tasks:
-            if task.dataset not in families:
-                problems.append(f"task '{task.id}': no dataset '{task.dataset}'{nearest(task.dataset, families)}")
-            elif task.family != families[task.dataset]:
-                problems.append(f"task '{task.id}' is {task.family}, its dataset is {families[task.dataset]}")
-            if task.domain_of is not None and task.domain_of not in families:
-                problems.append(f"task '{task.id}': no dataset '{task.domain_of}'{nearest(task.domain_of, families)}")
-        problems += source_problems(self)
-        if not self.tasks and not self.benchmarks:
-            problems.append("there is nothing to evaluate with: name tasks, or benchmarks of mteb")
-        problems += [f"'{one.id}' is excluded, and a dataset" for one in self.excluded if one.id in families]
-        # Of an included manifest too; `load_manifest` looks again once its datasets are there.
-        problems += [] if self.includes else variant_problems(self.variants, families)
-        refuse(problems)
-        return self
+    def _fits_together(self) -> Manifest:
+        return _checked(self, (*_name_problems(self), *_source_problems(self), *_file_problems(self)))
 
     @property
     def installed(self) -> InstalledDistributions:
-        """The source of a corpus that is mined from what is installed.
-
-        Raises:
-            DataError: The corpus is made of files.
-        """
-        if not isinstance(self.source, InstalledDistributions):
-            raise DataError(f"corpus '{self.name}' is made of files to download, not of installed distributions")
+        """The source of a corpus that is mined from what is installed; of no other."""
+        assert isinstance(self.source, InstalledDistributions)
         return self.source
-
-    @property
-    def origins(self) -> dict[str, Origin]:
-        """Dataset -> its files; empty for a corpus that is not made of files."""
-        return {dataset.id: dataset.origin for dataset in self.datasets if dataset.origin is not None}
-
-    @property
-    def hubs(self) -> dict[str, HubOrigin]:
-        """Dataset -> its files on the hub; empty for a corpus that is not made of these."""
-        return {dataset.id: dataset.hub for dataset in self.datasets if dataset.hub is not None}
-
-    @property
-    def locals(self) -> dict[str, LocalOrigin]:
-        """Dataset -> a user's own files; empty for a corpus that is not made of these."""
-        return {dataset.id: dataset.local for dataset in self.datasets if dataset.local is not None}
 
     @property
     def folder(self) -> Path:
         """Where the manifest's file is; paths of a user's own files are relative to it. No part of the manifest."""
         return self._folder
-
-    def without(self, variant: str) -> tuple[Dataset, ...]:
-        """The datasets of a variant.
-
-        Raises:
-            ManifestError: The corpus has no such variant.
-        """
-        chosen = {one.name: one for one in self.variants}
-        if variant not in chosen:
-            raise ManifestError(f"corpus '{self.name}' has no variant '{variant}'{nearest(variant, chosen)}")
-        return tuple(dataset for dataset in self.datasets if dataset.id not in chosen[variant].without)
-
-    def uses(self, dataset: Dataset) -> tuple[str, ...]:
-        """What a dataset is for: train or new_data, in_domain, out_of_domain."""
-        trained = () if dataset.role == "evaluation" else (dataset.role,)
-        evaluated = [task.held_out for task in self.tasks if task.dataset == dataset.id]
-        places = {"in_domain": False in evaluated, "out_of_domain": True in evaluated}
-        return (*trained, *(place for place, is_one in places.items() if is_one))
 
     def dataset(self, dataset_id: str) -> Dataset:
         """The dataset of that id.
@@ -237,7 +268,7 @@ class Manifest(Frozen):
         Raises:
             ManifestError: The corpus has no such dataset.
         """
-        return _named(f"corpus '{self.name}'", "dataset", self.datasets, dataset_id)
+        return _named(f"corpus '{self.name}' has no dataset", self.datasets, dataset_id)
 
     def task(self, task_id: str) -> EvaluationTask:
         """The evaluation task of that id.
@@ -245,7 +276,105 @@ class Manifest(Frozen):
         Raises:
             ManifestError: The corpus has no such task.
         """
-        return _named(f"corpus '{self.name}'", "evaluation task", self.tasks, task_id)
+        return _named(f"corpus '{self.name}' has no evaluation task", self.tasks, task_id)
+
+
+def _named(absent: str, entries: Iterable[Entry], wanted: str) -> Entry:
+    by_id = {entry.id: entry for entry in entries}
+    if wanted not in by_id:
+        raise ManifestError(f"{absent} '{wanted}'{nearest(wanted, by_id)}", expected=f"one of {', '.join(by_id)}")
+    return by_id[wanted]
+
+
+def _checked(model: Model, problems: Iterable[str]) -> Model:
+    """The model, if there are no problems; a ValueError with all of them is what pydantic wants."""
+    if found := list(problems):
+        raise ValueError("; ".join(found))
+    return model
+
+
+def _twice(kind: str, names: Iterable[str]) -> Iterator[str]:
+    yield from (f"{kind} '{name}' is named twice" for name, count in Counter(names).items() if count > 1)
+
+
+def _name_problems(corpus: Manifest) -> Iterator[str]:
+    """Names given twice, and names of what is not there."""
+    families = {dataset.id: dataset.family for dataset in corpus.datasets}
+    yield from _twice("dataset", (dataset.id for dataset in corpus.datasets))
+    yield from _twice("task", (task.id for task in corpus.tasks))
+    for task in corpus.tasks:
+        for name in sorted({task.dataset, task.domain_of or task.dataset} - {*families}):
+            yield f"task '{task.id}': no dataset '{name}'{nearest(name, families)}"
+        if task.family != (family := families.get(task.dataset, task.family)):
+            yield f"task '{task.id}' is {task.family}, its dataset is {family}"
+    yield from (f"'{name}' is excluded, and a dataset" for name in corpus.excluded if name in families)
+    if not corpus.tasks and not corpus.benchmarks:
+        yield "there is nothing to evaluate with: name tasks, or benchmarks of mteb"
+
+
+def _source_problems(corpus: Manifest) -> Iterator[str]:
+    """What does not fit the kind of source: where files are listed, and that nothing evaluated is trained on."""
+    kind, place = corpus.source.kind.replace("_", " "), PLACES.get(corpus.source.kind)
+    evaluated, roles = [task.dataset for task in corpus.tasks], {one.id: one.role for one in corpus.datasets}
+    shares = {one.id for one in corpus.datasets if one.local is not None and one.local.held_out is not None}
+    for dataset in corpus.datasets:
+        begin = f"dataset '{dataset.id}'"
+        listed = [key for key in PLACES.values() if getattr(dataset, key) is not None]
+        if listed != ([] if place is None else [place]):
+            where = f"{' and '.join(listed) or 'no key'}, instead of {place or 'none'}"
+            yield f"{begin} lists files under {where}: the source is {kind}"
+        if dataset.role == "evaluation" and place != "origin":
+            yield f"{begin} is only evaluated: hold out {'rows of it' if place else 'distributions'} instead"
+        elif (dataset.role == "evaluation" or dataset.id in shares) and dataset.id not in evaluated:
+            yield f"{begin} is kept from training, or a share of it is, but no task evaluates it"
+    for task in corpus.tasks:
+        if place is None and task.held_out and not any(one.held_out for one in corpus.installed.distributions):
+            yield f"task '{task.id}' needs held-out distributions, but none is held out"
+        if place == "origin" and task.held_out and roles.get(task.dataset, "evaluation") != "evaluation":
+            yield f"task '{task.id}' is held out, but its dataset is trained on"
+        if place in ("hub", "local") and task.dataset not in shares:
+            yield f"task '{task.id}': its dataset has no held_out share, so that nothing is left to evaluate"
+        if place in ("hub", "local") and (task.held_out or task.family not in HELD_OUT_FAMILIES):
+            yield f"task '{task.id}' must be in-domain, and {', '.join(HELD_OUT_FAMILIES)}: it is held-out rows"
+    yield from _twice("evaluated dataset", evaluated if place in ("hub", "local") else ())
+
+
+def _file_problems(corpus: Manifest) -> Iterator[str]:
+    """What would mine, fetch or read a thing twice, or another one than was meant."""
+    if isinstance(corpus.source, InstalledDistributions):
+        yield from _twice("distribution", (one.name.lower() for one in corpus.source.distributions))
+    for dataset in corpus.datasets:
+        yield from _twice("file", dataset.local.files if dataset.local else ())
+    hubs = [dataset.hub for dataset in corpus.datasets if dataset.hub is not None]
+    yield from _twice("file", (f"{hub.repo}: {file.path}" for hub in hubs for file in hub.files))
+    revisions = {hub.repo: hub.revision for hub in hubs}
+    for repo in {hub.repo: None for hub in hubs if hub.revision != revisions[hub.repo]}:
+        yield f"{repo} is named with two revisions"
+    if isinstance(corpus.source, HttpsFiles):
+        yield from _https_problems(corpus.source.hosts, [one.origin for one in corpus.datasets if one.origin])
+
+
+def _https_problems(hosts: Collection[str], origins: Iterable[Origin]) -> Iterator[str]:
+    """Files of other hosts or of no commit; one url with two contents; files that need one place of a disk."""
+    places: dict[str, DataFile] = {}  # in lower case: there are disks on which case does not count
+    for origin in origins:
+        yield from _twice("file", (file.url for file in origin.files))
+        for file in origin.files:
+            host, *folders = file.url.removeprefix("https://").split("/")
+            if host not in hosts:
+                yield f"{file.url} is not on one of source.hosts{nearest(host, hosts)}"
+            if origin.commit not in folders:  # the url of a branch would serve other bytes tomorrow
+                yield f"{file.url} is not pinned: the commit {origin.commit} is not in it"
+            known = places.setdefault(str(file.path).casefold(), file)
+            if known.url != file.url:
+                yield f"{file.url} would lie at the place of {known.url}"
+            elif (known.sha256, known.bytes) != (file.sha256, file.bytes):
+                yield f"{file.url} is named twice with different sha256 or bytes"
+    above = {str(parent): file.url for place, file in places.items() for parent in PurePosixPath(place).parents}
+    yield from (f"{places[place].url} is a file, and a folder of {above[place]}" for place in places if place in above)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def manifest_names() -> list[str]:
@@ -265,58 +394,26 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
     Raises:
         ManifestError: No such manifest, or any number of problems in it, listed together.
     """
-    return _load(name_or_path, ())
+    return _load(str(name_or_path), ())
 
 
-def _load(name_or_path: str | Path, above: tuple[str, ...]) -> Manifest:
-    text = str(name_or_path)
-    path = Path(text) if text.endswith((".yaml", ".yml")) else MANIFESTS / f"{text}.yaml"
+def _load(name: str, above: tuple[str, ...]) -> Manifest:
+    path = Path(name) if name.endswith((".yaml", ".yml")) else MANIFESTS / f"{name}.yaml"
     if not path.is_file():
-        raise ManifestError(
-            f"there is no data manifest '{text}'{nearest(text, manifest_names())}",
-            expected=f"one of {', '.join(manifest_names())}, or the path of a .yaml file",
-        )
+        expected = f"one of {', '.join(manifest_names())}, or the path of a .yaml file"
+        raise ManifestError(f"there is no data manifest '{name}'{nearest(name, manifest_names())}", expected=expected)
+    if path.stem in above:
+        raise ManifestError("manifests include each other", where=path.name, found=" -> ".join((*above, path.stem)))
     manifest = parse(Manifest, read_yaml(path, ManifestError), path.name, ManifestError)
-    if manifest.includes:
-        manifest = _with_included(manifest, path, (*above, manifest.name))
+    for one in reversed(manifest.includes):
+        beside = path.with_name(f"{one}.yaml")
+        included = _load(str(beside) if beside.is_file() else one, (*above, path.stem))
+        if included.source != manifest.source or isinstance(included.source, LocalFiles):
+            what = f"'{one}' cannot be included: its source is another one, or files of a user"
+            raise ManifestError(what, where=path.name, expected=manifest.source.kind, found=included.source.kind)
+        joined = {key: getattr(included, key) + getattr(manifest, key) for key in ("datasets", "notes")}
+        joined["excluded"] = included.excluded | manifest.excluded
+        manifest = parse(Manifest, dict(manifest) | joined, path.name, ManifestError)
     # Where the file is makes no other corpus: it is no field, so that no record names a place on one machine.
     manifest._folder = path.resolve().parent
     return manifest
-
-
-def _with_included(manifest: Manifest, path: Path, above: tuple[str, ...]) -> Manifest:
-    """The manifest with datasets, exclusions and notes of those it includes before its own, checked as a whole."""
-    datasets: list[Dataset] = []
-    notes: list[str] = []
-    excluded = {one.id: one for one in manifest.excluded}
-    for name in manifest.includes:
-        if name in above:
-            raise ManifestError("manifests include each other", where=path.name, found=" -> ".join((*above, name)))
-        beside = path.with_name(f"{name}.yaml")
-        included = _load(beside if beside.is_file() else name, above)
-        if included.source != manifest.source or included.locals:
-            raise ManifestError(
-                f"'{name}' cannot be included: its source is another one, or files of a user",
-                where=path.name,
-                expected=f"a manifest of {manifest.source.kind}",
-                found=included.source.kind,
-            )
-        datasets += included.datasets
-        notes += included.notes
-        excluded = {one.id: one for one in included.excluded} | excluded
-    whole: dict[str, Any] = {"datasets": (*datasets, *manifest.datasets), "notes": (*notes, *manifest.notes)}
-    whole["excluded"] = tuple(excluded.values())
-    fields = {name: getattr(manifest, name) for name in type(manifest).model_fields}
-    combined = parse(Manifest, fields | whole, path.name, ManifestError)
-    if problems := variant_problems(combined.variants, (dataset.id for dataset in combined.datasets)):
-        raise ManifestError(f"{len(problems)} problem(s) in {path.name}", found=bullet_list(problems))
-    return combined
-
-
-def _named(owner: str, kind: str, entries: Iterable[Entry], wanted: str) -> Entry:
-    by_id = {entry.id: entry for entry in entries}
-    if wanted not in by_id:
-        raise ManifestError(
-            f"{owner} has no {kind} '{wanted}'{nearest(wanted, by_id)}", expected=f"one of {', '.join(by_id)}"
-        )
-    return by_id[wanted]

@@ -40,7 +40,7 @@ from boom_utils.data.examples import (
     tried,
 )
 from boom_utils.data.files import hub_snapshot
-from boom_utils.data.manifest_hub import READABLE, Columns
+from boom_utils.data.manifest import READABLE, Column
 from boom_utils.errors import ConfigError, DataError, DownloadError, bullet_list, nearest
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,6 @@ Kind = Literal["examples", "graded", "labelled"]
 Record = TrainingExample | tuple[str, str, float] | tuple[str, str]  # example; sentences and score; text and label
 Row = Mapping[str, Any]
 
-PLAIN = Columns()
 ROWS_AT_A_TIME = 256  # of a columnar file; a row of some datasets holds a hundred long texts
 _NAMES: dict[Kind, tuple[str, ...]] = {
     "examples": ("query anchor question", "pos positive answer"),
@@ -153,13 +152,13 @@ def local_path(name: str, folder: Path = Path()) -> Path:
 
 
 def numbered_rows(
-    files: Iterable[Path], columns: Columns = PLAIN, wanted: NDArray[np.bool_] | None = None
+    files: Iterable[Path], columns: Mapping[Column, str] = {}, wanted: NDArray[np.bool_] | None = None
 ) -> Iterator[tuple[int, Record | BadLine]]:
     """Stream rows with their number, from 0 over all files.
 
     Args:
         files: In order.
-        columns: Which column is what, where they have names of their own.
+        columns: ``query``, ``pos``, ``neg`` -> column, where they have names of their own; empty: each name says it.
         wanted: bool[rows]; rows that are not wanted are not parsed. None gives all.
 
     Raises:
@@ -285,14 +284,14 @@ def _of_batches(batches: Iterable[Any]) -> Iterator[Make]:
 # --- what a row is ----------------------------------------------------------------------------------------------------
 
 
-def _record(make: Make, columns: Columns) -> Record:
+def _record(make: Make, columns: Mapping[Column, str]) -> Record:
     row = make()
     if not isinstance(row, dict):
         raise BrokenRuleError("expected a JSON object")
-    if columns != PLAIN:
-        if missing := [name for name in columns.names if name not in row]:
+    if columns:
+        if missing := [name for name in columns.values() if name not in row]:
             raise BrokenRuleError(f"missing key {', '.join(missing)}; found {', '.join(sorted(row)) or 'no key'}")
-        row = {name: row[of] for name, of in zip(("query", "pos", "neg"), columns.names, strict=False)}
+        row = {name: row[of] for name, of in columns.items()}
     kind, names, negatives = _shape(tuple(row))
     first, second, *rest = (row[name] for name in names)
     if kind == "examples":

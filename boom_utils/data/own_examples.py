@@ -35,10 +35,9 @@ from boom_utils.data.examples import (
 from boom_utils.data.fetching import hub_set
 from boom_utils.data.files import hub_paths, read_lock
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
-from boom_utils.data.manifest_hub import Selection
 from boom_utils.data.negatives import NegativePool, Wanted
 from boom_utils.data.overlap import NEAR, NearOptions
-from boom_utils.data.own import PLAIN, Kind, count_rows_of, kind_of, local_path, numbered_rows
+from boom_utils.data.own import Kind, count_rows_of, kind_of, local_path, numbered_rows
 from boom_utils.data.text_files import COLUMNS, Raw
 from boom_utils.errors import DataError, bullet_list
 from boom_utils.progress import progress
@@ -93,23 +92,23 @@ def own_fingerprint(manifest: Manifest, corpus: CorpusConfig, folder: Path) -> d
 
 
 def chosen_rows(
-    total: int, select: Selection | None, limit: int | None, select_seed: int, limit_seed: int
+    total: int, select: int | None, limit: int | None, select_seed: int, limit_seed: int
 ) -> NDArray[np.int64]:
     """Numbers of the rows to use.
 
     Args:
         total: Rows there are.
-        select: The manifest's rule, or None.
-        limit: Most rows of the study, drawn from those the rule gives; None takes them all.
-        select_seed: For a rule that draws.
+        select: Rows of it that the manifest has drawn; None takes all.
+        limit: Most rows of the study, drawn from those; None takes them all.
+        select_seed: For ``select``.
         limit_seed: For the limit.
 
     Returns:
         Sorted numbers, int64[rows].
     """
     chosen = np.arange(total)
-    if select is not None and select.rows < total:
-        chosen = chosen[: select.rows] if select.rule == "first" else _draw(total, select.rows, select_seed)
+    if select is not None and select < total:
+        chosen = _draw(total, select, select_seed)
     if limit is not None and limit < len(chosen):
         chosen = chosen[_draw(len(chosen), limit, limit_seed)]
     return chosen
@@ -245,13 +244,13 @@ class OwnRows:
         seeds = derive_seed(corpus.seed, "select", dataset.id), derive_seed(corpus.seed, "train", dataset.id)
         wanted = np.zeros(int(source.others.max(initial=-1)) + 1, dtype=bool)
         wanted[source.others[chosen_rows(total, select, corpus.train_rows, *seeds)]] = True
-        if select and total < select.rows:
-            self._deviations.append(f"{dataset.id}: {select.rows} rows are wanted, its files have {total}")
+        if select and total < select:
+            self._deviations.append(f"{dataset.id}: {select} rows are wanted, its files have {total}")
         return self._examples(source, wanted)
 
     def _examples(self, source: _Source, wanted: NDArray[np.bool_]) -> Iterator[TrainingExample]:
         """Wanted rows in a stream; says at its end where they state something else than the manifest."""
-        dataset, columns = source.dataset, source.dataset.hub.columns if source.dataset.hub else PLAIN
+        dataset, columns = source.dataset, source.dataset.hub.columns if source.dataset.hub else {}
         used = {"prompt": dataset.prompt, "type": dataset.example_type}
         stated: Counter[tuple[str, str]] = Counter()
         for number, found in numbered_rows(source.files, columns, wanted):

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 
 from boom_utils.data.examples import BadLine
-from boom_utils.data.manifest_files import DataFile, Origin
+from boom_utils.data.manifest import DataFile, Origin
 from boom_utils.errors import DataError, bullet_list, nearest
 
 log = logging.getLogger(__name__)
@@ -302,7 +302,7 @@ def _records(origin: Origin, reader: Reader, folder: Path) -> tuple[Parts, list[
         groups.setdefault(file.role if is_column else file.url, []).append(file)
     for files in groups.values():
         name = files[0].url.partition(f"/{origin.commit}/")[2]
-        part = next((role for role in files[0].roles if role in parts), "test")
+        part = next((role for role in files[0].role.split("+") if role in parts), "test")
         try:
             texts = {file.part or "": _decoded((folder / file.path).read_bytes(), reader.encoding) for file in files}
             # All of it first: of a file that turns out to be damaged nothing is used.

@@ -62,8 +62,8 @@ def corpus_frame(manifest: Manifest, summary: Mapping[str, Any] | None = None) -
 
 def _purposes(manifest: Manifest, dataset: Dataset) -> list[str]:
     """What a dataset is there for. Whether a task is in domain depends on what is trained on, and is not said here."""
-    trained, *evaluated = manifest.uses(dataset) if dataset.role != "evaluation" else ("", True)
-    return [word for word in (trained.replace("_", " "), "evaluated" if evaluated else "") if word]
+    trained = [] if dataset.role == "evaluation" else [dataset.role.replace("_", " ")]
+    return trained + (["evaluated"] if any(task.dataset == dataset.id for task in manifest.tasks) else [])
 
 
 def corpus_treemap(frame: pd.DataFrame, title: str = "training rows") -> Figure:

@@ -15,7 +15,7 @@ from boom_utils.artifacts import PROJECT_ROOT, default_workspace
 from boom_utils.config import load_profile
 from boom_utils.data.fetching import chosen_datasets, files_of, hub_set
 from boom_utils.data.files import downloads_folder, hub_paths, mirror, offline
-from boom_utils.data.manifest import Dataset, Manifest, load_manifest
+from boom_utils.data.manifest import Dataset, HttpsFiles, InstalledDistributions, LocalFiles, Manifest, load_manifest
 from boom_utils.data.mining import corpus_fingerprint
 from boom_utils.errors import BoomError
 
@@ -60,25 +60,25 @@ def _version(name: str) -> str | None:
 def _corpus(profile: str) -> Iterator[Finding]:
     loaded = load_profile(profile)
     manifest = load_manifest(loaded.manifest)
-    if manifest.origins:
+    if isinstance(manifest.source, HttpsFiles):
         yield _files(manifest, chosen_datasets(manifest, loaded))
         return
-    if manifest.hubs or manifest.locals:
+    if not isinstance(manifest.source, InstalledDistributions):
         yield _ready_files(manifest, chosen_datasets(manifest, loaded))
         return
     found = corpus_fingerprint(manifest)
-    for distribution in manifest.installed.distributions:
+    for distribution in manifest.source.distributions:
         have = found["distributions"].get(distribution.name)
         if have != distribution.version:
             text = f"corpus {manifest.name}: {distribution.name} is {have}, the manifest says {distribution.version}"
             yield Finding("note", text + "; the corpus gets its own fingerprint")
-    yield Finding("ok", f"corpus {manifest.name}: {len(manifest.installed.distributions)} distributions looked at")
+    yield Finding("ok", f"corpus {manifest.name}: {len(manifest.source.distributions)} distributions looked at")
 
 
 def _ready_files(manifest: Manifest, datasets: Sequence[Dataset]) -> Finding:
     """Whether the files of the hub, or a user's own, are there; asks nobody."""
     begin = f"corpus {manifest.name}"
-    if manifest.locals:
+    if isinstance(manifest.source, LocalFiles):
         names = [file for one in datasets if one.local for file in one.local.files]
         own = [manifest.folder / name for name in names if not name.startswith("hf://")]
         absent = [path.name for path in own if not path.is_file()]

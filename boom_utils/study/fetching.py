@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from boom_utils.config import Profile, load_profile
 from boom_utils.data.fetching import chosen_datasets, fetch_datasets
 from boom_utils.data.files import MEGABYTE, downloads_folder
-from boom_utils.data.manifest import load_manifest
+from boom_utils.data.manifest import HttpsFiles, HubFiles, LocalFiles, load_manifest
 from boom_utils.evaluation.benchmark_data import fetch_benchmarks
 from boom_utils.study.scoring import profile_benchmarks
 
@@ -30,10 +30,14 @@ def fetch_corpus(manifest: str | None, profile: str | None, only: Sequence[str])
     asked = None if profile is None else load_profile(profile)
     corpus = load_manifest(str(manifest) if asked is None else asked.manifest)
     datasets = chosen_datasets(corpus, asked, only)
-    if corpus.origins or corpus.hubs:
+    if isinstance(corpus.source, HttpsFiles | HubFiles):
         log.info("%s: %s, in %s", corpus.name, fetch_datasets(datasets, downloads_folder()), downloads_folder())
     else:
-        why = "its files are your own" if corpus.locals else "it is mined from installed distributions"
+        why = (
+            "its files are your own"
+            if isinstance(corpus.source, LocalFiles)
+            else "it is mined from installed distributions"
+        )
         log.info("%s: nothing to fetch, %s", corpus.name, why)
     if asked is not None and not only:
         _fetch_benchmarks(asked)

@@ -18,8 +18,7 @@ from pathlib import Path
 from boom_utils.artifacts import Artifact, Node, Workspace
 from boom_utils.config import Profile, TinyBase, load_profile
 from boom_utils.data.files import downloads_folder
-from boom_utils.data.manifest import Manifest, load_manifest
-from boom_utils.data.manifest_files import HttpsFiles
+from boom_utils.data.manifest import HttpsFiles, Manifest, load_manifest
 from boom_utils.errors import ConfigError, MergeError, bullet_list, nearest
 from boom_utils.machine import warn_of_emulation
 from boom_utils.merging.recipe import make_recipe

@@ -67,7 +67,7 @@ def examples(profile: Profile, manifest: Manifest, downloads: Path) -> Node:
         return convert.make_examples(manifest, corpus, tasks, downloads, out)
 
     # Text for readers is no reason to make a corpus anew; what is installed is in "found".
-    prose = {"description", "homepage", "licence", "licence_note", "notes", "oddities", "differs", "version", "known"}
+    prose = {"description", "homepage", "licence", "licence_note", "notes", "split_rule", "differs", "version", "known"}
     datasets = convert.used_datasets(manifest, corpus, tasks)
     config = {
         "source": _without(manifest.source.model_dump(mode="json"), prose),
