@@ -59,7 +59,7 @@ class Options:
 
 def load_encoder(folder: Path, workload: Workload, options: Options) -> Encoder:
     """The plain transformers folder of a workload as an encoder."""
-    spec = EncoderSpec(options.pooling, True, workload.meta["max_len"])  # type: ignore[arg-type]
+    spec = EncoderSpec(options.pooling, True, workload.meta["max_len"])
     return Encoder(AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), spec)
 
 
