@@ -141,6 +141,14 @@ def test_notebooks_are_run_by_this_python_whatever_kernel_is_registered(
 
 
 @pytest.mark.promise(35)
+def test_a_parameter_is_given_to_the_notebooks_that_have_it() -> None:
+    chosen = ["01_data", "05_scheduling_ablations"]
+    assert typed_parameters(chosen, {"rows_shown": "5"}) == {chosen[0]: {"rows_shown": 5}, chosen[1]: {}}
+    with pytest.raises(ConfigError, match=r"01_data, 05_scheduling_ablations: no parameter 'rows_show'; did you mean"):
+        typed_parameters(chosen, {"rows_show": "5"})
+
+
+@pytest.mark.promise(35)
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

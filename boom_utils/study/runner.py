@@ -128,14 +128,14 @@ def choose(only: Sequence[str], start: str | None) -> list[str]:
 
 
 def typed_parameters(notebooks: Sequence[str], texts: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The values of some parameters for each notebook, of the types that its ``parameters`` cell gives them.
+    """The values of some parameters for each notebook that has them, of the types its ``parameters`` cell gives them.
 
     Args:
         notebooks: Names of notebooks.
         texts: Name of every parameter -> its value as text. A text stays as it is; a list is written ``[a, b]``.
 
     Raises:
-        ConfigError: Parameters that a notebook does not declare, values of another type, and values that look like
+        ConfigError: Parameters that no notebook declares, values of another type, and values that look like
             secrets: all together.
     """
     problems = [
@@ -144,17 +144,19 @@ def typed_parameters(notebooks: Sequence[str], texts: Mapping[str, str]) -> dict
         if _SECRET_NAME.search(name) or _TOKEN.search(text)
     ]
     values: dict[str, dict[str, Any]] = {notebook: {} for notebook in notebooks}
-    for notebook in notebooks:
-        known = declared_parameters(notebook)
-        for name, text in texts.items():
-            if name not in known:
-                problems.append(f"{notebook}: no parameter '{name}'{nearest(name, known)}")
-                continue
+    declared = {notebook: declared_parameters(notebook) for notebook in notebooks}
+    for name, text in texts.items():
+        takers = [notebook for notebook, known in declared.items() if name in known]
+        if not takers:
+            known = sorted(set().union(*declared.values()))
+            problems.append(f"{', '.join(notebooks)}: no parameter '{name}'{nearest(name, known)}")
+        for notebook in takers:
+            default = declared[notebook][name]
             try:
-                values[notebook][name] = _typed(text, known[name])
+                values[notebook][name] = _typed(text, default)
             except (ValueError, yaml.YAMLError):
-                expected = _TYPES.get(type(known[name]), "another value")
-                problems.append(f"{notebook}: '{name}' is {expected} such as {known[name]!r}, not '{text}'")
+                expected = _TYPES.get(type(default), "another value")
+                problems.append(f"{notebook}: '{name}' is {expected} such as {default!r}, not '{text}'")
     if problems:
         raise ConfigError("parameters the notebooks cannot take", found=bullet_list(problems), fix="see --help")
     return values
