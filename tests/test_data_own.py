@@ -274,6 +274,17 @@ def test_a_hub_dataset_is_its_training_files_at_one_revision(monkeypatch: pytest
         own_datasets("owner/faq")
 
 
+@pytest.mark.promise(36)
+def test_no_text_of_a_server_is_shown_where_a_hub_dataset_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise ConnectionError("https://files.example/x?Signature=canary")
+
+    monkeypatch.setattr("datasets.load_dataset_builder", refused)
+    with pytest.raises(DownloadError, match="ConnectionError") as caught:
+        own_datasets("owner/faq")
+    assert "canary" not in str(caught.value)
+
+
 def test_rows_are_chosen_by_seed_and_the_limit_draws_among_them() -> None:
     assert [chosen_rows(50, *how).tolist() for how in ((100, None, 1, 2), (None, 50, 1, 2))] == [list(range(50))] * 2
     drawn, again, other = (chosen_rows(100_000, 100, None, *seeds).tolist() for seeds in ((1, 2), (1, 3), (2, 3)))

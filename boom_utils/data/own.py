@@ -121,7 +121,8 @@ def _of_the_hub(place: str) -> dict[str, list[str]]:
     except (OSError, ValueError) as error:  # not found, offline, or several configurations to choose from
         raise DownloadError(
             f"the hub dataset {place} cannot be looked at",
-            found=error,
+            # A connection's text may hold an address with a signature; what configurations there are is the library's.
+            found=error if isinstance(error, ValueError) else type(error).__name__,
             fix="correct the name (owner/name, owner/name:config), or give a file or folder that is there",
         ) from None
     split = "train" if "train" in files else next(iter(files), "")
