@@ -1,29 +1,28 @@
-"""A corpus as people look at it: every dataset once, areas in proportion, nothing unknown shown as a number."""
+"""A corpus as people look at it: every dataset once, nothing unknown shown as a number."""
 
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from boom_utils.data.manifest import load_manifest
 from boom_utils.data.sampling import Subset
 from boom_utils.reporting.corpus import (
+    corpus_bars,
     corpus_frame,
     corpus_text,
-    corpus_treemap,
     domain_frame,
     overlap_frame,
     overlap_text,
     subset_frame,
     text_lengths,
 )
-from boom_utils.reporting.figures import STYLE
+from boom_utils.reporting.panels import STYLE
 
 WORDS = {"min": 0.0, "median": 7.0, "p95": 20.0, "max": 90.0}
 SEEN = [{"evaluated": "seen it", "trained": "seen it.", "similarity": 0.9}]
@@ -46,10 +45,6 @@ SUMMARY: dict[str, Any] = {
     "bad_lines": {"exception_class": ["rows.tsv:3: the score is no number"]},
     "shared_texts": 0,
 }
-
-
-def tiles(figure: Figure) -> list[Rectangle]:
-    return [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
 
 
 def test_the_table_has_every_dataset_and_counts_what_was_made_and_dropped() -> None:
@@ -76,22 +71,17 @@ def test_without_examples_rows_are_those_the_manifest_states_and_unknown_ones_ar
     assert frame["dropped"].isna().all()
 
 
-def test_areas_of_the_treemap_are_in_proportion_to_rows_and_families_lie_together() -> None:
+def test_every_dataset_has_a_bar_as_long_as_its_rows_and_families_stand_together() -> None:
     frame = corpus_frame(load_manifest("open_text"))
     known = frame["rows"].dropna()
-    found = tiles(corpus_treemap(frame))
-    assert len(found) == len(known)
-    areas = sorted(tile.get_width() * tile.get_height() for tile in found)
-    assert np.allclose(areas, sorted(known / known.sum() * 5500), rtol=1e-6)
-    colours = {str(tile.get_facecolor()) for tile in found}
-    assert len(colours) == frame.loc[known.index, "family"].nunique()
-
-
-def test_a_corpus_of_unknown_size_gives_a_figure_that_says_so() -> None:
-    frame = corpus_frame(load_manifest("python_docs"))
-    figure = corpus_treemap(frame)
-    assert not tiles(figure)
-    assert "no dataset has a known number" in figure.axes[0].texts[0].get_text()
+    axis = corpus_bars(frame).axes[0]
+    names = [text.get_text().replace(" ", "_") for text in axis.get_yticklabels()]
+    assert [bar.get_width() for bar in axis.patches] == known[names].tolist()
+    assert len(names) == len(known)
+    families = frame.loc[names, "family"].tolist()
+    changes = sum(one != other for one, other in pairwise(families))
+    assert changes == len({*families}) - 1
+    assert not corpus_bars(corpus_frame(load_manifest("python_docs"))).axes[0].patches, "of unknown size"
 
 
 @pytest.mark.promise(32)
@@ -100,7 +90,7 @@ def test_figures_of_a_corpus_are_byte_for_byte_the_same() -> None:
         pages = []
         with mpl.rc_context(STYLE):
             frame = corpus_frame(load_manifest("python_docs"), SUMMARY)
-            for figure in (corpus_treemap(frame), text_lengths(SUMMARY, ["summary_to_description", "exception_class"])):
+            for figure in (corpus_bars(frame), text_lengths(SUMMARY, ["summary_to_description", "exception_class"])):
                 page = io.BytesIO()
                 figure.savefig(page, format="svg", metadata={"Date": None})
                 pages.append(page.getvalue())

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.interaction import Interaction, clusters
-from boom_utils.reporting.figures import STYLE
-from boom_utils.reporting.interaction import DIVERGING, forgetting_curves, interaction_heat_map
+from boom_utils.reporting.interaction import forgetting_curves, interaction_heat_map
+from boom_utils.reporting.panels import DIVERGING, MOST_WITH_NUMBERS, STYLE
 
 NAMES = ("alpha_set", "beta", "gamma", "delta")
 CURVE = [(0.0, 2.0, 1.9, 2.1), (0.5, 1.5, 1.4, 1.6), (1.0, 1.75, 1.6, 1.9)]
@@ -101,7 +101,7 @@ def test_a_number_that_rounds_to_nothing_has_no_minus_sign() -> None:
     assert cells(interaction_heat_map(given))["alpha set", "beta"] == "+0.00"
 
 
-@pytest.mark.parametrize(("size", "numbers"), [(2, True), (24, True), (25, False)])
+@pytest.mark.parametrize(("size", "numbers"), [(2, True), (MOST_WITH_NUMBERS, True), (MOST_WITH_NUMBERS + 1, False)])
 def test_from_two_datasets_to_many_there_is_a_figure_and_numbers_where_there_is_room(size: int, numbers: bool) -> None:
     figure = interaction_heat_map(interaction(size))
     with mpl.rc_context(STYLE):

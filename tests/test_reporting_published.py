@@ -14,7 +14,7 @@ from conftest import SHARED
 
 from boom_utils.artifacts import PROJECT_ROOT, write_json
 from boom_utils.errors import ResultsError
-from boom_utils.reporting.figures import STYLE
+from boom_utils.reporting.panels import STYLE
 from boom_utils.reporting.published import (
     Published,
     paper_table,

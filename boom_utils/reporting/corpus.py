@@ -1,7 +1,4 @@
-"""What a corpus is: a table, a treemap, text lengths and the overlap ledger, from its manifest and summary.json.
-
-Colours tell families, and every family is also named: they are those of `boom_utils.reporting.figures`.
-"""
+"""What a corpus is: a table, its rows, text lengths and the overlap ledger, from its manifest and summary.json."""
 
 from __future__ import annotations
 
@@ -11,23 +8,12 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import squarify
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from boom_utils.data.manifest import Dataset, Manifest
 from boom_utils.data.sampling import Subset
-from boom_utils.reporting.figures import COLOURS, GREY
-
-Place = tuple[float, float, float, float]
-"""x, y, width and height of a rectangle."""
-FAMILY_COLOURS = dict(
-    zip(("retrieval", "reranking", "sts", "classification", "clustering", "code"), COLOURS, strict=False)
-)
-_INK = {"#0072B2": "white", "#D55E00": "white", "#000000": "white"}
-_SMALLEST_LABELLED = 0.012
-"""Share of the area below which a rectangle has no room for a name."""
+from boom_utils.reporting.panels import COLOURS, FAMILY_COLOURS, GREY, bars, row_panels
 
 
 def corpus_frame(manifest: Manifest, summary: Mapping[str, Any] | None = None) -> pd.DataFrame:
@@ -66,29 +52,22 @@ def _purposes(manifest: Manifest, dataset: Dataset) -> list[str]:
     return trained + (["evaluated"] if any(task.dataset == dataset.id for task in manifest.tasks) else [])
 
 
-def corpus_treemap(frame: pd.DataFrame, title: str = "training rows") -> Figure:
-    """Every dataset as a rectangle as large as its rows, beside those of its family.
+def corpus_bars(frame: pd.DataFrame) -> Figure:
+    """Rows of every dataset, family by family, the largest first; a colour a family.
 
     Args:
         frame: As `corpus_frame` gives it; datasets without rows are left out.
-        title: What the rows are.
     """
     known = frame[frame["rows"] > 0]
-    figure = Figure(figsize=(9, 4.8), layout="constrained")
-    axis = figure.subplots()
-    if known.empty:
-        axis.text(0.5, 0.5, "no dataset has a known number of rows", ha="center", va="center", color=GREY)
-    else:
-        families = known.groupby("family")["rows"].sum().sort_values(ascending=False)
-        for place, (family, _) in zip(_tiles(families, (0, 0, 100, 55)), families.items(), strict=True):
-            rows = known[known["family"] == family]["rows"].sort_values(ascending=False)
-            for tile, (name, count) in zip(_tiles(rows, place), rows.items(), strict=True):
-                _draw_tile(axis, tile, f"{name}\n{count:,.0f}", _colour(str(family)))
-        labels = {family: f"{family}: {100 * share:.0f} %" for family, share in (families / families.sum()).items()}
-        handles = [Patch(facecolor=_colour(str(family)), label=label) for family, label in labels.items()]
-        figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside lower center", ncols=len(handles))
-    axis.set(xlim=(0, 100), ylim=(0, 55), title=f"{title}: {known['rows'].sum():,.0f} in {len(known)} datasets")
-    axis.set_axis_off()
+    shares = known.groupby("family")["rows"].sum().sort_values(ascending=False)
+    known = known.assign(place=known["family"].map({family: -rows for family, rows in shares.items()}))
+    known = known.sort_values(["place", "rows"], ascending=[True, False], kind="stable")
+    title = f"training rows: {known['rows'].sum():,.0f} in {len(known)} datasets"
+    figure, (axis,) = row_panels([str(name).replace("_", " ") for name in known.index], [title], "rows")
+    bars(axis, known["rows"].tolist(), [_colour(family) for family in known["family"]], "{:,.0f}")
+    texts = {family: f"{family}: {100 * rows / shares.sum():.0f} %" for family, rows in shares.items()}
+    handles = [Patch(facecolor=_colour(str(family)), label=text) for family, text in texts.items()]
+    axis.legend(handles=handles, frameon=False, fontsize=8, loc="lower right")
     return figure
 
 
@@ -99,27 +78,21 @@ def text_lengths(summary: Mapping[str, Any], datasets: Sequence[str]) -> Figure:
         summary: The summary.json of the examples.
         datasets: Which training sets, from top to bottom.
     """
-    figure = Figure(figsize=(8, 0.3 * len(datasets) + 1.3), layout="constrained")
-    axis = figure.subplots()
-    for place, name in enumerate(datasets):
-        facts = summary["sets"][f"train/{name}"]
-        kinds = (("query_words", COLOURS[0], "o", -0.14), ("passage_words", COLOURS[1], "s", 0.14))
-        for key, colour, marker, shift in kinds:
-            words = facts[key]
-            ends = [max(words["min"], 0.9), max(words["p95"], 0.9)]
-            axis.plot(ends, [place + shift] * 2, color=colour, lw=1.2)
-            axis.plot(max(words["median"], 0.9), place + shift, marker, color=colour, ms=5)
-    handles = [
-        mpl.lines.Line2D([], [], color=COLOURS[number], marker=marker, label=label)
-        for number, (marker, label) in enumerate((("o", "queries"), ("s", "passages")))
-    ]
-    axis.legend(handles=handles, frameon=False, fontsize=8)
-    axis.set(xscale="log", xlabel="words: least, median (dot), 95th percentile")
+    names = [name.replace("_", " ") for name in datasets]
+    figure, (axis,) = row_panels(
+        names, ["words of queries and passages"], "words: least, median (dot), 95th percentile"
+    )
+    kinds = (("queries", "query_words", "o", -0.14), ("passages", "passage_words", "s", 0.14))
+    for colour, (label, key, marker, shift) in zip(COLOURS, kinds, strict=False):
+        for place, name in enumerate(datasets):
+            words = {end: max(summary["sets"][f"train/{name}"][key][end], 0.9) for end in ("min", "median", "p95")}
+            axis.plot([words["min"], words["p95"]], [place + shift] * 2, color=colour, lw=1.2)
+            axis.plot(words["median"], place + shift, marker, color=colour, ms=5, label=label if place == 0 else None)
+    axis.legend(frameon=False, fontsize=8)
+    axis.set_xscale("log")
     axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
-    axis.set_yticks(range(len(datasets)), [name.replace("_", " ") for name in datasets])
-    axis.invert_yaxis()
     return figure
 
 
@@ -208,34 +181,6 @@ def _example(entry: Mapping[str, Any]) -> str:
     first = entry["examples"][0]
     same = first["evaluated"] == first["trained"]
     return str(first["trained"] if same else f"{first['evaluated']} ≈ {first['trained']}")
-
-
-def _tiles(sizes: pd.Series[float], place: Place) -> list[Place]:
-    """Rectangles (x, y, width, height) in ``place``, areas in proportion to descending sizes."""
-    x, y, width, height = place
-    areas = squarify.normalize_sizes(sizes.tolist(), width, height)
-    return [(tile["x"], tile["y"], tile["dx"], tile["dy"]) for tile in squarify.squarify(areas, x, y, width, height)]
-
-
-def _draw_tile(axis: Axes, tile: Place, label: str, colour: str) -> None:
-    x, y, width, height = tile
-    axis.add_patch(Rectangle((x, y), width, height, facecolor=colour, edgecolor="white", lw=1.5))
-    if width * height < _SMALLEST_LABELLED * 5500:
-        return
-    longest = max(len(line) for line in label.split("\n"))
-    turned = height > 1.5 * width
-    size = min(9.0, 1.05 * (height if turned else width) * 9 / longest)
-    if size >= 4.5:
-        axis.text(
-            x + width / 2,
-            y + height / 2,
-            label,
-            ha="center",
-            va="center",
-            fontsize=size,
-            color=_INK.get(colour, "black"),
-            rotation=90 if turned else 0,
-        )
 
 
 def _colour(family: str) -> str:

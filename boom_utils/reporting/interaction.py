@@ -1,31 +1,32 @@
 """Figures of how datasets act on one another: the matrix of interactions with its clusters, and curves of forgetting.
 
 Blue is for datasets that help one another, orange for those that disturb; signs and stars say the same, for print.
-
-Shapes: N datasets, P points of a curve.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from boom_utils.errors import ResultsError, bullet_list
 from boom_utils.evaluation.interaction import Clusters, Interaction, clusters
-from boom_utils.reporting.corpus import FAMILY_COLOURS
-from boom_utils.reporting.figures import BLUE, COLOURS, GREY, ORANGE
+from boom_utils.reporting.panels import (
+    FAMILY_COLOURS,
+    GREY,
+    HEIGHT,
+    WIDTH,
+    coloured_table,
+    curve_panels,
+    legend,
+    line_style,
+)
 
 Curve = Sequence[tuple[float, float, float, float]]
 """Points of a curve: share of the steps done (0 to 1), loss, lower and upper end of its interval (nats)."""
-DIVERGING = LinearSegmentedColormap.from_list("boom_diverging", [BLUE, "#FFFFFF", ORANGE])
 _MARKERS = "osD^vPX"
-_MOST_WITH_NUMBERS = 24
-"""Datasets above which cells are too small for numbers; stars remain."""
 
 
 def interaction_heat_map(interaction: Interaction, found: Clusters | None = None, *, directed: bool = False) -> Figure:
@@ -56,26 +57,21 @@ def interaction_heat_map(interaction: Interaction, found: Clusters | None = None
             fix="cluster anew",
         )
     order, size = list(found.leaves), len(found.datasets)
-    kind = "changes" if directed else ""
-    values, low, high = (
-        getattr(interaction, name)[np.ix_(order, order)]
-        for name in (kind or "values", f"{kind}_low".lstrip("_"), f"{kind}_high".lstrip("_"))
-    )
+    kind = ("changes", "changes_low", "changes_high") if directed else ("values", "low", "high")
+    values, low, high = (getattr(interaction, name)[np.ix_(order, order)] for name in kind)
     names = [found.datasets[leaf].replace("_", " ") for leaf in order]
-    cell = 0.62 if size <= 12 else 0.46 if size <= _MOST_WITH_NUMBERS else 0.28
-    room = 0.075 * max(map(len, names))
-    figure = Figure(figsize=(3.4 + room + cell * size, 1.7 + 0.7 * room + cell * size), layout="constrained")
-    tree, axis = figure.subplots(1, 2, sharey=True, width_ratios=(1.1 + 0.03 * size, max(1.5, cell * size)))
+    width, height = min(WIDTH, 4.6 + 0.6 * size), min(HEIGHT, 2.6 + 0.5 * size)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    tree, axis = figure.subplots(1, 2, sharey=True, width_ratios=(1, max(1.5, width - 3.5)))
     _draw_tree(tree, found, order)
     shown = np.ma.array(values, mask=np.eye(size, dtype=bool))
-    limit = float(np.abs(values).max()) or 1.0
-    image = axis.imshow(shown, cmap=DIVERGING.with_extremes(bad="#E4E4E4"), vmin=-limit, vmax=limit, aspect="auto")
-    _write_cells(axis, values, (low > 0) | (high < 0), image.to_rgba(values))
-    _separate(axis, [found.labels[leaf] for leaf in order])
-    axis.set_xticks(range(size), names, rotation=40, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(size), names)
-    axis.tick_params(length=0, labelleft=True)
-    axis.spines[:].set_visible(False)
+    number = "{:+.2f}" if np.abs(values).max() >= 0.1 else "{:+.3f}"
+    image = coloured_table(axis, shown, (names, names), number, stars=(low > 0) | (high < 0))
+    labels = [found.labels[leaf] for leaf in order]
+    for row in (row for row in range(1, size) if labels[row] != labels[row - 1]):
+        axis.axhline(row - 0.5, color="black", lw=1.4)
+        axis.axvline(row - 0.5, color="black", lw=1.4)
+    axis.tick_params(labelleft=True)
     axis.set_title("row's loss when trained with column" if directed else "mean of both directions", loc="left")
     figure.colorbar(image, ax=axis, label="nats; - synergy, + conflict", fraction=0.05, pad=0.02)
     figure.suptitle("Held-out loss: trained together minus apart", fontsize=10)
@@ -110,34 +106,17 @@ def forgetting_curves(losses: Mapping[str, Mapping[str, Curve]], families: Mappi
     ]
     if problems or not datasets:
         raise ResultsError("curves of forgetting cannot be drawn", found=bullet_list(problems) or "no dataset")
-    columns = min(4, len(datasets))
-    rows = math.ceil(len(datasets) / columns)
-    figure = Figure(figsize=(max(4.0, 2.4 * columns), 2.1 * rows + 0.8), layout="constrained")
-    axes = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
-    for axis, dataset in zip(axes, datasets, strict=False):
+    titles = [name + (f"\n{families[name]}" if families and name in families else "") for name in datasets]
+    figure, axes = curve_panels(titles, "share of steps done; bands: intervals over batches", "InfoNCE loss (nats)")
+    for axis, dataset in zip(axes, datasets, strict=True):
         for number, (model, curves) in enumerate(losses.items()):
             if dataset in curves:
-                _draw_curve(axis, curves[dataset], number, model)
-        family = f"\n{families[dataset]}" if families and dataset in families else ""
-        axis.set_title(dataset.replace("_", " ") + family, fontsize=8, loc="left")
-        axis.grid(lw=0.4, alpha=0.5)
-    for axis in axes[len(datasets) :]:
-        axis.set_visible(False)
-    for axis in axes[max(0, len(datasets) - columns) : len(datasets)]:
-        axis.tick_params(labelbottom=True)
+                x_P, y_P, low_P, high_P = np.array(curves[dataset], dtype=np.float64).T
+                style = {**line_style(number), "marker": _MARKERS[number % len(_MARKERS)], "ms": 3.2, "lw": 1.3}
+                axis.plot(x_P, y_P, label=model, **style)
+                axis.fill_between(x_P, low_P, high_P, color=style["color"], alpha=0.18, lw=0)
     axes[0].set_xlim(-0.02, 1.02)
-    figure.supylabel("InfoNCE loss (nats)", fontsize=9)
-    figure.supxlabel("share of steps done; bands: intervals over batches", fontsize=9)
-    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    wanted = [model for model in losses if model in handles]
-    figure.legend(
-        [handles[model] for model in wanted],
-        wanted,
-        frameon=False,
-        fontsize=8,
-        loc="outside upper center",
-        ncols=min(columns, len(wanted)),
-    )
+    legend(figure, axes, 4)
     return figure
 
 
@@ -165,43 +144,6 @@ def _draw_tree(axis: Axes, found: Clusters, order: Sequence[int]) -> None:
     axis.set_xlabel("joined at (nats)", fontsize=8)
     axis.locator_params(axis="x", nbins=3)
     axis.tick_params(axis="x", labelsize=7)
-
-
-def _write_cells(axis: Axes, values: np.ndarray, marked: np.ndarray, colours: np.ndarray) -> None:
-    """The numbers, with a star where they are ``marked``, in black or white: whichever is easier to read there."""
-    size, decimals = len(values), 2 if np.abs(values).max() >= 0.1 else 3
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)[..., :3]
-    luminance = linear @ np.array([0.2126, 0.7152, 0.0722])
-    for row, column in np.ndindex(*values.shape):
-        if row == column:
-            continue
-        star = "*" if marked[row, column] else ""
-        number = round(float(values[row, column]), decimals) + 0.0  # no "-0.00"
-        axis.text(
-            column,
-            row,
-            f"{number:+.{decimals}f}{star}" if size <= _MOST_WITH_NUMBERS else star,
-            ha="center",
-            va="center",
-            fontsize=7.5 if size <= 12 or size > _MOST_WITH_NUMBERS else 5.5,
-            fontweight="bold" if star else "normal",
-            color="white" if luminance[row, column] < 0.22 else "black",  # contrast 4 or more for both
-        )
-
-
-def _separate(axis: Axes, labels: Sequence[int]) -> None:
-    """Lines between clusters."""
-    for row in (row for row in range(1, len(labels)) if labels[row] != labels[row - 1]):
-        axis.axhline(row - 0.5, color="black", lw=1.4)
-        axis.axvline(row - 0.5, color="black", lw=1.4)
-
-
-def _draw_curve(axis: Axes, curve: Curve, number: int, model: str) -> None:
-    x_P, y_P, low_P, high_P = np.array(curve, dtype=np.float64).T
-    colour = COLOURS[number % len(COLOURS)]
-    marker = _MARKERS[(number + number // len(COLOURS)) % len(_MARKERS)]
-    axis.fill_between(x_P, low_P, high_P, color=colour, alpha=0.18, lw=0)
-    axis.plot(x_P, y_P, color=colour, lw=1.3, marker=marker, ms=3.2, label=model)
 
 
 def _by_family(datasets: Sequence[str], families: Mapping[str, str] | None) -> list[str]:

@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from boom_utils.errors import ResultsError
-from boom_utils.reporting.figures import COLOURS
+from boom_utils.reporting.panels import COLOURS
 from boom_utils.reporting.published_files import PaperCell, PublishedMean, PublishedScore, read_rows
 from boom_utils.reporting.results import Results, read_json_object
 

@@ -10,11 +10,10 @@ from typing import Any
 
 from boom_utils.artifacts import write_text
 from boom_utils.errors import ConfigError, nearest
-from boom_utils.reporting.ablation_figures import ablation_figures
 from boom_utils.reporting.ablations import ABLATION_TABLES
 from boom_utils.reporting.claims import write_claims
 from boom_utils.reporting.deviations import write_deviations
-from boom_utils.reporting.figures import wanted_figures, write_figures
+from boom_utils.reporting.figures import study_figures, write_figures
 from boom_utils.reporting.headline import HEADLINE_TABLES
 from boom_utils.reporting.page import page
 from boom_utils.reporting.provenance import PAGE, Notes, WatchedResults, write_provenance
@@ -45,7 +44,7 @@ def write_report(folder: Path, out: Path, published: Path = PUBLISHED) -> dict[s
     beside, shared = side_by_side_tables(results, others), shared_figures(results, others)
     notes = Notes(results)
     tables = {**TABLES, **ABLATION_TABLES, **HEADLINE_TABLES, **REACH_TABLES, **beside}
-    figures = {**wanted_figures(results), **ablation_figures(results), **shared}
+    figures = {**study_figures(results), **shared}
     written = write_tables(results, out / "tables", notes.noting("tables", tables))
     written += write_figures(results, out / "figures", notes.noting("figures", figures))
     written += notes.note("claims", lambda: write_claims(results, out, others.paper if others else ()))
