@@ -26,8 +26,7 @@ from boom_utils.reporting.claims import (
     verdict,
     write_claims,
 )
-from boom_utils.reporting.published import NOT_FILLED
-from boom_utils.reporting.published_files import PaperCell
+from boom_utils.reporting.published import NOT_FILLED, PaperCell
 from boom_utils.reporting.results import Results, read_results
 
 BOOM = "BOOM of samples {20, 40, 60, 80, 100} % beats batch-level shuffling"
@@ -227,7 +226,7 @@ def test_the_papers_difference_stands_beside_ours_once_a_reader_filled_both_valu
     results = read_results(folder)
 
     def cell(row: str, value: float, column: str = "in-domain") -> PaperCell:
-        return PaperCell("2", row, column, value, 7, "paper_tables.csv: line 2")
+        return PaperCell("2", row, column, value, 7)
 
     compared = "boom minus full, in-domain"
 

@@ -19,9 +19,8 @@ from boom_utils.config import PROFILES
 from boom_utils.errors import ResultsError
 from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTESTED
 from boom_utils.reporting.provenance import PAGE
-from boom_utils.reporting.published import NOT_FILLED, Published, means_of, read_published
+from boom_utils.reporting.published import NOT_FILLED, Published, means_of, read_published, released
 from boom_utils.reporting.results import read_json_object
-from boom_utils.reporting.side_by_side import released
 
 BEGIN, END = "<!-- results: begin, written by tools/readme_results.py -->", "<!-- results: end -->"
 UNCOMMITTED = ("smoke",)
@@ -98,13 +97,12 @@ def _published(published: Published) -> Iterator[str]:
         for entry in entries:
             if entry.label not in released(published, benchmark):
                 continue
-            stated = entry.stated
             versions = sorted({score.mteb_version or "not stated" for score in entry.scores.values()})
-            whole = stated.tasks_found == stated.tasks_in_benchmark
-            scores = {task: score.main_score for task, score in entry.scores.items()}
+            missing = sorted({*published.tasks[benchmark]} - {*entry.scores})
+            scores = {task: score.score for task, score in entry.scores.items()}
             by_task, _ = means_of(scores, published.tasks[benchmark])  # what is stated there is rounded
-            mean = f"{by_task:.2f}" if whole else f"n/a (missing: {', '.join(stated.missing)})"
-            model = f"{stated.model.split('/')[-1]} at {stated.revision[:8]}"
+            mean = f"n/a (missing: {', '.join(missing)})" if missing else f"{by_task:.2f}"
+            model = f"{entry.model.split('/')[-1]} at {entry.revision[:8]}"
             rows.setdefault(model, {})[benchmark] = f"{mean}, mteb {' and '.join(versions)}"
     columns = {name: f"{name}, {len(tasks)} tasks" for name, tasks in published.tasks.items()}
     yield _lines(

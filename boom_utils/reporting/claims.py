@@ -23,8 +23,7 @@ from boom_utils.errors import ResultsError
 from boom_utils.evaluation.comparison import Comparison, family, holm
 from boom_utils.evaluation.power import minimal_detectable_difference
 from boom_utils.reporting.claim_list import MARGIN, Claim, Expected, Pair, Share, all_claims
-from boom_utils.reporting.published import NOT_FILLED
-from boom_utils.reporting.published_files import PaperCell
+from boom_utils.reporting.published import NOT_FILLED, PaperCell
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import markdown
 

@@ -11,9 +11,8 @@ from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTEST
 from boom_utils.reporting.deviations import UNKNOWN
 from boom_utils.reporting.headline import BOOM, WIDER
 from boom_utils.reporting.page_parts import facts_list, number_of, points
-from boom_utils.reporting.published import Published, measured_scores
+from boom_utils.reporting.published import Published, measured_scores, released, table_name
 from boom_utils.reporting.results import Results
-from boom_utils.reporting.side_by_side import released, table_name
 
 PAPER_ADDRESS = "https://arxiv.org/abs/2602.05787"
 _TITLE_ENDS = {"in-domain": "in domain", "out-of-domain": "out of domain"}
@@ -156,7 +155,7 @@ def published_text(results: Results, published: Published, benchmark: str) -> tu
     """Name, title and caption of the table of a benchmark."""
     ours = bool(measured_scores(results, published.tasks[benchmark]))
     shown = [entry for entry in published.entries[benchmark] if entry.label in released(published, benchmark)]
-    revisions = ", ".join(f"{entry.stated.model} at {entry.stated.revision[:8]}" for entry in shown)
+    revisions = ", ".join(f"{entry.model} at {entry.revision[:8]}" for entry in shown)
     who = "ours beside the released models'" if ours else "the released models', theirs"
     note = (
         "Beside a score of theirs stands what keeps it from being compared: another mteb version, another prompt. "

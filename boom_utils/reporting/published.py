@@ -1,30 +1,84 @@
 """Scores that others published, beside ours: never averaged over fewer tasks, never called the paper's number.
 
-The files are read-only data (``results/published``, described there). A mean is shown only over a complete set of
-tasks. The paper's own tables are an empty slot that a reader fills; until then a column says "not filled".
+The files are read-only data (``results/published``, described there) and read strictly: a wrong cell is an error with
+file and line. A mean is shown only over a complete set of tasks. The paper's own tables are an empty slot that a reader
+fills; until then a column says "not filled".
 """
 
 from __future__ import annotations
 
+import csv
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from boom_utils.errors import ResultsError
-from boom_utils.reporting.panels import COLOURS
-from boom_utils.reporting.published_files import PaperCell, PublishedMean, PublishedScore, read_rows
+from boom_utils.artifacts import PROJECT_ROOT
+from boom_utils.errors import ResultsError, bullet_list
+from boom_utils.reporting.headline import headline_models
+from boom_utils.reporting.panels import COLOURS, HEIGHT
 from boom_utils.reporting.results import Results, read_json_object
+from boom_utils.reporting.tables import Table
 
+PUBLISHED = PROJECT_ROOT / "results" / "published"
+"""Scores that come with the project."""
+PUBLISHED_FILES = ("published_scores.csv", "published_means.csv", "paper_tables.csv")
 NOT_FILLED = "not filled"
+PAPER = "paper"
+"""Name of the table beside the paper's own."""
+RELEASED = "ICT-TIME-and-Querit/"
+"""Before the names of the models that the paper's authors released."""
 MEAN_TASK, MEAN_TYPE = "mean (task)", "mean (type)"
 _MARKERS = "osD^v<>P*"
+_COLUMNS: Mapping[str, tuple[Sequence[str], Sequence[str], Sequence[str]]] = {
+    "published_scores.csv": (
+        ("model", "revision", "benchmark", "task"),
+        ("task_type", "main_score", "source"),
+        ("prompt",),
+    ),
+    "published_means.csv": (
+        ("model", "revision", "benchmark"),
+        ("tasks_found", "tasks_in_benchmark", "mean_task", "mean_type", "per_type(mean,n)"),
+        ("missing",),
+    ),
+    "paper_tables.csv": (("table", "row", "column"), ("value", "page"), ()),
+}
+"""File -> columns that no two rows share, further columns, and those that may be empty."""
+_NUMBERS = {
+    **dict.fromkeys(("main_score", "mean_task", "mean_type"), (0.0, 100.0)),
+    **dict.fromkeys(("tasks_found", "tasks_in_benchmark", "page"), (1.0, math.inf)),
+    "value": (-math.inf, math.inf),
+}
+_SOURCE = re.compile(r"https://\S+/[0-9a-f]{40}/\S+\.json \(n=\d+ splits=\S+ mteb=(?P<mteb>\S+)\)")
+"""An address with a commit in it, then what was averaged and the mteb version."""
+
+
+class PaperCell(NamedTuple):
+    """One number a reader copied from a table of the paper, on the paper's scale."""
+
+    table: str
+    row: str
+    column: str
+    value: float
+    page: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One score of a table: 0-100, with what decides whether it can be compared; None: not known."""
+
+    score: float
+    mteb_version: str | None
+    prompt: str | None
+    revision: str
 
 
 @dataclass(frozen=True)
@@ -33,13 +87,15 @@ class Entry:
 
     Args:
         label: Short name of model and revision, unique in its benchmark.
-        stated: The row of published_means.csv it comes from.
+        model: Its whole name.
+        revision: As published_means.csv states it: one, several joined by ``+``, or ``*``.
         scores: Task -> its score.
     """
 
     label: str
-    stated: PublishedMean
-    scores: Mapping[str, PublishedScore]
+    model: str
+    revision: str
+    scores: Mapping[str, Shown]
 
 
 @dataclass(frozen=True)
@@ -57,16 +113,6 @@ class Published:
     paper: Sequence[PaperCell] = ()
 
 
-@dataclass(frozen=True)
-class Shown:
-    """One score of a table: 0-100, with what decides whether it can be compared; None: not known."""
-
-    score: float
-    mteb_version: str | None
-    prompt: str | None
-    revision: str
-
-
 def read_published(folder: Path) -> Published:
     """Read published_scores.csv, published_means.csv and paper_tables.csv.
 
@@ -75,72 +121,118 @@ def read_published(folder: Path) -> Published:
             stated mean is not what the scores give.
     """
     problems: list[str] = []
-    scores = read_rows(folder / "published_scores.csv", PublishedScore, problems)
-    means = read_rows(folder / "published_means.csv", PublishedMean, problems)
-    paper = read_rows(folder / "paper_tables.csv", PaperCell, problems)
+    scores, means, paper = (_read(folder / name, problems) for name in PUBLISHED_FILES)
     tasks, entries = _assembled(scores, means, problems) if not problems else ({}, {})
     if problems:
-        shown = [*problems[:20], *([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])]
         raise ResultsError(
-            "published scores cannot be used" + "".join(f"\n    - {problem}" for problem in shown),
+            "published scores cannot be used",
             where=folder,
+            found=bullet_list(problems, 20),
             fix="take the files of the repository again; README.md there describes them",
         )
-    return Published(tasks, entries, tuple(paper))
+    cells = [(row["table"], row["row"], row["column"], float(row["value"]), int(row["page"])) for row in paper]
+    return Published(tasks, entries, tuple(map(PaperCell._make, cells)))
+
+
+def _read(path: Path, problems: list[str]) -> list[dict[str, str]]:
+    """The rows of a file, with ``line`` as a further cell; what is wrong with it is added to ``problems``."""
+    key, more, optional = _COLUMNS[path.name]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows, header = list(reader), list(reader.fieldnames or [])
+    except FileNotFoundError:
+        problems.append(f"{path.name}: the file is missing")
+        return []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        problems.append(f"{path.name}: {error}")
+        return []
+    needed = {*key, *more, *(optional if "missing" in optional else ())}
+    wrong = [f"missing column '{name}'" for name in sorted(needed - {*header})]
+    wrong += [f"unknown column '{name}'" for name in header if name not in {*needed, *optional}]
+    wrong += [f"repeated column '{name}'" for name in sorted({*header}) if header.count(name) > 1]
+    problems += [f"{path.name}, line 1: {one}" for one in wrong]
+    seen: dict[tuple[str, ...], int] = {}
+    for number, row in enumerate(rows if not wrong else [], 2):
+        row["line"] = line = f"{path.name}, line {number}"
+        if None in row or None in row.values():
+            problems.append(f"{line}: not {len(header)} cells, as many as there are columns")
+            continue
+        problems += [f"{line}: {name} is empty" for name in (*key, *more) if not row[name].strip()]
+        for name in {*_NUMBERS} & {*header}:
+            low, high = _NUMBERS[name]
+            if not low <= _number(row[name]) <= high or math.isinf(_number(row[name])):
+                problems.append(f"{line}: {name} is {row[name]!r}, expected a number from {low:g} to {high:g}")
+        if (first := seen.setdefault(tuple(row[name] for name in key), number)) != number:
+            problems.append(f"{line}: the same as line {first} ({', '.join(row[name] for name in key)})")
+    return rows
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _assembled(
-    scores: Sequence[PublishedScore], means: Sequence[PublishedMean], problems: list[str]
+    scores: Sequence[Mapping[str, str]], means: Sequence[Mapping[str, str]], problems: list[str]
 ) -> tuple[dict[str, dict[str, str]], dict[str, list[Entry]]]:
     """Task sets and entries of every benchmark; adds to ``problems`` what does not fit together."""
     tasks: dict[str, dict[str, str]] = defaultdict(dict)
-    for score in scores:
-        if tasks[score.benchmark].setdefault(score.task, score.task_type) != score.task_type:
-            problems.append(f"{score.line}: task {score.task} has two types")
+    shown: dict[str, Shown] = {}
+    for row in scores:
+        if tasks[row["benchmark"]].setdefault(row["task"], row["task_type"]) != row["task_type"]:
+            problems.append(f"{row['line']}: task {row['task']} has two types")
+        if (source := _SOURCE.fullmatch(row["source"])) is None:
+            expected = "ADDRESS/COMMIT/FILE.json (n=... splits=... mteb=...)"
+            problems.append(f"{row['line']}: source is not '{expected}': {row['source']!r}")
+            continue
+        version = None if source["mteb"] == "None" else source["mteb"]
+        shown[row["line"]] = Shown(float(row["main_score"]), version, row.get("prompt") or None, row["revision"])
     for mean in means:
-        for task in mean.missing:
-            tasks[mean.benchmark].setdefault(task, "")
-    unused = [score for score in scores if not any(mean.covers(score) for mean in means)]
-    problems += [f"{score.line}: no row of published_means.csv is over this score" for score in unused]
-    entries: dict[str, list[Entry]] = defaultdict(list)
-    for mean in means:
-        found: dict[str, PublishedScore] = {}
-        for score in scores:
-            if mean.covers(score):
-                if score.task in found:
-                    problems.append(f"{mean.line}: {mean.model} has two scores of {score.task} among its revisions")
-                found[score.task] = score
-        entries[mean.benchmark].append(Entry(_label(mean, means), mean, found))
-        problems += _disagreements(mean, found, tasks[mean.benchmark])
+        for task in filter(None, mean["missing"].split(";")):
+            tasks[mean["benchmark"]].setdefault(task, "")
+    entries, unused = defaultdict[str, list[Entry]](list), {row["line"]: row for row in scores}
+    for mean in means if not problems else []:
+        own = [row for row in scores if _covers(mean, row)]
+        found = {row["task"]: shown[row["line"]] for row in own}
+        unused = {line: row for line, row in unused.items() if row not in own}
+        if twice := sorted({row["task"] for row in own if [one["task"] for one in own].count(row["task"]) > 1}):
+            who = mean["model"]
+            problems.append(f"{mean['line']}: {who} has two scores of {', '.join(twice)} among its revisions")
+        entries[mean["benchmark"]].append(Entry(_label(mean, means), mean["model"], mean["revision"], found))
+        problems += _disagreements(mean, found, tasks[mean["benchmark"]])
+    problems += [f"{line}: no row of published_means.csv is over this score" for line in (unused if means else ())]
     return {name: dict(sorted(known.items())) for name, known in tasks.items()}, dict(entries)
 
 
-def _label(mean: PublishedMean, means: Sequence[PublishedMean]) -> str:
+def _covers(mean: Mapping[str, str], score: Mapping[str, str]) -> bool:
+    same = all(mean[name] == score[name] for name in ("model", "benchmark"))
+    return same and (mean["revision"] == "*" or score["revision"] in mean["revision"].split("+"))
+
+
+def _label(mean: Mapping[str, str], means: Sequence[Mapping[str, str]]) -> str:
     """The model's own name; its revision too where the model is there twice."""
-    name = mean.model.split("/")[-1]
-    alike = [other for other in means if other.benchmark == mean.benchmark and other.model.split("/")[-1] == name]
-    return f"{name} @{mean.revision[:8]}" if len(alike) > 1 else name
+    name = mean["model"].split("/")[-1]
+    same = [o for o in means if o["benchmark"] == mean["benchmark"] and o["model"].split("/")[-1] == name]
+    return f"{name} @{mean['revision'][:8]}" if len(same) > 1 else name
 
 
-def _disagreements(mean: PublishedMean, found: Mapping[str, PublishedScore], known: Mapping[str, str]) -> list[str]:
+def _disagreements(mean: Mapping[str, str], found: Mapping[str, Shown], known: Mapping[str, str]) -> list[str]:
     """What a stated mean says otherwise than its scores; 0.001 is two roundings to three digits."""
-    absent = sorted(set(known) - set(found))
-    said: list[tuple[str, Any, Any, bool]] = [
-        ("tasks_found", mean.tasks_found, len(found), mean.tasks_found == len(found)),
-        ("tasks_in_benchmark", mean.tasks_in_benchmark, len(known), mean.tasks_in_benchmark == len(known)),
-        ("missing", sorted(mean.missing), absent, sorted(mean.missing) == absent),
+    given = means_of({task: one.score for task, one in found.items()}, known) if found else (math.nan, math.nan)
+    said: list[tuple[str, float | str, float | str]] = [
+        ("tasks_found", int(mean["tasks_found"]), len(found)),
+        ("tasks_in_benchmark", int(mean["tasks_in_benchmark"]), len(known)),
+        ("missing", ";".join(sorted(filter(None, mean["missing"].split(";")))), ";".join(sorted({*known} - {*found}))),
+        ("mean_task", float(mean["mean_task"]), given[0]),
+        ("mean_type", float(mean["mean_type"]), given[1]),
     ]
-    if found:
-        by_task, by_type = means_of({task: score.main_score for task, score in found.items()}, known)
-        said.append(("mean_task", mean.mean_task, by_task, abs(mean.mean_task - by_task) <= 1e-3))
-        said.append(("mean_type", mean.mean_type, by_type, abs(mean.mean_type - by_type) <= 1e-3))
-    for kind in sorted({*mean.per_type, *(score.task_type for score in found.values())}):
-        scores = [score.main_score for score in found.values() if score.task_type == kind]
-        given, stated = (float(np.mean(scores)) if scores else math.nan, len(scores)), mean.per_type.get(kind)
-        fits = stated is not None and stated[1] == given[1] and abs(stated[0] - given[0]) <= 1e-2
-        said.append((f"per_type of {kind}", stated, given, fits))
     return [
-        f"{mean.line}: {name} is {stated}, the scores give {given}" for name, stated, given, fits in said if not fits
+        f"{mean['line']}: {name} is {stated}, the scores give {computed}"
+        for name, stated, computed in said
+        if stated != computed and not (isinstance(stated, float) and abs(stated - float(computed)) <= 1e-3)
     ]
 
 
@@ -150,6 +242,57 @@ def means_of(scores: Mapping[str, float], types: Mapping[str, str]) -> tuple[flo
     for task, score in scores.items():
         by_type[types[task]].append(score)
     return float(np.mean(list(scores.values()))), float(np.mean([np.mean(group) for group in by_type.values()]))
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def table_name(benchmark: str) -> str:
+    """Name of a benchmark's table, figure and place in the page.
+
+    >>> table_name("MTEB(eng, v2)")
+    'published_mteb_eng_v2'
+    """
+    return "published_" + re.sub(r"[^a-z0-9]+", "_", benchmark.lower()).strip("_")
+
+
+def released(published: Published, benchmark: str) -> list[str]:
+    """Labels of the authors' models on a benchmark."""
+    return [entry.label for entry in published.entries[benchmark] if entry.model.startswith(RELEASED)]
+
+
+def side_by_side_tables(published: Published | None) -> dict[str, Table]:
+    """A table a benchmark that released models were scored on, and one beside the paper's; none if nothing is known.
+
+    Where a task was scored by both, ours stand in the same table; else it holds the released models alone.
+    """
+    if published is None:
+        return {}
+    tables: dict[str, Table] = {
+        table_name(benchmark): partial(_benchmark_table, published=published, benchmark=benchmark)
+        for benchmark in published.tasks
+        if released(published, benchmark)
+    }
+    return tables | {PAPER: partial(_paper_tables, published=published)}
+
+
+def _benchmark_table(results: Results, published: Published, benchmark: str) -> pd.DataFrame:
+    """Ours, of the headline's models, and the released ones."""
+    frame = published_table(results, published, benchmark, released(published, benchmark))
+    ours = set(measured_scores(results, published.tasks[benchmark])) - set(headline_models(results) or results.models)
+    return frame[[name for name in frame if str(name).removesuffix(" note") not in ours]]
+
+
+def _paper_tables(results: Results, published: Published) -> pd.DataFrame:
+    """Ours beside every table of the paper that a reader filled in; "not filled" where none is."""
+    shown = headline_models(results) or dict.fromkeys(results.models, "")
+    frames = []
+    for table in sorted({cell.table for cell in published.paper}) or [""]:
+        frame = paper_table(results, published, table)
+        known = {cell.row for cell in published.paper if cell.table == table}
+        frames.append(frame[frame["row"].isin({*shown, *known})].assign(table=table))
+    whole = pd.concat(frames, ignore_index=True)
+    return whole[["table", *(name for name in whole if name != "table")]]
 
 
 def published_table(
@@ -170,24 +313,33 @@ def published_table(
     Raises:
         ResultsError: No such benchmark or model.
     """
-    types = _types(published, benchmark)
-    ours = measured_scores(results, types) if results else {}
+    types, ours, columns = _columns(results, published, benchmark, models)
     reference = next(iter(ours.values()), {})
-    columns = {**ours, **_published_columns(published, benchmark, models)}
-    rows: list[dict[str, Any]] = []
-    for task, kind in types.items():
-        row: dict[str, Any] = {"task": task, "type": kind or "not stated"}
-        for name, scores in columns.items():
-            shown = scores.get(task)
-            row[name] = shown.score if shown else "n/a"
-            row[f"{name} note"] = _note(shown, reference.get(task), name in ours) if shown else ""
-        rows.append(row)
-    for position, label in enumerate((MEAN_TASK, MEAN_TYPE)):
-        row = {"task": label, "type": ""}
-        for name, scores in columns.items():
-            row |= {name: _mean_cell(scores, types, position), f"{name} note": _mixture(scores)}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    rows = [{"task": task, "type": kind or "not stated"} for task, kind in types.items()]
+    rows += [{"task": label, "type": ""} for label in (MEAN_TASK, MEAN_TYPE)]
+    frame = pd.DataFrame(rows)
+    for name, scores in columns.items():
+        missing = [task for task in types if task not in scores]
+        means: list[Any] = [f"n/a (missing: {', '.join(missing)})"] * 2
+        if not missing:
+            means = [round(mean, 4) for mean in means_of({task: scores[task].score for task in types}, types)]
+        frame[name] = [*(scores[task].score if task in scores else "n/a" for task in types), *means]
+        notes = [_note(scores[task], reference.get(task), name in ours) if task in scores else "" for task in types]
+        frame[f"{name} note"] = [*notes, *[_mixture(scores)] * 2]
+    return frame.astype(object)
+
+
+def _columns(
+    results: Results | None, published: Published, benchmark: str, models: Sequence[str] | None
+) -> tuple[Mapping[str, str], dict[str, dict[str, Shown]], dict[str, Mapping[str, Shown]]]:
+    """Task types of a benchmark, our scores, and all scores by model, ours first."""
+    if benchmark not in published.tasks:
+        raise ResultsError(f"no benchmark '{benchmark}' is published", expected=list(published.tasks))
+    types, known = published.tasks[benchmark], {one.label: one.scores for one in published.entries[benchmark]}
+    if unknown := sorted({*(models or ())} - {*known}):
+        raise ResultsError(f"nothing is published of {', '.join(unknown)}", where=benchmark, expected=list(known))
+    ours = measured_scores(results, types) if results else {}
+    return types, ours, {**ours, **{name: known[name] for name in (known if models is None else models)}}
 
 
 def measured_scores(results: Results, types: Mapping[str, str]) -> dict[str, dict[str, Shown]]:
@@ -207,28 +359,6 @@ def measured_scores(results: Results, types: Mapping[str, str]) -> dict[str, dic
             shown = Shown(round(score, 4), stored.get("mteb_version"), task.get("prompt"), "ours")
             found.setdefault(model, {})[name] = shown
     return found
-
-
-def _published_columns(
-    published: Published, benchmark: str, models: Sequence[str] | None
-) -> dict[str, dict[str, Shown]]:
-    entries = {entry.label: entry for entry in published.entries[benchmark]}
-    unknown = sorted(set(models or ()) - set(entries))
-    if unknown:
-        raise ResultsError(f"nothing is published of {', '.join(unknown)}", where=benchmark, expected=list(entries))
-    return {
-        label: {
-            task: Shown(score.main_score, score.mteb_version, score.prompt, score.revision)
-            for task, score in entries[label].scores.items()
-        }
-        for label in (models if models is not None else entries)
-    }
-
-
-def _types(published: Published, benchmark: str) -> Mapping[str, str]:
-    if benchmark not in published.tasks:
-        raise ResultsError(f"no benchmark '{benchmark}' is published", expected=list(published.tasks))
-    return published.tasks[benchmark]
 
 
 def _note(shown: Shown, ours: Shown | None, is_ours: bool) -> str:
@@ -256,11 +386,22 @@ def _mixture(scores: Mapping[str, Shown]) -> str:
     return "; ".join(parts + ([f"revisions {', '.join(revisions)}"] if len(revisions) > 1 else []))
 
 
-def _mean_cell(scores: Mapping[str, Shown], types: Mapping[str, str], position: int) -> float | str:
-    missing = [task for task in types if task not in scores]
-    if missing:
-        return f"n/a (missing: {', '.join(missing)})"
-    return round(means_of({task: scores[task].score for task in types}, types)[position], 4)
+def shared_figures(results: Results, published: Published | None) -> dict[str, Any]:
+    """A figure a benchmark of which the study has scored a task."""
+    if published is None:
+        return {}
+    scored = {task["name"] for task in results.study["tasks"]}
+    return {
+        table_name(benchmark): partial(
+            _benchmark_figure, published=published, benchmark=benchmark, models=released(published, benchmark)
+        )
+        for benchmark, types in published.tasks.items()
+        if scored & {*types}
+    }
+
+
+def _benchmark_figure(results: Results, published: Published, benchmark: str, models: Sequence[str]) -> Figure:
+    return published_figure(published, benchmark, results, models)
 
 
 def published_figure(
@@ -274,12 +415,10 @@ def published_figure(
         results: Our study, whose models come first.
         models: Published models to draw, by label; all when None.
     """
-    types = _types(published, benchmark)
-    ours = measured_scores(results, types) if results else {}
-    columns = {**ours, **_published_columns(published, benchmark, models)}
+    types, ours, columns = _columns(results, published, benchmark, models)
     tasks = sorted(types, key=lambda task: (types[task], task))
     rows = {task: number for number, task in enumerate(tasks)}
-    figure = Figure(figsize=(8, 0.24 * len(tasks) + 0.2 * len(columns) + 1.2), layout="constrained")
+    figure = Figure(figsize=(8, min(HEIGHT, 0.24 * len(tasks) + 0.2 * len(columns) + 1.2)), layout="constrained")
     axis = figure.subplots()
     first = next(iter(columns.values()), {})
     for number, (name, scores) in enumerate(columns.items()):
@@ -326,19 +465,3 @@ def paper_table(results: Results, published: Published, table: str) -> pd.DataFr
 
 def _paper_columns(cell: PaperCell | None) -> dict[str, Any]:
     return {"paper": cell.value if cell else NOT_FILLED, "page": str(cell.page) if cell else ""}
-
-
-def published_changes(before: Published, after: Published) -> pd.DataFrame:
-    """What another version of the files says otherwise: one row a score that is new, gone or changed."""
-    old, new = (
-        {
-            (benchmark, entry.label, task): score.main_score
-            for benchmark, entries in side.entries.items()
-            for entry in entries
-            for task, score in entry.scores.items()
-        }
-        for side in (before, after)
-    )
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    lines = [(*key, old.get(key, np.nan), new.get(key, np.nan)) for key in keys]
-    return pd.DataFrame(lines, columns=["benchmark", "model", "task", "before", "after"])

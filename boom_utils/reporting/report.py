@@ -17,10 +17,15 @@ from boom_utils.reporting.figures import study_figures, write_figures
 from boom_utils.reporting.headline import HEADLINE_TABLES
 from boom_utils.reporting.page import page
 from boom_utils.reporting.provenance import PAGE, Notes, WatchedResults, write_provenance
-from boom_utils.reporting.published import read_published
+from boom_utils.reporting.published import (
+    PUBLISHED,
+    PUBLISHED_FILES,
+    read_published,
+    shared_figures,
+    side_by_side_tables,
+)
 from boom_utils.reporting.reach import REACH_TABLES
 from boom_utils.reporting.results import read_results
-from boom_utils.reporting.side_by_side import PUBLISHED, PUBLISHED_FILES, shared_figures, side_by_side_tables
 from boom_utils.reporting.tables import TABLES, write_tables
 
 
@@ -41,7 +46,7 @@ def write_report(folder: Path, out: Path, published: Path = PUBLISHED) -> dict[s
     found = read_results(folder)
     results = WatchedResults(found.folder, found.study, found.places)
     others = read_published(published) if published.is_dir() else None
-    beside, shared = side_by_side_tables(results, others), shared_figures(results, others)
+    beside, shared = side_by_side_tables(others), shared_figures(results, others)
     notes = Notes(results)
     tables = {**TABLES, **ABLATION_TABLES, **HEADLINE_TABLES, **REACH_TABLES, **beside}
     figures = {**study_figures(results), **shared}

@@ -12,7 +12,7 @@ from boom_utils.config import MemberConfig, Profile, load_profile
 from boom_utils.data.manifest import Manifest
 from boom_utils.evaluation.benchmarks import Benchmarks
 from boom_utils.reporting.lineage import LINEAGE, workspace_sources, write_lineage
-from boom_utils.reporting.side_by_side import PUBLISHED, PUBLISHED_FILES
+from boom_utils.reporting.published import PUBLISHED, PUBLISHED_FILES
 from boom_utils.study.deviations import PAPER_PROFILE, deviations
 from boom_utils.study.scoring import profile_benchmarks, task_facts
 from boom_utils.study.seeds import seeds_of
