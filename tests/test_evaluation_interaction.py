@@ -129,19 +129,15 @@ def test_pairs_may_be_named_in_either_order_and_datasets_too() -> None:
 
 def test_everything_that_is_missing_or_not_comparable_is_one_error() -> None:
     separate, joint = made("abcd", lambda *_: 0.1)
-    joint["b", "a"] = joint["a", "b"]
     del joint["a", "c"], joint["a", "d"]["d"], separate["b"]["b"]
     joint["c", "d"]["c"] = replace(joint["c", "d"]["c"], batches="others")
-    joint["d", "e"] = joint["c", "d"]
     with pytest.raises(ResultsError) as caught:
         interaction_matrix(separate, joint, QUICK)
     for problem in (
-        "a with b: given twice",
-        "a with c: missing",
-        "a with d: no loss on d",
+        "a with c: no loss on a",
+        "d with a: no loss on d",
         "b alone: no loss on itself",
         "c with d: other batches of c than alone",
-        "e: in a pair, but not alone",
     ):
         assert problem in str(caught.value)
     with pytest.raises(ResultsError, match="two are needed"):
@@ -178,14 +174,12 @@ def expected(labels: list[int], names: tuple[str, ...]) -> set[frozenset[str]]:
     return {frozenset(n for n, k in zip(names, labels, strict=True) if k == label) for label in labels}
 
 
-@given(blocks(), st.sampled_from(["average", "complete", "single"]))
-def test_blocks_are_found_again_by_their_number_and_by_a_threshold(
-    case: tuple[np.ndarray, list[int]], how: Any
-) -> None:
+@given(blocks())
+def test_blocks_are_found_again_by_their_number_and_by_a_threshold(case: tuple[np.ndarray, list[int]]) -> None:
     values, labels = case
     given_ = interaction(values)
-    assert partition(clusters(given_, count=len(set(labels)), linkage=how)) == expected(labels, given_.datasets)
-    assert partition(clusters(given_, threshold=0.0, linkage=how)) == expected(labels, given_.datasets)
+    assert partition(clusters(given_, count=len(set(labels)))) == expected(labels, given_.datasets)
+    assert partition(clusters(given_, threshold=0.0)) == expected(labels, given_.datasets)
 
 
 @given(st.integers(2, 9), st.integers(0, 2**32 - 1), st.booleans())
@@ -240,23 +234,15 @@ def test_heights_of_the_tree_are_mean_differences_again_when_shifted_back() -> N
     found = clusters(interaction(values), count=2)
     assert found.linkage[:, 2] == pytest.approx([0.0, 0.6])
     assert found.linkage[:, 2] + found.shift == pytest.approx([-0.4, 0.2])
-    assert clusters(interaction(values), threshold=0.1, linkage="single").labels == (1, 1, 1)
-    assert clusters(interaction(values), threshold=0.1, linkage="complete").labels == (1, 1, 2)
+    assert clusters(interaction(values), threshold=0.1).labels == (1, 1, 2)
+    assert clusters(interaction(values), threshold=0.3).labels == (1, 1, 1)
 
 
 @pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        ({}, "exactly one"),
-        ({"count": 2, "threshold": 0.0}, "exactly one"),
-        ({"count": 0}, "there are 3 datasets"),
-        ({"count": 4}, "there are 3 datasets"),
-        ({"threshold": float("nan")}, "not finite"),
-        ({"count": 2, "linkage": "ward"}, "none of average, complete, single"),
-    ],
+    "options", [{}, {"count": 2, "threshold": 0.0}, {"count": 0}, {"count": 4}, {"threshold": float("nan")}]
 )
-def test_clusters_that_make_no_sense_are_refused(options: Mapping[str, Any], problem: str) -> None:
-    with pytest.raises(ConfigError, match=problem):
+def test_clusters_that_make_no_sense_are_refused(options: Mapping[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="a count of 1 to 3 clusters, or a finite threshold"):
         clusters(interaction(np.zeros((3, 3))), **options)
 
 
@@ -277,12 +263,9 @@ def test_interaction_and_clusters_survive_json() -> None:
     "change",
     [
         {"values": ...},
-        {"values": [[0, float("nan")], [float("nan"), 0]]},
-        {"values": [[0, 1], [2, 0]]},
         {"low": [[0, 1]]},
         {"low": [[0, 1], [0]]},
         {"batches": [1]},
-        {"datasets": ["a", "a"]},
         {"confidence": None},
     ],
 )
@@ -292,9 +275,7 @@ def test_a_damaged_interaction_is_refused(change: dict[str, Any]) -> None:
         Interaction.from_json({key: value for key, value in stored.items() if value is not ...})
 
 
-@pytest.mark.parametrize(
-    "change", [{"labels": [1, 3, 1]}, {"labels": []}, {"linkage": [[0, 1, 0.1, 2]]}, {"method": "ward"}, {"shift": ...}]
-)
+@pytest.mark.parametrize("change", [{"labels": []}, {"linkage": [[0, 1, 0.1, 2]]}, {"shift": ...}])
 def test_damaged_clusters_are_refused(change: dict[str, Any]) -> None:
     stored = {**clusters(interaction(np.zeros((3, 3))), count=2).as_json(), **change}
     with pytest.raises(ResultsError, match="not an interaction"):

@@ -8,8 +8,8 @@ point meets the same ones. They say how far a number would move with other batch
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -40,10 +40,6 @@ class Forgotten:
     lowest: float
     lowest_at: float
     end: float
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def loss_curves(watched: Watched, bootstrap: Bootstrap | None = None) -> dict[str, list[CurvePoint]]:
@@ -107,27 +103,21 @@ def forgotten(watched: Watched, bootstrap: Bootstrap | None = None) -> dict[str,
 
 
 def _check(watched: Watched, *, to_the_end: bool = False) -> None:
-    problems = [
-        f"{dataset}: {problem}" for dataset, points in watched.items() for problem in _problems(points, to_the_end)
-    ]
-    if problems or not watched:
+    problems = [] if watched else ["no dataset"]
+    for dataset, points in watched.items():
+        shares = [share for share, _ in points]
+        ascending = all(0 <= share <= 1 for share in shares) and all(a < b for a, b in pairwise(shares))
+        if not points or not ascending:
+            problems.append(f"{dataset}: shares of steps not ascending from 0 to 1: {shares}")
+        elif to_the_end and (len(points) < 2 or shares[-1] != 1):
+            problems.append(
+                f"{dataset}: {len(points)} point(s) up to {100 * shares[-1]:g} % of the steps, not up to the end"
+            )
+        if len({(losses.batches, len(losses.values)) for _, losses in points}) > 1:
+            problems.append(f"{dataset}: points on different batches")
+    if problems:
         raise ResultsError(
             "these losses along a training cannot be compared",
-            found=bullet_list(problems) or "no dataset",
+            found=bullet_list(problems),
             fix="train it again with a watch",
         )
-
-
-def _problems(points: Sequence[tuple[float, BatchLosses]], to_the_end: bool) -> list[str]:
-    """Why the points of one dataset make no curve."""
-    if not points:
-        return ["no point"]
-    shares = np.array([share for share, _ in points])
-    found = []
-    if not (shares[0] >= 0 and shares[-1] <= 1 and (np.diff(shares) > 0).all()):
-        found.append(f"shares of steps not ascending from 0 to 1: {shares.tolist()}")
-    if len({(losses.batches, len(losses.values)) for _, losses in points}) > 1:
-        found.append("points on different batches")
-    if to_the_end and (len(points) < 2 or shares[-1] != 1):
-        found.append(f"{len(points)} point(s) up to {100 * shares[-1]:g} % of the steps, not up to the end")
-    return found

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,6 @@ from boom_utils.training.batch_losses import BatchLosses
 Matrix = NDArray[np.float64]
 ModelLosses = Mapping[str, BatchLosses]
 """Held-out losses of one model, by dataset."""
-Linkage = Literal["average", "complete", "single"]
 _MATRICES = ("changes", "changes_low", "changes_high", "values", "low", "high")
 
 
@@ -74,7 +73,8 @@ class Interaction:
 
     def as_json(self) -> dict[str, Any]:
         """Plain lists and numbers."""
-        matrices = {name: _plain(getattr(self, name)) for name in _MATRICES}
+        rows = {name: getattr(self, name).tolist() for name in _MATRICES}
+        matrices = {name: [[None if x != x else x for x in row] for row in found] for name, found in rows.items()}
         facts = {"datasets": [*self.datasets], "batches": [*self.batches], "confidence": self.confidence}
         return {**facts, "unit": "nats, joint minus separate training", **matrices}
 
@@ -83,24 +83,14 @@ class Interaction:
         """The inverse of `as_json`.
 
         Raises:
-            ResultsError: A field is missing or of another shape, a number is not finite, ``values`` not symmetric.
+            ResultsError: A field is missing or of another shape.
         """
         try:
-            names = tuple(str(name) for name in stored["datasets"])
-            matrices = [np.array(stored[name], dtype=np.float64) for name in _MATRICES]
-            batches = tuple(int(count) for count in stored["batches"])
-            confidence = float(stored["confidence"])
+            names, batches = tuple(map(str, stored["datasets"])), tuple(map(int, stored["batches"]))
+            matrices = [np.array(stored[name], np.float64).reshape(len(names), len(batches)) for name in _MATRICES]
+            return cls(names, batches, float(stored["confidence"]), *matrices)
         except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(repr(error)) from None
-        shape = (len(names), len(names))
-        wrong = [f"{name}: {m.shape}" for name, m in zip(_MATRICES, matrices, strict=True) if m.shape != shape]
-        if wrong or len(batches) != len(names) or len(set(names)) != len(names):
-            raise _damaged("; ".join(wrong) or f"datasets {names}, batches {batches}")
-        numbers = dict(zip(_MATRICES, matrices, strict=True))
-        finite = all(np.isfinite(numbers[name]).all() for name in ("changes", "values"))
-        if not finite or not np.array_equal(numbers["values"], numbers["values"].T):
-            raise _damaged("a number that is not finite, or values that are not symmetric")
-        return cls(names, batches, confidence, *matrices)
+            raise _damaged(error) from None
 
 
 def interaction_matrix(
@@ -136,21 +126,42 @@ def interaction_matrix(
             found=bullet_list(problems),
             fix="train and evaluate every dataset alone and every pair, on the same held-out batches",
         )
-    shape = (len(names), len(names))
-    found = {name: np.zeros(shape) for name in _MATRICES}
+    found = {name: np.zeros((len(names), len(names))) for name in _MATRICES}
     draws: dict[tuple[int, int], np.ndarray] = {}
+
+    def put(kind: str, place: tuple[int, int], estimate: Estimate) -> None:
+        for end, value in (("", estimate.value), ("low", estimate.low), ("high", estimate.high)):
+            found["_".join(filter(None, (kind, end))) or "values"][place] = value
+
     for a, b in permutations(range(len(names)), 2):
-        together = joint[_key(joint, names[a], names[b])][names[a]]
+        together = _pair(joint, names[a], names[b])[names[a]]
         change = np.subtract(together.values, separate[names[a]][names[a]].values)
         draws[a, b] = batch_draws(change, names[a], bootstrap)
-        _set(found, "changes", (a, b), bootstrap.estimate(float(change.mean()), draws[a, b]))
+        put("changes", (a, b), bootstrap.estimate(float(change.mean()), draws[a, b]))
     for a, b in combinations(range(len(names)), 2):
         value = float(found["changes"][a, b] + found["changes"][b, a]) / 2
-        estimate = bootstrap.estimate(value, (draws[a, b] + draws[b, a]) / 2)
-        _set(found, "", (a, b), estimate)
-        _set(found, "", (b, a), estimate)
+        for place in ((a, b), (b, a)):
+            put("", place, bootstrap.estimate(value, (draws[a, b] + draws[b, a]) / 2))
     batches = tuple(len(separate[name][name].values) for name in names)
     return Interaction(names, batches, bootstrap.confidence, **found)
+
+
+def _pair(joint: Mapping[tuple[str, str], ModelLosses], a: str, b: str) -> ModelLosses:
+    """Losses of the model trained on two datasets, named in either order."""
+    return joint.get((a, b)) or joint.get((b, a)) or {}
+
+
+def _problems(separate: Mapping[str, ModelLosses], joint: Mapping[tuple[str, str], ModelLosses]) -> list[str]:
+    """Why these losses make no matrix."""
+    found = [f"{len(separate)} dataset(s), two are needed"] if len(separate) < 2 else []
+    found += [f"{name} alone: no loss on itself" for name, losses in separate.items() if name not in losses]
+    for a, b in permutations(separate, 2):
+        ours, theirs = _pair(joint, a, b).get(a), separate[a].get(a)
+        if ours is None:
+            found.append(f"{a} with {b}: no loss on {a}")
+        elif theirs is not None and (ours.batches, len(ours.values)) != (theirs.batches, len(theirs.values)):
+            found.append(f"{a} with {b}: other batches of {a} than alone")
+    return found
 
 
 def loss_estimate(losses: BatchLosses, dataset: str, bootstrap: Bootstrap | None = None) -> Estimate:
@@ -188,14 +199,12 @@ class Clusters:
         labels: Cluster of each dataset, from 1, numbered by the first dataset of each.
         linkage: float (N - 1, 4), scipy's linkage matrix over ``datasets``: two nodes, their distance, their size.
         shift: What was subtracted from the differences to make distances; distance + shift is nats again.
-        method: How the distance of two clusters is made of those of their datasets.
     """
 
     datasets: tuple[str, ...]
     labels: tuple[int, ...]
     linkage: Matrix
     shift: float
-    method: Linkage
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
@@ -216,7 +225,7 @@ class Clusters:
             "datasets": [*self.datasets],
             "labels": [*self.labels],
             "groups": [[*group] for group in self.groups],
-            "method": self.method,
+            "method": "average",
             "shift": self.shift,
             "linkage": self.linkage.tolist(),
         }
@@ -230,33 +239,24 @@ class Clusters:
         """
         try:
             names, labels = tuple(map(str, stored["datasets"])), tuple(map(int, stored["labels"]))
-            tree, method = np.array(stored["linkage"], dtype=np.float64), stored["method"]
-            shift = float(stored["shift"])
+            tree = np.array(stored["linkage"], dtype=np.float64).reshape(max(1, len(names) - 1), 4)
+            dict(zip(names, labels, strict=True))
+            return cls(names, labels, tree, float(stored["shift"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(repr(error)) from None
-        fits = tree.shape == (len(names) - 1, 4) and len(labels) == len(names) and np.isfinite(tree).all()
-        if not fits or set(labels) != set(range(1, max(labels) + 1)) or method not in get_args(Linkage):
-            raise _damaged(f"{len(names)} datasets, labels {labels}, linkage {tree.shape}, {method}")
-        return cls(names, labels, tree, shift, method)
+            raise _damaged(error) from None
 
 
-def clusters(
-    interaction: Interaction,
-    count: int | None = None,
-    threshold: float | None = None,
-    linkage: Linkage = "average",
-) -> Clusters:
+def clusters(interaction: Interaction, count: int | None = None, threshold: float | None = None) -> Clusters:
     """Hierarchical clusters of datasets that help one another most, or disturb one another least.
 
     The distance of two datasets is their ``values`` entry minus the smallest entry of all pairs: not negative, 0 for
-    the pair that helps most. Such a shift changes no cluster: with the three linkages the distance of two clusters is
-    a mean, maximum or minimum. Ties are broken by name, so the order of datasets changes no cluster either.
+    the pair that helps most. Such a shift changes no cluster: the distance of two clusters is the mean of those of
+    their datasets. Ties are broken by name, so the order of datasets changes no cluster either.
 
     Args:
         interaction: The differences.
         count: Number of clusters. Give this or ``threshold``.
         threshold: Clusters are joined while their difference is at most this, nats; 0 joins what does not conflict.
-        linkage: ``average`` (mean of pairs), ``complete`` (worst pair) or ``single`` (best pair).
 
     Returns:
         The clusters and their tree.
@@ -269,21 +269,27 @@ def clusters(
     >>> clusters(seen, threshold=0.0).groups
     (('nq', 'fiqa'), ('sts',))
     """
-    from scipy.cluster.hierarchy import linkage as join
+    from scipy.cluster.hierarchy import linkage
     from scipy.spatial.distance import squareform
 
     size = len(interaction.datasets)
-    _check(size, count, threshold, linkage)
+    if (
+        (count is None) == (threshold is None)
+        or count not in (None, *range(1, size + 1))
+        or not math.isfinite(threshold or 0)
+    ):
+        expected = f"a count of 1 to {size} clusters, or a finite threshold, and not both"
+        raise ConfigError("datasets cannot be clustered so", expected=expected, found=f"{count} and {threshold}")
     order = sorted(range(size), key=lambda n: interaction.datasets[n])
     values = interaction.values[np.ix_(order, order)]
     shift = float(values[~np.eye(size, dtype=bool)].min())
     distances = values - shift
     np.fill_diagonal(distances, 0.0)
-    tree = np.asarray(join(squareform(distances, checks=False), method=linkage), dtype=np.float64)
+    tree = np.asarray(linkage(squareform(distances, checks=False), method="average"), dtype=np.float64)
     for row in tree:  # nodes below N are datasets: back to the order of the interaction
         row[:2] = sorted(order[int(node)] if node < size else node for node in row[:2])
     joined = size - count if count is not None else int((tree[:, 2] <= float(threshold or 0) - shift).sum())
-    return Clusters(interaction.datasets, _labels(tree, joined), tree, shift, linkage)
+    return Clusters(interaction.datasets, _labels(tree, joined), tree, shift)
 
 
 def _labels(tree: Matrix, joined: int) -> tuple[int, ...]:
@@ -301,62 +307,15 @@ def _labels(tree: Matrix, joined: int) -> tuple[int, ...]:
     return tuple(numbers[number] for number in range(size))
 
 
-def _check(size: int, count: int | None, threshold: float | None, linkage: str) -> None:
-    problems = []
-    if (count is None) == (threshold is None):
-        problems.append("give exactly one of count and threshold")
-    if count is not None and not 1 <= count <= size:
-        problems.append(f"count {count}: there are {size} datasets")
-    if threshold is not None and not math.isfinite(threshold):
-        problems.append(f"threshold {threshold} is not finite")
-    if linkage not in get_args(Linkage):
-        problems.append(f"linkage '{linkage}' is none of {', '.join(get_args(Linkage))}")
-    if problems:
-        raise ConfigError("datasets cannot be clustered so", found=bullet_list(problems))
-
-
-def _problems(separate: Mapping[str, ModelLosses], joint: Mapping[tuple[str, str], ModelLosses]) -> list[str]:
-    """Why these losses make no matrix."""
-    names = list(separate)
-    if len(names) < 2:
-        return [f"{len(names)} dataset(s), two are needed"]
-    found = [f"{name} alone: no loss on itself" for name in names if name not in separate[name]]
-    for pair in combinations(names, 2):
-        keys = [key for key in (pair, pair[::-1]) if key in joint]
-        if len(keys) != 1:
-            found.append(f"{pair[0]} with {pair[1]}: {'given twice' if keys else 'missing'}")
-            continue
-        for name in pair:
-            ours, theirs = joint[keys[0]].get(name), separate[name].get(name)
-            if ours is None:
-                found.append(f"{pair[0]} with {pair[1]}: no loss on {name}")
-            elif theirs is not None and (ours.batches, len(ours.values)) != (theirs.batches, len(theirs.values)):
-                found.append(f"{pair[0]} with {pair[1]}: other batches of {name} than alone")
-    strange = sorted({name for key in joint for name in key} - set(names))
-    return [*found, *(f"{name}: in a pair, but not alone" for name in strange)]
-
-
-def _plain(matrix: Matrix) -> list[list[float | None]]:
-    """Rows for JSON; None where there is no interval."""
-    return [[None if math.isnan(value) else value for value in row] for row in matrix.tolist()]
-
-
-def _key(joint: Mapping[tuple[str, str], ModelLosses], a: str, b: str) -> tuple[str, str]:
-    return (a, b) if (a, b) in joint else (b, a)
-
-
-def _set(found: Mapping[str, Matrix], kind: str, place: tuple[int, int], estimate: Estimate) -> None:
-    prefix = f"{kind}_" if kind else ""
-    found[kind or "values"][place] = estimate.value
-    found[f"{prefix}low"][place], found[f"{prefix}high"][place] = estimate.low, estimate.high
-
-
 def _cell(matrices: Sequence[Matrix], place: tuple[int, int]) -> Estimate:
     value, low, high = (float(matrix[place]) for matrix in matrices)
     return Estimate(value, low, high)
 
 
-def _damaged(found: str) -> ResultsError:
+def _damaged(error: Exception) -> ResultsError:
     return ResultsError(
-        "this is not an interaction of datasets", expected="what as_json gives", found=found, fix="compute it again"
+        "this is not an interaction of datasets",
+        expected="what as_json gives",
+        found=repr(error),
+        fix="compute it again",
     )
