@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from hypothesis import strategies as st
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import SubsetConfig
 from boom_utils.data.sampling import (
-    Subset,
-    corpus_rows,
     draw_subset,
     load_subset,
     make_subset,
@@ -92,23 +89,18 @@ def test_new_data_have_a_share_of_their_own_and_change_nothing_drawn_from_the_ol
     assert as_lists(draw_subset(everything, rule(ratio=ratio, mode=mode), new=["new-data"])) == old
 
 
-def test_a_subset_of_old_data_is_written_the_same_whether_or_not_new_data_exist(tmp_path: Path) -> None:
+def test_a_subset_says_nothing_of_new_data_that_it_has_not_and_is_loaded_as_it_was(tmp_path: Path) -> None:
     facts = save_subset(tmp_path / "before", make_subset({"a": 9}, rule(ratio=0.5)))
     made = make_subset({"a": 9, "new": 4}, rule(ratio=0.5), new=["new"])
-    assert save_subset(tmp_path / "after", made) == facts
-    assert load_subset(tmp_path / "after").corpus_rows == {"a": 9}
-    assert "new_data" not in facts["rule"]
-
-
-def test_a_subset_with_new_data_is_loaded_as_it_was_and_shares_only_what_both_hold(tmp_path: Path) -> None:
+    assert save_subset(tmp_path / "after", made) == facts and "new_data" not in facts["rule"]
     update = make_subset({"a": 10, "new": 5}, rule(name="update", ratio=0.4, new_data=1.0), new=["new"])
-    save_subset(tmp_path, update)
-    assert load_subset(tmp_path).sizes == {"a": 4, "new": 5}
-    assert load_subset(tmp_path).rule["new_data"] == 1.0
+    save_subset(tmp_path / "update", update)
+    loaded = load_subset(tmp_path / "update")
+    assert (loaded.sizes, loaded.corpus_rows, loaded.rule["new_data"]) == (update.sizes, {"a": 10, "new": 5}, 1.0)
+    assert as_lists(loaded.rows) == as_lists(update.rows)
     full = make_subset({"a": 10}, rule(name="full", ratio=1.0))
-    shares = overlap_shares([update, full])
-    assert shares["update"]["full"] == pytest.approx(4 / 9, abs=1e-6)
-    assert shares["full"]["update"] == 0.4
+    one, other = {"update": 1.0, "full": pytest.approx(4 / 9, abs=1e-6)}, {"update": 0.4, "full": 1.0}
+    assert overlap_shares([update, full]) == {"update": one, "full": other}, "a share is of the first"
 
 
 @pytest.mark.promise(9)
@@ -161,69 +153,19 @@ def test_an_empty_corpus_or_an_unknown_complement_is_refused() -> None:
             draw_subset(rows, rule(complement_of=name), other)
 
 
-def saved(folder: Path) -> Subset:
-    subset = make_subset({"a": 9, "b": 40}, rule(name="s50", ratio=0.5))
-    save_subset(folder, subset)
-    return subset
-
-
-def test_a_saved_subset_is_loaded_as_it_was(tmp_path: Path) -> None:
-    subset = saved(tmp_path / "s50")
-    loaded = load_subset(tmp_path / "s50")
-    assert as_lists(loaded.rows) == as_lists(subset.rows)
-    assert (loaded.sizes, loaded.rule["ratio"]) == ({"a": 5, "b": 20}, 0.5)
-
-
-@pytest.mark.parametrize("ids", [[0, 1, 9], [1, 1, 2], [2, 1, 0], [-1, 0], [[0, 1], [2, 3]]])
-def test_row_ids_that_are_no_subset_are_refused(ids: Any, tmp_path: Path) -> None:
-    subset = saved(tmp_path)
-    save_subset(tmp_path, replace(subset, rows={**subset.rows, "a": np.array(ids)}))
-    with pytest.raises(DataError, match="a: row ids are not ascending, each once, from 0 to 8"):
-        load_subset(tmp_path)
-
-
-def test_a_changed_missing_or_unreadable_index_file_is_refused(tmp_path: Path) -> None:
-    saved(tmp_path)
-    path = tmp_path / "a.npy"
-    np.save(path, np.arange(5, dtype="<u4"))
-    with pytest.raises(DataError, match="a: changed after it was drawn"):
-        load_subset(tmp_path)
-    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
-    for content in (path.read_bytes(), b"", b"garbage", None):
-        path.unlink() if content is None else path.write_bytes(content)
-        with pytest.raises(DataError, match="cannot be read"):
-            load_subset(tmp_path)
-
-
-def test_overlap_shares_are_of_the_first_subset() -> None:
-    small, large = (
-        make_subset({"a": 100}, rule(name=n, ratio=r, mode="nested")) for n, r in (("small", 0.2), ("large", 0.4))
-    )
-    shares = overlap_shares([small, large])
-    assert shares == {"small": {"small": 1.0, "large": 1.0}, "large": {"small": 0.5, "large": 1.0}}
-
-
-def corpus_in(folder: Path) -> Path:
-    (folder / "train").mkdir(parents=True)
-    for dataset, count in {"a": 10, "b": 25, "unused": 3}.items():
-        (folder / "train" / f"{dataset}.jsonl").write_bytes(b"{}\n" * count)
-    return folder
-
-
 @pytest.mark.promise(9)
-def test_a_subset_is_written_with_the_same_bytes_twice(tmp_path: Path) -> None:
-    rows = corpus_rows(corpus_in(tmp_path / "corpus"), ("b", "a"))
-    assert rows == {"b": 25, "a": 10}
-    facts = [save_subset(tmp_path / run, make_subset(rows, rule(name="s20", ratio=0.2))) for run in ("one", "two")]
-    assert facts[0] == facts[1]
-    assert facts[0]["sizes"] == {"a": 2, "b": 5}
+def test_a_subset_is_written_with_the_same_bytes_twice_and_refused_once_it_was_changed(tmp_path: Path) -> None:
+    for run in ("one", "two"):
+        facts = save_subset(tmp_path / run, make_subset({"b": 25, "a": 10}, rule(name="s20", ratio=0.2)))
+    assert facts["sizes"] == {"a": 2, "b": 5}
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert files == ["a.npy", "b.npy", "rule.json"]
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files)
-
-
-def test_a_dataset_without_training_file_is_named(tmp_path: Path) -> None:
-    corpus = corpus_in(tmp_path)
-    (corpus / "train" / "b.jsonl").rename(corpus / "train" / "bb.jsonl")
-    with pytest.raises(DataError, match="did you mean 'bb'"):
-        corpus_rows(corpus, ("a", "b"))
+    np.save(tmp_path / "one" / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match=r"(?s)were changed.*a\.npy"):
+        load_subset(tmp_path / "one")
+    (tmp_path / "one" / "a.npy").unlink()
+    (tmp_path / "two" / "rule.json").write_text("{}")
+    for folder in ("one", "two"):
+        with pytest.raises(DataError, match="cannot be read"):
+            load_subset(tmp_path / folder)

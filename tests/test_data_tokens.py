@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from boom_utils.data import tokens
@@ -18,6 +17,18 @@ from boom_utils.models import Encoder
 PLAIN = TextRules("", "", 40, 40)
 
 
+def words_as_tokens(texts: Sequence[str], limit: int) -> list[list[int]]:
+    return [[sum(map(ord, word)) % 5000 for word in text.split()][:limit] for text in texts]
+
+
+def many(count: int) -> Iterator[TrainingExample]:
+    rng = np.random.default_rng(3)
+    for number in range(count):
+        drawn = rng.integers(12, size=(4, 3))
+        texts = [" ".join(f"w{word}" for word in row) for row in drawn]
+        yield TrainingExample(f"query {number}", tuple(texts[: 1 + number % 2]), tuple(texts[2 : 2 + number % 3]))
+
+
 def test_prompts_stand_before_queries_and_on_passages_only_where_asked(encoder: Encoder, tmp_path: Path) -> None:
     example = TrainingExample("sort the values", ("order them",), ("draw a line",))
     for passage_prompt in ("", "Instruct: find it\nQuery: "):
@@ -27,12 +38,9 @@ def test_prompts_stand_before_queries_and_on_passages_only_where_asked(encoder: 
         both = table.query(0), table.positive(0, 0)
         texts = [encoder.tokenizer.decode(ids, skip_special_tokens=True) for ids in both]
         assert texts == ["Instruct: find it\nQuery: sort the values", f"{passage_prompt}order them"]
-
-
-def test_a_prompt_that_leaves_no_room_for_the_text_is_an_error(encoder: Encoder, tmp_path: Path) -> None:
     rules = TextRules("Instruct: a very long instruction indeed\nQuery: ", "", 8, 40)
     with pytest.raises(DataError, match=r"(?s)leaves no room.*query_max_len = 8"):
-        write_tokens(tmp_path / "toy.arrow", [TrainingExample("a", ("b",))], rules, encoder.tokenize)
+        write_tokens(tmp_path / "toy.arrow", [example], rules, encoder.tokenize)
 
 
 @pytest.mark.parametrize(
@@ -55,82 +63,29 @@ def test_a_text_that_tokenises_to_nothing_is_an_error_that_names_its_row(
     assert not (tmp_path / "toy.arrow").exists()
 
 
+@pytest.mark.parametrize(("rows", "most"), [(0, 3), (1, 3), (11, 3), (9, 3)])
 def test_every_text_comes_back_as_it_was_tokenised_also_across_batches(
-    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, most: int
 ) -> None:
-    monkeypatch.setattr(tokens, "_ROWS_A_BATCH", 3)
-    rng = np.random.default_rng(0)
-    words = ["sort", "mean of the array", "file", "draw a line of text", "inverse"]
-
-    def some(least: int) -> tuple[str, ...]:
-        return tuple(rng.choice(words, size=rng.integers(least, 4)))
-
-    examples = [TrainingExample(str(rng.choice(words)), some(1), some(0)) for _ in range(11)]
-    write_tokens(tmp_path / "toy.arrow", examples, PLAIN, encoder.tokenize)
+    monkeypatch.setattr(tokens, "_ROWS_A_BATCH", most)
+    monkeypatch.setattr(tokens, "_TEXTS_AT_ONCE", 2)
+    examples = list(many(rows))
+    assert write_tokens(tmp_path / "toy.arrow", iter(examples), PLAIN, words_as_tokens) == rows
     table = TokenTable(tmp_path / "toy.arrow")
-    assert len(table) == 11
+    assert len(table) == rows
     assert table.positive_counts.tolist() == [len(example.pos) for example in examples]
     assert table.negative_counts.tolist() == [len(example.neg) for example in examples]
     for row, example in enumerate(examples):
-        assert table.query(row).tolist() == encoder.tokenize([example.query])[0]
-        for draw, text in enumerate(example.pos):
-            assert table.positive(row, draw).tolist() == encoder.tokenize([text])[0]
-        for draw, text in enumerate(example.neg):
-            assert table.negative(row, draw).tolist() == encoder.tokenize([text])[0]
-    assert not table.query(0).flags.writeable, "a view of the file"
-    for call in (lambda: table.query(11), lambda: table.query(-1), lambda: table.positive(0, 9)):
+        found = [table.query(row), *(table.positive(row, draw) for draw in range(len(example.pos)))]
+        found += [table.negative(row, draw) for draw in range(len(example.neg))]
+        assert [one.tolist() for one in found] == words_as_tokens([example.query, *example.pos, *example.neg], 40)
+        assert not any(one.flags.writeable or one.flags.owndata for one in found), "views of the file"
+    for call in (lambda: table.query(rows), lambda: table.positive(0, 9), lambda: table.negative(0, 9)):
         with pytest.raises(IndexError):
             call()
-
-
-def test_a_damaged_table_is_an_error(encoder: Encoder, tmp_path: Path) -> None:
-    path = tmp_path / "toy.arrow"
-    write_tokens(path, [TrainingExample("a", ("b",))], PLAIN, encoder.tokenize)
-    path.write_bytes(path.read_bytes()[:100])
+    (tmp_path / "toy.arrow").write_bytes((tmp_path / "toy.arrow").read_bytes()[:100])
     with pytest.raises(DataError, match="not a token table"):
-        TokenTable(path)
-
-
-def words_as_tokens(texts: Sequence[str], limit: int) -> list[list[int]]:
-    return [[hash_of(word) for word in text.split()][:limit] for text in texts]
-
-
-def hash_of(word: str) -> int:
-    return sum(map(ord, word)) % 5000
-
-
-def many(count: int) -> Iterator[TrainingExample]:
-    rng = np.random.default_rng(3)
-    for number in range(count):
-        drawn = rng.integers(12, size=(4, 3))
-        texts = [" ".join(f"w{word}" for word in row) for row in drawn]
-        yield TrainingExample(f"query {number}", tuple(texts[: 1 + number % 2]), tuple(texts[2 : 2 + number % 3]))
-
-
-def written_whole(path: Path, examples: Sequence[TrainingExample], most: int) -> None:
-    """The same table made of lists in one piece."""
-    columns = {
-        "query": words_as_tokens([example.query for example in examples], 40),
-        "pos": [words_as_tokens(example.pos, 40) for example in examples],
-        "neg": [words_as_tokens(example.neg, 40) for example in examples],
-    }
-    table = pa.table(columns, schema=tokens.SCHEMA)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, tokens.SCHEMA) as writer:
-        writer.write_table(table, max_chunksize=most)
-
-
-@pytest.mark.parametrize(("rows", "most"), [(1, 8192), (2500, 8192), (2500, 1024), (2048, 1024), (7, 2)])
-def test_a_stream_gives_the_batches_of_a_table_made_in_one_piece(
-    rows: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tokens, "_ROWS_A_BATCH", most)
-    monkeypatch.setattr(tokens, "_TEXTS_AT_ONCE", 100)
-    assert write_tokens(tmp_path / "stream.arrow", many(rows), PLAIN, words_as_tokens) == rows
-    written_whole(tmp_path / "whole.arrow", list(many(rows)), most)
-    stream, whole = (pa.ipc.open_file(tmp_path / f"{name}.arrow") for name in ("stream", "whole"))
-    assert stream.num_record_batches == whole.num_record_batches == -(-rows // most)
-    for number in range(stream.num_record_batches):
-        assert stream.get_batch(number).equals(whole.get_batch(number))
+        TokenTable(tmp_path / "toy.arrow")
 
 
 def test_a_text_is_tokenised_once_a_batch_and_examples_are_taken_as_they_come(

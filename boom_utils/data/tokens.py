@@ -6,14 +6,13 @@ passed in as a function; this module knows no model.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from boom_utils.artifacts import atomic_path, sha256_file
 from boom_utils.data.examples import TrainingExample, batches
@@ -62,7 +61,7 @@ def write_tokens(path: Path, examples: Iterable[TrainingExample], rules: TextRul
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), SCHEMA) as writer:
         for part in batches(examples, _ROWS_A_BATCH):
-            (query,) = queries.lists({"query": [(example.query,) for example in part]}, rows)
+            (query,) = queries.lists({"query": [[example.query] for example in part]}, rows)
             both = {"positive": [example.pos for example in part], "negative": [example.neg for example in part]}
             writer.write_batch(pa.record_batch([query.values, *passages.lists(both, rows)], schema=SCHEMA))
             rows += len(part)
@@ -91,30 +90,33 @@ class _Texts:
 
     def lists(self, columns: Mapping[str, Sequence[Sequence[str]]], first: int) -> list[pa.ListArray]:
         """Tokens of columns of a batch, whose rows are groups of texts; ``first`` is the number of the first row."""
-        distinct = list(dict.fromkeys(text for groups in columns.values() for group in groups for text in group))
-        place = {text: number for number, text in enumerate(distinct)}
-        tokens = [pa.array([], _TEXT)]
-        for some in batches(distinct, _TEXTS_AT_ONCE):
-            tokens.append(pa.array(self.tokenize([self.prompt + text for text in some], self.limit), _TEXT))
-        all_tokens = pa.concat_arrays(tokens)
+        groups = {kind: pa.array(column, pa.list_(pa.large_string())) for kind, column in columns.items()}
+        texts = pa.concat_arrays([column.values for column in groups.values()]).dictionary_encode()
+        calls = batches((self.prompt + text for text in texts.dictionary.to_pylist()), _TEXTS_AT_ONCE)
+        chunks = [pa.array(self.tokenize(some, self.limit), _TEXT) for some in calls]
+        tokens = pa.chunked_array(chunks, _TEXT).combine_chunks()
         # A text may add no token to those of the prompt and of the tokenizer itself.
-        short = np.flatnonzero(all_tokens.value_lengths().to_numpy() <= len(self.bare)).tolist()
-        empty = {distinct[number] for number in short if all_tokens[number].as_py() in ([], self.bare)}
-        found = []
-        for kind, groups in columns.items():
-            if bad := [row for row, group in enumerate(groups, first) if not empty.isdisjoint(group)]:
+        short = np.flatnonzero(tokens.value_lengths().to_numpy() <= len(self.bare)).tolist()
+        empty = np.isin(texts.indices, [number for number in short if tokens[number].as_py() in ([], self.bare)])
+        found, start = [], 0
+        for kind, column in groups.items():
+            end = start + len(column.values)
+            if empty[start:end].any():
+                rows = first + np.unique(pc.list_parent_indices(column).to_numpy()[empty[start:end]])
                 raise DataError(
                     f"a {kind} of '{self.dataset}' has no tokens",
-                    where=f"row {', '.join(map(str, bad[:10]))} (from 0)",
+                    where=f"row {', '.join(map(str, rows[:10]))} (from 0)",
                     fix="remove or repair the text: the tokenizer makes nothing of it",
                 )
-            taken = all_tokens.take(pa.array([place[text] for group in groups for text in group], pa.int32()))
-            found.append(pa.ListArray.from_arrays(np.cumsum([0, *map(len, groups)], dtype=np.int32), taken))
+            found.append(pa.ListArray.from_arrays(column.offsets, tokens.take(texts.indices[start:end])))
+            start = end
         return found
 
 
 class TokenTable:
     """Memory-mapped tokens of one dataset; a text is a view of the file, nothing is copied.
+
+    ``positive_counts`` and ``negative_counts`` are int32 (rows,): passages of each example.
 
     Args:
         path: A file of `write_tokens`.
@@ -123,29 +125,17 @@ class TokenTable:
     def __init__(self, path: Path) -> None:
         self.name, self.path = path.stem, path
         try:
-            stored = pa.ipc.open_file(pa.memory_map(str(path)))
-            parts = [stored.get_batch(number) for number in range(stored.num_record_batches)]
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         except (pa.ArrowInvalid, OSError) as error:
             fix = "tokenise the corpus again"
             raise DataError("this is not a token table", where=path, found=error, fix=fix) from None
-        self._views = {name: [_views(part[name]) for part in parts] for name in SCHEMA.names}
-        self._starts = list(accumulate((len(part) for part in parts), initial=0))
+        self._query, self._positives, self._negatives = table.columns
+        self.positive_counts, self.negative_counts = (
+            np.asarray(pc.list_value_length(one)) for one in table.columns[1:]
+        )
 
     def __len__(self) -> int:
-        return self._starts[-1]
-
-    @property
-    def positive_counts(self) -> np.ndarray:
-        """Int (rows,), positives of each example."""
-        return self._counts("pos")
-
-    @property
-    def negative_counts(self) -> np.ndarray:
-        """Int (rows,), negatives of each example."""
-        return self._counts("neg")
-
-    def _counts(self, column: str) -> np.ndarray:
-        return np.concatenate([np.zeros(0, np.int32), *(np.diff(groups) for groups, _, _ in self._views[column])])
+        return len(self._query)
 
     @property
     def fingerprint(self) -> str:
@@ -154,37 +144,15 @@ class TokenTable:
 
     def query(self, row: int) -> np.ndarray:
         """Token ids of one query, int32 (tokens,)."""
-        return self._text("query", row, 0)
+        return np.asarray(self._query[row].values)
 
     def positive(self, row: int, draw: int) -> np.ndarray:
         """Token ids of one positive of an example, int32 (tokens,)."""
-        return self._text("pos", row, draw)
+        return np.asarray(self._positives[row].values[draw].values)
 
     def negative(self, row: int, draw: int) -> np.ndarray:
         """Token ids of one negative of an example, int32 (tokens,)."""
-        return self._text("neg", row, draw)
-
-    def _text(self, column: str, row: int, draw: int) -> np.ndarray:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of '{self.name}', which has {len(self)}")
-        part = bisect_right(self._starts, row) - 1
-        groups, texts, tokens = self._views[column][part]
-        group = row - self._starts[part]
-        first, end = groups[group], groups[group + 1]
-        if not 0 <= draw < end - first:
-            raise IndexError(f"text {draw} of a row that has {end - first}")
-        return tokens[texts[first + draw] : texts[first + draw + 1]]
-
-
-_Views = tuple[Sequence[int], Sequence[int], np.ndarray]
-
-
-def _views(column: pa.ListArray) -> _Views:
-    """Where each row's texts start, where each text's tokens start, and the tokens: views of one record batch."""
-    if column.type == _TEXT:  # one text a row
-        return range(len(column) + 1), memoryview(column.offsets.to_numpy()), column.values.to_numpy()
-    texts = column.values  # a memoryview gives plain integers, faster than an array gives its own
-    return memoryview(column.offsets.to_numpy()), memoryview(texts.offsets.to_numpy()), texts.values.to_numpy()
+        return np.asarray(self._negatives[row].values[draw].values)
 
 
 def open_tokens(*folders: Path) -> dict[str, TokenTable]:

@@ -93,6 +93,7 @@ def _without(value: Any, keys: set[str]) -> Any:
 def subset(profile: Profile, config: SubsetConfig, nodes: Nodes) -> Node:
     """One subset: row ids of every training dataset, and of the new ones if it holds new data."""
     from boom_utils.data import sampling
+    from boom_utils.data.examples import count_rows
 
     datasets, new = profile.corpus.datasets, profile.new_datasets(config)
     inputs = {"examples": nodes["examples"]}
@@ -100,7 +101,8 @@ def subset(profile: Profile, config: SubsetConfig, nodes: Nodes) -> Node:
         inputs["complement_of"] = nodes[f"subset/{config.complement_of}"]
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
-        rows = sampling.corpus_rows(found["examples"].path, (*datasets, *new))
+        train = found["examples"].path / "train"
+        rows = {dataset: count_rows(train / f"{dataset}.jsonl") for dataset in (*datasets, *new)}
         other = sampling.load_subset(found["complement_of"].path) if "complement_of" in found else None
         return sampling.save_subset(out, sampling.make_subset(rows, config, other, new))
 
