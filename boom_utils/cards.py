@@ -127,7 +127,7 @@ def training_data(manifest: Manifest, names: Iterable[str]) -> TrainingData:
         DatasetFacts(
             name=one.id,
             family=one.family,
-            licence=one.licence or "that of the package it is mined from",
+            licence=one.place.licence if one.place else "that of the package it is mined from",
             languages=one.languages,
             hub=one.hub.repo if one.hub else None,
         )

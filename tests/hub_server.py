@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,19 +39,15 @@ class HubServer:
         gated: Repositories whose files nobody gets.
         faults: Path of a file, or "tree" -> what goes wrong with the next answers, in order: a status, ``truncate``,
             ``corrupt``, or None. The last one stays if ``forever``.
-        retry_after: Sent with 429 and 503.
     """
 
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     faults: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     forever: bool = False
-    retry_after: str | None = None
     requests: list[Request] = field(default_factory=list)
     signature: str | None = None
     """If there is one, files are redirected to another host, with it in the query."""
-    slow: float = 0.0
-    """Seconds between blocks of 64 KiB."""
     plain: set[str] = field(default_factory=set)
     """Files that are not in large file storage."""
     private: set[str] = field(default_factory=set)
@@ -176,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in hub.repos[repo]:
             self._error(404, "EntryNotFound")
             return
-        fault = hub.fault(f"HEAD {path}" if self.command == "HEAD" else path)
+        fault = None if self.command == "HEAD" else hub.fault(path)
         if isinstance(fault, int):
             self._error(fault, None)
             return
@@ -207,23 +202,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         if self.command != "HEAD":
-            self._body(content[start : start + (len(content) - start) // 2] if cut else content[start:])
+            self.wfile.write(content[start : start + (len(content) - start) // 2] if cut else content[start:])
         if cut:
             self.close_connection = True
-
-    def _body(self, content: bytes) -> None:
-        try:
-            for place in range(0, len(content), 2**16):
-                self.wfile.write(content[place : place + 2**16])
-                time.sleep(self.server_hub.slow)
-        except ConnectionError:
-            self.close_connection = True  # the other side was killed
 
     def _error(self, status: int, code: str | None) -> None:
         self.send_response(status)
         if code:
             self.send_header("X-Error-Code", code)
-        if self.server_hub.retry_after and status in (429, 503):
-            self.send_header("Retry-After", self.server_hub.retry_after)
         self.send_header("Content-Length", "0")
         self.end_headers()

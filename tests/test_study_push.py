@@ -54,6 +54,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
     hurried = SimpleNamespace(sleep=lambda _: None, time=time.time, monotonic=time.monotonic)
     monkeypatch.setattr(huggingface_hub.utils._http, "time", hurried)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", WRITER)
@@ -330,13 +331,13 @@ def test_boom_card_prints_the_card(folder: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("at", "status", "sentence"),
     [
-        ("create", 401, "does not accept the access token"),
-        ("create", 403, "does not let this token write"),
+        ("create", 401, "does not show it to this token"),
+        ("create", 403, "does not let this token do this"),
         ("preupload", 404, "has no such repository"),
-        ("batch", 403, "does not let this token write"),
-        ("commit", 401, "does not accept the access token"),
+        ("batch", 403, "does not let this token do this"),
+        ("commit", 401, "does not show it to this token"),
         ("commit", 409, "changed meanwhile"),
-        ("commit", 500, "could not do it"),
+        ("commit", 500, "the server answers 500"),
     ],
 )
 def test_each_refusal_is_one_clear_error_without_the_token(
@@ -370,10 +371,10 @@ def test_no_token_no_network_and_offline_are_errors_of_their_own(
     looked = upload(folder)
     with monkeypatch.context() as patch:
         patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-        with pytest.raises(UploadError, match="cannot be reached"):
+        with pytest.raises(UploadError, match="the hub does not answer"):
             push(looked)
     with monkeypatch.context() as patch:
-        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        patch.setenv("HF_HUB_OFFLINE", "1")
         with pytest.raises(UploadError, match="offline"):
             push(looked)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)

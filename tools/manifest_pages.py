@@ -40,9 +40,8 @@ of this repository. Licences are as stated where the data are; "unknown" and "un
 there, not that there are no terms. `cards/` has a data card of every corpus.
 
 Files of the Hugging Face hub are asked for through huggingface_hub, so that `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and
-`HF_HUB_OFFLINE` mean what they always mean. What a manifest leaves open there (which files, their sha256, bytes and
-rows, the revision where none is chosen) is noted in a lock file beside the files at the first download, and holds from
-then on.
+`HF_HUB_OFFLINE` mean what they always mean. What a manifest leaves open there (which files, their sha256, the revision
+where none is chosen) is noted in a lock file beside the files at the first download, and holds from then on.
 
 ## Your own data
 

@@ -56,7 +56,7 @@ def hub_set(dataset: Dataset, folder: Path) -> HubSet:
         folder: As `boom_utils.data.files.downloads_folder` gives it.
     """
     assert dataset.hub is not None
-    asked = digest_of([dataset.hub.revision, [file.path for file in dataset.hub.files]])[:8]
+    asked = digest_of([dataset.hub.revision, [file.model_dump() for file in dataset.hub.files]])[:8]
     lock = folder / HUB.partition("://")[2] / "datasets" / dataset.hub.repo / f"{dataset.id}-{asked}.lock.json"
     return HubSet(dataset.hub.repo, dataset.hub.revision, dataset.hub.files, lock)
 
@@ -75,13 +75,11 @@ def fetch_datasets(datasets: Sequence[Dataset], folder: Path) -> str:
         DownloadError: Files cannot be had, or are not those the manifest names.
         ConfigError: The mirror is no folder, or the hub does not have what the manifest names.
     """
-    from boom_utils.data.own import count_rows_of
-
     began, files = time.monotonic(), files_of(datasets)
     came = fetch(files, folder)
     for dataset in datasets:
         if dataset.hub is not None:
-            paths = fetch_hub(hub_set(dataset, folder), count_rows_of)
+            paths = fetch_hub(hub_set(dataset, folder))
             size = sum(path.stat().st_size for path in paths.values())
             log.info("%s: %d files of datasets/%s, %.1f MB", dataset.id, len(paths), dataset.hub.repo, size / MEGABYTE)
     size, seconds = sum(file.bytes for file in files), time.monotonic() - began

@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, PositiveInt, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import Frozen, Name
@@ -178,16 +178,17 @@ class Dataset(Frozen):
     @model_validator(mode="after")
     def _type_agrees(self) -> Dataset:
         sizes = {"only_1neg": "one_negative", "symmetric_class": "first_row"}
+        pairs = self.group_size == "positive_only" and self.in_batch_negatives  # other rows' passages are enough
         expected = {  # FlagEmbedding, AbsDataset
             "halve_batch": "symmetric" in self.example_type,
             "instruction_on_passages": self.example_type in ("symmetric_sts", "symmetric_clustering"),
-            "group_size": sizes.get(self.example_type, "train_group_size"),
+            "group_size": "positive_only" if pairs else sizes.get(self.example_type, "train_group_size"),
         }
-        if self.group_size == "positive_only" and self.in_batch_negatives:  # pairs: other rows' passages are enough
-            del expected["group_size"]
-        wrong = {key: value for key, value in expected.items() if getattr(self, key) != value}
-        given = (f"{key} is {getattr(self, key)}, but type {self.example_type} means {wrong[key]}" for key in wrong)
-        return _checked(self, given)
+        given = {key: getattr(self, key) for key in expected}
+        wrong = (key for key in expected if given[key] != expected[key])
+        return _checked(
+            self, (f"{key} is {given[key]}, but type {self.example_type} means {expected[key]}" for key in wrong)
+        )
 
     @property
     def place(self) -> Origin | HubOrigin | LocalOrigin | None:
@@ -207,11 +208,6 @@ class Dataset(Frozen):
         if self.hub is not None:
             return self.hub.select or self.hub.rows.value
         return None if self.origin is None else self.origin.parts.get("train")
-
-    @property
-    def licence(self) -> str | None:
-        """As stated where its files are; None where it is mined: then every distribution has its own."""
-        return None if self.place is None else self.place.licence
 
 
 class EvaluationTask(Frozen):
@@ -245,22 +241,18 @@ class Manifest(Frozen):
     excluded: dict[Name, Line] = Field(default={}, description="dataset that it leaves out -> why; its rows")
     includes: tuple[Name, ...] = Field(default=(), description="manifests whose datasets come before its own")
     notes: tuple[Line, ...] = Field(default=(), description="what to know before using it")
-    _folder: Path = PrivateAttr(default=MANIFESTS)
+    # Where the manifest's file is makes no other corpus, and no record names a place on one machine.
+    folder: Path = Field(default=MANIFESTS, exclude=True, description="set when it is read")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Manifest:
-        return _checked(self, (*_name_problems(self), *_source_problems(self), *_file_problems(self)))
+        return _checked(self, (*_repeated(self), *_name_problems(self), *_source_problems(self), *_file_problems(self)))
 
     @property
     def installed(self) -> InstalledDistributions:
         """The source of a corpus that is mined from what is installed; of no other."""
         assert isinstance(self.source, InstalledDistributions)
         return self.source
-
-    @property
-    def folder(self) -> Path:
-        """Where the manifest's file is; paths of a user's own files are relative to it. No part of the manifest."""
-        return self._folder
 
     def dataset(self, dataset_id: str) -> Dataset:
         """The dataset of that id.
@@ -293,85 +285,69 @@ def _checked(model: Model, problems: Iterable[str]) -> Model:
     return model
 
 
-def _twice(kind: str, names: Iterable[str]) -> Iterator[str]:
-    yield from (f"{kind} '{name}' is named twice" for name, count in Counter(names).items() if count > 1)
+def _repeated(corpus: Manifest) -> Iterator[str]:
+    """What would be mined, fetched, read or scored twice."""
+    placed = [(one, one.place) for one in corpus.datasets if one.place is not None]
+    groups: dict[str, Iterable[str]] = {
+        "dataset": (one.id for one in corpus.datasets),
+        "task": (one.id for one in corpus.tasks),
+        "distribution": (one.name.lower() for one in getattr(corpus.source, "distributions", ())),
+        "file": (f"{one.id}: {getattr(file, 'path', file)}" for one, place in placed for file in place.files),
+        "held-out rows of": (task.dataset for task in corpus.tasks if isinstance(corpus.source, LocalFiles)),
+    }
+    for kind, names in groups.items():
+        yield from (f"{kind} '{name}' is named twice" for name, count in Counter(names).items() if count > 1)
 
 
 def _name_problems(corpus: Manifest) -> Iterator[str]:
-    """Names given twice, and names of what is not there."""
+    """Names of what is not there, or is something else."""
     families = {dataset.id: dataset.family for dataset in corpus.datasets}
-    yield from _twice("dataset", (dataset.id for dataset in corpus.datasets))
-    yield from _twice("task", (task.id for task in corpus.tasks))
     for task in corpus.tasks:
         for name in sorted({task.dataset, task.domain_of or task.dataset} - {*families}):
             yield f"task '{task.id}': no dataset '{name}'{nearest(name, families)}"
         if task.family != (family := families.get(task.dataset, task.family)):
             yield f"task '{task.id}' is {task.family}, its dataset is {family}"
-    yield from (f"'{name}' is excluded, and a dataset" for name in corpus.excluded if name in families)
     if not corpus.tasks and not corpus.benchmarks:
         yield "there is nothing to evaluate with: name tasks, or benchmarks of mteb"
 
 
 def _source_problems(corpus: Manifest) -> Iterator[str]:
     """What does not fit the kind of source: where files are listed, and that nothing evaluated is trained on."""
-    kind, place = corpus.source.kind.replace("_", " "), PLACES.get(corpus.source.kind)
-    evaluated, roles = [task.dataset for task in corpus.tasks], {one.id: one.role for one in corpus.datasets}
+    place, roles = PLACES.get(corpus.source.kind), {one.id: one.role for one in corpus.datasets}
     shares = {one.id for one in corpus.datasets if one.local is not None and one.local.held_out is not None}
+    evaluated = {task.dataset for task in corpus.tasks}
     for dataset in corpus.datasets:
-        begin = f"dataset '{dataset.id}'"
         listed = [key for key in PLACES.values() if getattr(dataset, key) is not None]
-        if listed != ([] if place is None else [place]):
+        if listed != [place][: place is not None]:
             where = f"{' and '.join(listed) or 'no key'}, instead of {place or 'none'}"
-            yield f"{begin} lists files under {where}: the source is {kind}"
+            yield f"dataset '{dataset.id}' lists files under {where}: the source is {corpus.source.kind}"
         if dataset.role == "evaluation" and place != "origin":
-            yield f"{begin} is only evaluated: hold out {'rows of it' if place else 'distributions'} instead"
+            other = "rows of it" if place else "distributions"
+            yield f"dataset '{dataset.id}' is only evaluated: hold out {other} instead"
         elif (dataset.role == "evaluation" or dataset.id in shares) and dataset.id not in evaluated:
-            yield f"{begin} is kept from training, or a share of it is, but no task evaluates it"
+            yield f"dataset '{dataset.id}' is kept from training, or a share of it is, but no task evaluates it"
     for task in corpus.tasks:
-        if place is None and task.held_out and not any(one.held_out for one in corpus.installed.distributions):
-            yield f"task '{task.id}' needs held-out distributions, but none is held out"
         if place == "origin" and task.held_out and roles.get(task.dataset, "evaluation") != "evaluation":
             yield f"task '{task.id}' is held out, but its dataset is trained on"
         if place in ("hub", "local") and task.dataset not in shares:
             yield f"task '{task.id}': its dataset has no held_out share, so that nothing is left to evaluate"
         if place in ("hub", "local") and (task.held_out or task.family not in HELD_OUT_FAMILIES):
             yield f"task '{task.id}' must be in-domain, and {', '.join(HELD_OUT_FAMILIES)}: it is held-out rows"
-    yield from _twice("evaluated dataset", evaluated if place in ("hub", "local") else ())
 
 
 def _file_problems(corpus: Manifest) -> Iterator[str]:
-    """What would mine, fetch or read a thing twice, or another one than was meant."""
-    if isinstance(corpus.source, InstalledDistributions):
-        yield from _twice("distribution", (one.name.lower() for one in corpus.source.distributions))
-    for dataset in corpus.datasets:
-        yield from _twice("file", dataset.local.files if dataset.local else ())
-    hubs = [dataset.hub for dataset in corpus.datasets if dataset.hub is not None]
-    yield from _twice("file", (f"{hub.repo}: {file.path}" for hub in hubs for file in hub.files))
-    revisions = {hub.repo: hub.revision for hub in hubs}
-    for repo in {hub.repo: None for hub in hubs if hub.revision != revisions[hub.repo]}:
-        yield f"{repo} is named with two revisions"
-    if isinstance(corpus.source, HttpsFiles):
-        yield from _https_problems(corpus.source.hosts, [one.origin for one in corpus.datasets if one.origin])
-
-
-def _https_problems(hosts: Collection[str], origins: Iterable[Origin]) -> Iterator[str]:
-    """Files of other hosts or of no commit; one url with two contents; files that need one place of a disk."""
-    places: dict[str, DataFile] = {}  # in lower case: there are disks on which case does not count
-    for origin in origins:
-        yield from _twice("file", (file.url for file in origin.files))
+    """Files of other hosts, of no commit (others tomorrow), or two of which one place of a disk would be needed."""
+    hosts, places = getattr(corpus.source, "hosts", ()), dict[str, DataFile]()
+    for origin in (one.origin for one in corpus.datasets if one.origin):
         for file in origin.files:
-            host, *folders = file.url.removeprefix("https://").split("/")
+            host, *folders = file.path.parts
             if host not in hosts:
                 yield f"{file.url} is not on one of source.hosts{nearest(host, hosts)}"
-            if origin.commit not in folders:  # the url of a branch would serve other bytes tomorrow
+            if origin.commit not in folders:
                 yield f"{file.url} is not pinned: the commit {origin.commit} is not in it"
-            known = places.setdefault(str(file.path).casefold(), file)
-            if known.url != file.url:
-                yield f"{file.url} would lie at the place of {known.url}"
-            elif (known.sha256, known.bytes) != (file.sha256, file.bytes):
-                yield f"{file.url} is named twice with different sha256 or bytes"
-    above = {str(parent): file.url for place, file in places.items() for parent in PurePosixPath(place).parents}
-    yield from (f"{places[place].url} is a file, and a folder of {above[place]}" for place in places if place in above)
+            known = places.setdefault(str(file.path).casefold(), file)  # on some disks case does not count
+            if (known.url, known.sha256, known.bytes) != (file.url, file.sha256, file.bytes):
+                yield f"{file.url} would lie at the place of {known.url}, and has another address, sha256 or size"
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -382,11 +358,12 @@ def manifest_names() -> list[str]:
     return sorted(path.stem for path in MANIFESTS.glob("*.yaml"))
 
 
-def load_manifest(name_or_path: str | Path) -> Manifest:
+def load_manifest(name_or_path: str | Path, above: tuple[str, ...] = ()) -> Manifest:
     """Read a manifest by name (``python_docs``) or from a YAML file.
 
     Args:
         name_or_path: A name of `manifest_names`, or a path ending in ``.yaml`` or ``.yml``.
+        above: Names of the manifests that include it.
 
     Returns:
         The checked manifest.
@@ -394,10 +371,7 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
     Raises:
         ManifestError: No such manifest, or any number of problems in it, listed together.
     """
-    return _load(str(name_or_path), ())
-
-
-def _load(name: str, above: tuple[str, ...]) -> Manifest:
+    name = str(name_or_path)
     path = Path(name) if name.endswith((".yaml", ".yml")) else MANIFESTS / f"{name}.yaml"
     if not path.is_file():
         expected = f"one of {', '.join(manifest_names())}, or the path of a .yaml file"
@@ -407,13 +381,11 @@ def _load(name: str, above: tuple[str, ...]) -> Manifest:
     manifest = parse(Manifest, read_yaml(path, ManifestError), path.name, ManifestError)
     for one in reversed(manifest.includes):
         beside = path.with_name(f"{one}.yaml")
-        included = _load(str(beside) if beside.is_file() else one, (*above, path.stem))
+        included = load_manifest(beside if beside.is_file() else one, (*above, path.stem))
         if included.source != manifest.source or isinstance(included.source, LocalFiles):
             what = f"'{one}' cannot be included: its source is another one, or files of a user"
             raise ManifestError(what, where=path.name, expected=manifest.source.kind, found=included.source.kind)
         joined = {key: getattr(included, key) + getattr(manifest, key) for key in ("datasets", "notes")}
         joined["excluded"] = included.excluded | manifest.excluded
         manifest = parse(Manifest, dict(manifest) | joined, path.name, ManifestError)
-    # Where the file is makes no other corpus: it is no field, so that no record names a place on one machine.
-    manifest._folder = path.resolve().parent
-    return manifest
+    return manifest.model_copy(update={"folder": path.resolve().parent})

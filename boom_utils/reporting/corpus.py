@@ -39,7 +39,7 @@ def corpus_frame(manifest: Manifest, summary: Mapping[str, Any] | None = None) -
                 "query words": _median(made, dataset, "query_words"),
                 "passage words": _median(made, dataset, "passage_words"),
                 "dropped": _dropped(dropped, dataset) if summary else np.nan,
-                "licence": dataset.licence or "that of the package",
+                "licence": dataset.place.licence if dataset.place else "that of the package",
             }
             for dataset in manifest.datasets
         ]

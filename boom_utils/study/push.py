@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
 
 from boom_utils.artifacts import RECORD, Artifact
 from boom_utils.cards import CARD, training_data
 from boom_utils.config import load_profile
-from boom_utils.data.files import TOKENS
+from boom_utils.data.files import TOKENS, hub_errors, offline
 from boom_utils.errors import CheckpointError, ConfigError, UploadError, bullet_list, nearest
 from boom_utils.model_folder import (
     INDEX,
@@ -33,10 +31,9 @@ from boom_utils.study.gathering import result_places, study_facts
 from boom_utils.study.graph import Study
 from boom_utils.study.stages import model_nodes
 
-Result = TypeVar("Result")
-
 STAYS = RUN_FILES | {RECORD, "mergekit_config.yaml"}
 """What the kit writes beside a model: how it was made, with keys and places of this workspace. The card says enough."""
+MESSAGE = "Upload a model and its card"
 _ON_HUB_ONLY = frozenset({".gitattributes"})
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -226,6 +223,8 @@ def push(upload: Upload) -> str:
     import huggingface_hub
     from huggingface_hub import CommitOperationAdd
 
+    if offline():
+        raise UploadError("huggingface_hub is offline", fix="unset HF_HUB_OFFLINE, and start again")
     if not huggingface_hub.get_token():
         raise UploadError(
             "there is no access token",
@@ -233,13 +232,16 @@ def push(upload: Upload) -> str:
         )
     api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
     repo, folder = upload.repo, upload.model.folder
-    _asked(upload, lambda: api.create_repo(repo, private=upload.private, exist_ok=True))
-    there = _asked(upload, lambda: api.model_info(repo))
+    names = {path.relative_to(folder).as_posix(): path for path in upload.files}
+    additions = [CommitOperationAdd(name, path) for name, path in names.items()]
+    additions.append(CommitOperationAdd(CARD, upload.model.card.encode()))
+    with hub_errors(repo, UploadError):
+        api.create_repo(repo, private=upload.private, exist_ok=True)
+        there = api.model_info(repo)
     if upload.private and not there.private:
         raise UploadError(
             "the repository is public", where=repo, fix="--public if that is meant; or name another repository"
         )
-    names = {path.relative_to(folder).as_posix(): path for path in upload.files}
     others = {one.rfilename for one in there.siblings or ()} - {*names, CARD} - _ON_HUB_ONLY
     if others:
         raise UploadError(
@@ -247,57 +249,10 @@ def push(upload: Upload) -> str:
             where=repo,
             fix="name a new repository, or delete these on the hub",
         )
-    additions = [CommitOperationAdd(name, path) for name, path in names.items()]
-    additions.append(CommitOperationAdd(CARD, upload.model.card.encode()))
-    message = "Upload a model and its card"
-    commit = _asked(upload, lambda: api.create_commit(repo, additions, commit_message=message, parent_commit=there.sha))
-    return str(commit.commit_url)
-
-
-def _asked(upload: Upload, ask: Callable[[], Result]) -> Result:
-    """What the hub answers.
-
-    Raises:
-        UploadError: Anything else than an answer.
-    """
     try:
-        return ask()
-    except Exception as error:
-        _explain(error, upload)
-
-
-_MEANINGS = {
-    401: ("does not accept the access token", f"make a new token that may write ({TOKENS}) and set HF_TOKEN to it"),
-    403: ("does not let this token write there", "use a token with write access, and an OWNER that is yours"),
-    404: (
-        "has no such repository, or hides it from this token",
-        "check OWNER/NAME, and that the token may write to it",
-    ),
-    409: ("says that the repository was changed meanwhile", "look at what is there, then push again"),
-    412: ("says that the repository was changed meanwhile", "look at what is there, then push again"),
-}
-
-
-def _explain(error: Exception, upload: Upload) -> NoReturn:
-    """Say what an error of the library means; nothing of its text is shown, and it is not chained."""
-    from huggingface_hub import errors
-
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and isinstance(cause, Exception):
-        chain.append(cause)
-    if any(isinstance(one, errors.OfflineModeIsEnabled) for one in chain):
-        raise UploadError("huggingface_hub is offline", fix="unset HF_HUB_OFFLINE, and start again") from None
-    answered = next((one for one in chain if isinstance(one, errors.HfHubHTTPError)), None)
-    if isinstance(error, ValueError) and "README.md" in str(error):
-        raise UploadError(
-            "the hub does not accept the front matter of the card", where=CARD, fix="boom card shows it; correct it"
-        ) from None
-    if answered is not None:
-        status = answered.response.status_code
-        meaning, fix = _MEANINGS.get(status, ("could not do it", "try again later; nothing was published"))
-        raise UploadError(f"the hub {meaning} (it answers {status})", where=upload.repo, fix=fix) from None
-    raise UploadError(
-        f"the hub cannot be reached ({type(chain[-1]).__name__})",
-        where=upload.repo,
-        fix="check the network and HF_ENDPOINT, then push again: nothing is published before all files are there",
-    ) from None
+        with hub_errors(repo, UploadError):
+            commit = api.create_commit(repo, additions, commit_message=MESSAGE, parent_commit=there.sha)
+    except ValueError:  # of the library, when the hub refuses the card
+        fix = "boom card shows it; correct it"
+        raise UploadError("the hub does not accept the front matter of the card", where=CARD, fix=fix) from None
+    return str(commit.commit_url)
