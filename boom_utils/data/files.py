@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -344,10 +345,8 @@ def hub_snapshot(
 
 
 def _matching(root: Path, patterns: Sequence[str]) -> list[str]:
-    from huggingface_hub.utils import filter_repo_objects
-
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    return list(filter_repo_objects(names, allow_patterns=list(patterns)))
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def _is_its_blob(path: Path) -> bool:
