@@ -9,7 +9,6 @@ no address with a query gets into an error or a log: it may hold a signature.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -137,15 +136,11 @@ def _absent(names: Sequence[str], what: str, where: object = None) -> DownloadEr
     return DownloadError(what, where=where, found=bullet_list(names, MOST_SHOWN), fix=fix)
 
 
-def _no_space(needed: str, folder: Path) -> DownloadError:
-    free = f"{shutil.disk_usage(folder).free:,} bytes free"
-    fix = "free some space, or set BOOM_HOME (for files of the hub: HF_HOME) to another disk; then run again"
-    return DownloadError("no space left on the disk", where=folder, expected=needed, found=free, fix=fix)
-
-
 def _check_space(needed: int, folder: Path) -> None:
-    if needed > shutil.disk_usage(folder).free:
-        raise _no_space(f"{needed:,} bytes free", folder)
+    if needed > (free := shutil.disk_usage(folder).free):
+        fix = "free some space, or set BOOM_HOME (for files of the hub: HF_HOME) to another disk; then run again"
+        parts = {"expected": f"{needed:,} bytes free", "found": f"{free:,} bytes free"}
+        raise DownloadError("no space left on the disk", where=folder, **parts, fix=fix)
 
 
 def _kind(error: BaseException) -> str:
@@ -228,8 +223,7 @@ def _download(file: RemoteFile, folder: Path, source: Path | None) -> None:
         fix = f"if it was changed at its source, correct the manifest; else {LATER}, or {MIRROR}"
         raise _another(file, f"sha256 {digest}{' in BOOM_MIRROR' if source else ''}", fix) from None
     except OSError as error:  # those of requests are of this kind
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _no_space(f"{file.bytes:,} bytes free", folder) from error
+        _check_space(file.bytes, folder)
         found, fix = f"{_kind(error)}, instead of sha256 {file.sha256}", f"{LATER}, or {MIRROR}"
         raise DownloadError("a file cannot be had", where=file.url, found=found, fix=fix) from None
 
@@ -255,9 +249,9 @@ def hub_errors(where: object, kind: type[BoomError] | None = None) -> Iterator[N
 
     Raises:
         ConfigError: There is no such repository, revision or file, or access needs a token.
-        DownloadError: The hub cannot be reached or must not be asked, or the disk is full.
+        DownloadError: The hub cannot be reached or must not be asked, or files cannot be written.
     """
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
     token = f"set HF_TOKEN to a token that may do this ({TOKENS})"
     nothing = "the hub has no such repository, or does not show it to this token"
@@ -279,18 +273,17 @@ def hub_errors(where: object, kind: type[BoomError] | None = None) -> Iterator[N
             for class_, statuses, what, fix in known:
                 if isinstance(cause, class_) or _status(cause) in statuses:
                     raise (kind or ConfigError)(what, where=where, fix=fix) from None
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            raise _no_space("room for the files", Path(constants.HF_HUB_CACHE)) from error
         if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
             missing = re.search(r"file\(s\) are missing \((.*?)\)\. ", str(error))
             what = "it is not, or not whole, in the hub's cache on this machine, and "
             what += "HF_HUB_OFFLINE forbids to fetch it" if offline() else "the hub does not give it"
             fix = "allow the network, set HF_ENDPOINT, or set HF_HOME to a cache that has it"
-            raise DownloadError(what, where=where, found=missing and f"missing: {missing[1]}", fix=fix) from None
+            found = f"missing: {missing[1]}" if missing else _kind(error.__cause__ or error)
+            raise DownloadError(what, where=where, found=found, fix=fix) from None
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "huggingface_hub")):
             raise
-        fix = f"check the network, HF_ENDPOINT and proxies; {LATER}"
-        raise (kind or DownloadError)("the hub does not answer", where=where, found=_kind(error), fix=fix) from None
+        fix = f"check what was found, the network, HF_ENDPOINT and proxies; {LATER}"
+        raise (kind or DownloadError)("the hub cannot be used now", where=where, found=_kind(error), fix=fix) from None
 
 
 def hub_snapshot(
@@ -321,17 +314,12 @@ def hub_snapshot(
         if len(there) != 1:
             raise _absent(there, f"the mirror has {len(there)} revisions of {where}, one is needed", above)
         return above / there[0]
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    cache = Path(constants.HF_HUB_CACHE)
     asked: dict[str, Any] = {"repo_id": repo, "repo_type": kind, "revision": revision}
     asked |= {"allow_patterns": list(patterns), "ignore_patterns": list(ignore)}
     asked |= {"local_files_only": cached or offline(), "endpoint": os.environ.get("HF_ENDPOINT") or None}
     with hub_errors(where):
-        if not asked["local_files_only"]:
-            cache.mkdir(parents=True, exist_ok=True)
-            coming = [one for one in snapshot_download(**asked, dry_run=True) if one.will_download]
-            _check_space(sum(one.file_size or 0 for one in coming), cache)
         for _ in range(2):
             root = Path(snapshot_download(**asked))
             damaged = [] if cached else [one for one in _matching(root, patterns) if not _is_its_blob(root / one)]

@@ -20,7 +20,7 @@ from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import Frozen, Name
 from boom_utils.data.files import HubFile, RemoteFile
 from boom_utils.errors import ManifestError, nearest
-from boom_utils.yaml_files import Model, parse, read_yaml
+from boom_utils.yaml_files import parse, read_yaml
 
 MANIFESTS = PROJECT_ROOT / "data_manifests"
 READABLE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow)(\.(gz|zst|bz2|lz4))?$")
@@ -175,21 +175,6 @@ class Dataset(Frozen):
     hub: HubOrigin | None = Field(default=None, description="its files, where the source is hub_files")
     local: LocalOrigin | None = Field(default=None, description="its files, where the source is local_files")
 
-    @model_validator(mode="after")
-    def _type_agrees(self) -> Dataset:
-        sizes = {"only_1neg": "one_negative", "symmetric_class": "first_row"}
-        pairs = self.group_size == "positive_only" and self.in_batch_negatives  # other rows' passages are enough
-        expected = {  # FlagEmbedding, AbsDataset
-            "halve_batch": "symmetric" in self.example_type,
-            "instruction_on_passages": self.example_type in ("symmetric_sts", "symmetric_clustering"),
-            "group_size": "positive_only" if pairs else sizes.get(self.example_type, "train_group_size"),
-        }
-        given = {key: getattr(self, key) for key in expected}
-        wrong = (key for key in expected if given[key] != expected[key])
-        return _checked(
-            self, (f"{key} is {given[key]}, but type {self.example_type} means {expected[key]}" for key in wrong)
-        )
-
     @property
     def place(self) -> Origin | HubOrigin | LocalOrigin | None:
         """Its files and their terms, wherever they are; None where it is mined."""
@@ -246,7 +231,10 @@ class Manifest(Frozen):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Manifest:
-        return _checked(self, (*_repeated(self), *_name_problems(self), *_source_problems(self), *_file_problems(self)))
+        checks = (_repeated, _name_problems, _type_problems, _source_problems, _file_problems)
+        if found := [problem for check in checks for problem in check(self)]:
+            raise ValueError("; ".join(found))
+        return self
 
     @property
     def installed(self) -> InstalledDistributions:
@@ -278,13 +266,6 @@ def _named(absent: str, entries: Iterable[Entry], wanted: str) -> Entry:
     return by_id[wanted]
 
 
-def _checked(model: Model, problems: Iterable[str]) -> Model:
-    """The model, if there are no problems; a ValueError with all of them is what pydantic wants."""
-    if found := list(problems):
-        raise ValueError("; ".join(found))
-    return model
-
-
 def _repeated(corpus: Manifest) -> Iterator[str]:
     """What would be mined, fetched, read or scored twice."""
     placed = [(one, one.place) for one in corpus.datasets if one.place is not None]
@@ -309,6 +290,20 @@ def _name_problems(corpus: Manifest) -> Iterator[str]:
             yield f"task '{task.id}' is {task.family}, its dataset is {family}"
     if not corpus.tasks and not corpus.benchmarks:
         yield "there is nothing to evaluate with: name tasks, or benchmarks of mteb"
+
+
+def _type_problems(corpus: Manifest) -> Iterator[str]:
+    """Semantics that are not those of the dataset's type, as FlagEmbedding's AbsDataset has them."""
+    sizes = {"only_1neg": "one_negative", "symmetric_class": "first_row"}
+    for dataset in corpus.datasets:
+        pairs = dataset.group_size == "positive_only" and dataset.in_batch_negatives  # others' passages are enough
+        for key, expected in {
+            "halve_batch": "symmetric" in dataset.example_type,
+            "instruction_on_passages": dataset.example_type in ("symmetric_sts", "symmetric_clustering"),
+            "group_size": "positive_only" if pairs else sizes.get(dataset.example_type, "train_group_size"),
+        }.items():
+            if (given := getattr(dataset, key)) != expected:
+                yield f"dataset '{dataset.id}': {key} is {given}, but type {dataset.example_type} means {expected}"
 
 
 def _source_problems(corpus: Manifest) -> Iterator[str]:

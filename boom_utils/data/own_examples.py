@@ -87,7 +87,7 @@ def own_fingerprint(manifest: Manifest, corpus: CorpusConfig, folder: Path) -> d
     for one in _datasets(manifest, corpus):
         lock = read_lock(hub_set(one, folder)) if one.hub else None
         paths = own_paths(manifest, one, folder)
-        found[one.id] = {name: lock.files[name].sha256 if lock else sha256_file(path) for name, path in paths.items()}
+        found[one.id] = {name: lock.files[name] if lock else sha256_file(path) for name, path in paths.items()}
     return found
 
 

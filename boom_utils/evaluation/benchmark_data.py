@@ -7,8 +7,8 @@ own cache. ``BOOM_MIRROR`` works as for the data of a corpus.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +35,20 @@ def fetch_benchmarks(tasks: Iterable[BenchmarkTask]) -> dict[str, int]:
     Raises:
         DownloadError: At least one repository could not be fetched; the others are there.
     """
-    places = list(dict.fromkeys(task.dataset for task in tasks))
     sizes: dict[str, int] = {}
-    problems: dict[str, str] = {}
-    for number, (repo, revision) in enumerate(places, 1):
+    problems = []
+    for repo, revision in dict.fromkeys(task.dataset for task in tasks):
         try:
             folder = hub_snapshot(repo, PATTERNS, revision)
         except BoomError as error:
-            said = problems[repo] = error.what
-        else:
-            found = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-            sizes[repo], said = sum(found), f"{len(found)} files, {sum(found) / MEGABYTE:.1f} MB"
-        log.info("benchmark data %d of %d: %s: %s", number, len(places), repo, said)
+            problems.append(f"{repo}: {error.what}")
+            continue
+        sizes[repo] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        log.info("benchmark data: %s: %.1f MB", repo, sizes[repo] / MEGABYTE)
     if problems:
         raise DownloadError(
             f"the data of {len(problems)} benchmark datasets could not be fetched, {len(sizes)} are there",
-            found=bullet_list((f"{repo}: {what}" for repo, what in problems.items()), MOST_SHOWN),
+            found=bullet_list(problems, MOST_SHOWN),
             fix="run again, what is finished is kept; offline, set BOOM_MIRROR=<folder>",
         )
     return sizes
@@ -67,39 +65,23 @@ def load_benchmark_data(made: Any, task: BenchmarkTask, cache: Path | None) -> N
     Raises:
         EvaluationError: The data cannot be had or read.
     """
+    import datasets
+
+    kept, before = made.metadata, datasets.config.HF_DATASETS_CACHE
     try:
-        try:
-            folder = None if cache is None else hub_snapshot(task.dataset[0], PATTERNS, task.dataset[1])
-        except DownloadError as error:  # mteb's own loader may have them elsewhere
-            log.info("%s: %s", task.name, error.what)
-            folder = None
-        with _pointed_at(made, folder, cache):
-            made.load_data()
-    except EvaluationError:
-        raise
+        if cache is not None:
+            with suppress(DownloadError):  # mteb's own loader may have them elsewhere
+                folder = hub_snapshot(task.dataset[0], PATTERNS, task.dataset[1])
+                made.metadata = kept.model_copy(update={"dataset": {**kept.dataset, "path": str(folder.resolve())}})
+                datasets.config.HF_DATASETS_CACHE = cache
+        made.load_data()
     except Exception as error:  # whatever the libraries say when data are not there
-        found = error.what if isinstance(error, BoomError) else f"{type(error).__name__}: {str(error)[:200]}"
         raise EvaluationError(
             f"the data of {task.name} cannot be loaded",
             where=f"datasets/{task.dataset[0]} at {task.dataset[1]}",
-            found=found,
+            found=error.what if isinstance(error, BoomError) else f"{type(error).__name__}: {str(error)[:200]}",
             fix="boom data fetch --profile <the profile>, where there is a network; what is there is then used offline",
         ) from error
-
-
-@contextmanager
-def _pointed_at(made: Any, folder: Path | None, cache: Path | None) -> Iterator[None]:
-    """The task reads its data from a folder; its metadata name the repository again afterwards."""
-    if folder is None or cache is None:
-        yield
-        return
-    import datasets
-
-    before, kept = datasets.config.HF_DATASETS_CACHE, made.metadata
-    made.metadata = kept.model_copy(update={"dataset": {**kept.dataset, "path": str(folder.resolve())}})
-    datasets.config.HF_DATASETS_CACHE = cache
-    try:
-        yield
     finally:
         datasets.config.HF_DATASETS_CACHE = before
         made.__dict__.pop("metadata", None)
