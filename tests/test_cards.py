@@ -79,7 +79,7 @@ def test_a_card_says_what_is_known_of_the_model_its_prompts_data_and_cost(member
     assert shown["prompts"] == {"own": "query: "}
     assert re.search(r"\| stsbenchmark \| sts \| 30 \|", found["Data"])
     assert re.search(r"\| banking77 \| classification \| 1,200 \|", found["Data"])
-    assert load_manifest("open_text").dataset("banking77").licence in found["Data"]
+    assert load_manifest("open_text").dataset("banking77").place.licence in found["Data"]
     assert "data_manifests/cards/open_text.md" in found["Data"]
     assert "| all |  | 20 | 2,000 | 10,000 | 1.2 |" in found["Cost"]
     assert "seed 1, 2" in found["Limits"]
