@@ -25,6 +25,7 @@ import torch
 import yaml
 from hub_server import REVISION, HubServer
 from hypothesis import settings
+from smoke_run import Run, Started
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import PROFILES, TinyBase, TrainingConfig
@@ -70,6 +71,32 @@ QUESTIONS = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate-golden", action="store_true", help="write golden files anew instead of comparing")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need the smoke study come last: it runs beside the others."""
+    items.sort(key=_needs_smoke)
+
+
+def _needs_smoke(item: pytest.Item) -> bool:
+    return "smoke" in getattr(item, "fixturenames", ()) and item.get_closest_marker("notebooks") is not None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def started_smoke(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started | None]:
+    """The smoke study, begun before the first test if any of the chosen ones needs it."""
+    if not any(map(_needs_smoke, request.session.items)):
+        yield None
+        return
+    started = Started.begin(tmp_path_factory.mktemp("smöke run"))
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def smoke(started_smoke: Started) -> Run:
+    """The finished smoke study."""
+    return started_smoke.finished(HANGS)
 
 
 @pytest.fixture(autouse=True)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ import yaml
 from conftest import HANGS
 from docstring_examples import examples, needs_a_finished_run
 from docstring_examples import run as run_example
+from smoke_run import CANARY, Run, command, environment
 
 from boom_utils.artifacts import PROJECT_ROOT, Workspace
 from boom_utils.cli import main
@@ -36,73 +34,6 @@ from boom_utils.training.plan import BatchPlan
 from boom_utils.training.watched_losses import read_watched
 
 pytestmark = pytest.mark.notebooks
-CANARY = "hf_canary0123456789abcdefghij"
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "boom_utils", *arguments]
-
-
-def environment(home: Path, **more: str) -> dict[str, str]:
-    """No hub, no way out through a proxy, a token to look for, a random hash seed, a plain locale."""
-    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    fixed = {
-        "HF_HUB_OFFLINE": "1",
-        "HF_TOKEN": CANARY,
-        "PYTHONHASHSEED": "random",
-        "LC_ALL": "C",
-        "no_proxy": "127.0.0.1",
-    }
-    return {**os.environ, **nowhere, **fixed, "BOOM_HOME": str(home), **more}
-
-
-def source_files() -> dict[str, int]:
-    """Every file of the project that is not a cache, with its time of change."""
-    skipped = {
-        ".git",
-        ".venv",
-        "workspace",
-        "results",
-        "__pycache__",
-        ".pytest_cache",
-        ".ruff_cache",
-        ".mypy_cache",
-        ".hypothesis",
-    }
-    found = {}
-    for folder, names, files in os.walk(PROJECT_ROOT):
-        names[:] = [name for name in names if name not in skipped and not name.endswith(".egg-info")]
-        found |= {str(Path(folder, name)): Path(folder, name).stat().st_mtime_ns for name in files}
-    return found
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run of the smoke profile."""
-
-    home: Path
-    results: Path
-    output: str
-    seconds: float
-    source_untouched: bool
-
-    @property
-    def study(self) -> Study:
-        return Study(load_profile("smoke"), Workspace(self.home))
-
-    def table(self, name: str) -> pd.DataFrame:
-        return pd.read_csv(self.results / "tables" / f"{name}.csv")
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    root = tmp_path_factory.mktemp("smöke run")
-    home, results, before, began = root / "wörk späce", root / "results", source_files(), time.monotonic()
-    arguments = command("run", "--profile", "smoke", "--results", str(results))
-    done = subprocess.run(arguments, cwd=root, env=environment(home), capture_output=True, timeout=HANGS, check=False)
-    output = (done.stdout + done.stderr).decode("utf-8", "replace")
-    assert done.returncode == 0, output[-4000:]
-    return Run(home, results / "smoke", output, time.monotonic() - began, source_files() == before)
 
 
 @pytest.mark.promise(34)
