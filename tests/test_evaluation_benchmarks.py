@@ -18,6 +18,7 @@ from hub_server import REVISION, HubServer
 from made_up_tasks import NAME, benchmark, retrieval_split, task_class, use_words
 from mteb import TaskMetadata
 from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskRetrieval
+from released_prompts import installed_prompts, write_prompts
 
 from boom_utils.artifacts import Node, Workspace, write_json
 from boom_utils.cli import main
@@ -26,8 +27,7 @@ from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.errors import ConfigError, DownloadError, EvaluationError
 from boom_utils.evaluation import benchmark_data, benchmarks, run
 from boom_utils.evaluation.benchmark_data import fetch_benchmarks
-from boom_utils.evaluation.benchmarks import BenchmarkTask, find_benchmarks
-from boom_utils.evaluation.prompts import RELEASED, installed_prompts, instruction_of
+from boom_utils.evaluation.benchmarks import RELEASED, BenchmarkTask, find_benchmarks, instruction_of
 from boom_utils.evaluation.random_state import random_state_kept
 from boom_utils.reporting.results import read_samples
 from boom_utils.reporting.tables import score_frame
@@ -69,7 +69,9 @@ def test_an_unknown_benchmark_is_named_with_the_nearest_one() -> None:
         find_benchmarks(["MTEB(eng, v3)"])
 
 
-def test_the_released_prompts_are_those_of_the_installed_mteb() -> None:
+def test_the_released_prompts_are_those_of_the_installed_mteb(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--regenerate-golden"):
+        write_prompts()
     assert yaml.safe_load(RELEASED.read_text(encoding="utf-8")) == installed_prompts()
 
 

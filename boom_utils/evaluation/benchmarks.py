@@ -17,10 +17,12 @@ import yaml
 
 from boom_utils.config import EvaluationConfig
 from boom_utils.errors import ConfigError, bullet_list, nearest
-from boom_utils.evaluation.prompts import instruction_of
 from boom_utils.evaluation.random_state import random_state_kept
 
 LISTS = Path(__file__).with_name("benchmark_lists.yaml")
+RELEASED = Path(__file__).with_name("released_prompts.yaml")
+"""Instructions of the released models, data of mteb as they were at a named version: another one changes no score."""
+_KEYED = ("name", "family", "metric", "splits", "subsets", "dataset")
 UNKNOWN_SIZE = 10**7
 """Characters of a task whose texts nobody counted."""
 CLOSED = "closed: its data are not public"
@@ -39,7 +41,7 @@ class BenchmarkTask:
         subsets: The same; languages, mostly.
         languages: Of these subsets.
         dataset: Repository on the hub and its revision.
-        instruction: What the template is filled with, and where it is from (`prompts.instruction_of`).
+        instruction: What the template is filled with, and where it is from (`instruction_of`).
         characters: Of its texts, as mteb counted them; None where it did not.
         prompt: Put before queries.
     """
@@ -63,14 +65,7 @@ class BenchmarkTask:
 
     def described(self) -> dict[str, Any]:
         """Everything of it that a score depends on, as JSON."""
-        return {
-            "name": self.name,
-            "family": self.family,
-            "metric": self.metric,
-            "splits": list(self.splits),
-            "subsets": list(self.subsets),
-            "dataset": list(self.dataset),
-        }
+        return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in _KEYED}
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,7 @@ def tasks_by_domain(evaluation: EvaluationConfig, found: Benchmarks | None = Non
 
 def _tasks_of(benchmark: str) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:
     """Tasks of one benchmark, and those left out."""
-    installed, fixed = _installed(benchmark), _lists().get(benchmark)
+    installed, fixed = _installed(benchmark), _yaml(LISTS).get(benchmark)
     left_out = {name: CLOSED for name, task in installed.items() if not task.metadata.is_public}
     if fixed is None:
         wanted = [name for name in installed if name not in left_out]
@@ -164,8 +159,17 @@ def _tasks_of(benchmark: str) -> tuple[dict[str, BenchmarkTask], dict[str, str]]
 
 
 @functools.cache
-def _lists() -> dict[str, Any]:
-    return dict(yaml.safe_load(LISTS.read_text(encoding="utf-8")))
+def _yaml(path: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def instruction_of(task: Any) -> tuple[str, str]:
+    """The instruction before queries of an mteb task, and where it is from: ``released``, ``task`` or ``kind``."""
+    metadata, released = task.metadata, _yaml(RELEASED)["instructions"]
+    if metadata.name in released:
+        return released[metadata.name], "released"
+    own = metadata.prompt.get("query") if isinstance(metadata.prompt, Mapping) else metadata.prompt
+    return (str(own), "task") if own else (str(task.abstask_prompt), "kind")
 
 
 def _installed(benchmark: str) -> dict[str, Any]:

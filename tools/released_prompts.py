@@ -1,28 +1,18 @@
-"""Which instruction stands before the queries of a task of mteb: the released models', else the task's own.
+"""Writes `boom_utils/evaluation/released_prompts.yaml`: instructions of the released models, from the installed mteb.
 
-The instructions of the released models are data of mteb; ``released_prompts.yaml`` holds them as they were at a named
-version, so that another version of mteb changes no score silently.
+A test compares the file with the installed mteb; CONTRIBUTING.md says how to write it anew.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from boom_utils.artifacts import write_text
-
-RELEASED = Path(__file__).with_name("released_prompts.yaml")
-
-
-@functools.cache
-def released_prompts() -> Mapping[str, str]:
-    """Task of mteb -> instruction of the released models, as the file says."""
-    return dict(yaml.safe_load(RELEASED.read_text(encoding="utf-8"))["instructions"])
+from boom_utils.evaluation.benchmarks import RELEASED
 
 
 def installed_prompts() -> dict[str, Any]:
@@ -47,18 +37,5 @@ def installed_prompts() -> dict[str, Any]:
 
 def write_prompts(path: Path = RELEASED) -> None:
     """Write the file anew from the installed mteb."""
-    head = "# Instructions of the released models, written by boom_utils.evaluation.prompts.write_prompts.\n"
+    head = "# Instructions of the released models, written by tools/released_prompts.py.\n"
     write_text(path, head + yaml.safe_dump(installed_prompts(), sort_keys=False, allow_unicode=True, width=120))
-
-
-def instruction_of(task: Any) -> tuple[str, str]:
-    """The instruction of a task of mteb, and where it is from: ``released``, ``task`` or ``kind``.
-
-    Args:
-        task: An mteb task.
-    """
-    metadata = task.metadata
-    if metadata.name in released_prompts():
-        return released_prompts()[metadata.name], "released"
-    own = metadata.prompt.get("query") if isinstance(metadata.prompt, Mapping) else metadata.prompt
-    return (str(own), "task") if own else (str(task.abstask_prompt), "kind")
