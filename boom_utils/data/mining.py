@@ -1,7 +1,8 @@
 """Static mining of installed distributions: documented definitions and raise messages, read with `ast`.
 
 Nothing of the mined packages is imported or run. The result depends on their versions only, not on where they are
-installed or on the order in which a file system lists files.
+installed or on the order in which a file system lists files. Docstrings of numpydoc, Google and Sphinx style become
+plain text: markup is reduced to the words a reader sees; directives, doctests, code blocks and citations are left out.
 """
 
 from __future__ import annotations
@@ -9,42 +10,53 @@ from __future__ import annotations
 import ast
 import gc
 import importlib.metadata
-import logging
+import inspect
 import platform
 import re
 import sysconfig
 import textwrap
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from boom_utils.data.docstrings import Docstring, parse_docstring
+import numpy as np
+
 from boom_utils.data.manifest import Manifest
-from boom_utils.errors import DataError
 
-log = logging.getLogger(__name__)
-
-STANDARD_LIBRARY = "python"
-"""Package name under which the standard library's definitions are listed."""
-# Vendored copies would repeat other packages' texts; the rest is missing from some builds of Python.
-# fmt: off
-SKIPPED_FOLDERS = frozenset((
-    "test", "tests", "testing", "_test", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo",
-    "distutils", "ensurepip", "tkinter", "pydoc_data", "__phello__", "_vendor", "externals", "extern", "_external",
-    "vendored", "__pycache__",
-))
-# fmt: on
-SKIPPED_FILES = ("test_", "_test", "conftest", "_sysconfigdata", "_pytesttester")
-LONGEST_CODE = 40
-"""Lines of source that are kept of a function."""
-PLACEHOLDER = "<value>"
-"""Stands for a formatted value in a message."""
+STANDARD_LIBRARY = "python"  # package name under which its definitions are listed
+# Tests; vendored copies, which would repeat other packages' texts; what is missing from some builds of Python.
+_UNWANTED = re.compile(
+    r"^(\.\.|config-)|(^|/)(test_|_test|conftest|_sysconfigdata|_pytesttester)[^/]*$|(^|/)(tests?|testing|_test|"
+    r"_vendor|vendored|externals|extern|_external|idlelib|lib2to3|(site|dist)-packages|turtledemo|distutils|ensurepip|"
+    r"tkinter|pydoc_data|__phello__|__pycache__)/"
+)
+CODE_LINES, CODE_WORDS, CODE_CHARACTERS = 40, 60, 480  # most of a source that is kept, from its beginning
+PLACEHOLDER = "<value>"  # stands for a formatted value in a message
 _PERCENT_FIELD = re.compile(r"%(?:\(\w+\))?[-#0 +]*\d*(?:\.\d+)?[sdrifgxaeE]")
 _BRACE_FIELD = re.compile(r"\{[^{}]*\}")
-_SURROGATE = re.compile("[\ud800-\udfff]")  # cannot be written as UTF-8
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
+_Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+@dataclass(frozen=True, slots=True)
+class Docstring:
+    """The parts of a docstring that become training text; empty strings where a part is missing.
+
+    Args:
+        summary: First sentence.
+        description: What follows it, up to the first section.
+        parameters: Documented parameter -> what is said about it, in order.
+    """
+
+    summary: str
+    description: str
+    parameters: dict[str, str]
+
+    @property
+    def text(self) -> str:
+        """All of it: docstrings of the same text count as one."""
+        return " ".join([self.summary, self.description, *self.parameters.values()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +66,16 @@ class Definition:
     Args:
         package: Distribution, or ``python`` for the standard library.
         module: Dotted name of its module.
-        name: Qualified name inside the module.
         held_out: Whether its distribution is only evaluated.
+        name: Qualified name inside the module.
         doc: Parsed docstring.
-        code: Source without decorators and docstring, dedented; empty for classes.
+        code: First lines of the source without decorators and docstring, dedented; empty for classes.
     """
 
     package: str
     module: str
-    name: str
     held_out: bool
+    name: str
     doc: Docstring
     code: str
 
@@ -75,14 +87,15 @@ class Mined:
     Args:
         definitions: Documented definitions.
         messages: Text and exception class of every raise statement outside held-out distributions.
-        files: Package -> number of its source files.
-        unreadable: Files that were not read, and why.
+        deviations: A sentence for every distribution that is not as the manifest says, and every unreadable file.
     """
 
     definitions: list[Definition] = field(default_factory=list)
     messages: list[tuple[str, str]] = field(default_factory=list)
-    files: dict[str, int] = field(default_factory=dict)
-    unreadable: list[str] = field(default_factory=list)
+    deviations: list[str] = field(default_factory=list)
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
 
 
 def corpus_fingerprint(manifest: Manifest) -> dict[str, Any]:
@@ -93,80 +106,54 @@ def corpus_fingerprint(manifest: Manifest) -> dict[str, Any]:
         is mined. It belongs into the key of the artifact.
     """
     source = manifest.installed
-    versions = {wanted.name: _installed_version(wanted.name) for wanted in source.distributions}
+    versions = {one.name: found.version if (found := _installed(one.name)) else None for one in source.distributions}
     return {"distributions": versions, "python": platform.python_version() if source.standard_library else None}
+
+
+def _installed(name: str) -> importlib.metadata.Distribution | None:
+    return next(iter(importlib.metadata.distributions(name=name)), None)
 
 
 def corpus_deviations(manifest: Manifest) -> list[str]:
     """One sentence for every distribution that is missing or has another version than the manifest names."""
+    found = corpus_fingerprint(manifest)["distributions"]
     return [
-        f"{wanted.name} {wanted.version} is named by the manifest, {installed or 'none'} is installed"
-        for wanted in manifest.installed.distributions
-        if (installed := _installed_version(wanted.name)) != wanted.version
+        f"{one.name} {one.version} is named by the manifest, {found[one.name] or 'none'} is installed"
+        for one in manifest.installed.distributions
+        if found[one.name] != one.version
     ]
 
 
-def _installed_version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def mine(manifest: Manifest) -> Mined:
-    """Read every file of the manifest's distributions and of the standard library.
-
-    Raises:
-        DataError: No documented definition was found.
-    """
-    held_out = {wanted.name: wanted.held_out for wanted in manifest.installed.distributions}
-    packages = [name for name in sorted(held_out, key=str.lower) if _installed_version(name) is not None]
-    packages += [STANDARD_LIBRARY] if manifest.installed.standard_library else []
-    mined = Mined()
-    was_enabled = gc.isenabled()
-    gc.disable()  # syntax trees hold no cycles; scanning them for some costs a third of the mining time
+    """Read every file of the manifest's distributions, as far as they are installed, and of the standard library."""
+    held_out = {one.name: one.held_out for one in manifest.installed.distributions}
+    packages = sorted(held_out, key=str.lower) + [STANDARD_LIBRARY] * manifest.installed.standard_library
+    mined = Mined(deviations=corpus_deviations(manifest))
+    thresholds = gc.get_threshold()
+    gc.set_threshold(0)  # syntax trees hold no cycles; looking for some costs a third of the mining time
     try:
-        for name in packages:
-            _mine_package(name, held_out.get(name, False), mined)
+        for package in packages:
+            for relative, path in source_files(package):
+                module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
+                place = package, module, held_out.get(package, False)
+                try:
+                    read_source(path.read_text(encoding="utf-8"), place, mined)
+                except (OSError, ValueError, SyntaxError, RecursionError) as error:
+                    mined.deviations.append(f"{relative} was not mined: {type(error).__name__}")
     finally:
-        if was_enabled:
-            gc.enable()
-    if not mined.definitions:
-        raise DataError(
-            f"corpus '{manifest.name}' has no documented definition",
-            found="; ".join(corpus_deviations(manifest)) or "packages without docstrings",
-            fix="install the distributions that the manifest names",
-        )
+        gc.set_threshold(*thresholds)
     return mined
-
-
-def _mine_package(package: str, held_out: bool, mined: Mined) -> None:
-    files = source_files(package)
-    mined.files[package] = len(files)
-    for relative, path in files:
-        module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
-        try:
-            read_source(path.read_text(encoding="utf-8"), (package, module, held_out), mined)
-        except (OSError, ValueError, SyntaxError, RecursionError) as error:
-            mined.unreadable.append(f"{relative}: {type(error).__name__}")
-            log.warning("%s was not mined: %s", relative, error)
 
 
 def source_files(package: str) -> list[tuple[PurePosixPath, Path]]:
     """Relative and real path of every Python source of a package, tests, vendored and generated code left out."""
+    found: Iterable[tuple[PurePosixPath, Path]] = ()
     if package == STANDARD_LIBRARY:
         root = Path(sysconfig.get_path("stdlib"))
-        found = [(PurePosixPath(path.relative_to(root).as_posix()), path) for path in root.rglob("*.py")]
-    else:
-        files = importlib.metadata.files(package) or ()
-        found = [(PurePosixPath(file.as_posix()), Path(str(file.locate()))) for file in files]
-    return sorted((relative, path) for relative, path in found if _is_wanted(relative))
-
-
-def _is_wanted(path: PurePosixPath) -> bool:
-    is_source = path.suffix == ".py" and not path.name.startswith(SKIPPED_FILES)
-    is_outside = path.parts[0].startswith(("..", "config-"))
-    return is_source and not is_outside and not SKIPPED_FOLDERS & set(path.parts[:-1])
+        found = ((PurePosixPath(path.relative_to(root).as_posix()), path) for path in root.rglob("*.py"))
+    elif installed := _installed(package):
+        found = ((file, Path(str(file.locate()))) for file in installed.files or ())
+    return sorted(one for one in found if one[0].suffix == ".py" and not _UNWANTED.search(str(one[0])))
 
 
 def read_source(source: str, place: tuple[str, str, bool], mined: Mined) -> None:
@@ -180,62 +167,43 @@ def read_source(source: str, place: tuple[str, str, bool], mined: Mined) -> None
     Raises:
         SyntaxError: The source is not Python of the running version.
     """
-    with warnings.catch_warnings(
-        action="ignore"
-    ):  # invalid escape sequences of the mined source are not ours to report
+    with warnings.catch_warnings(action="ignore"):  # those about the mined source are not ours to report
         tree = ast.parse(source)
-    _Module(place, source.splitlines(), mined).visit(tree.body, "")
+    lines, held_out = source.splitlines(), place[2]
+    for prefix, node, assigned in _statements(tree):
+        match node:
+            case ast.Raise(exc=ast.Call(func=ast.Name(id=raised) | ast.Attribute(attr=raised), args=[argument, *_])):
+                text = message_text(assigned.get(argument.id) if isinstance(argument, ast.Name) else argument)
+                if text.strip() and not held_out:
+                    mined.messages.append((" ".join(text.split()), raised))
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                is_api = not name.startswith(("test_", "Test")) and (not name.startswith("__") or name == "__init__")
+                if is_api and (raw := ast.get_docstring(node, clean=False)):
+                    full_name = f"{prefix}{name}".replace(".__init__", "")
+                    mined.definitions.append(Definition(*place, full_name, parse_docstring(raw), _code(node, lines)))
 
 
-@dataclass(frozen=True)
-class _Module:
-    """Walks the statements of one module; expressions are not entered, which keeps it fast."""
+def _statements(parent: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST, dict[str, ast.expr]]]:
+    """All statements with the names around them and what stands before them is assigned; no expression is entered."""
+    assigned: dict[str, ast.expr] = {}
+    # What handles errors comes last: of two definitions with one text, the one for the usual case is taken.
+    for node in sorted(ast.iter_child_nodes(parent), key=lambda node: isinstance(node, ast.excepthandler)):
+        if isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):
+            yield prefix, node, assigned
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                assigned[node.targets[0].id] = node.value
+            yield from _statements(node, f"{prefix}{node.name}." if isinstance(node, _Documented) else prefix)
 
-    place: tuple[str, str, bool]
-    lines: list[str]
-    mined: Mined
 
-    def visit(self, body: Iterable[ast.stmt], prefix: str) -> None:
-        assigned: dict[str, ast.expr] = {}
-        for node in body:
-            if isinstance(node, _Function | ast.ClassDef):
-                self._add_definition(node, prefix)
-                self.visit(node.body, f"{prefix}{node.name}.")
-            elif isinstance(node, ast.Raise):
-                self._add_message(node.exc, assigned)
-            else:
-                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                    assigned[node.targets[0].id] = node.value
-                for part in (node, *getattr(node, "handlers", ()), *getattr(node, "cases", ())):
-                    for block in ("body", "orelse", "finalbody"):
-                        self.visit(getattr(part, block, ()), prefix)
-
-    def _add_definition(self, node: _Function | ast.ClassDef, prefix: str) -> None:
-        raw = ast.get_docstring(node, clean=False)
-        is_special = node.name.startswith("__") and node.name != "__init__"
-        if raw and not is_special and not node.name.startswith(("test_", "Test")) and not _SURROGATE.search(raw):
-            package, module, held_out = self.place
-            name = f"{prefix}{node.name}".replace(".__init__", "")
-            definition = Definition(package, module, name, held_out, parse_docstring(raw), self._code(node))
-            self.mined.definitions.append(definition)
-
-    def _code(self, node: _Function | ast.ClassDef) -> str:
-        """Source without decorators and docstring; empty for classes, and when there is nothing but the docstring."""
-        doc = node.body[0]
-        if isinstance(node, ast.ClassDef) or len(node.body) < 2 or doc.lineno <= node.lineno:
-            return ""
-        lines = self.lines[node.lineno - 1 : doc.lineno - 1] + self.lines[int(doc.end_lineno or 0) : node.end_lineno]
-        kept = [line.rstrip() for line in lines if line.strip()]
-        return textwrap.dedent("\n".join(kept[:LONGEST_CODE]))
-
-    def _add_message(self, call: ast.expr | None, assigned: Mapping[str, ast.expr]) -> None:
-        if self.place[2] or not isinstance(call, ast.Call) or not call.args:
-            return
-        exception = getattr(call.func, "id", getattr(call.func, "attr", ""))
-        argument = call.args[0]
-        text = message_text(assigned.get(argument.id) if isinstance(argument, ast.Name) else argument)
-        if exception and text.strip() and not _SURROGATE.search(text):
-            self.mined.messages.append((" ".join(text.split()), exception))
+def _code(node: _Documented, lines: Sequence[str]) -> str:
+    """First lines of a source without decorators and docstring; empty for classes, and where nothing else is there."""
+    doc = node.body[0]
+    if isinstance(node, ast.ClassDef) or len(node.body) < 2 or doc.lineno <= node.lineno:
+        return ""
+    kept = [*lines[node.lineno - 1 : doc.lineno - 1], *lines[doc.end_lineno or 0 : node.end_lineno]]
+    code = textwrap.dedent("\n".join([line.rstrip() for line in kept if line.strip()][:CODE_LINES])).split("\n")
+    sizes = np.cumsum([(len(line.split()), len(line.strip())) for line in code], axis=0)
+    return "\n".join(code[: int((sizes <= (CODE_WORDS, CODE_CHARACTERS)).all(axis=1).sum())])
 
 
 def message_text(node: ast.expr | None) -> str:
@@ -245,11 +213,134 @@ def message_text(node: ast.expr | None) -> str:
             return text
         case ast.JoinedStr(values=parts):
             return "".join(str(part.value) if isinstance(part, ast.Constant) else PLACEHOLDER for part in parts)
-        case ast.BinOp(left=left, op=ast.Mod()):
-            return _PERCENT_FIELD.sub(PLACEHOLDER, message_text(left))
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             sides = message_text(left), message_text(right)
             return "".join(side or PLACEHOLDER for side in sides) if any(sides) else ""
+        case ast.BinOp(left=left, op=ast.Mod()):
+            return _PERCENT_FIELD.sub(PLACEHOLDER, message_text(left))
         case ast.Call(func=ast.Attribute(value=value, attr="format")):
             return _BRACE_FIELD.sub(PLACEHOLDER, message_text(value))
     return ""
+
+
+# --- docstrings -------------------------------------------------------------------------------------------------------
+
+_RULER = r"[ ]*([-=~])\{}{{2,}}[ ]*$"
+_FIELD = r":(?:param|parameter|arg|type|returns?|rtype|raises?|keyword|key|kwarg|yields?)\b[^`\n]*?:"
+_TITLES = (
+    "Args?|Arguments|Params|Parameters|Other Parameters|Keyword Args|Keyword Arguments|Kwargs|Returns?|Yields?|Raises|"
+    "Examples?|Example usage|Usage|Notes?|Attributes|References|See also|Warnings?|Todo|Tips?|Methods|Options|Input|"
+    "Output|Related|Call signatures"
+)
+_UNDERLINED = rf"^(?!{_RULER.format(1)})[ ]*(?P<underlined>\S+(?:[ ]+\S+){{0,4}})[ ]*\n{_RULER.format(3)}"
+_HEADING = re.compile(rf"{_UNDERLINED}|^(?P<title>(?=[A-Z])(?i:{_TITLES}))::?[ ]*$", re.M)
+PARAMETER_SECTIONS = frozenset({"args", "arg", "arguments", "params", "parameters", "other parameters"})
+_NUMPY_ITEM = re.compile(r"(\*{0,2}\w+(?:\s*,\s*\*{0,2}\w+)*)(?:\s*:.*)?$")
+_GOOGLE_ITEM = re.compile(r"[`*\\]*(\w+)`?\s*(?:\(.*?\))?\s*:(?:\s+(.*))?$")
+_SPHINX_ITEM = re.compile(
+    rf"^[ ]*:(?:param|parameter|arg)\s+(?:[^:\n]*?\s)?\*{{0,2}}(\w+)\s*:[ ]*(.*(?:\n[ ]+(?!{_FIELD})\S.*)*)", re.M
+)
+_DEEPER = r"(?:(?:[ ]*\n)*\1[ ]+\S.*\n?)"
+# Code blocks, directives and fields, doctests, literal blocks, rulers and bullets, and what is left of them.
+_BLOCKS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"^[ ]*(?:```|~~~)(?:.*\n)*?(?:[ ]*(?:```|~~~).*\n?|.*\Z)", re.M), ""),
+    (re.compile(rf"^([ ]*)(?:\.\.(?:[ ]|$)|{_FIELD}).*\n?{_DEEPER}*", re.M), ""),
+    (re.compile(r"^[ ]*(?:>>>|In \[).*\n?(?:.*\S.*\n?)*", re.M), ""),
+    (re.compile(rf"^([ ]*)((?! ).*::)[ ]*\n{_DEEPER}+", re.M), r"\1\2\n"),
+    (re.compile(rf"^{_RULER.format(1)}\n?", re.M), ""),
+    (re.compile(r"^[ ]*(?:[-*•][ ]|\d+[.)][ ]|\+[-=]|[|])", re.M), ""),
+)
+_INLINE: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"(?::[\w:.+-]+:)?`!?~?([^`<]+?)\s*<[^`>]*>`_{0,2}"), r"\1"),  # :func:`text <target>`, `text <url>`_
+    (re.compile(r":[\w:.+-]+:`!?(?:~(?:[\w.]*\.)?|\.?)([^`]*)`"), r"\1"),  # :class:`~module.Name`
+    (re.compile(r"\[`~?(?:\w+\.)*([\w.]+)`\](?:\([^)]*\))?"), r"\1"),  # [`~module.Name`]
+    (re.compile(r"\[([^\]\[]{2,80})\]\([^)\s]*[/.#][^)\s]*\)"), r"\1"),  # [text](url)
+    (re.compile(r"\s*\[[\w*#-]+\]_|`+(?:_{1,2}(?!\w))?"), ""),  # [1]_ and `name`_
+    (re.compile(r"(?<![\w*])\*{1,2}(?=\S)([^*\n]+?)(?<=\S)\*{1,2}(?![\w*])"), r"\1"),  # *emphasis*
+    (re.compile(r"\|(\w[\w ]*)\|"), r"\1"),  # |substitution|
+    (re.compile(r"</?(?:Tip|Added|Deprecated|b|i|code|p|br|pre|a)\b[^>]*>"), " "),
+    (re.compile(r"\$([^$]{1,60})\$"), r"\1"),
+    (re.compile(r"::(?=\s|$)"), ":"),
+    (re.compile(r"\\(?=[*_|`\s])|(?:Read more|See|For more \w+,? see)[^.]{0,20} User Guide( for [^.]{0,60})?\."), ""),
+    (re.compile(r"\(?\bhttps?://[^\s)]+\)?"), ""),
+    (re.compile("[\ud800-\udfff]"), ""),  # a lone surrogate cannot be written as UTF-8
+    (re.compile(r"(?<=[a-z])-\s+(?!and |or |to )(?=[a-z])"), "-"),  # a word wrapped at its hyphen
+    (re.compile(r"\s+(?=[.,;:)](?:\s|$))"), ""),
+)
+_SENTENCE_END = re.compile(r"(?<![\s.(]e\.g)(?<!\bi\.e)(?<!\bcf)(?<!\bvs)(?<!\betc)[.!?](?=\s+[A-Z\"'(\[])")
+_RUBBLE = re.compile(r"%\(\w+\)s|\\[a-zA-Z]{2,}|>>>|https?://|\{\{|@\w+@|\bTODO\b|\bFIXME\b|&\w+;")
+_NO_LETTER = re.compile(r"[^A-Za-z ]+")
+
+
+def parse_docstring(raw: str) -> Docstring:
+    """Split a docstring as it stands in the source into summary, description and parameters.
+
+    Args:
+        raw: The docstring with its indentation; any of the three styles.
+
+    Returns:
+        Plain text without markup; parts that are markup only come out empty.
+    """
+    body, *parts = _HEADING.split(inspect.cleandoc(raw))  # two groups are between a section and the next
+    titles = [
+        (underlined or title).rstrip(":").lower() for underlined, title in zip(parts[1::5], parts[3::5], strict=True)
+    ]
+    parameters: dict[str, str] = {}
+    for title, section in zip(["", *titles], [body, *parts[4::5]], strict=True):
+        for name, lines in _parameters(title, section):
+            if said := " ".join(_paragraphs(inspect.cleandoc(lines))).strip():
+                parameters[name] = parameters.pop(name, said)
+    first, *rest = _paragraphs(body) or [""]
+    end = _SENTENCE_END.search(first)
+    summary, more = (first[: end.end()], first[end.end() :]) if end else (first, "")
+    return Docstring(summary.strip(), " ".join(" ".join([more, *rest]).split()), parameters)
+
+
+def _parameters(title: str, section: str) -> Iterator[tuple[str, str]]:
+    """Names and descriptions of the parameters in one section; Sphinx fields stand before the first one."""
+    if title not in PARAMETER_SECTIONS:
+        yield from _SPHINX_ITEM.findall(section) if not title or title.startswith("keyword") else ()
+        return
+    for item in re.split(r"\n(?=\S)", textwrap.dedent(section).strip("\n")):
+        header, _, below = item.partition("\n")
+        google, numpy = _GOOGLE_ITEM.match(header), _NUMPY_ITEM.match(header.rstrip())
+        said = google[2] or "" if google else ""
+        # After "name:" stands a description (Google), after "name : " a type (numpydoc).
+        is_sentence = len(said.split()) >= 6 and " : " not in header and "optional" not in said[-12:]
+        if numpy and below.strip() and not is_sentence:
+            name, text = numpy[1].split(",")[0].strip(" *"), below
+        else:
+            name, text = google[1] if google else "", f"{said}\n{below}"
+        if name not in ("", "args", "kwargs"):
+            yield name, text
+
+
+def _paragraphs(text: str) -> list[str]:
+    """Paragraphs of prose without markup; code, directives, tables and fields are left out."""
+    for pattern, replacement in _BLOCKS:
+        text = pattern.sub(replacement, text)
+    return [clean_text(" ".join(part.split())) for part in re.split(r"\n[ ]*\n", text) if part.strip()]
+
+
+def clean_text(text: str) -> str:
+    """Reduce reStructuredText and Markdown inline markup to the words a reader sees; white space is collapsed."""
+    for pattern, replacement in _INLINE:
+        text = pattern.sub(replacement, text)
+    return " ".join(text.split())
+
+
+def is_readable(text: str, fewest: int, most: int = 1000) -> bool:
+    """Whether a text has between ``fewest`` and ``most`` words, no rubble of markup, and is mostly ASCII letters."""
+    if not fewest <= len(text.split()) <= most or _RUBBLE.search(text):
+        return False
+    return len(_NO_LETTER.sub("", text)) >= 0.7 * len(text)
+
+
+def truncate_words(text: str, most: int) -> str:
+    """Cut a text to ``most`` words, at the end of a sentence when that keeps at least half of them."""
+    words = text.split(" ")
+    if len(words) <= most:
+        return text
+    cut = " ".join(words[:most])
+    ends = [match.end() for match in _SENTENCE_END.finditer(cut + " A")]
+    return cut[: ends[-1]] if ends and ends[-1] * 2 >= len(cut) else cut

@@ -1,48 +1,45 @@
 """Stage: the embedded corpus `python_docs`, from installed distributions to training rows and evaluation sets.
 
-`MAKERS` says which texts of a mined definition become candidates of which dataset. A definition is in one split for
-all datasets, chosen by a hash of its text, so what is evaluated is trained on nowhere; `build_corpus` also drops what
-shares a text with another split. Reranking and clustering take the candidates of `summary_to_description` in another
-way: turned round, and by their module. `EXAMPLES` says how rows are drawn from the candidates: with negatives from near
-by, by the overlap of parameter names, or by class.
+`candidates_of` says which texts of a mined definition become candidates of which dataset. A definition is in one split
+for all datasets, chosen by a hash of its text, so what is evaluated is trained on nowhere; `build_corpus` also drops
+what shares a text with another split. Reranking and clustering take the candidates of `summary_to_description` in
+another way: turned round, and by their module. `EXAMPLES` says how rows are drawn from the candidates: with negatives
+from near by, by the overlap of parameter names, or by class.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from boom_utils.artifacts import derive_seed
 from boom_utils.config import CorpusConfig
-from boom_utils.data.docstrings import clean_text, is_readable, truncate_words
+from boom_utils.data import mining
 from boom_utils.data.evaluation_sets import EvaluationSet, Limits, evaluation_set
 from boom_utils.data.examples import Labelled, Split, TrainingExample, hash_share, normalise
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
-from boom_utils.data.mining import PLACEHOLDER, Definition, Mined, corpus_deviations, corpus_fingerprint, mine
+from boom_utils.data.mining import PLACEHOLDER, Definition, Docstring, Mined, clean_text, is_readable, truncate_words
 from boom_utils.data.overlap import NearOptions
 from boom_utils.data.rows import NEGATIVES, POSITIVES, example, labelled_examples
 from boom_utils.data.sampling import draw
 from boom_utils.data.text_files import COLUMNS, Raw, Shape
 from boom_utils.errors import ManifestError
 
-LONGEST_PASSAGE = 60
-"""Words; the base of the smoke profile reads 64-128 tokens."""
+LONGEST_PASSAGE, LONGEST_MESSAGE, LONGEST_COMPARED = 60, 30, 48  # words; smoke's base reads 64-128 tokens
 PRETRAINING_SHARE, EVALUATION_SHARE = 0.53, 0.15
+# Of the messages, those that are evaluated, and of these, those that the classifier on the embeddings is fitted on.
 CLASSIFICATION_EVALUATION_SHARE, CLASSIFICATION_FIT_SHARE = 0.35, 0.4
-"""Shares of the messages that are evaluated, and of these that the classifier on top of the embeddings is fitted on."""
-CLASSES, MODULES = 6, 20
-"""Classes of the classification and the clustering dataset: the most frequent ones."""
-CODE_WORDS, CODE_CHARACTERS, STS_WORDS = 60, 480, 48
+CLASSES, MODULES = 6, 20  # of the classification and the clustering dataset: the most frequent ones
+# Jaccard overlap from which two functions count as similar, up to which as different, and the score of equal ones.
 HIGH_OVERLAP, LOW_OVERLAP, GRADES = 0.5, 0.2, 5
-"""Jaccard overlap from which two functions count as similar, up to which as different, and the score of equal ones."""
 QUESTIONS = (
     "What does the parameter {parameter} of {function} do?",
     "What is {parameter} in {function} from {package}?",
@@ -50,6 +47,15 @@ QUESTIONS = (
     "How is the argument {parameter} of {package}'s {function} used?",
     "{function}: which values can {parameter} take and what do they mean?",
 )
+PAIRS = "summary_to_description"  # the tiny base learns from its pre-training split; others are made of it
+DATASETS: tuple[str, ...] = (
+    PAIRS,
+    "parameter_question",
+    "docstring_to_code",
+    "parameter_overlap_sts",
+    "exception_class",
+)
+DATASETS += ("summary_reranking", "summary_to_module")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +66,14 @@ class Candidate:
         text: A query, or the text that is classified or compared.
         split: The part of the corpus it belongs to.
         document: The text that answers a query, empty where there is none.
-        groups: Where it is from or what class it has, from near to far; negatives come from the same groups.
-        names: Lower-case names of its parameters.
+        groups: Where it is from, from near to far, so that negatives come from near by; or the one class it has; or
+            the names of its parameters.
     """
 
     text: str
     split: Split
     document: str = ""
     groups: tuple[str, ...] = ()
-    names: frozenset[str] = frozenset()
 
     @property
     def normalised(self) -> set[str]:
@@ -76,177 +81,140 @@ class Candidate:
         return {normalise(text) for text in (self.text, self.document) if text}
 
 
-def summary_to_description(definition: Definition, split: Split, seed: int) -> Iterator[Candidate]:
-    """First sentence of a docstring -> the text after it, up to the first section."""
-    doc = definition.doc
-    if is_readable(doc.summary, 3, 30) and is_readable(doc.description, 6, 1000):
-        document = truncate_words(doc.description, LONGEST_PASSAGE)
-        yield Candidate(doc.summary, split, document, (definition.module, definition.package))
+Pool = Sequence[Candidate]
 
 
-def parameter_question(definition: Definition, split: Split, seed: int) -> Iterator[Candidate]:
-    """Question about one parameter of a function -> its documentation."""
-    place = {"function": definition.name, "package": definition.package}
-    place["module"] = ".".join(part for part in definition.module.split(".") if not part.startswith("_"))
-    groups = (f"{definition.module}:{definition.name}", definition.module, definition.package)
-    for parameter in definition.doc.parameters:
-        if len(parameter.name) > 1 and is_readable(parameter.text, 5, 1000):
-            number = derive_seed(seed, "question", definition.module, definition.name, parameter.name)
-            question = QUESTIONS[number % len(QUESTIONS)].format(parameter=parameter.name, **place)
-            yield Candidate(question, split, truncate_words(parameter.text, LONGEST_PASSAGE), groups)
+# --- candidates -------------------------------------------------------------------------------------------------------
 
 
-def docstring_to_code(definition: Definition, split: Split, seed: int) -> Iterator[Candidate]:
-    """Docstring up to its first section -> source without docstring and decorators."""
-    query = truncate_words(f"{definition.doc.summary} {definition.doc.description}".strip(), LONGEST_PASSAGE)
-    code = shorten_code(definition.code)
-    if is_readable(query, 4, 1000) and len(code.split()) >= 10 and code.count("\n") >= 2:
-        yield Candidate(query, split, code, (definition.module, definition.package))
+def candidates_of(definition: Definition, split: Split, seed: int) -> Iterator[tuple[str, Candidate]]:
+    """What one definition gives to which dataset; the seed chooses the wording of questions."""
+    doc, package, module = definition.doc, definition.package, definition.module
+    place, names = (module, package), tuple(sorted({name.lower() for name in doc.parameters}))
+    has_summary, shown_module = is_readable(doc.summary, 3, 30), ".".join(public_parts(module))
+    if has_summary and is_readable(doc.description, 6):
+        yield PAIRS, Candidate(doc.summary, split, truncate_words(doc.description, LONGEST_PASSAGE), place)
+    for name, text in doc.parameters.items():
+        if len(name) > 1 and is_readable(text, 5):
+            wording = QUESTIONS[derive_seed(seed, "question", module, definition.name, name) % len(QUESTIONS)]
+            question = wording.format(parameter=name, function=definition.name, package=package, module=shown_module)
+            groups = (f"{module}:{definition.name}", *place)
+            yield "parameter_question", Candidate(question, split, truncate_words(text, LONGEST_PASSAGE), groups)
+    query = truncate_words(f"{doc.summary} {doc.description}".strip(), LONGEST_PASSAGE)
+    if is_readable(query, 4) and len(definition.code.split()) >= 10 and definition.code.count("\n") >= 2:
+        yield "docstring_to_code", Candidate(query, split, definition.code, place)
+    if has_summary and 2 <= len(names) <= 12 and all(is_readable(text, 2) for text in doc.parameters.values()):
+        yield "parameter_overlap_sts", Candidate(compared_text(doc), split, groups=names)
 
 
-def shorten_code(code: str) -> str:
-    """The first whole lines of a source that stay below `CODE_WORDS` words and `CODE_CHARACTERS` characters."""
-    lines = code.split("\n")
-    words = np.cumsum([len(line.split()) for line in lines])
-    characters = np.cumsum([len(line.strip()) for line in lines])
-    return "\n".join(lines[: int(((words <= CODE_WORDS) & (characters <= CODE_CHARACTERS)).sum())])
+def public_parts(module: str) -> tuple[str, ...]:
+    """Parts of a dotted name that a reader sees."""
+    return tuple(part for part in module.split(".") if not part.startswith("_"))
 
 
-def parameter_overlap(definition: Definition, split: Split, seed: int) -> Iterator[Candidate]:
-    """A function with two or more documented parameters: its summary and the start of each parameter's text."""
-    doc = definition.doc
-    names = frozenset(parameter.name.lower() for parameter in doc.parameters)
-    texts = [parameter.text for parameter in doc.parameters]
-    if is_readable(doc.summary, 3, 30) and 2 <= len(names) <= 12 and all(is_readable(text, 2, 1000) for text in texts):
-        summary = truncate_words(doc.summary, STS_WORDS // 4)
-        each = max(3, (STS_WORDS - len(summary.split())) // len(texts))
-        starts = [" ".join(re.split(r"(?<=\w)\.\s", text)[0].split()[:each]).rstrip(" .,;:") for text in texts]
-        yield Candidate(
-            truncate_words(f"{summary.rstrip('.')}. {'; '.join(starts)}.", STS_WORDS + 4), split, names=names
-        )
+def compared_text(doc: Docstring) -> str:
+    """The summary of a function and the start of what is said about each parameter."""
+    summary = truncate_words(doc.summary, LONGEST_COMPARED // 4)
+    each = max(3, (LONGEST_COMPARED - len(summary.split())) // len(doc.parameters))
+    sentences = [re.split(r"(?<=\w)\.\s", text)[0].split() for text in doc.parameters.values()]
+    starts = "; ".join(" ".join(words[:each]).rstrip(" .,;:") for words in sentences)
+    return truncate_words(f"{summary.rstrip('.')}. {starts}.", LONGEST_COMPARED + 4)
 
 
 def exception_class(messages: Iterable[tuple[str, str]]) -> list[Candidate]:
     """Raise messages of the most frequent exception classes; a message raised as two classes is left out."""
+    texts: dict[str, Candidate] = {}
     classes: dict[str, set[str]] = defaultdict(set)
-    texts: dict[str, str] = {}
-    for message, exception in messages:
+    for message, raised in messages:
         text = clean_text(message)
         if is_readable(text.replace(PLACEHOLDER, ""), 3, 60):
-            classes[normalise(text)].add(exception)
-            texts.setdefault(normalise(text), truncate_words(text, LONGEST_PASSAGE // 2))
-    clear = [(text, *classes[key]) for key, text in texts.items() if len(classes[key]) == 1]
-    return balanced([Candidate(text, _split_of_message(text), groups=(label,)) for text, label in clear], CLASSES, 4)
-
-
-def _split_of_message(text: str) -> Split:
-    return "evaluation" if hash_share(text) < CLASSIFICATION_EVALUATION_SHARE else "train"
+            short = truncate_words(text, LONGEST_MESSAGE)
+            split: Split = "evaluation" if hash_share(short) < CLASSIFICATION_EVALUATION_SHARE else "train"
+            texts.setdefault(normalise(text), Candidate(short, split, groups=(raised,)))
+            classes[normalise(text)].add(raised)
+    return balanced([one for key, one in texts.items() if len(classes[key]) == 1], CLASSES, 4)
 
 
 def summary_to_module(pairs: Iterable[Candidate]) -> list[Candidate]:
     """Summary of a function and its module, where the summary does not name the package."""
-    found = []
-    for one in pairs:
-        parts = [part for part in one.groups[0].split(".") if not part.startswith("_")]
-        if one.split in ("train", "evaluation") and parts and parts[0] not in one.text.lower():
-            found.append(Candidate(one.text, one.split, groups=(".".join(parts[:2]),)))
-    return balanced(found, MODULES, 2)
+    found = [replace(one, document="", groups=public_parts(one.groups[0])[:2]) for one in pairs]
+    unnamed = [one for one in found if one.groups and one.groups[0] not in one.text.lower()]
+    return balanced([replace(one, groups=(".".join(one.groups),)) for one in unnamed], MODULES, 2)
 
 
-def balanced(candidates: Sequence[Candidate], classes: int, times: int) -> list[Candidate]:
+def balanced(candidates: Pool, classes: int, times: int) -> list[Candidate]:
     """Candidates of the most frequent classes, none more than ``times`` as often as the rarest of these.
 
     They are taken in the order of a hash of their text.
     """
     counts = Counter(one.groups[0] for one in candidates)
     frequent = sorted(counts, key=lambda name: (-counts[name], name))[:classes]
-    taken: Counter[str] = Counter()
-    kept = []
-    for one in sorted(candidates, key=lambda one: (hash_share(f"cap {one.text}"), one.text)):
-        if one.groups[0] in frequent and taken[one.groups[0]] < times * counts[frequent[-1]]:
-            taken[one.groups[0]] += 1
-            kept.append(one)
-    return kept
+    usable = [one for one in candidates if one.groups[0] in frequent]
+    usable.sort(key=lambda one: (hash_share(f"cap {one.text}"), one.text))
+    most = times * min((counts[name] for name in frequent), default=0)
+    return pd.Series(usable, dtype=object).groupby([one.groups[0] for one in usable]).head(most).to_list()
 
 
-MAKERS: dict[str, Callable[[Definition, Split, int], Iterator[Candidate]]] = {
-    "summary_to_description": summary_to_description,
-    "parameter_question": parameter_question,
-    "docstring_to_code": docstring_to_code,
-    "parameter_overlap_sts": parameter_overlap,
-}
-"""Dataset -> the candidates that one definition gives; the seed chooses the wording of questions."""
-PAIRS = "summary_to_description"
-"""Dataset whose pre-training split the tiny base learns from, and that reranking and clustering are made of."""
-DATASETS = (*MAKERS, "exception_class", "summary_reranking", "summary_to_module")
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Candidates of every dataset, and how many were dropped to keep the splits apart."""
-
-    candidates: dict[str, list[Candidate]]
-    dropped: dict[str, int]
-
-    def part(self, dataset: str, split: Split) -> list[Candidate]:
-        """The candidates of one split."""
-        return [one for one in self.candidates[dataset] if one.split == split]
-
-
-def build_corpus(mined: Mined, seed: int) -> Corpus:
+def build_corpus(mined: Mined, seed: int) -> tuple[dict[str, list[Candidate]], dict[str, int]]:
     """The candidates, duplicates merged, with no text in two of evaluation, pre-training and training.
 
     Args:
         mined: What `boom_utils.data.mining.mine` found.
         seed: Draws the wording of questions; the splits do not depend on it.
+
+    Returns:
+        Candidates of every dataset, and how many were dropped to keep the splits apart.
     """
-    definitions: dict[str, Definition] = {}
+    found: dict[str, list[Candidate]] = {name: [] for name in DATASETS}
+    seen: set[str] = set()
     for definition in mined.definitions:
-        definitions.setdefault(normalise(definition.doc.text), definition)
-    placed = [(definition, _split_of(text, definition.held_out)) for text, definition in definitions.items()]
-    made = {
-        name: merge_duplicates(one for place in placed for one in make(*place, seed)) for name, make in MAKERS.items()
-    }
-    made["exception_class"] = merge_duplicates(exception_class(mined.messages))
-    evaluated = _texts(one for units in made.values() for one in units if one.split in ("evaluation", "held_out"))
-    pretrained = _texts(one for one in made[PAIRS] if one.split == "pretraining")
+        text = normalise(definition.doc.text)
+        if text not in seen:
+            seen.add(text)
+            for name, one in candidates_of(definition, split_of(text, definition.held_out), seed):
+                found[name].append(one)
+    found["exception_class"] = exception_class(mined.messages)
+    found = {name: merge_duplicates(pool) for name, pool in found.items()}
+    evaluated = _texts(one for pool in found.values() for one in pool if one.split in ("evaluation", "held_out"))
+    pretrained = _texts(one for one in found[PAIRS] if one.split == "pretraining")
     forbidden = {"pretraining": evaluated, "train": evaluated | pretrained}
-    kept = {
-        name: [one for one in units if not one.normalised & forbidden.get(one.split, set())]
-        for name, units in made.items()
-    }
-    dropped = {name: len(made[name]) - len(units) for name, units in kept.items()}
+    dropped = {}
+    for name, pool in found.items():
+        found[name] = [one for one in pool if one.normalised.isdisjoint(forbidden.get(one.split, ()))]
+        dropped[name] = len(pool) - len(found[name])
     # Made of what is apart already, with the same splits: they need not yield to anything.
-    kept["summary_reranking"] = [replace(one, text=one.document, document=one.text) for one in kept[PAIRS]]
-    kept["summary_to_module"] = summary_to_module(kept[PAIRS])
-    return Corpus(kept, dropped)
+    found["summary_reranking"] = [replace(one, text=one.document, document=one.text) for one in found[PAIRS]]
+    found["summary_to_module"] = summary_to_module(one for one in found[PAIRS] if one.split in ("train", "evaluation"))
+    return found, dropped
 
 
-def _split_of(text: str, held_out: bool) -> Split:
+def split_of(text: str, held_out: bool) -> Split:
+    """The split of a definition, by a hash of its documentation."""
     share = hash_share(text)
-    if held_out or share >= 1 - EVALUATION_SHARE:
-        return "held_out" if held_out else "evaluation"
-    return "pretraining" if share < PRETRAINING_SHARE else "train"
+    if held_out:
+        return "held_out"
+    return "evaluation" if share >= 1 - EVALUATION_SHARE else "pretraining" if share < PRETRAINING_SHARE else "train"
 
 
-def _texts(candidates: Iterable[Candidate]) -> set[str]:
-    return set().union(*(one.normalised for one in candidates))
-
-
-def merge_duplicates(candidates: Iterable[Candidate]) -> list[Candidate]:
+def merge_duplicates(pool: Iterable[Candidate]) -> list[Candidate]:
     """Keep a candidate only if none of its texts was in an earlier one (exact, after `normalise`)."""
     seen: set[str] = set()
     kept = []
-    for one in candidates:
-        if not one.normalised & seen:
+    for one in pool:
+        if seen.isdisjoint(one.normalised):
             kept.append(one)
         seen |= one.normalised
     return kept
 
 
-def near_examples(
-    pool: Sequence[Candidate], dataset: Dataset, generator: np.random.Generator
-) -> Iterator[TrainingExample]:
+def _texts(pool: Iterable[Candidate]) -> set[str]:
+    return set().union(*(one.normalised for one in pool))
+
+
+# --- training rows ----------------------------------------------------------------------------------------------------
+
+
+def near_examples(pool: Pool, dataset: Dataset, generator: np.random.Generator) -> Iterator[TrainingExample]:
     """Rows of query, document and negatives: documents of the pool that share the nearest group, then farther ones."""
     documents: dict[str, list[str]] = defaultdict(list)
     for one in pool:
@@ -262,9 +230,7 @@ def near_examples(
         yield example(one.text, [one.document], negatives[:NEGATIVES], dataset)
 
 
-def overlap_examples(
-    pool: Sequence[Candidate], dataset: Dataset, generator: np.random.Generator
-) -> Iterator[TrainingExample]:
+def overlap_examples(pool: Pool, dataset: Dataset, generator: np.random.Generator) -> Iterator[TrainingExample]:
     """Rows of a function, functions of high overlap and functions of low overlap, half of them sharing a name."""
     texts = np.array([one.text for one in pool], dtype=object)
     for place, overlap in enumerate(jaccard(pool)):
@@ -276,28 +242,28 @@ def overlap_examples(
             yield example(texts[place], draw(close, POSITIVES, generator), [*hard, *easy], dataset)
 
 
-def class_examples(
-    pool: Sequence[Candidate], dataset: Dataset, generator: np.random.Generator
-) -> Iterator[TrainingExample]:
+def class_examples(pool: Pool, dataset: Dataset, generator: np.random.Generator) -> Iterator[TrainingExample]:
     """Rows of a text, texts of its class and texts of other classes."""
     labelled = [Labelled(one.text, one.groups[0], one.split) for one in pool]
     return labelled_examples(labelled, labelled, dataset, generator)
 
 
-def jaccard(pool: Sequence[Candidate]) -> NDArray[np.float64]:
+# Family of a dataset -> how its training rows are drawn from its candidates; all others are drawn from near by.
+EXAMPLES = {"sts": overlap_examples, "classification": class_examples, "clustering": class_examples}
+
+
+def jaccard(pool: Pool) -> np.ndarray:
     """Overlap of the names, (candidates, candidates): shared names divided by all names of both."""
-    place = {name: number for number, name in enumerate(sorted(frozenset().union(*(one.names for one in pool))))}
-    held = np.zeros((len(pool), len(place)), dtype=np.float32)
-    for row, one in enumerate(pool):
-        held[row, [place[name] for name in one.names]] = 1
-    shared: NDArray[np.float64] = (held @ held.T).astype(np.float64)
-    union: NDArray[np.float64] = held.sum(1)[:, None] + held.sum(1)[None, :] - shared
-    return shared / np.maximum(union, 1)
+    names = pd.Series([one.groups for one in pool]).explode()
+    held = pd.crosstab(names.index, names).to_numpy(np.float32)
+    shared, sizes = (held @ held.T).astype(np.float64), held.sum(1)
+    return np.asarray(shared / np.maximum(sizes[:, None] + sizes - shared, 1))
 
 
-def graded_pairs(
-    pool: Sequence[Candidate], limit: int | None, generator: np.random.Generator
-) -> list[tuple[str, str, float]]:
+# --- evaluation sets --------------------------------------------------------------------------------------------------
+
+
+def graded_pairs(pool: Pool, limit: int | None, generator: np.random.Generator) -> list[tuple[str, str, float]]:
     """Pairs of functions scored 0-5 by overlap, spread evenly over the rounded scores as far as pairs exist."""
     first, second = np.triu_indices(len(pool), k=1)
     scores = GRADES * jaccard(pool)[first, second]
@@ -312,7 +278,13 @@ def graded_pairs(
     return sorted(pairs, key=lambda pair: (normalise(pair[0]), normalise(pair[1])))
 
 
-def classified(pool: Sequence[Candidate], limit: int | None, generator: np.random.Generator) -> EvaluationSet:
+def ranked_candidates(pool: Pool, dataset: Dataset, generator: np.random.Generator) -> list[tuple[str, str, str]]:
+    """Query, text and label, the texts of a query in their order: the place in a list must not give the answer away."""
+    rows = near_examples(pool, dataset, generator)
+    return [(row.query, text, str(int(text in row.pos))) for row in rows for text in sorted((*row.pos, *row.neg))]
+
+
+def classified(pool: Pool, limit: int | None, generator: np.random.Generator) -> EvaluationSet:
     """Rows to fit a classifier on and rows to test it on: both are evaluation only."""
     labels = sorted({one.groups[0] for one in pool})
     files: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
@@ -320,35 +292,6 @@ def classified(pool: Sequence[Candidate], limit: int | None, generator: np.rando
         is_fitted = hash_share(f"fit {one.text}") < CLASSIFICATION_FIT_SHARE
         files["train" if is_fitted else "test"].append({"text": one.text, "label": labels.index(one.groups[0])})
     return EvaluationSet({name: draw(rows, limit, generator) for name, rows in files.items()}, labels)
-
-
-EXAMPLES: dict[str, Callable[[Sequence[Candidate], Dataset, np.random.Generator], Iterator[TrainingExample]]] = {
-    **dict.fromkeys(("retrieval", "code", "reranking"), near_examples),
-    **dict.fromkeys(("classification", "clustering"), class_examples),
-    "sts": overlap_examples,
-}
-"""Family of a dataset -> how its training rows are drawn from its candidates."""
-
-
-def evaluation_rows(
-    pool: Sequence[Candidate], dataset: Dataset, limits: Limits, generator: np.random.Generator
-) -> EvaluationSet:
-    """The files of one task: its queries, pairs or texts, within the limits."""
-    if dataset.family == "classification":
-        return classified(pool, limits.queries, generator)
-    shape: Shape = "pairs"
-    records: list[tuple[Any, ...]] = [(one.text, one.document) for one in pool]
-    if dataset.family == "clustering":
-        shape, records = "labelled", [(one.text, one.groups[0]) for one in pool]
-    elif dataset.family == "sts":
-        shape, records = "graded", graded_pairs(pool, limits.queries, generator)
-    elif dataset.family == "reranking":
-        rows = near_examples(pool, dataset, generator)
-        # In the order of the texts: the place in a list must not give the answer away.
-        candidates = ((row, text) for row in rows for text in sorted((*row.pos, *row.neg)))
-        shape, records = "candidates", [(row.query, text, str(int(text in row.pos))) for row, text in candidates]
-    table = pa.table({name: [row[place] for row in records] for place, name in enumerate(COLUMNS[shape])})
-    return evaluation_set(Raw(shape, {"test": table}, ()), dataset, limits, generator)
 
 
 class PythonDocs:
@@ -361,7 +304,6 @@ class PythonDocs:
 
     Raises:
         ManifestError: A dataset that this corpus cannot make, or a task that the manifest does not have.
-        DataError: Nothing to mine.
     """
 
     near: NearOptions | None = None
@@ -370,43 +312,53 @@ class PythonDocs:
     def __init__(self, manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]) -> None:
         if unknown := [dataset.id for dataset in manifest.datasets if dataset.id not in DATASETS]:
             raise ManifestError(
-                f"python_docs has no rule for {', '.join(unknown)}",
-                where=f"manifest '{manifest.name}'",
-                expected=f"datasets among {', '.join(DATASETS)}",
+                f"python_docs has no rule for {', '.join(unknown)}", where=manifest.name, expected=", ".join(DATASETS)
             )
         arriving = [dataset.id for dataset in manifest.datasets if dataset.role == "new_data"]
         trained = {f"train/{name}": manifest.dataset(name) for name in (*corpus.datasets, *arriving)}
         self.sets: Mapping[str, Dataset] = {**trained, "pretraining": manifest.dataset(PAIRS)}
         self.tasks: Sequence[EvaluationTask] = [manifest.task(name) for name in tasks]
-        self._manifest, self._corpus, self._mined = manifest, corpus, mine(manifest)
-        self._built = build_corpus(self._mined, corpus.seed)
+        self._manifest, self._corpus, self._mined = manifest, corpus, mining.mine(manifest)
+        self._candidates, self._dropped = build_corpus(self._mined, corpus.seed)
+
+    def _pool(self, dataset: str, split: Split) -> Pool:
+        return [one for one in self._candidates[dataset] if one.split == split]
 
     def evaluation(self, task: EvaluationTask, limits: Limits, generator: np.random.Generator) -> EvaluationSet:
-        """The files of one task, from the candidates of its split."""
-        pool = self._built.part(task.dataset, "held_out" if task.held_out else "evaluation")
-        return evaluation_rows(pool, self._manifest.dataset(task.dataset), limits, generator)
+        """The queries, pairs or texts of one task, within the limits."""
+        dataset = self._manifest.dataset(task.dataset)
+        pool = self._pool(dataset.id, "held_out" if task.held_out else "evaluation")
+        if dataset.family == "classification":
+            return classified(pool, limits.queries, generator)
+        shape: Shape = "pairs"
+        records: Sequence[tuple[Any, ...]] = [(one.text, one.document) for one in pool]
+        if dataset.family == "clustering":
+            shape, records = "labelled", [(one.text, one.groups[0]) for one in pool]
+        elif dataset.family == "sts":
+            shape, records = "graded", graded_pairs(pool, limits.queries, generator)
+        elif dataset.family == "reranking":
+            shape, records = "candidates", ranked_candidates(pool, dataset, generator)
+        table = pa.table({name: [row[place] for row in records] for place, name in enumerate(COLUMNS[shape])})
+        return evaluation_set(Raw(shape, {"test": table}, ()), dataset, limits, generator)
 
     def training(self, name: str) -> list[TrainingExample]:
         """Rows of a dataset, or pairs for the tiny base, whose texts no other set has."""
         dataset, corpus = self.sets[name], self._corpus
+        generator = np.random.default_rng(derive_seed(corpus.seed, *name.split("/")))
         if name == "pretraining":
-            generator = np.random.default_rng(derive_seed(corpus.seed, "pretraining"))
-            chosen = draw(self._built.part(PAIRS, "pretraining"), corpus.pretraining_pairs, generator)
+            chosen = draw(self._pool(PAIRS, "pretraining"), corpus.pretraining_pairs, generator)
             return [TrainingExample(one.text, (one.document,)) for one in chosen]
-        generator = np.random.default_rng(derive_seed(corpus.seed, "train", dataset.id))
         # All rows are made before they are drawn: some candidates give none.
-        rows = list(EXAMPLES[dataset.family](self._built.part(dataset.id, "train"), dataset, generator))
-        return draw(rows, corpus.train_rows, generator)
+        rows = EXAMPLES.get(dataset.family, near_examples)(self._pool(dataset.id, "train"), dataset, generator)
+        return draw(list(rows), corpus.train_rows, generator)
 
     def completed(self, name: str, file: Path, bare: int) -> None:
         """Rows lack nothing: each has its negatives, and pairs for the base need none."""
 
     def facts(self) -> dict[str, Any]:
-        """The distributions that were found, what was mined, and what was dropped to keep the splits apart."""
-        mined, dropped = self._mined, self._built.dropped
+        """The distributions that were found, what could not be read, and what was dropped to keep the splits apart."""
         return {
-            "fingerprint": corpus_fingerprint(self._manifest),
-            "deviations": corpus_deviations(self._manifest),
-            "mining": {"files": mined.files, "unreadable": mined.unreadable, "definitions": len(mined.definitions)},
-            "dropped": {f"train/{name}": {"its text is in another split": number} for name, number in dropped.items()},
+            "fingerprint": mining.corpus_fingerprint(self._manifest),
+            "deviations": self._mined.deviations,
+            "dropped": {f"train/{name}": {"its text is in another split": n} for name, n in self._dropped.items()},
         }

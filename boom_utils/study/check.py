@@ -16,7 +16,7 @@ from boom_utils.config import load_profile
 from boom_utils.data.fetching import chosen_datasets, files_of, hub_set
 from boom_utils.data.files import downloads_folder, hub_paths, mirror, offline
 from boom_utils.data.manifest import Dataset, HttpsFiles, InstalledDistributions, LocalFiles, Manifest, load_manifest
-from boom_utils.data.mining import corpus_fingerprint
+from boom_utils.data.mining import corpus_deviations
 from boom_utils.errors import BoomError
 
 log = logging.getLogger(__name__)
@@ -66,12 +66,8 @@ def _corpus(profile: str) -> Iterator[Finding]:
     if not isinstance(manifest.source, InstalledDistributions):
         yield _ready_files(manifest, chosen_datasets(manifest, loaded))
         return
-    found = corpus_fingerprint(manifest)
-    for distribution in manifest.source.distributions:
-        have = found["distributions"].get(distribution.name)
-        if have != distribution.version:
-            text = f"corpus {manifest.name}: {distribution.name} is {have}, the manifest says {distribution.version}"
-            yield Finding("note", text + "; the corpus gets its own fingerprint")
+    for text in corpus_deviations(manifest):
+        yield Finding("note", f"corpus {manifest.name}: {text}; the corpus gets its own fingerprint")
     yield Finding("ok", f"corpus {manifest.name}: {len(manifest.source.distributions)} distributions looked at")
 
 
