@@ -1,120 +1,274 @@
-"""Training JSONL is read strictly: every bad line is named, none is dropped in silence."""
+"""Rows of files are read strictly: the same from every kind of file, every bad one named, none dropped in silence."""
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 import logging
+import subprocess
+import sys
+import tracemalloc
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from conftest import HANGS, SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
 from boom_utils.data.examples import (
     LONGEST_LINE,
+    BadRows,
     TrainingExample,
     batches,
     count_rows,
     read_examples,
     read_jsonl,
+    record_of,
+    rows_of,
     write_examples,
     write_jsonl,
 )
+from boom_utils.data.own import check_files, own_datasets
 from boom_utils.errors import DataError
 
-GOOD = {"query": "q", "pos": ["p"], "neg": ["n", "m"], "prompt": "Find it.", "type": "normal"}
-BAD_LINES = {
-    "bad JSON": (b'{"query": "q", "pos": ["p"] "neg": []}', ":2:29: not JSON"),
-    "trailing comma": (b'{"query": "q", "pos": ["p"], "neg": [],}', ":2:40: not JSON"),
-    "two objects": (b'{"query": "q", "pos": ["p"], "neg": []} {}', ":2:41: not JSON: Extra data"),
-    "empty line": (b"", ":2:1: empty line"),
-    "missing key": (b'{"query": "q", "neg": ["p"]}', ":2: missing key pos; found neg, query"),
-    "no key": (b"{}", ":2: missing key query, pos; found no key"),
-    "query of wrong type": (b'{"query": 3, "pos": ["p"], "neg": []}', ":2: query must be a string, found a number"),
-    "pos of wrong type": (b'{"query": "q", "pos": "p", "neg": []}', ":2: pos must be a list of strings"),
-    "neg of wrong type": (b'{"query": "q", "pos": ["p"], "neg": [null]}', ":2: neg[0] must be a string, found null"),
-    "empty pos": (b'{"query": "q", "pos": [], "neg": []}', ":2: pos is empty"),
-    "empty negative": (b'{"query": "q", "pos": ["p"], "neg": [""]}', ":2: neg[0] is an empty string"),
-    "blank query": (b'{"query": " ", "pos": ["p"], "neg": []}', ":2: query is an empty string"),
-    "prompt of wrong type": (b'{"query": "q", "pos": ["p"], "neg": [], "prompt": 1}', ":2: prompt must be a string"),
-    "lone surrogate": (b'{"query": "a\\ud800", "pos": ["p"], "neg": []}', ":2: query holds a lone surrogate"),
-    "not UTF-8": (b'{"query": "\xff", "pos": ["p"], "neg": []}', ":2:12: not UTF-8"),
-    "not an object": (b'["q"]', ":2:1: expected a JSON object, found a list"),
-    "NaN": (b'{"query": NaN}', ":2: not JSON: NaN"),
-    "nested too deeply": (b"[" * 100_000, ":2: not JSON"),
+Rows = list[dict[str, Any]]
+ROWS: Rows = [{"query": f"query {n}", "pos": [f"passage {n}"], "neg": [f"other {n}", "more"]} for n in range(10)]
+EXAMPLES = [TrainingExample(row["query"], tuple(row["pos"]), tuple(row["neg"])) for row in ROWS]
+PAIRS = [TrainingExample(one.query, one.pos) for one in EXAMPLES]
+SHAPES: dict[str, tuple[Rows, list[Any]]] = {
+    "FlagEmbedding": (ROWS, EXAMPLES),
+    "FlagEmbedding, no negatives": ([{**row, "neg": []} for row in ROWS], PAIRS),
+    "triplets": (
+        [{"anchor": e.query, "positive": e.pos[0], "negative_1": e.neg[0], "negative_2": e.neg[1]} for e in EXAMPLES],
+        EXAMPLES,
+    ),
+    "pairs": ([{"question": row["query"], "answer": row["pos"][0]} for row in ROWS], PAIRS),
+    "graded": (
+        [{"sentence1": f"one {n}", "sentence2": f"two {n}", "score": n / 2, "id": n} for n in range(10)],
+        [(f"one {n}", f"two {n}", n / 2) for n in range(10)],
+    ),
+    "labelled": (
+        [{"text": f"text {n}", "label": n % 3} for n in range(10)],
+        [(f"text {n}", str(n % 3), "train") for n in range(10)],
+    ),
 }
+KINDS = ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.json", "b.json", "a.csv", "a.tsv.gz", "a.parquet"]
+KINDS += ["a.arrow", "b.arrow"]
 
 
-def save(path: Path, *lines: bytes) -> Path:
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
+def save(path: Path, rows: list[Any]) -> Path:
+    """Rows in the kind of file that the name says; ``a.json`` is an array, ``b.arrow`` a stream."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=4)
+    elif path.suffix == ".arrow":
+        table = pa.Table.from_pylist(rows)
+        with (pa.ipc.new_stream if path.name[0] == "b" else pa.ipc.new_file)(path, table.schema) as writer:
+            writer.write_table(table)
+    elif ".csv" in path.suffixes or ".tsv" in path.suffixes:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "wt", encoding="utf-8", newline="") as handle:
+            lines = csv.writer(handle, delimiter="\t" if ".tsv" in path.suffixes else ",")
+            cells = [[json.dumps(v) if isinstance(v, list) else v for v in row.values()] for row in rows]
+            lines.writerows([list(rows[0]), *cells])
+    else:
+        data = b"".join(row + b"\n" if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows)
+        data = json.dumps(rows, indent=1).encode() if path.name == "a.json" else data
+        with pa.output_stream(str(path), compression="detect") as stream:
+            stream.write(data)
     return path
 
 
-@pytest.mark.promise(7)
-@pytest.mark.parametrize("kind", BAD_LINES)
-def test_a_malformed_line_is_named_by_file_line_and_rule(kind: str, tmp_path: Path) -> None:
-    line, expected = BAD_LINES[kind]
-    path = save(tmp_path / "train.jsonl", json.dumps(GOOD).encode(), line)
-    with pytest.raises(DataError) as caught:
-        read_examples(path)
-    assert f"train.jsonl{expected}" in str(caught.value)
-    assert str(tmp_path) not in str(caught.value)
+def read(*files: Path, bad: BadRows | None = None, check: Any = record_of) -> list[Any]:
+    return [found for _, found in rows_of(files, check, bad)]
+
+
+# --- kinds of files and columns ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_of_every_shape_are_the_same_in_every_kind_of_file(tmp_path: Path, name: str, shape: str) -> None:
+    rows, expected = SHAPES[shape]
+    path = save(tmp_path / name, rows)
+    assert read(path) == expected
+    assert count_rows(path) == 10
+
+
+def test_the_same_rows_are_read_from_every_case_of_bug_reports(tmp_path: Path) -> None:
+    generator = SHARED / "cases" / "make_cases.py"
+    if not generator.is_file():
+        pytest.skip("the generator of cases is not here")
+    subprocess.run([sys.executable, generator, tmp_path], check=True, timeout=HANGS, capture_output=True)
+    expected = read(tmp_path / "data" / "jsonl" / "faq.jsonl")
+    assert len(expected) == 160
+    for case in sorted((tmp_path / "data").iterdir()):
+        ((name, files),) = own_datasets(case).items()
+        bare = [TrainingExample(one.query, one.pos) for one in expected]
+        assert read(*map(Path, files)) == (bare if name == "pairs" else expected), case.name
+        assert check_files(files).rows == 160
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.arrow"])
+def test_drawn_rows_are_those_of_their_numbers_over_all_files(tmp_path: Path, name: str) -> None:
+    files = [save(tmp_path / "x" / name, ROWS[:6]), save(tmp_path / "y" / name, ROWS[6:])]
+    for numbers in ([0, 5, 6, 9], [7], []):
+        wanted = np.isin(np.arange(10), numbers)
+        assert list(rows_of(files, record_of, wanted=wanted)) == [(number, EXAMPLES[number]) for number in numbers]
+    assert [number for number, _ in rows_of(files, record_of)] == list(range(10))
+
+
+@pytest.mark.parametrize("text", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_parquet_of_every_type_of_text_is_read(tmp_path: Path, text: pa.DataType) -> None:
+    values = pa.string() if pa.types.is_dictionary(text) else text
+    lists = {key: pa.array([row[key] for row in ROWS], pa.large_list(values)) for key in ("pos", "neg")}
+    table = pa.table({"query": pa.array([row["query"] for row in ROWS]).cast(text), **lists})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert read(tmp_path / "rows.parquet") == EXAMPLES
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_columns_of_a_manifest_are_mapped_and_a_missing_one_is_named(tmp_path: Path, name: str) -> None:
+    rows = [{"query": r["query"], "document": r["pos"][0], "negatives": r["neg"], "rank": "3"} for r in ROWS]
+    check = partial(record_of, columns={"query": "query", "pos": "document", "neg": "negatives"})
+    assert read(save(tmp_path / name, rows), check=check) == EXAMPLES
+    with pytest.raises(DataError, match="no column document, negatives; found neg, pos, query"):
+        read(save(tmp_path / name, ROWS[:1]), check=check)
+
+
+def test_what_a_row_of_flagembedding_says_about_itself_is_kept_and_other_columns_are_not_needed(tmp_path: Path) -> None:
+    row = {**ROWS[0], "prompt": "Find it.", "type": "normal", "pos_scores": [1.0], "neg_scores": None, "category": "x"}
+    expected = replace(EXAMPLES[0], prompt="Find it.", type="normal")
+    for name in ("a.jsonl", "a.parquet"):
+        assert read(save(tmp_path / name, [row])) == [expected]
+    assert read_examples(tmp_path / "a.jsonl") == [expected]
+    assert write_examples(tmp_path / "again.jsonl", [expected]) == 1
+    assert list(read_jsonl(tmp_path / "again.jsonl")[0].items()) == list(row.items())[:5]
+    (other,) = read(save(tmp_path / "b.json", [{"question": "q", "answer": "a", "type": 3}]))
+    assert (other.type, other.neg) == (None, ())
+
+
+def test_memory_does_not_grow_with_a_file(tmp_path: Path) -> None:
+    text = "word " * 400
+
+    def peak(count: int, name: str) -> int:
+        path = save(tmp_path / str(count) / name, [{**ROWS[0], "pos": [f"{text} {n}"]} for n in range(count)])
+        before, most = pa.total_allocated_bytes(), 0
+        tracemalloc.start()
+        for _ in rows_of([path], record_of):
+            most = max(most, pa.total_allocated_bytes() - before)
+        python = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most + python
+
+    for name in ("a.jsonl", "a.jsonl.zst", "a.csv", "a.parquet", "a.arrow", "b.arrow"):
+        small, large = peak(600, name), peak(6000, name)
+        assert large < 2 * small + 2**20, name
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.promise(7)
-def test_a_byte_order_mark_is_refused_and_crlf_is_read(tmp_path: Path) -> None:
-    line = json.dumps(GOOD).encode()
-    with pytest.raises(DataError, match=r"bom\.jsonl:1:1: the file starts with a byte order mark"):
-        read_examples(save(tmp_path / "bom.jsonl", b"\xef\xbb\xbf" + line))
-    assert len(read_examples(save(tmp_path / "crlf.jsonl", line + b"\r", line + b"\r"))) == 2
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"query": None}, "query: Input should be a valid string, found None"),
+        ({"query": "  "}, "query: Input should be a text with something in it, found '  '"),
+        ({"pos": []}, "pos: Tuple should have at least 1 item"),
+        ({"neg": ["a", None]}, "neg.1: Input should be a valid string, found None"),
+        ({"neg": [""]}, "neg.0: Input should be a text with something in it"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
+def test_a_malformed_row_is_named_by_file_row_and_rule(
+    tmp_path: Path, name: str, change: dict[str, Any], rule: str
+) -> None:
+    path, bad = save(tmp_path / name, [*ROWS[:3], {**ROWS[3], **change}, *ROWS[4:]]), BadRows(skip=True)
+    assert read(path, bad=bad) == EXAMPLES[:3] + EXAMPLES[4:]
+    assert bad.first[0].startswith(f"{name}:{5 if name == 'a.csv' else 4}: {rule}")
+
+
+BAD_LINES: dict[bytes, str] = {
+    b'{"query": "q", "pos": ["p"] "neg": []}': ":29: not JSON: expected `,` or `}`",
+    b'{"query": "q", "pos": ["p"], "neg": [],}': ":40: not JSON: trailing comma",
+    b'{"query": "q", "pos": ["p"], "neg": []} {}': ":41: not JSON: trailing characters",
+    b'{"query": "a", "pos": ["b"], "ne': ":32: not JSON: EOF",
+    b"": ":0: not JSON: EOF",
+    b'{"query": "\xff", "pos": ["p"], "neg": []}': ":12: not JSON: invalid unicode",
+    b'{"query": "a\\ud800", "pos": ["p"], "neg": []}': ":19: not JSON: unexpected end of hex escape",
+    b'{"query": NaN, "pos": ["p"]}': ":11: not JSON",
+    b"[" * 100_000: ":202: not JSON: recursion limit exceeded",
+    b'["q"]': ": expected a JSON object, found ['q']",
+    b'"' + b"x" * (LONGEST_LINE + 10) + b'"': ": longer than 16 MiB",
+    b'\xef\xbb\xbf{"query": "q", "pos": ["p"]}': ":1: it starts with a byte order mark",
+    b'{"query": "q", "neg": ["p"]}': ": {no columns of a training row in neg, query|pos: Field required}",
+    b"{}": ": {no columns of a training row in an empty object|query: Field required}",
+    b'{"query": 3, "pos": ["p"], "neg": []}': ": query: Input should be a valid string, found 3",
+    b'{"query": "q", "pos": ["p"], "neg": [], "prompt": 1}': ": prompt: Input should be a valid string",
+    b'{"text": "a", "label": []}': ": {label: Input should be a valid string|query: Field required}",
+    b'{"text": "a", "label": null}': ": {label: Input should be a valid string|query: Field required}",
+    b'{"sentence1": "a", "sentence2": "b", "score": 7}': ": {score: Input should be less than|query: Field required}",
+    b'{"query": "a", "pos": "[\'b\']"}': ": {a text that looks like a list must be JSON|pos: Input should be a valid}",
+}
 
 
 @pytest.mark.promise(7)
-def test_an_overlong_line_is_refused_without_being_parsed(tmp_path: Path) -> None:
-    path = save(tmp_path / "long.jsonl", b'{"query": "' + b"a" * (LONGEST_LINE + 1) + b'"}')
-    with pytest.raises(DataError, match=r"long\.jsonl:1: longer than 16 MiB"):
-        read_examples(path)
+@pytest.mark.parametrize("line", BAD_LINES, ids=lambda line: line[:40].decode(errors="replace"))
+def test_a_malformed_line_is_named_by_file_line_column_and_rule(tmp_path: Path, line: bytes) -> None:
+    path = save(tmp_path / "rows.jsonl", [*ROWS[:2], line, ROWS[2]])
+    place, _, rules = BAD_LINES[line].partition("{")
+    readers: tuple[Any, ...] = (read, read_examples)
+    for rule, reader in zip(rules.rstrip("}").split("|") if rules else [""] * 2, readers, strict=True):
+        with pytest.raises(DataError) as caught:
+            reader(path)
+        assert f"rows.jsonl:3{place}{rule}" in str(caught.value)
+        assert str(tmp_path) not in str(caught.value)
+    bad = BadRows(skip=True)
+    assert (read(path, bad=bad), bad.number, count_rows(path)) == (EXAMPLES[:3], 1, 4)
 
 
 @pytest.mark.promise(7)
-def test_skipping_lists_the_skipped_lines_and_ten_are_enough_for_an_error(
+def test_skipping_lists_the_first_ten_and_ten_are_enough_for_an_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    good, bad = json.dumps(GOOD).encode(), [line for line, _ in BAD_LINES.values()]
-    path = save(tmp_path / "train.jsonl", good, *bad, good)
+    path, bad = save(tmp_path / "train.jsonl", [ROWS[0], *BAD_LINES, ROWS[1]]), BadRows(skip=True)
     with caplog.at_level(logging.WARNING):
-        assert (
-            read_examples(path, on_bad_line="skip")
-            == [TrainingExample("q", ("p",), ("n", "m"), "Find it.", "normal")] * 2
-        )
+        assert read(path, bad=bad) == EXAMPLES[:2]
+    assert bad.number == len(BAD_LINES)
     assert [message.split(":")[1] for message in caplog.messages] == [str(n) for n in range(2, 12)]
     with pytest.raises(DataError, match="10 or more malformed") as caught:
-        read_examples(path)
-    assert [f"train.jsonl:{n}" in str(caught.value) for n in (2, 11, 12)] == [True, True, False]
+        read(path)
+    assert [f"train.jsonl:{n}:" in str(caught.value) for n in (2, 11, 12)] == [True, True, False]
 
 
-def test_a_file_without_a_good_line_is_an_error(tmp_path: Path) -> None:
+def test_lines_may_end_with_crlf_and_cells_that_do_not_fit_the_header_are_a_malformed_row(tmp_path: Path) -> None:
+    assert read(save(tmp_path / "a.jsonl", [json.dumps(row).encode() + b"\r" for row in ROWS])) == EXAMPLES
+    (tmp_path / "a.csv").write_text("anchor,positive\na,b\nc\nd,e,f\n\ng,h\n")
+    bad = BadRows(skip=True)
+    assert [one.query for one in read(tmp_path / "a.csv", bad=bad)] == ["a", "g"]
+    assert bad.first == [f"a.csv:{n}: {has} cells, the header has 2 different names" for n, has in ((3, 1), (4, 3))]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.gz", "a.jsonl.zst", "a.json", "b.arrow", "no.csv", "a.xlsx"])
+def test_files_that_are_cut_off_absent_or_of_no_known_kind_are_errors(tmp_path: Path, name: str) -> None:
+    path, said = tmp_path / name, {"no.csv": "there is no file", "a.xlsx": "of no kind that can be read"}.get(name)
+    if said is None:
+        data, said = save(path, ROWS).read_bytes(), rf"{name} is damaged"
+        path.write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(DataError, match=said):
+        read(path)
     with pytest.raises(DataError, match="no training examples"):
-        read_examples(save(tmp_path / "empty.jsonl"))
-    with pytest.raises(DataError, match="no training examples"):
-        read_examples(save(tmp_path / "bad.jsonl", b"{}"), on_bad_line="skip")
-    with pytest.raises(DataError, match="there is no file"):
-        read_examples(tmp_path / "absent.jsonl")
+        read_examples(save(tmp_path / "empty.jsonl", []))
 
 
-def test_batches_keep_the_order_and_take_no_more_than_they_give() -> None:
-    left = iter(range(5))
-    cut = batches(left, 2)
-    assert (next(cut), next(left)) == ([0, 1], 2)
-    assert list(cut) == [[3, 4]]
-    assert list(batches([], 2)) == []
-
-
-def test_columns_of_the_published_corpora_are_read_and_extra_ones_ignored(tmp_path: Path) -> None:
-    row = {**GOOD, "category": "normal", "pos_scores": [1.0], "neg_scores": [0.1, 0.2]}
-    example = TrainingExample("q", ("p",), ("n", "m"), "Find it.", "normal")
-    assert read_examples(save(tmp_path / "bge.jsonl", json.dumps(row).encode())) == [example]
-    assert example.as_row() == GOOD
+# --- files of the kit -------------------------------------------------------------------------------------------------
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: bool(text.strip()))
@@ -145,6 +299,9 @@ def test_jsonl_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_read_jsonl_names_the_malformed_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"rows\.jsonl:2:2"):
-        read_jsonl(save(tmp_path / "rows.jsonl", b"{}", b"{,}"))
+def test_batches_keep_the_order_and_take_no_more_than_they_give() -> None:
+    left = iter(range(5))
+    cut = batches(left, 2)
+    assert (next(cut), next(left)) == ([0, 1], 2)
+    assert list(cut) == [[3, 4]]
+    assert list(batches([], 2)) == []

@@ -104,7 +104,7 @@ def test_a_training_file_that_is_missing_malformed_or_empty_is_an_error(tmp_path
     with pytest.raises(DataError, match="there is no file"):
         find_overlap({"nq": tmp_path / "nq.jsonl"}, EVALUATED)
     (tmp_path / "nq.jsonl").write_bytes(b'{"query": "q", "pos": ["p"], "neg": []}\n{"query": NaN}\n')
-    with pytest.raises(DataError, match=r"nq\.jsonl:2: not JSON: NaN"):
+    with pytest.raises(DataError, match=r"nq\.jsonl:2:11: not JSON"):
         find_overlap({"nq": tmp_path / "nq.jsonl"}, EVALUATED)
     (tmp_path / "nq.jsonl").write_bytes(b"")
     with pytest.raises(DataError, match="no training examples"):

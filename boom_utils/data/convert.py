@@ -1,7 +1,7 @@
 """Stage: the examples of any corpus, from what it is made of to training rows and evaluation sets; the only entry.
 
 A `Source` gives what differs between the kinds of corpora: mined (`boom_utils.data.python_docs`), files
-(`boom_utils.data.open_text`), and rows of users and of the hub (`boom_utils.data.own_examples`). Everything else is
+(`boom_utils.data.open_text`), and rows of users and of the hub (`boom_utils.data.own`). Everything else is
 here: what goes into which file, what is left out and counted, and that nothing that is evaluated is trained on. That is
 looked for among *records*, before rows are made of them, so that a record with an evaluated text never comes back as
 somebody's negative; of ready examples, it is looked for in the rows, before negatives are mined.
@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from boom_utils.artifacts import derive_seed, write_json
 from boom_utils.config import CorpusConfig
-from boom_utils.data import open_text, own_examples, python_docs
+from boom_utils.data import open_text, own, python_docs
 from boom_utils.data.evaluation_sets import EvaluationSet, Limits, part_of
 from boom_utils.data.examples import TrainingExample, iter_examples, normalise, write_examples, write_jsonl
 from boom_utils.data.fetching import fetch_datasets
@@ -111,7 +111,7 @@ def found_now(manifest: Manifest, corpus: CorpusConfig) -> Facts:
     if isinstance(manifest.source, InstalledDistributions):
         return corpus_fingerprint(manifest)
     is_local = isinstance(manifest.source, LocalFiles)
-    return dict(own_examples.own_fingerprint(manifest, corpus, Path())) if is_local else {}
+    return dict(own.own_fingerprint(manifest, corpus, Path())) if is_local else {}
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def _opened(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str], down
         log.info("%s: %s", manifest.name, fetch_datasets(used_datasets(manifest, corpus, tasks), downloads))
     if isinstance(manifest.source, HttpsFiles):
         return open_text.OpenText(manifest, corpus, tasks, downloads)
-    return own_examples.OwnRows(manifest, corpus, downloads)
+    return own.OwnRows(manifest, corpus, downloads)
 
 
 def _short(name: str) -> str:

@@ -1,30 +1,74 @@
-"""Training examples as FlagEmbedding JSONL: the one check of a row, and strict reading and atomic writing of JSONL.
+"""Rows of training data: what one is, the one check of it, and reading and writing files of rows.
 
-What a user brings in other shapes and files is read by `boom_utils.data.own`, with the same check. This module
-tokenises nothing and applies no prompt template.
+Every file of rows is read here, the kit's own and those that users bring, as strictly: a malformed row is an error with
+file, row and rule, or left out and listed. Memory does not grow with a file, but for a JSON array, which is parsed
+whole, and a compressed arrow file. What a row is follows from the names of its columns, in every kind of file alike:
+
+* examples: FlagEmbedding's ``query``, ``pos``, ``neg`` (``prompt``, ``type``), or sentence-transformers' ``anchor``,
+  ``positive``, ``negative``, ``negative_1``…; each one text or a list of texts; negatives may be missing.
+* graded: ``sentence1``, ``sentence2`` and a ``score`` from 0 to 5, or from 0 to 1.
+* labelled: ``text`` and ``label``.
+
+This module tokenises nothing and applies no prompt template.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Annotated, Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError, from_json
 
 from boom_utils.artifacts import atomic_path
+from boom_utils.data.manifest import READABLE, Column
 from boom_utils.errors import DataError, bullet_list
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 LONGEST_LINE = 16 * 2**20  # bytes; a longer line is no JSONL, but a JSON array on one line, or binary data
-SHOWN = 10  # bad lines in an error, or in a summary
-OnBadLine = Literal["error", "skip"]
+SHOWN = 10  # malformed rows in an error, or in a summary
+ROWS_AT_A_TIME = 256  # of a columnar file; a row of some datasets holds a hundred long texts
+Kind = Literal["examples", "graded", "labelled"]
 Split = Literal["pretraining", "train", "evaluation", "held_out"]
+_NAMES: dict[Kind, tuple[str, ...]] = {
+    "examples": ("query anchor question", "pos positive answer"),
+    "graded": ("sentence1 sentence_A text1", "sentence2 sentence_B text2", "score similarity_score label"),
+    "labelled": ("text sentence", "label"),
+}  # what each column of a row may be called; the first is its field
+_NEGATIVES = re.compile(r"neg|negatives?(_\d+)?")
+
+
+# --- what a row is ----------------------------------------------------------------------------------------------------
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "Input should be a text with something in it")
+    return text
+
+
+def _as_text(value: Any) -> Any:
+    is_number = isinstance(value, int | float) and value == value  # not NaN, which stands for nothing in a table
+    return str(value) if is_number else value
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
+Stated = Annotated[Text | None, BeforeValidator(lambda value: value or None)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +83,40 @@ class TrainingExample:
         type: FlagEmbedding's type string, None when the dataset's applies.
     """
 
-    query: str
-    pos: tuple[str, ...]
-    neg: tuple[str, ...] = ()
-    prompt: str | None = None
-    type: str | None = None
-
-    def as_row(self) -> dict[str, Any]:
-        """The JSON object FlagEmbedding reads."""
-        row: dict[str, Any] = {"query": self.query, "pos": list(self.pos), "neg": list(self.neg)}
-        extras = {"prompt": self.prompt, "type": self.type}
-        return row | {key: value for key, value in extras.items() if value is not None}
+    query: Text
+    pos: Annotated[tuple[Text, ...], Field(min_length=1)]
+    neg: tuple[Text, ...] = ()
+    prompt: Stated = None
+    type: Stated = None
 
 
-@dataclass(frozen=True, slots=True)
-class Labelled:
+class Graded(NamedTuple):
+    """Two sentences and how similar they are."""
+
+    sentence1: Text
+    sentence2: Text
+    score: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)]
+
+
+class Labelled(NamedTuple):
     """A text and its label: a raise message and its class, a documentation and its place."""
 
-    text: str
-    label: str
-    split: Split
+    text: Text
+    label: Annotated[Text, BeforeValidator(_as_text)]
+    split: Split = "train"
+
+
+Record = TrainingExample | Graded | Labelled
+_CHECKS: dict[Kind, TypeAdapter[Any]] = {
+    "examples": TypeAdapter(TrainingExample),
+    "graded": TypeAdapter(Graded),
+    "labelled": TypeAdapter(Labelled),
+}
+
+
+def kind_of(record: Record) -> Kind:
+    """The kind of a record."""
+    return "examples" if isinstance(record, TrainingExample) else "graded" if isinstance(record, Graded) else "labelled"
 
 
 def normalise(text: str) -> str:
@@ -90,64 +148,39 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-# --- bad lines --------------------------------------------------------------------------------------------------------
+# --- the check of a row -----------------------------------------------------------------------------------------------
 
 
-class BrokenRuleError(Exception):
-    """A row breaks a rule, at a column of its line (1-based) where that says something."""
+class MalformedError(Exception):
+    """A row, or a file as a whole, breaks a rule, at a column of its line (from 1) where that says something."""
 
-    def __init__(self, rule: str, column: int | None = None) -> None:
+    def __init__(self, rule: str, column: str = "") -> None:
         self.column = column
         super().__init__(rule)
 
 
-@dataclass(frozen=True, slots=True)
-class BadLine:
-    """One line that breaks a rule: ``file:line:column`` and the rule."""
-
-    where: str
-    rule: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.rule}"
-
-
-def tried(where: str, make: Callable[..., Item], *given: Any) -> Item | BadLine:
-    """What a function makes of a row, or the rule that the row breaks.
+class BadRows:
+    """Malformed rows as they come: counted, the first ones kept, an error as soon as there are enough of them.
 
     Args:
-        where: File and line.
-        make: May raise `BrokenRuleError`.
-        given: Its arguments.
-    """
-    try:
-        return make(*given)
-    except BrokenRuleError as broken:
-        return BadLine(where if broken.column is None else f"{where}:{broken.column}", str(broken))
-
-
-class BadLines:
-    """Bad lines as they come: counted, the first ones kept, an error as soon as there are enough of them.
-
-    Args:
-        on_bad_line: ``error``, ``skip`` (which logs them), or None: only note them.
+        skip: They are left out, and the first ones logged; else they are an error.
     """
 
-    def __init__(self, on_bad_line: OnBadLine | None) -> None:
-        self.number, self.first = 0, list[BadLine]()
-        self._on_bad_line = on_bad_line
+    def __init__(self, skip: bool = False) -> None:
+        self.number, self.first = 0, list[str]()
+        self._skip = skip
 
-    def add(self, bad: BadLine) -> None:
-        """Note one.
+    def add(self, row: str) -> None:
+        """Note one: ``file:line:column`` and the rule.
 
         Raises:
-            DataError: It is the tenth, and bad lines are errors.
+            DataError: It is the tenth, and they are an error.
         """
         self.number += 1
-        if len(self.first) < SHOWN:
-            self.first.append(bad)
-            if self._on_bad_line == "skip":
-                log.warning("skipped %s", bad)
+        if self.number <= SHOWN:
+            self.first.append(row)
+            if self._skip:
+                log.warning("left out %s", row)
         if self.number == SHOWN:
             self.close()
 
@@ -155,171 +188,262 @@ class BadLines:
         """Look at what there was.
 
         Raises:
-            DataError: There were bad lines, and they are errors.
+            DataError: There were malformed rows, and they are an error.
         """
-        if self.number and self._on_bad_line == "error":
+        if self.first and not self._skip:
             raise DataError(
                 f"{self.number}{' or more' if self.number == SHOWN else ''} malformed row(s)",
-                found=bullet_list(str(bad) for bad in self.first),
+                found=bullet_list(self.first),
                 fix='correct them, or leave them out and have them listed: on_bad_line "skip"',
             )
 
 
-# --- the check of a row -----------------------------------------------------------------------------------------------
+def record_of(row: Mapping[str, Any], columns: Mapping[Column, str] = {}) -> Record:
+    """The record in a row.
 
-
-def check_row(row: Mapping[str, Any]) -> TrainingExample:
-    """The example in a row of FlagEmbedding's keys; ``neg`` may be missing.
-
-    Raises:
-        BrokenRuleError: A key is missing, a value is of a wrong type, or a text is empty.
-    """
-    if missing := [key for key in ("query", "pos") if key not in row]:
-        raise BrokenRuleError(f"missing key {', '.join(missing)}; found {', '.join(sorted(row)) or 'no key'}")
-    query, pos = check_text(row["query"], "query"), _texts(row["pos"], "pos")
-    if not pos:
-        raise BrokenRuleError("pos is empty: at least one relevant text is needed")
-    extras = {key: check_text(row[key], key) for key in ("prompt", "type") if row.get(key) not in (None, "")}
-    return TrainingExample(query, pos, _texts(row.get("neg", []), "neg"), **extras)
-
-
-def _texts(value: Any, key: str) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise BrokenRuleError(f"{key} must be a list of strings, found {_kind(value)}")
-    return tuple(check_text(text, f"{key}[{place}]") for place, text in enumerate(value))
-
-
-def check_text(value: Any, key: str) -> str:
-    """A value that must be a text with something in it.
+    Args:
+        row: Column -> value.
+        columns: ``query``, ``pos``, ``neg`` -> column, where they have names of their own; empty: each name says it.
 
     Raises:
-        BrokenRuleError: It is none.
+        MalformedError: A column is missing, a value is of a wrong type, or a text is empty.
     """
-    if not isinstance(value, str):
-        raise BrokenRuleError(f"{key} must be a string, found {_kind(value)}")
-    if not value.strip():
-        raise BrokenRuleError(f"{key} is an empty string")
+    if columns:
+        if missing := [name for name in columns.values() if name not in row]:
+            raise MalformedError(f"no column {', '.join(missing)}; found {', '.join(sorted(row))}")
+        row = {name: row[of] for name, of in columns.items()}
+    kind, names, negatives = _shape(tuple(row))
+    values = {field: row[name] for field, name in names.items()}
+    if kind == "examples":
+        neg = [text for name in negatives for text in _listed(row[name])]
+        stated = {key: row.get(key) for key in ("prompt", "type")} if names["pos"] == "pos" else {}
+        values |= {"pos": _listed(values["pos"]), "neg": neg, **stated}
+    record: Record = _checked(kind, values)
+    return record
+
+
+@lru_cache(maxsize=256)
+def _shape(found: tuple[str, ...]) -> tuple[Kind, dict[str, str], list[str]]:
+    """Kind of a row, the column of each of its fields, and those of its negatives."""
+    for kind, fields in _NAMES.items():
+        names = {names.split()[0]: next((one for one in names.split() if one in found), "") for names in fields}
+        if all(names.values()):
+            return kind, names, [name for name in found if _NEGATIVES.fullmatch(name)]
+    raise MalformedError(
+        f"no columns of a training row in {', '.join(sorted(found)) or 'an empty object'}; expected query and pos, "
+        "anchor and positive, sentence1 and sentence2 and score, or text and label"
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    """A cell of positives or negatives as a list; what says nothing holds none."""
+    if isinstance(value, str) and value.startswith(('["', "['", "[]")):
+        try:
+            value = from_json(value)
+        except ValueError:
+            raise MalformedError('a text that looks like a list must be JSON: ["…", "…"]') from None
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _checked(kind: Kind, values: Mapping[str, Any]) -> Any:
     try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise BrokenRuleError(f"{key} holds a lone surrogate at character {error.start + 1}") from None
-    return value
+        return _CHECKS[kind].validate_python(values)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in wrong["loc"])
+        raise MalformedError(f"{place}: {wrong['msg']}, found {wrong['input']!r:.60}") from None
 
 
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
+# --- rows of files ----------------------------------------------------------------------------------------------------
 
 
-# --- JSONL ------------------------------------------------------------------------------------------------------------
+def rows_of(
+    files: Iterable[Path],
+    check: Callable[[dict[str, Any]], Item],
+    bad: BadRows | None = None,
+    wanted: NDArray[np.bool_] | None = None,
+) -> Iterator[tuple[int, Item]]:
+    """Stream the good rows of files with their number, from 0 over all rows of all files.
+
+    Args:
+        files: In order; of any kind that `boom_utils.data.manifest.READABLE` names.
+        check: Makes a record of a row (`record_of`), or raises `MalformedError`.
+        bad: Gets the malformed rows; without it, they are an error.
+        wanted: bool[rows]; rows that are not wanted, or beyond it, are not parsed. None gives all.
+
+    Raises:
+        DataError: A file is damaged, or of no known kind; or rows are malformed and that is an error, at the tenth or
+            when the stream ends, so nothing made from a stream is good before its end.
+    """
+    bad, number = BadRows() if bad is None else bad, 0
+    for path in files:
+        header = bool({".csv", ".tsv"}.intersection(path.suffixes))
+        for line, parse in enumerate(_rows(path), start=1 + header):
+            if wanted is None or (number < len(wanted) and wanted[number]):
+                try:
+                    if not isinstance(row := parse(), dict):
+                        raise MalformedError(f"expected a JSON object, found {row!r:.60}")
+                    record = check(row)
+                except MalformedError as error:
+                    bad.add(f"{path.name}:{line}{error.column and ':' + error.column}: {error}")
+                else:
+                    yield number, record
+            number += 1
+    bad.close()
 
 
-def lines_of(handle: IO[bytes]) -> Iterator[bytes]:
+def count_rows(path: Path) -> int:
+    """Rows of a file, from the foot of a parquet file or by counting; none is kept in memory.
+
+    Raises:
+        DataError: The file is damaged, or of no known kind.
+    """
+    import pyarrow.parquet as pq
+
+    if path.suffix != ".parquet":
+        return sum(1 for _ in _rows(path))
+    with _explained(path):
+        return int(pq.read_metadata(path).num_rows)
+
+
+Parse = Callable[[], Any]  # parses one row; raises `MalformedError`
+
+
+def _rows(path: Path) -> Iterator[Parse]:
+    import pyarrow as pa
+
+    if not (kind := READABLE.search(path.name)):
+        raise DataError(f"{path.name} is of no kind that can be read", expected="jsonl, json, csv, tsv, parquet, arrow")
+    with _explained(path):
+        if kind[1] in ("parquet", "arrow"):
+            yield from _columnar(path, kind[1])
+            return
+        with io.BufferedReader(pa.input_stream(path), 2**20) as handle:
+            if kind[1] in ("csv", "tsv"):
+                yield from _cells(handle, "," if kind[1] == "csv" else "\t")
+            elif kind[1] == "json" and handle.peek(100).lstrip().startswith(b"["):
+                yield from (lambda row=row: row for row in from_json(handle.read()))
+            else:
+                yield from (partial(_json, line) for line in _lines(handle))
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path.name}", where=path.name) from None
+    except (OSError, ValueError, pa.ArrowException, csv.Error) as error:
+        what = f"{path.name} is damaged, cut off or not of the kind that its name says"
+        raise DataError(what, where=path.name, found=error, fix="get it again") from None
+
+
+def _lines(handle: IO[bytes]) -> Iterator[bytes]:
     """Lines of an open file; of one that is too long no more is kept than it takes to see that.
 
     JSON may hold U+2028, so only the newline byte separates.
     """
     while line := handle.readline(LONGEST_LINE + 1):
-        if len(line) > LONGEST_LINE:
-            while (rest := handle.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
-                pass
+        rest = line
+        while len(rest) >= LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = handle.readline(LONGEST_LINE)
         yield line
 
 
-def json_row(line: bytes, number: int) -> dict[str, Any]:
-    """The JSON object on a line.
-
-    Args:
-        line: Its bytes.
-        number: Of the line, from 1.
-
-    Raises:
-        BrokenRuleError: It holds anything else.
-    """
+def _json(line: bytes) -> Any:
     if len(line) > LONGEST_LINE:
-        raise BrokenRuleError(f"longer than {LONGEST_LINE // 2**20} MiB: one JSON object a line is expected")
-    if number == 1 and line.startswith(b"\xef\xbb\xbf"):
-        raise BrokenRuleError("the file starts with a byte order mark: save it as UTF-8 without BOM", 1)
+        raise MalformedError(f"longer than {LONGEST_LINE // 2**20} MiB: one JSON object a line is expected")
+    if line.startswith(b"\xef\xbb\xbf"):
+        raise MalformedError("it starts with a byte order mark: save the file as UTF-8 without BOM", "1")
     try:
-        value = json.loads(line.decode("utf-8").rstrip("\r\n"), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise BrokenRuleError("not UTF-8", error.start + 1) from None
-    except json.JSONDecodeError as error:
-        raise BrokenRuleError(f"not JSON: {error.msg}" if line.strip() else "empty line", error.colno) from None
-    except RecursionError:
-        raise BrokenRuleError("not JSON: nested too deeply") from None
-    if not isinstance(value, dict):
-        raise BrokenRuleError(f"expected a JSON object, found {_kind(value)}", 1)
-    return value
+        return from_json(line.rstrip(), allow_inf_nan=False)
+    except ValueError as error:
+        rule, _, column = str(error).rpartition(" at line 1 column ")
+        raise MalformedError(f"not JSON: {rule}", column) from None
 
 
-def _no_constant(name: str) -> None:
-    raise BrokenRuleError(f"not JSON: {name} is not a JSON number")
+def _cells(handle: IO[bytes], delimiter: str) -> Iterator[Parse]:
+    csv.field_size_limit(LONGEST_LINE)
+    with io.TextIOWrapper(handle, "utf-8-sig", newline="") as text:
+        lines = csv.reader(text, delimiter=delimiter, strict=True)
+        names = next(lines, [])
+        yield from (partial(_of_cells, names, cells) for cells in lines if cells)
 
 
-def _rows(path: Path, make: Callable[[bytes, int], Item], on_bad_line: OnBadLine = "error") -> Iterator[Item]:
-    bad = BadLines(on_bad_line)
-    try:
-        with path.open("rb") as handle:
-            for number, line in enumerate(lines_of(handle), start=1):
-                if isinstance(found := tried(f"{path.name}:{number}", make, line, number), BadLine):
-                    bad.add(found)
-                else:
-                    yield found
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path.name}", where=path) from None
-    bad.close()
+def _of_cells(names: list[str], cells: list[str]) -> dict[str, str | None]:
+    if not len(cells) == len(names) == len(set(names)):
+        raise MalformedError(f"{len(cells)} cells, the header has {len(set(names))} different names")
+    return {name: cell or None for name, cell in zip(names, cells, strict=True)}
 
 
-def iter_examples(path: Path, on_bad_line: OnBadLine = "error") -> Iterator[TrainingExample]:
+def _columnar(path: Path, kind: str) -> Iterator[Parse]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pa.memory_map(str(path)) as source:
+        if kind == "parquet":
+            batches = pq.ParquetFile(source, pre_buffer=False).iter_batches(ROWS_AT_A_TIME)
+        else:  # `datasets` writes streams
+            opened = pa.ipc.open_file if source.read(6) == b"ARROW1" else pa.ipc.open_stream
+            source.seek(0)
+            batches = opened(source).read_all().to_batches(ROWS_AT_A_TIME)
+        for batch in batches:
+            rows = cache(batch.to_pylist)  # once, and only where a row of the batch is wanted
+            yield from (lambda rows=rows, place=place: rows()[place] for place in range(len(batch)))
+
+
+# --- files of the kit -------------------------------------------------------------------------------------------------
+
+
+def iter_examples(path: Path) -> Iterator[TrainingExample]:
     """Read a training file of the kit in a stream, one line in memory at a time.
 
     Args:
         path: A ``.jsonl`` file with ``query``, ``pos`` and ``neg`` a line.
-        on_bad_line: ``skip`` leaves bad lines out and logs the first ten.
 
     Yields:
         The examples in the file's order.
 
     Raises:
-        DataError: Lines are malformed (``file:line:column`` and the rule, ten at most), or no example is left; when the
-            stream ends, so nothing made from a stream is good before its end.
+        DataError: As `rows_of`; or there is none.
 
     >>> _ = write_jsonl(Path("mine.jsonl"), [{"query": "a question", "pos": ["its answer"], "neg": ["another text"]}])
     >>> [example.pos for example in iter_examples(Path("mine.jsonl"))]
     [('its answer',)]
     """
-    good = 0
-    for example in _rows(path, lambda line, number: check_row(json_row(line, number)), on_bad_line):
-        good += 1
+    number = -1
+    for number, example in rows_of([path], partial(_checked, "examples")):
         yield example
-    if not good:
+    if number < 0:
         raise DataError(f"{path.name} has no training examples", where=path.name, expected="at least one line")
 
 
-def read_examples(path: Path, on_bad_line: OnBadLine = "error") -> list[TrainingExample]:
+def read_examples(path: Path) -> list[TrainingExample]:
     """Read a training file of the kit.
 
     Args:
         path: As for `iter_examples`.
-        on_bad_line: As for `iter_examples`.
 
     Returns:
         The examples in the file's order.
 
     Raises:
-        DataError: As `iter_examples`.
+        DataError: As `rows_of`.
 
     >>> _ = write_jsonl(Path("mine.jsonl"), [{"query": "a question", "pos": ["its answer"], "neg": ["another text"]}])
     >>> read_examples(Path("mine.jsonl"))[0].pos
     ('its answer',)
     """
-    return list(iter_examples(path, on_bad_line))
+    return list(iter_examples(path))
 
 
 def write_examples(path: Path, examples: Iterable[TrainingExample]) -> int:
-    """Write a training file atomically; returns the number of rows."""
-    return write_jsonl(path, (example.as_row() for example in examples))
+    """Write a training file atomically, as FlagEmbedding reads it; returns the number of rows."""
+    names = TrainingExample.__slots__
+    rows = ({name: getattr(one, name) for name in names if getattr(one, name) is not None} for one in examples)
+    return write_jsonl(path, rows)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -339,7 +463,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     >>> read_jsonl(Path("queries.jsonl"))
     [{'id': 'q1', 'text': 'a question'}]
     """
-    return list(_rows(path, json_row))
+    return [row for _, row in rows_of([path], dict)]
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -350,9 +474,3 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
             handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
             count += 1
     return count
-
-
-def count_rows(path: Path) -> int:
-    """Number of rows of a JSONL file that the kit wrote (every line ends with a newline)."""
-    with path.open("rb") as handle:
-        return sum(block.count(b"\n") for block in iter(lambda: handle.read(2**20), b""))

@@ -24,7 +24,7 @@ from boom_utils.yaml_files import parse, read_yaml
 
 MANIFESTS = PROJECT_ROOT / "data_manifests"
 READABLE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow)(\.(gz|zst|bz2|lz4))?$")
-"""Names of files whose rows `boom_utils.data.own` reads."""
+"""Names of files whose rows `boom_utils.data.examples` reads."""
 PLACES = {"https_files": "origin", "hub_files": "hub", "local_files": "local"}
 """Kind of source -> key under which each dataset lists its files; a mined corpus lists none."""
 HELD_OUT_FAMILIES = ("retrieval", "code", "sts", "classification")
@@ -141,7 +141,7 @@ class HubOrigin(Terms):
 
 
 class LocalOrigin(Terms):
-    """Ready-made rows of a user, in the kinds of files and columns that `boom_utils.data.own` reads.
+    """Ready-made rows of a user, in the kinds of files and columns that `boom_utils.data.examples` reads.
 
     Files are relative to the manifest's, or ``hf://datasets/owner/name@revision/path``.
     """

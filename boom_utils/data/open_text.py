@@ -20,10 +20,10 @@ from defusedxml import DefusedXmlException, ElementTree
 from boom_utils.artifacts import digest_of
 from boom_utils.config import CorpusConfig
 from boom_utils.data.evaluation_sets import EvaluationSet, Limits, evaluation_set
+from boom_utils.data.examples import MalformedError
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
 from boom_utils.data.overlap import NEAR, NearOptions
 from boom_utils.data.text_files import (
-    MalformedError,
     Parts,
     Raw,
     Reader,
@@ -89,7 +89,7 @@ class OpenText:
         """The sha256 of all files, and the lines that were left out."""
         used = self._datasets.values()
         files = {one.id: [file.sha256 for file in one.origin.files] for one in used if one.origin}
-        bad = {name: [str(line) for line in raw.bad_lines] for name, raw in self._raws.items() if raw.bad_lines}
+        bad = {name: list(raw.bad_lines) for name, raw in self._raws.items() if raw.bad_lines}
         return {"fingerprint": digest_of(files), "deviations": [], "bad_lines": bad}
 
 

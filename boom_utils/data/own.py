@@ -1,106 +1,94 @@
-"""Rows that users bring, and those of hub datasets: read from a file, a folder or a hub dataset.
+"""A user's own rows, or those of hub datasets: where they lie, and how they become the files of a study.
 
-Read as strictly as the kit's own files: a row of a wrong shape is an error with file, row and rule, or left out and
-listed. Memory does not grow with a file, but for a JSON array, which is parsed whole. What a row is follows from the
-names of its columns, in every kind of file alike:
-
-* examples: FlagEmbedding's ``query``, ``pos``, ``neg`` (``prompt``, ``type``), or sentence-transformers' ``anchor``,
-  ``positive``, ``negative``, ``negative_1``…; each one text or a list of texts; negatives may be missing.
-* graded: ``sentence1``, ``sentence2`` and a ``score`` from 0 to 5, or from 0 to 1.
-* labelled: ``text`` and ``label``.
+Examples are streamed from file to file, so that memory does not grow with a corpus; only what is evaluated, the numbers
+of rows and the pool of mined negatives are kept. Graded pairs and labelled texts take the rules of open_text
+(`boom_utils.data.rows`), which look at all of them. Of own data some rows can be held out by a hash of their query
+(first sentence, text), and are evaluated.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from boom_utils.artifacts import derive_seed, sha256_file
+from boom_utils.config import CorpusConfig
+from boom_utils.data.evaluation_sets import EvaluationSet, Limits, evaluation_set
 from boom_utils.data.examples import (
-    LONGEST_LINE,
-    BadLine,
-    BadLines,
-    BrokenRuleError,
+    BadRows,
+    Kind,
+    Record,
     TrainingExample,
-    check_row,
-    check_text,
-    json_row,
-    lines_of,
-    tried,
+    count_rows,
+    hash_share,
+    iter_examples,
+    kind_of,
+    normalise,
+    record_of,
+    rows_of,
 )
-from boom_utils.data.files import hub_snapshot
-from boom_utils.data.manifest import READABLE, Column
-from boom_utils.errors import ConfigError, DataError, DownloadError, bullet_list, nearest
+from boom_utils.data.fetching import hub_set
+from boom_utils.data.files import hub_errors, hub_paths, hub_snapshot, read_lock
+from boom_utils.data.manifest import READABLE, Dataset, EvaluationTask, Manifest
+from boom_utils.data.negatives import NegativePool, Wanted
+from boom_utils.data.overlap import NEAR, NearOptions
+from boom_utils.data.text_files import COLUMNS, Raw
+from boom_utils.errors import ConfigError, DataError, DownloadError, bullet_list
+from boom_utils.progress import progress
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["examples", "graded", "labelled"]
-Record = TrainingExample | tuple[str, str, float] | tuple[str, str]  # example; sentences and score; text and label
-Row = Mapping[str, Any]
-
-ROWS_AT_A_TIME = 256  # of a columnar file; a row of some datasets holds a hundred long texts
-_NAMES: dict[Kind, tuple[str, ...]] = {
-    "examples": ("query anchor question", "pos positive answer"),
-    "graded": ("sentence1 sentence_A text1", "sentence2 sentence_B text2", "score similarity_score label"),
-    "labelled": ("text sentence", "label"),
-}  # what each column of a row may be called
-_NEGATIVES = re.compile(r"neg|negatives?(_\d+)?")
+POOL = 100_000  # most passages that negatives are mined among
 _HUB_FILE = re.compile(r"hf://datasets/([^/]+/[^/@]+)@([^/]+)/(.+)")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- where rows lie ---------------------------------------------------------------------------------------------------
 
 
-def own_datasets(place: str | Path, names: Sequence[str] | None = None) -> dict[str, list[str]]:
+def own_datasets(place: str | Path) -> dict[str, list[str]]:
     """The datasets of a place, and the files of each.
 
     Args:
         place: A file, a folder (one dataset a file, or all ``-00000-of-00002`` parts of one), or a dataset of the hub:
             ``owner/name``, ``owner/name:config``; of that the training split.
-        names: Of a folder, only these datasets; None takes all.
 
     Returns:
         Dataset -> its files, by name. What is no data in a folder is left out, and logged.
 
     Raises:
-        ConfigError: There is none, or one of the named ones is missing.
+        ConfigError: There is none, or the hub has no such dataset, or several configurations of it.
         DownloadError: The hub does not tell what the dataset consists of.
 
     >>> from boom_utils.data.examples import write_jsonl
-    >>> for name in ("code", "faq"):
-    ...     _ = write_jsonl(Path(f"{name}.jsonl"), [{"query": "a question", "pos": ["its answer"]}])
-    >>> own_datasets(".", ["faq"])
+    >>> _ = write_jsonl(Path("faq.jsonl"), [{"query": "a question", "pos": ["its answer"]}])
+    >>> own_datasets("faq.jsonl")
     {'faq': ['faq.jsonl']}
     """
     path = Path(place).expanduser()
     if not path.exists() and _HUB_NAME.fullmatch(str(place)) and not READABLE.search(str(place)):
         return _of_the_hub(str(place))
-    files = [path] if path.is_file() else sorted(path.glob("*"))
-    left_out = [
-        file.name for file in files if not READABLE.search(file.name) or file.name in _NO_DATA or not file.is_file()
-    ]
-    found: dict[str, list[str]] = {}
-    for file in files:
-        if file.name not in left_out:
-            found.setdefault(_SHARD.sub("", READABLE.sub("", file.name)), []).append(str(file))
-    if left_out and path.is_dir():
-        log.warning("%s: left out as no data: %s", path.name, ", ".join(left_out))
-    if missing := [f"no {name}{nearest(name, found)}" for name in names or () if name not in found]:
-        raise ConfigError(f"datasets are missing in {path.name}", found=bullet_list(missing))
+    found, left_out = defaultdict[str, list[str]](list), []
+    for file in [path] if path.is_file() else sorted(path.glob("*")):
+        if READABLE.search(file.name) and file.name not in _NO_DATA and file.is_file():
+            found[_SHARD.sub("", READABLE.sub("", file.name))].append(str(file))
+        else:
+            left_out.append(file.name)
     if not found:
         raise ConfigError(
             "there are no training files",
@@ -109,7 +97,9 @@ def own_datasets(place: str | Path, names: Sequence[str] | None = None) -> dict[
             "of a hub dataset",
             found=", ".join(left_out) or ("an empty folder" if path.is_dir() else "nothing"),
         )
-    return found if names is None else {name: found[name] for name in names}
+    if left_out:
+        log.warning("%s: left out as no data: %s", path.name, ", ".join(left_out))
+    return dict(found)
 
 
 def _of_the_hub(place: str) -> dict[str, list[str]]:
@@ -117,14 +107,11 @@ def _of_the_hub(place: str) -> dict[str, list[str]]:
 
     repo, _, config = place.partition(":")
     try:
-        files = load_dataset_builder(repo, config or None).config.data_files or {}
-    except (OSError, ValueError) as error:  # not found, offline, or several configurations to choose from
-        raise DownloadError(
-            f"the hub dataset {place} cannot be looked at",
-            # A connection's text may hold an address with a signature; what configurations there are is the library's.
-            found=error if isinstance(error, ValueError) else type(error).__name__,
-            fix="correct the name (owner/name, owner/name:config), or give a file or folder that is there",
-        ) from None
+        with hub_errors(f"datasets/{place}"):
+            files = load_dataset_builder(repo, config or None).config.data_files or {}
+    except ValueError as error:  # the library names the configurations
+        fix = "write owner/name:config with one of them"
+        raise ConfigError(f"the hub dataset {place} has several configurations", found=error, fix=fix) from None
     split = "train" if "train" in files else next(iter(files), "")
     log.info("%s: %d files of split %s", place, len(files[split]), split)
     return {place.partition("/")[2].replace(":", "-"): list(files[split])}
@@ -149,199 +136,53 @@ def local_path(name: str, folder: Path = Path()) -> Path:
     return hub_snapshot(repo, [path], revision) / path
 
 
-# --- rows of a file ---------------------------------------------------------------------------------------------------
-
-
-def numbered_rows(
-    files: Iterable[Path], columns: Mapping[Column, str] = {}, wanted: NDArray[np.bool_] | None = None
-) -> Iterator[tuple[int, Record | BadLine]]:
-    """Stream rows with their number, from 0 over all files.
+def own_paths(manifest: Manifest, dataset: Dataset, folder: Path) -> dict[str, Path]:
+    """The files of a dataset, in the order of its rows: name -> path.
 
     Args:
-        files: In order.
-        columns: ``query``, ``pos``, ``neg`` -> column, where they have names of their own; empty: each name says it.
-        wanted: bool[rows]; rows that are not wanted are not parsed. None gives all.
+        manifest: Of a corpus of ready-made rows.
+        dataset: One of its datasets.
+        folder: The downloads folder.
 
     Raises:
-        DataError: A file is damaged, or of no known kind.
+        DataError: Files are not there.
+        DownloadError: Files of the hub were never fetched, or cannot be had.
     """
-    number, end = 0, None if wanted is None else np.flatnonzero(wanted).max(initial=-1) + 1
-    for path in files:
-        header = bool({".csv", ".tsv"}.intersection(path.suffixes))
-        for place, make in enumerate(_rows(path), start=1 + header):
-            if number == end:
-                return
-            if wanted is None or wanted[number]:
-                yield number, tried(f"{path.name}:{place}", _record, make, columns)
-            number += 1
+    if dataset.local is None:
+        return hub_paths(hub_set(dataset, folder))
+    paths = {name: local_path(name, manifest.folder) for name in dataset.local.files}
+    if absent := [name for name, path in paths.items() if not path.is_file()]:
+        fix = "correct the paths; they are relative to the manifest's file"
+        raise DataError(f"files of dataset '{dataset.id}' are not there", found=bullet_list(absent), fix=fix)
+    return paths
 
 
-def count_rows_of(path: Path) -> int:
-    """Rows of a file, from the foot of a parquet file or by counting; none is kept in memory.
+def own_fingerprint(manifest: Manifest, corpus: CorpusConfig, folder: Path) -> dict[str, dict[str, str]]:
+    """What the rows of a study are made from: dataset -> name of a file -> its sha256.
+
+    Args:
+        manifest: Of a corpus of ready-made rows.
+        corpus: Names the datasets.
+        folder: The downloads folder.
 
     Raises:
-        DataError: The file is damaged, or of no known kind.
+        DataError: Files are not there.
     """
-    import pyarrow.parquet as pq
-
-    if path.suffix != ".parquet":
-        return sum(1 for _ in _rows(path))
-    with _explained(path, "parquet"):
-        return int(pq.read_metadata(path).num_rows)
-
-
-Make = Callable[[], Any]  # parses one row; raises `BrokenRuleError`
+    found = {}
+    for one in _datasets(manifest, corpus):
+        lock = read_lock(hub_set(one, folder)) if one.hub else None
+        paths = own_paths(manifest, one, folder)
+        found[one.id] = {name: lock.files[name] if lock else sha256_file(path) for name, path in paths.items()}
+    return found
 
 
-def _rows(path: Path) -> Iterator[Make]:
-    if not (kind := READABLE.search(path.name)):
-        raise DataError(f"{path.name} is of no kind that can be read", expected="jsonl, json, csv, tsv, parquet, arrow")
-    readers: dict[str, Callable[[Path], Iterator[Make]]] = {"json": _json, "csv": _csv, "parquet": _parquet}
-    readers |= {"tsv": partial(_csv, delimiter="\t"), "arrow": _arrow}
-    with _explained(path, kind[1]):
-        yield from readers.get(kind[1], _json_lines)(path)
+def _datasets(manifest: Manifest, corpus: CorpusConfig) -> list[Dataset]:
+    """Those that are trained on, then those that are evaluated only."""
+    names = [*corpus.datasets, *corpus.new_datasets, *(task.dataset for task in manifest.tasks)]
+    return [manifest.dataset(name) for name in dict.fromkeys(names)]
 
 
-@contextmanager
-def _explained(path: Path, kind: str) -> Iterator[None]:
-    import pyarrow as pa
-
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path.name}", where=path.name) from None
-    except (OSError, pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
-        what = f"{path.name} is damaged, cut off or no {kind} file"
-        raise DataError(what, where=path.name, found=error, fix="get it again") from None
-
-
-def _opened(path: Path) -> io.BufferedReader:
-    """A file that may be compressed, known by its name."""
-    import pyarrow as pa
-
-    return io.BufferedReader(pa.input_stream(path), 2**20)
-
-
-def _json_lines(path: Path) -> Iterator[Make]:
-    with _opened(path) as handle:
-        for number, line in enumerate(lines_of(handle), start=1):
-            yield partial(json_row, line, number)
-
-
-def _json(path: Path) -> Iterator[Make]:
-    """An array of objects; or one object a line, under this name."""
-    with _opened(path) as handle:
-        if not handle.peek(100).lstrip().startswith(b"["):
-            yield from _json_lines(path)
-            return
-        try:
-            rows = json.load(handle)
-        except ValueError as error:
-            raise DataError(f"{path.name} is no JSON array", where=path.name, found=error) from None
-    yield from (lambda row=row: row for row in rows)
-
-
-def _csv(path: Path, delimiter: str = ",") -> Iterator[Make]:
-    csv.field_size_limit(LONGEST_LINE)
-    with io.TextIOWrapper(_opened(path), "utf-8-sig", newline="") as text:
-        lines = csv.reader(text, delimiter=delimiter, strict=True)
-        names = next(lines, [])
-        yield from (partial(_of_cells, names, cells) for cells in lines if cells)
-
-
-def _of_cells(names: Sequence[str], cells: Sequence[str]) -> Row:
-    row = {name: cell or None for name, cell in zip(names, cells, strict=False)}
-    if len(row) != len(cells) or len(cells) != len(names):
-        raise BrokenRuleError(f"{len(cells)} cells, the header has {len(set(names))} different names")
-    return row
-
-
-def _parquet(path: Path) -> Iterator[Make]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path, pre_buffer=False) as opened:
-        yield from _of_batches(opened.iter_batches(ROWS_AT_A_TIME))
-
-
-def _arrow(path: Path) -> Iterator[Make]:
-    import pyarrow as pa
-
-    with pa.memory_map(str(path)) as source:
-        try:
-            batches = iter(pa.ipc.open_stream(source))  # what `datasets` writes
-        except pa.ArrowInvalid:
-            opened = pa.ipc.open_file(source)
-            batches = map(opened.get_batch, range(opened.num_record_batches))
-        for batch in batches:
-            yield from _of_batches(batch.slice(at, ROWS_AT_A_TIME) for at in range(0, len(batch), ROWS_AT_A_TIME))
-
-
-def _of_batches(batches: Iterable[Any]) -> Iterator[Make]:
-    for batch in batches:
-        rows = cache(batch.to_pylist)  # once, and only where a row of the batch is wanted
-        yield from (lambda rows=rows, place=place: rows()[place] for place in range(len(batch)))
-
-
-# --- what a row is ----------------------------------------------------------------------------------------------------
-
-
-def _record(make: Make, columns: Mapping[Column, str]) -> Record:
-    row = make()
-    if not isinstance(row, dict):
-        raise BrokenRuleError("expected a JSON object")
-    if columns:
-        if missing := [name for name in columns.values() if name not in row]:
-            raise BrokenRuleError(f"missing key {', '.join(missing)}; found {', '.join(sorted(row)) or 'no key'}")
-        row = {name: row[of] for name, of in columns.items()}
-    kind, names, negatives = _shape(tuple(row))
-    first, second, *rest = (row[name] for name in names)
-    if kind == "examples":
-        neg = [text for name in negatives for text in _texts(row[name])]
-        stated = row if names[1] == "pos" else {}  # FlagEmbedding's prompt and type
-        return check_row({**stated, "query": first, "pos": _texts(second), "neg": neg})
-    if kind == "graded":
-        return check_text(first, names[0]), check_text(second, names[1]), _score(rest[0], names[2])
-    if second is None or isinstance(second, list | dict) or second != second:  # NaN
-        raise BrokenRuleError(f"{names[1]} must be a text or a number")
-    return check_text(first, names[0]), check_text(str(second), names[1])
-
-
-@lru_cache(maxsize=256)
-def _shape(found: tuple[str, ...]) -> tuple[Kind, list[str], list[str]]:
-    """Kind of a row, its columns in order, and those of its negatives."""
-    for kind, columns in _NAMES.items():
-        names = [next((name for name in column.split() if name in found), "") for column in columns]
-        if all(names):
-            return kind, names, [name for name in found if _NEGATIVES.fullmatch(name)]
-    raise BrokenRuleError(
-        f"no columns of a training row in {', '.join(sorted(found)) or 'an empty object'}; expected query and pos, "
-        "anchor and positive, sentence1 and sentence2 and score, or text and label"
-    )
-
-
-def _texts(value: Any) -> Any:
-    """A cell of positives or negatives as a list; what says nothing holds none."""
-    if isinstance(value, str) and value.startswith(('["', "['", "[]")):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            raise BrokenRuleError('a text that looks like a list must be JSON: ["…", "…"]') from None
-    return [] if value is None else value if isinstance(value, list) else [value]
-
-
-def _score(value: Any, name: str) -> float:
-    try:
-        score = float(value)
-    except (TypeError, ValueError):
-        score = -1.0
-    if not 0 <= score <= 5:
-        raise BrokenRuleError(f"{name} must be a number from 0 to 5, or from 0 to 1")
-    return score
-
-
-def kind_of(record: Record) -> Kind:
-    """The kind of a record."""
-    return "examples" if isinstance(record, TrainingExample) else "labelled" if len(record) == 2 else "graded"
+# --- a first look -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -353,18 +194,18 @@ class Checked:
         rows: Good ones.
         without_negatives: Examples among them that bring no negative.
         first: The first good one.
-        bad: Rows that break a rule: their number, and the first ten.
+        bad: Malformed rows: their number, and the first ten.
     """
 
     kind: Kind
     rows: int
     without_negatives: int
     first: Record
-    bad: BadLines
+    bad: BadRows
 
 
 def check_files(files: Iterable[str], most: int | None = None) -> Checked:
-    """Read the rows of a dataset without keeping them.
+    """Read the rows of a dataset without keeping them; malformed ones are logged.
 
     Args:
         files: As `own_datasets` gives them.
@@ -380,20 +221,238 @@ def check_files(files: Iterable[str], most: int | None = None) -> Checked:
     >>> from boom_utils.data.examples import write_jsonl
     >>> _ = write_jsonl(Path("mine.jsonl"), [{"anchor": "question", "positive": "answer"}, {"anchor": "no answer"}])
     >>> found = check_files(["mine.jsonl"])
-    >>> found.kind, found.rows, found.without_negatives, [bad.where for bad in found.bad.first]
-    ('examples', 1, 1, ['mine.jsonl:2'])
+    >>> found.kind, found.rows, found.without_negatives, found.bad.number
+    ('examples', 1, 1, 1)
     """
-    names = list(files)
-    first, rows, bare, bad = None, 0, 0, BadLines(None)
-    for _, found in numbered_rows(local_path(name) for name in names):
-        if isinstance(found, BadLine):
-            bad.add(found)
-            continue
-        first, rows = first or found, rows + 1
-        bare += isinstance(found, TrainingExample) and not found.neg
-        if rows == most:
-            break
+    names, bad = list(files), BadRows(skip=True)
+    first, rows, bare = None, 0, 0
+    for _, record in islice(rows_of(map(local_path, names), record_of, bad), most):
+        first, rows = first or record, rows + 1
+        bare += isinstance(record, TrainingExample) and not record.neg
     if first is None:
         shown = ", ".join(name.rpartition("/")[2] for name in names)
-        raise DataError(f"no good row in {shown}", found=bullet_list(str(one) for one in bad.first) or "no row")
+        raise DataError(f"no good row in {shown}", found=bullet_list(bad.first) or "no row")
     return Checked(kind_of(first), rows, bare, first, bad)
+
+
+# --- the corpus -------------------------------------------------------------------------------------------------------
+
+
+def chosen_rows(total: int, *draws: tuple[int | None, int]) -> NDArray[np.int64]:
+    """Numbers of the rows to use.
+
+    Args:
+        total: Rows there are.
+        draws: Most rows, and the seed they are drawn with; each draws among those before it. None takes them all.
+
+    Returns:
+        Sorted numbers, int64[rows].
+    """
+    chosen = np.arange(total)
+    for most, seed in draws:
+        if most is not None and most < len(chosen):
+            places = np.random.default_rng(seed).choice(len(chosen), most, replace=False, shuffle=False)
+            chosen = chosen[np.sort(places)]
+    return chosen
+
+
+@dataclass
+class _Source:
+    """A dataset and what is known of its rows before any is written.
+
+    Args:
+        dataset: Whose they are.
+        files: In order.
+        bad: Malformed rows.
+        kind: Of the rows.
+        numbers: Of the examples that may be trained on, int64[rows].
+        kept: Records of the other kinds that may be trained on.
+        held: Records that are held out.
+    """
+
+    dataset: Dataset
+    files: Sequence[Path]
+    bad: BadRows
+    kind: Kind = "examples"
+    numbers: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    kept: list[Any] = field(default_factory=list)
+    held: list[Any] = field(default_factory=list)
+
+    def look(self) -> None:
+        """Find out which rows are held out: those whose hash falls into the share, on any machine the same."""
+        if self.dataset.local is None:
+            self.numbers = np.arange(sum(map(count_rows, self.files)))
+            return
+        share, numbers, first = self.dataset.local.held_out or 0.0, array("q"), None
+        for number, record in rows_of(self.files, record_of, self.bad):
+            first = first or record
+            if type(record) is not type(first):
+                self.bad.add(f"row {number + 1} of {self.dataset.id}: not of the kind of those before it")
+            elif hash_share(record.query if isinstance(record, TrainingExample) else record[0]) < share:
+                self.held.append(record)
+            elif isinstance(record, TrainingExample):
+                numbers.append(number)
+            else:
+                self.kept.append(record)
+        self.kind, self.numbers = "examples" if first is None else kind_of(first), np.array(numbers, dtype=np.int64)
+
+    def raw(self) -> Raw:
+        """What is held out, and records to train on, as the rules of evaluation sets and of training rows take them."""
+        if self.kind == "examples":
+            return self._judged()
+        parts = {"train": self.kept, "test": self.held}
+        if self.kind == "graded" and max(row.score for rows in parts.values() for row in rows) <= 1:
+            parts = {name: [row._replace(score=5 * row.score) for row in rows] for name, rows in parts.items()}
+        return Raw(self.kind, {name: _table(self.kind, rows) for name, rows in parts.items()}, ())
+
+    def _judged(self) -> Raw:
+        """Held-out queries, each once, and every passage of their rows as a document."""
+        by_query = defaultdict[str, list[TrainingExample]](list)
+        for row in self.held:
+            by_query[normalise(row.query)].append(row)
+        queries = [by_query[query] for query in sorted(by_query)]
+        # Sorted, so that no order of theirs breaks ties in favour of the relevant ones.
+        texts = sorted({text for row in self.held for text in (*row.pos, *row.neg)})
+        place = {text: number for number, text in enumerate(texts)}
+        relevant = [sorted({place[text] for row in rows for text in row.pos}) for rows in queries]
+        parts: dict[str, list[Any]] = {
+            "corpus": [(f"d{number}", text) for number, text in enumerate(texts)],
+            "queries": [(f"q{number}", rows[0].query) for number, rows in enumerate(queries)],
+            "qrels": [(f"q{query}", f"d{text}", 1) for query, found in enumerate(relevant) for text in found],
+        }
+        return Raw("judged", {name: _table(name, rows) for name, rows in parts.items()}, ())
+
+
+def _table(shape: str, rows: Sequence[Sequence[Any]]) -> pa.Table:
+    return pa.table({name: [row[place] for row in rows] for place, name in enumerate(COLUMNS[shape])})
+
+
+class OwnRows:
+    """Rows of users or of hub datasets, whose files are there (see `boom_utils.data.convert.Source`).
+
+    Args:
+        manifest: Of a corpus of ready-made rows; all its tasks are evaluated.
+        corpus: Datasets, limits and seed; ``hard_negatives`` are mined for rows that bring none.
+        folder: The downloads folder.
+
+    Raises:
+        DataError: Files are not there or malformed.
+    """
+
+    near: NearOptions | None = NEAR
+    fix = "give more rows, hold out another share, or set overlap: report"
+
+    def __init__(self, manifest: Manifest, corpus: CorpusConfig, folder: Path) -> None:
+        self._fingerprint = partial(own_fingerprint, manifest, corpus, folder)
+        self._corpus = corpus
+        self._sources = {
+            one.id: _Source(one, [*own_paths(manifest, one, folder).values()], BadRows(corpus.on_bad_line == "skip"))
+            for one in _datasets(manifest, corpus)
+        }
+        for source in self._sources.values():
+            source.look()
+        self.tasks: Sequence[EvaluationTask] = manifest.tasks
+        trained = (*corpus.datasets, *corpus.new_datasets)
+        self.sets: Mapping[str, Dataset] = {f"train/{name}": manifest.dataset(name) for name in trained}
+        self._deviations, self._mined = list[str](), dict[str, int]()
+
+    def evaluation(self, task: EvaluationTask, limits: Limits, generator: np.random.Generator) -> EvaluationSet:
+        """What is held out; of examples, every passage of the held-out rows is a document.
+
+        Raises:
+            DataError: No rank correlation exists, as all scores are equal.
+        """
+        source = self._sources[task.dataset]
+        made = evaluation_set(source.raw(), source.dataset, limits, generator)
+        if source.kind == "graded" and len({row["score"] for row in made.files["test"]}) == 1:
+            what = f"all held-out pairs of dataset '{task.dataset}' have one score: no model can be compared by them"
+            raise DataError(what, expected="pairs of different scores", fix="give more rows, or hold out another share")
+        if source.kind != "examples":
+            return made
+        # Only what is relevant counts as evaluated: a negative may be one of others too.
+        needed = {row["document"] for row in made.files["qrels"]}
+        relevant = [row["text"] for row in made.files["corpus"] if row["id"] in needed]
+        return replace(made, evaluated=[*(row["text"] for row in made.files["queries"]), *relevant])
+
+    def training(self, name: str) -> Raw | Iterator[TrainingExample]:
+        """Examples as they come, or records of the other kinds."""
+        dataset, corpus = self.sets[name], self._corpus
+        source, select = self._sources[dataset.id], dataset.hub.select if dataset.hub else None
+        if source.kind != "examples":
+            return source.raw()
+        selecting, limiting = (derive_seed(corpus.seed, what, dataset.id) for what in ("select", "train"))
+        chosen = chosen_rows(len(source.numbers), (select, selecting), (corpus.train_rows, limiting))
+        wanted = np.zeros(int(source.numbers.max(initial=-1)) + 1, dtype=bool)
+        wanted[source.numbers[chosen]] = True
+        return self._examples(source, wanted)
+
+    def _examples(self, source: _Source, wanted: NDArray[np.bool_]) -> Iterator[TrainingExample]:
+        """Wanted rows in a stream; says at its end where they state something else than the manifest."""
+        dataset, hub, total = source.dataset, source.dataset.hub, len(source.numbers)
+        used = {"prompt": dataset.prompt, "type": dataset.example_type}
+        stated, first = Counter[str](), dict[str, str]()
+        for number, record in rows_of(
+            source.files, partial(record_of, columns=hub.columns if hub else {}), source.bad, wanted
+        ):
+            if not isinstance(record, TrainingExample):
+                source.bad.add(f"row {number + 1} of {dataset.id}: not a query and its positives")
+                continue
+            for name, ours in used.items():
+                if (value := getattr(record, name)) not in (None, ours):
+                    stated[name] += 1
+                    first.setdefault(name, value)
+            yield record
+        self._deviations += [
+            f"{dataset.id}: {stated[name]} rows state another {name} than the manifest, the first '{value}'"
+            for name, value in sorted(first.items())
+        ]
+        if hub and hub.select and total < hub.select:
+            self._deviations.append(f"{dataset.id}: {hub.select} rows are wanted, its files have {total}")
+        if hub and hub.rows.source == "stated" and hub.rows.value != total:
+            self._deviations.append(f"{dataset.id}: {hub.rows.value} rows are stated, its files have {total}")
+
+    def completed(self, name: str, file: Path, bare: int) -> Iterator[TrainingExample] | None:
+        """The rows, with mined negatives where they bring none; with nothing to mine among, they keep to their batch.
+
+        Rows without negatives beside rows with some are left out when none is found for them.
+        """
+        dataset, most = self.sets[name], self._corpus.hard_negatives
+        if not bare or dataset.group_size == "positive_only":
+            return None
+        rows = count_rows(file)
+        pool, positives = _pool(file, POOL / rows)
+        if bare == rows and (not most or len(pool.texts) < 2):
+            self._deviations.append(f"{dataset.id}: rows have no negatives of their own, only those of their batch")
+            return None
+        log.info("%s: negatives of %d of %d rows are mined among %d passages", dataset.id, bare, rows, len(pool.texts))
+        self._mined[dataset.id] = bare
+        generator = np.random.default_rng(derive_seed(self._corpus.seed, "negatives", dataset.id))
+
+        def mined() -> Iterator[TrainingExample]:
+            for example in progress(iter_examples(file), rows, f"negatives of {dataset.id}"):
+                query = normalise(example.query)
+                apart = {query, *map(normalise, example.pos), *positives.get(query, ())}
+                neg = example.neg or (most and tuple(pool.nearest(Wanted(example.query, apart, most), generator)))
+                if neg:
+                    yield replace(example, neg=neg)
+
+        return mined()
+
+    def facts(self) -> dict[str, Any]:
+        """The sha256 of the files, what is not as the manifest says, and rows that were mined for or left out."""
+        bad = {name: {"number": one.bad.number, "first": one.bad.first} for name, one in self._sources.items()}
+        facts = {"deviations": self._deviations, "mined": self._mined, "bad_lines": bad}
+        return {"fingerprint": self._fingerprint(), **facts}
+
+
+def _pool(file: Path, share: float) -> tuple[NegativePool, dict[str, set[str]]]:
+    """Positives to mine among, a share of them where there are very many, and which query they answer."""
+    if share < 1:
+        log.warning("%s: negatives are mined among %.1f %% of the positives", file.stem, 100 * share)
+    passages, positives = list[str](), defaultdict[str, set[str]](set)
+    for example in iter_examples(file):
+        for text in example.pos:
+            if share >= 1 or hash_share(text) < share:
+                passages.append(text)
+                positives[normalise(example.query)].add(normalise(text))
+    return NegativePool(passages), positives

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
-from boom_utils.data.examples import BadLine
+from boom_utils.data.examples import MalformedError
 from boom_utils.data.manifest import DataFile, Origin
 from boom_utils.errors import DataError, bullet_list, nearest
 
@@ -50,10 +50,6 @@ Row = tuple[str, Values | str]
 """Where a row is, as it stands after the file's name (``:12`` or ``, record 3``); its values, or what is wrong."""
 Parts = dict[str, list[dict[str, Any]]]
 """Part -> its records: columns, whatever else a rule looks at, and the place under ``at``."""
-
-
-class MalformedError(Exception):
-    """A row, or a file as a whole, breaks a rule."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ class Raw:
 
     shape: Shape
     parts: Mapping[str, pa.Table]
-    bad_lines: tuple[BadLine, ...]
+    bad_lines: tuple[str, ...]
 
 
 def collapse(text: str) -> str:
@@ -268,7 +264,7 @@ def read_files(name: str, origin: Origin, reader: Reader, folder: Path, on_bad_l
     if bad_lines and on_bad_line == "error":
         raise DataError(
             f"{len(bad_lines)} malformed line(s) in the files of dataset '{name}'",
-            found=bullet_list(str(bad) for bad in bad_lines[:10]),
+            found=bullet_list(bad_lines[:10]),
             fix='fetch the files again, correct the manifest, or set on_bad_line to "skip" to leave these lines out',
         )
     for bad in bad_lines:
@@ -292,10 +288,10 @@ def read_files(name: str, origin: Origin, reader: Reader, folder: Path, on_bad_l
     return Raw(reader.shape, tables, tuple(bad_lines))
 
 
-def _records(origin: Origin, reader: Reader, folder: Path) -> tuple[Parts, list[BadLine]]:
+def _records(origin: Origin, reader: Reader, folder: Path) -> tuple[Parts, list[str]]:
     """All good records, in the order of the files; and what is malformed."""
     parts: Parts = {part: [] for part in reader.columns}
-    bad_lines, empty = [], []
+    bad_lines, empty = list[str](), list[str]()
     groups: dict[str, list[DataFile]] = {}
     for file in origin.files:
         is_column = file.part in COLUMNS.get(reader.shape, ())
@@ -308,17 +304,17 @@ def _records(origin: Origin, reader: Reader, folder: Path) -> tuple[Parts, list[
             # All of it first: of a file that turns out to be damaged nothing is used.
             rows = list(reader.rows(Source(files[0].role, texts)))
         except MalformedError as error:
-            bad_lines.append(BadLine(name, str(error)))
+            bad_lines.append(f"{name}: {error}")
             continue
         except FileNotFoundError as error:
             what, fix = f"the file {name} has not been downloaded", "run `boom data fetch` for this corpus first"
             raise DataError(what, where=error.filename, fix=fix) from None
-        empty += [] if rows else [BadLine(name, "the file has no row of the expected form")]
+        empty += [] if rows else [f"{name}: the file has no row of the expected form"]
         for place, values in rows:
             try:
                 record = _record(values, reader, part, origin.label_names)
             except MalformedError as error:
-                bad_lines.append(BadLine(f"{name}{place}", str(error)))
+                bad_lines.append(f"{name}{place}: {error}")
             else:
                 parts[record["part"]].append({**record, "at": f"{name}{place}"})
     return parts, bad_lines + (empty if len(empty) != reader.empty_files else [])
@@ -367,17 +363,17 @@ def _score(text: str, lowest: float, highest: float) -> float:
     return (score - lowest) * HIGHEST_SCORE / (highest - lowest)
 
 
-def _check_ids(parts: Parts) -> Iterator[BadLine]:
+def _check_ids(parts: Parts) -> Iterator[str]:
     """Leave out and list texts that repeat an id, and judgements of queries and documents there are none of."""
     known: dict[str, dict[str, Any]] = {"corpus": {}, "queries": {}}
     for part, first in known.items():
         for record in parts[part]:
             if first.setdefault(record["id"], record) is not record:
-                yield BadLine(record["at"], f"the id '{record['id']}' is given twice")
+                yield f"{record['at']}: the id '{record['id']}' is given twice"
         parts[part] = list(first.values())
     judgements, parts["qrels"] = parts["qrels"], []
     for record in judgements:
         if record["query"] in known["queries"] and record["document"] in known["corpus"]:
             parts["qrels"].append(record)
         else:
-            yield BadLine(record["at"], f"no query '{record['query']}', or no document '{record['document']}'")
+            yield f"{record['at']}: no query '{record['query']}', or no document '{record['document']}'"

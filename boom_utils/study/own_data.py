@@ -16,7 +16,8 @@ import yaml
 
 from boom_utils.artifacts import write_text
 from boom_utils.config import Profile
-from boom_utils.data.own import Kind, check_files
+from boom_utils.data.examples import Kind
+from boom_utils.data.own import check_files
 from boom_utils.errors import ConfigError
 from boom_utils.training.base_source import source_kind
 
