@@ -318,7 +318,7 @@ def _rows(path: Path) -> Iterator[Parse]:
         if kind[1] in ("parquet", "arrow"):
             yield from _columnar(path, kind[1])
             return
-        with io.BufferedReader(pa.input_stream(path), 2**20) as handle:
+        with io.BufferedReader(pa.input_stream(path), 2**16) as handle:
             if kind[1] in ("csv", "tsv"):
                 yield from _cells(handle, "," if kind[1] == "csv" else "\t")
             elif kind[1] == "json" and handle.peek(100).lstrip().startswith(b"["):
@@ -358,7 +358,7 @@ def _json(line: bytes) -> Any:
     if line.startswith(b"\xef\xbb\xbf"):
         raise MalformedError("it starts with a byte order mark: save the file as UTF-8 without BOM", "1")
     try:
-        return from_json(line.rstrip(), allow_inf_nan=False)
+        return from_json(line.rstrip(), allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
         rule, _, column = str(error).rpartition(" at line 1 column ")
         raise MalformedError(f"not JSON: {rule}", column) from None
@@ -413,10 +413,10 @@ def iter_examples(path: Path) -> Iterator[TrainingExample]:
     >>> [example.pos for example in iter_examples(Path("mine.jsonl"))]
     [('its answer',)]
     """
-    number = -1
-    for number, example in rows_of([path], partial(_checked, "examples")):
+    example = None
+    for _, example in rows_of([path], partial(_checked, "examples")):
         yield example
-    if number < 0:
+    if example is None:
         raise DataError(f"{path.name} has no training examples", where=path.name, expected="at least one line")
 
 
