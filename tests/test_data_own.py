@@ -87,7 +87,7 @@ def test_a_hub_dataset_is_its_training_files_at_one_revision(monkeypatch: pytest
         (
             ConnectionError("https://files.example/x?Signature=canary"),
             DownloadError,
-            "does not give it(.|\n)*owner/faq",
+            "cannot be used now(.|\n)*owner/faq",
         ),
         (
             ValueError("Please pick one among: ['pair', 'triplet']"),
