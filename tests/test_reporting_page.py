@@ -26,7 +26,7 @@ from boom_utils.cli import main
 from boom_utils.errors import ConfigError
 from boom_utils.reporting.figures import task_deltas
 from boom_utils.reporting.headline import cost_table, headline_models, headline_table
-from boom_utils.reporting.page_parts import TableText, html_table, number_of, plain, points, shown_columns
+from boom_utils.reporting.page import number_of, page, plain, points, shown_table
 from boom_utils.reporting.provenance import result_files
 from boom_utils.reporting.published import PUBLISHED
 from boom_utils.reporting.report import regenerate, write_report
@@ -174,6 +174,19 @@ def test_the_page_says_what_the_ledger_and_the_slot_for_the_paper_say(folder: Pa
     assert "Every model was trained once" in shown
 
 
+def opening(page: Path) -> tuple[list[str], str]:
+    """Anchors of the tables and figures in the first section of a page, and the section."""
+    text = page.read_text(encoding="utf-8")
+    first = text[text.index("<section") : text.index("</section>")]
+    return re.findall(r'<figure class="\w+" id="([^"]+)"', first), first
+
+
+def test_the_page_opens_with_the_answer_in_a_sentence_a_figure_and_a_table(folder: Path) -> None:
+    anchors, text = opening(folder / "report.html")
+    assert anchors == ["f-variant_comparison", "t-headline"]
+    assert "<code>boom</code> minus <code>full</code>, in points of 100: <strong>in domain " in text
+
+
 def blocked_report(folder: Path, out: Path) -> str:
     """Run ``boom report`` in a process in which nothing heavy can be imported."""
     code = """
@@ -242,8 +255,11 @@ def test_a_study_that_merges_nothing_has_its_report_too(tmp_path: Path) -> None:
     study |= {"models": kept, "members": {name: study["members"][name] for name in kept[2:]}, "merges": {}}
     write_json(made / "study.json", study)
     assert {"report.html", "figures/task_deltas.svg", "claims.csv"} <= {*write_report(made, made)["written"]}
-    columns = [text.get_text() for text in task_deltas(read_results(made)).axes[0].get_xticklabels()]
-    assert columns == ["base", "half"]
+    anchors, text = opening(made / "report.html")
+    assert anchors == ["f-model_means", "t-models"]
+    assert "Highest mean score, of 100: <strong>in domain <code>" in text
+    columns = task_deltas(read_results(made)).axes[0].get_xticklabels()
+    assert [label.get_text() for label in columns] == ["base", "half"]
 
 
 def test_no_results_of_a_profile_are_a_clear_error(folder: Path, tmp_path: Path) -> None:
@@ -281,40 +297,24 @@ FRAME = pd.DataFrame(
         "empty": [None, None, None, None],
     }
 )
-TEXT = TableText("t-x", 1, "Toy", "With `code`.", "tables/x.csv", groups="in-domain verdict")
-
-
-def rows_of(page: str) -> list[list[str]]:
-    body = page[page.index("<tbody>") :]
-    rows = re.findall(r"<tr.*?</tr>", body, flags=re.DOTALL)
-    return [
-        [re.sub(r"<[^>]+>", "|", cell).strip("|") for cell in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in rows
-    ]
 
 
 def test_a_value_its_bounds_its_verdict_and_its_note_share_a_cell() -> None:
-    assert shown_columns(FRAME) == ["model", "in-domain", "in-domain minus a", "count", "score"]
-    page = html_table(FRAME, TEXT)
-    assert rows_of(page) == [
+    shown = shown_table(FRAME, groups="in-domain verdict")
+    assert [*shown.columns] == ["model", "in-domain", "in-domain minus a", "count", "score"]
+    assert [*shown.columns.values()] == [False, True, True, True, True]
+    assert [[f"{cell.text}|{cell.note}".strip("|") for cell in cells] for _, cells in shown.rows] == [
         ["b", "10.2 [9.0, 11.0]", "+1.2 [+0.5, +2.0]|better", "12,000", "9.5|mteb 1"],
         ["a", "9.0 [8.0, 10.0]", "reference", "5", "n/a"],
         ["c", "100.0 [99.0, 101.0]", "0.0 [−1.0, +1.0]|inconclusive", "70", "10.25"],
         ["d", "2.0 [1.0, 3.0]", "−7.0 [−8.0, −6.0]|worse", "", "n/a"],
     ]
-    assert 'data-value="-0.04"' in page
-    assert page.count('data-kind="number"') == 4
-    Elements(page)
+    assert shown.rows[2][1][2].value == -0.04
+    assert [*shown.groups] == ["better", "worse", "inconclusive", "reference"]
 
 
 def test_numbers_are_told_from_text() -> None:
-    assert [number_of(value) for value in (1, "2.5", "n/a", None, float("nan"), True)] == [
-        1,
-        2.5,
-        None,
-        None,
-        None,
-        None,
-    ]
+    assert [number_of(value) for value in (1, "2.5", "n/a", None, float("nan"), True)] == [1, 2.5, *[None] * 4]
     assert [plain(value) for value in (0.25, 999, 1000, -3, True, None, "n/a")] == [
         *("0.25", "999", "1,000", "−3", "yes", "", "n/a")
     ]
@@ -381,19 +381,17 @@ def in_browser(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: p
     if not CHROMIUM:
         pytest.skip("no chromium, chromium-browser or google-chrome on PATH")
     out = tmp_path_factory.mktemp("browser")
-    page = (folder / "report.html").read_text(encoding="utf-8").replace("<head>", "<head>" + BEFORE, 1)
-    script = page.rindex("<script>")
-    page = page[:script] + html_table(FRAME, TEXT) + page[script:].replace("</body>", AFTER + "</body>")
+    made = shutil.copytree(folder, out / "made-up")
+    FRAME.to_csv(made / "tables" / "x.csv", index=False)
+    files = [path.relative_to(made).as_posix() for path in made.rglob("*")]
+    text = page(read_results(made), made, files, None)
+    text = text.replace("<head>", "<head>" + BEFORE, 1).replace("</body>", AFTER + "</body>")
     # In a frame, because no window of this browser is narrower than 500 pixels.
-    frame = f'<iframe width="{request.param}" height="900" style="border:0" srcdoc="{escape(page)}"></iframe>'
+    frame = f'<iframe width="{request.param}" height="900" style="border:0" srcdoc="{escape(text)}"></iframe>'
     (out / "page.html").write_text(f"<!DOCTYPE html><body>{frame}</body>", encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [
-        f"--user-data-dir={out / 'profile'}",
-        "--window-size=1200,900",
-        "--virtual-time-budget=8000",
-    ]
+    command += [f"--user-data-dir={out / 'profile'}", "--window-size=1200,900", "--virtual-time-budget=8000"]
     command += ["--dump-dom", (out / "page.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
     stored = re.search(r'<body data-found="([^"]*)"', done.stdout)

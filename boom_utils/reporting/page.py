@@ -1,84 +1,70 @@
 """``report.html``: one page that shows a study to readers. It needs no other file and no network.
 
-It shows what the report's CSV and SVG files hold, and links them; the style and the script beside this module are
-written into it.
+It shows what the report's CSV and SVG files hold, and links them. Beside this module, ``page.html.j2`` says what stands
+where, ``page.yaml`` what tables and figures are called; this module makes cells of values, and finds the answer that
+the page opens with. Text from data is escaped by the template alone.
 """
 
 from __future__ import annotations
 
+import base64
+import math
+import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
-from html import escape
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from boom_utils.artifacts import PROJECT_ROOT
-from boom_utils.reporting import page_sections as sections
-from boom_utils.reporting.captions import FIGURES, title_and_caption
-from boom_utils.reporting.page_parts import TableText, html_figure, html_table, read_table
-from boom_utils.reporting.published import Published
+from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTESTED
+from boom_utils.reporting.deviations import UNKNOWN
+from boom_utils.reporting.headline import BOOM, WIDER
+from boom_utils.reporting.published import Published, measured_scores, released, table_name
 from boom_utils.reporting.results import Results
 
-MAIN_TABLES = ("headline", "reach", "seeds")
-COST_TABLES = ("members", "costs")
-ORDER = (
-    *("models", "checks", "schedules", "incremental", "variants", "pareto", "granularities", "methods", "datasets"),
-    *("tasks", "corpus"),
-)
-"""Of the tables that have no section of their own; others come after them."""
-MISSING = {"claims": "", "datasets": "", "paper": "not measured"}
-"""What stands where an estimate of a table is not a number; elsewhere it is the reference's own difference."""
+MINUS = "\N{MINUS SIGN}"
+_ENDINGS = (" low", " high", " note")
+_TONES = {
+    **dict.fromkeys((SUPPORTED, "better", "yes"), "good"),
+    **dict.fromkeys((REFUTED, "worse", "no"), "bad"),
+    **dict.fromkeys((INCONCLUSIVE, UNTESTED), "open"),
+}
+"""How a verdict is coloured; its word says the same."""
+_JUDGED = ("verdict", "step up")
+_NO_NUMBER = re.compile(r"n/a|reference|not ")
+"""How texts begin that stand where a number would."""
 
 
-@dataclass
-class Page:
-    """A page being written: numbers its tables and figures, and remembers what the contents list.
+@dataclass(frozen=True)
+class Cell:
+    """A cell: its text, the number it is sorted by (None: it comes last), a note in small, and how it is coloured."""
+
+    text: str
+    value: float | None = None
+    note: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table of the page.
 
     Args:
-        folder: Of the report.
-        files: Names of its files; others in the folder are no part of it.
+        columns: The columns -> whether they are numbers.
+        rows: By row, the group it is filtered by, and its cells.
+        groups: Group -> rows of it, in the order of the buttons; empty where nothing is filtered.
     """
 
-    folder: Path
-    files: Collection[str]
-    tables: int = 0
-    figures: int = 0
-    contents: list[tuple[str, str, list[tuple[str, str]]]] = field(default_factory=list)
-
-    def section(self, anchor: str, title: str, body: str) -> str:
-        """A section with its heading; empty for one without a body."""
-        return f'<section id="{anchor}"><h2>{escape(title)}</h2>\n{body}</section>\n' if body else ""
-
-    def begin(self, anchor: str, title: str) -> None:
-        """Open an entry of the contents."""
-        self.contents.append((anchor, title, []))
-
-    def table(self, name: str, frame: pd.DataFrame | None = None, **given: str | None) -> str:
-        """A table by its file's name below ``tables/``, or a frame with its texts; nothing where it does not exist."""
-        source = given.get("source") or f"tables/{name}.csv"
-        if frame is None:
-            if source not in self.files:
-                return ""
-            frame = read_table(self.folder / source)
-        title, caption = title_and_caption("tables", name)
-        title, caption = given.get("title") or title, given.get("caption") or caption
-        self.tables += 1
-        self.contents[-1][2].append((f"t-{name}", f"Table {self.tables}. {title}"))
-        missing = MISSING.get(name, "reference")
-        text = TableText(f"t-{name}", self.tables, title, caption, source, given.get("groups"), missing)
-        return html_table(frame, text)
-
-    def figure(self, path: Path) -> str:
-        """A figure by its SVG."""
-        title, caption = title_and_caption("figures", path.stem)
-        if not caption and path.stem.startswith("published_"):
-            title, caption = sections.published_figure_text(path.stem)
-        self.figures += 1
-        self.contents[-1][2].append((f"f-{path.stem}", f"Figure {self.figures}. {title}"))
-        return html_figure(path, f"f-{path.stem}", self.figures, title, caption)
+    columns: Mapping[str, bool]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+    groups: Mapping[str, int]
 
 
 def page(results: Results, folder: Path, files: Collection[str], published: Published | None) -> str:
@@ -87,143 +73,242 @@ def page(results: Results, folder: Path, files: Collection[str], published: Publ
     Args:
         results: The study.
         folder: Of the report: holds its tables, figures, claims and deviations.
-        files: Their names in it.
+        files: Their names in it; others in the folder are no part of the page.
         published: What others published; None where it is not at hand.
     """
-    making = Page(folder, files)
-    body = "".join(_sections(making, results, published))
-    profile = escape(str(results.study.get("profile", "")))
-    style, script = (
-        resources.files("boom_utils.reporting").joinpath(f"page.{suffix}").read_text(encoding="utf-8")
-        for suffix in ("css", "js")
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>BOOM reproduction: {profile}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f'<a class="skip" href="#content">To the content</a>\n{_contents(making)}'
-        f'<main id="content">\n<header><p class="kind">Reproduction report</p>\n'
-        f"<h1>Bagging-based model merging for text embeddings: profile <code>{profile}</code></h1>\n"
-        f"{sections.standfirst(results)}</header>\n{body}</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
+
+    def table(name: str, source: str, groups: str, missing: str) -> ShownTable | None:
+        if source not in files:
+            return None
+        shape = _SHAPES.get(name.partition("_")[0], lambda frame, _: frame)
+        return shown_table(shape(read_table(folder / source), results), groups, missing)
+
+    names = {kind: _names(files, f"{kind}/", suffix) for kind, suffix in (("tables", ".csv"), ("figures", ".svg"))}
+    captions = yaml.safe_load(_text("page.yaml"))
+    for benchmark in published.tasks if published else ():
+        for kind, texts in _published_captions(results, published, benchmark).items():
+            captions[kind][table_name(benchmark)] = texts
+    main = "headline" if "headline" in names["tables"] else "models"
+    layout: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "extensions": ["jinja2.ext.do"]}
+    loader = PackageLoader("boom_utils", "reporting")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **layout)
+    environment.filters |= {"code": marked, "breakable": breakable}
+    return environment.get_template("page.html.j2").render(
+        study=results.study,
+        models=results.models,
+        reference=results.reference,
+        full=results.full,
+        domains={domain: len(results.tasks(domain)) for domain in results.domains},
+        main=main,
+        found=answer(read_table(folder / f"tables/{main}.csv"), results),
+        verdicts=Counter(read_table(folder / "claims.csv")["verdict"]) if "claims.csv" in files else {},
+        tones=_TONES,
+        captions=captions,
+        read_table=table,
+        drawing=lambda name: drawing(folder / "figures" / f"{name}.svg"),
+        published=published is not None,
+        notebooks=sorted(path.stem for path in (PROJECT_ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")),
+        style=Markup(_text("page.css")),
+        script=Markup(_text("page.js")),
+        **names,
     )
 
 
-def _sections(making: Page, results: Results, published: Published | None) -> Iterator[str]:
-    parts: dict[tuple[str, str], Callable[[], str]] = {
-        ("headline", "Main result"): lambda: _headline(making, results),
-        ("studied", "What was studied"): lambda: (
-            sections.studied(results)
-            + making.table(
-                "studied_tasks",
-                sections.task_frame(results),
-                title="Tasks",
-                caption="What models are scored on, and the values behind each score.",
-                source="study.json",
-            )
-        ),
-        ("claims", "Claims of the paper"): lambda: _claims(making, results),
-        ("tables", "Tables"): lambda: "".join(making.table(name) for name in _other_tables(making.files)),
-        ("figures", "Figures"): lambda: "".join(making.figure(path) for path in _figures(making)),
-        ("cost", "Training costs"): lambda: "".join(making.table(name) for name in COST_TABLES),
-        ("published", "Published scores"): lambda: _published(making, results, published),
-        ("environment", "Environment"): lambda: sections.environment(results),
-        ("deviations", "Deviations from the paper"): lambda: _deviations(making),
-        ("notebooks", "Notebooks, and how to make this again"): lambda: sections.notebooks(results, _notebooks()),
-    }
-    for (anchor, title), make in parts.items():
-        making.begin(anchor, title)
-        if body := make():
-            yield making.section(anchor, title, body)
+def _text(name: str) -> str:
+    return resources.files("boom_utils.reporting").joinpath(name).read_text(encoding="utf-8")
+
+
+def _names(files: Collection[str], start: str, end: str) -> list[str]:
+    return sorted(Path(file).stem for file in files if file.startswith(start) and file.endswith(end))
+
+
+def answer(frame: pd.DataFrame, results: Results) -> list[tuple[str, str, Cell]]:
+    """What a study found, by domain: domain, model and value.
+
+    Args:
+        frame: The headline, for the difference of BOOM and the full corpus; or all models, for the highest mean.
+        results: The study.
+    """
+    found, rows = [], frame.to_dict("records")
+    for domain in results.domains:
+        if "what" in frame and BOOM in set(frame["what"]):
+            row, column = next(row for row in rows if row["what"] == BOOM), f"{domain} minus {results.full}"
         else:
-            making.contents.pop()
+            row, column = max(rows, key=lambda row: float(row[domain])), domain
+        found.append((domain, str(row["model"]), _cell(row, column, list(frame), "")))
+    return found
 
 
-def _headline(making: Page, results: Results) -> str:
-    frame = read_table(making.folder / "tables/headline.csv") if "tables/headline.csv" in making.files else None
-    table = ""
-    if frame is not None:
-        table = making.table("headline", sections.headline_frame(frame))
-    return sections.headline_text(results, frame) + sections.limits(results) + table
+# --- what is shown of some tables -------------------------------------------------------------------------------------
 
 
-def _claims(making: Page, results: Results) -> str:
-    if "claims.csv" not in making.files:
-        return ""
-    frame = read_table(making.folder / "claims.csv")
+def read_table(path: Path) -> pd.DataFrame:
+    """A table as it was written; an empty cell is missing, "n/a" and "none" are text."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
+def _headline(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """The wider intervals and the examples stand small below what they belong to."""
+    shown = frame.drop(columns="examples")
+    shown["corpus passes note"] = [f"{count:,} examples" for count in frame["examples"]]
+    for wide in [str(name) for name in frame if str(name).endswith(WIDER)]:
+        bounds = [f"{wide} low", f"{wide} high"]
+        said = [f"tasks too: [{points(low, True)}, {points(high, True)}]" for low, high in frame[bounds].to_numpy()]
+        shown[f"{wide.removesuffix(WIDER)} note"] = pd.Series(said, frame.index).where(frame[wide].notna())
+        shown = shown.drop(columns=[wide, *bounds])
+    return shown
+
+
+def _tasks(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """One row a task: what it is scored by, and the number of values behind a score."""
+    new = {task["name"]: "yes" for task in results.study["tasks"] if task["new_data"]}
+    shown = frame[["task", "family", "domain", "metric", "samples"]].drop_duplicates("task")
+    shown.insert(3, "of the new data", shown["task"].map(new))
+    return shown.rename(columns={"samples": "values behind a score"})
+
+
+def _claims(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """The verdict comes first."""
     frame = frame.rename(columns={"unit": "difference note"})
     first = ["verdict", "claim", "comparison", "difference", "difference low", "difference high", "difference note"]
     last = ["part", "known from"]
-    frame = frame[[*first, *(name for name in frame if name not in (*first, *last)), *last]]
-    counts = Counter(frame["verdict"])
-    table = making.table("claims", frame, title="Claims ledger", source="claims.csv", groups="verdict", caption=CLAIMS)
-    return sections.claim_counts(counts, results) + table + making.table("reach") + making.table("seeds")
+    return frame[[*first, *(name for name in frame if name not in (*first, *last)), *last]]
 
 
-CLAIMS = (
-    "Each claim of the paper in our words, what tests it here, and whether it holds. Differences are ours, paired, in "
-    "the unit named beside them, with intervals; p values are corrected over all rows (Holm); `detectable` is the true "
-    "difference found with a power of 80 %, not corrected for the other rows."
-)
+def _deviations(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """A second column says whether a value differs; those that do come first."""
+    known = frame["paper's value"].fillna(UNKNOWN) != UNKNOWN
+    same = frame["this study"] == frame["paper's value"]
+    frame.insert(1, "status", pd.Series("ours", frame.index).mask(known & same, "same").mask(known & ~same, "differs"))
+    order = ["differs", "same", "ours"]
+    return frame.sort_values("status", key=lambda column: column.map(order.index), kind="stable")
 
 
-DEVIATIONS = (
-    "Every value of the profile beside what is known of the paper's; `source` says where that is known from. Ours: the "
-    "paper's value is not known, or it has no such thing."
-)
+def _published(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """Every score has as many decimals."""
+    return frame.map(lambda cell: cell if (number := number_of(cell)) is None else f"{number:.2f}")
 
 
-def _deviations(making: Page) -> str:
-    if "deviations.csv" not in making.files:
+_SHAPES: dict[str, Callable[[pd.DataFrame, Results], pd.DataFrame]] = {
+    "headline": _headline,
+    "studied": _tasks,
+    "claims": _claims,
+    "deviations": _deviations,
+    "published": _published,
+}
+"""First word of a table's name -> what is shown of it; the others are shown as they are."""
+
+
+def _published_captions(results: Results, published: Published, benchmark: str) -> dict[str, list[str]]:
+    """Title and caption of a benchmark's table and figure."""
+    labels, ours = released(published, benchmark), measured_scores(results, published.tasks[benchmark])
+    shown = [entry for entry in published.entries[benchmark] if entry.label in labels]
+    note = "This study has scored no task of this benchmark."
+    if ours:
+        note = "Beside a score of theirs stands what keeps it from being compared: another mteb version or prompt."
+    note += f" Revisions: {', '.join(f'{one.model} at {one.revision[:8]}' for one in shown)}."
+    hollow = "Hollow: mteb version not stated, or not that of the first model."
+    who = "ours beside the released models'" if ours else "the released models', theirs"
+    return {"tables": [f"{benchmark}: {who}", note], "figures": [f"Published scores and ours: {benchmark}", hollow]}
+
+
+# --- cells ------------------------------------------------------------------------------------------------------------
+
+
+def shown_table(frame: pd.DataFrame, groups: str = "", missing: str = "reference") -> ShownTable:
+    """Cells of a table, without empty columns; a value, its bounds, its verdict and its note share one.
+
+    Args:
+        frame: As `read_table` gives it.
+        groups: Column whose values the rows can be filtered by.
+        missing: What stands where a value with bounds is not a number.
+    """
+    names, records = [str(name) for name in frame], frame.to_dict("records")
+    inside = {name for name in names if name.endswith(_ENDINGS) and name.rsplit(" ", 1)[0] in names}
+    inside |= {verdict for name in names if (verdict := _verdict_column(name, names))}
+    columns = [name for name in names if name not in inside and frame[name].notna().any()]
+    cells = {name: [_cell(row, name, names, missing) for row in records] for name in columns}
+    grouped = [str(row[groups]) if groups else "" for row in records]
+    order = [*_TONES]
+    counts = sorted(Counter(grouped).items(), key=lambda one: order.index(one[0]) if one[0] in order else len(order))
+    rows = list(zip(grouped, zip(*cells.values(), strict=True), strict=True))
+    return ShownTable({name: _is_numeric(cells[name]) for name in columns}, rows, dict(counts if groups else ()))
+
+
+def _verdict_column(column: str, names: Sequence[str]) -> str | None:
+    """The column that says how a difference is judged: the one after its bounds."""
+    after = names.index(column) + 3
+    if " minus " not in column or f"{column} low" not in names or after >= len(names):
+        return None
+    return names[after] if "verdict" in names[after] else None
+
+
+def _cell(row: Mapping[Any, Any], column: str, names: Sequence[str], missing: str) -> Cell:
+    value, notes, tone = row[column], [row.get(f"{column} note")], ""
+    if verdict := _verdict_column(column, names):
+        notes, tone = [row[verdict], *notes], _TONES.get(str(row[verdict]), "")
+    note = "; ".join(str(one) for one in notes if one is not None and not pd.isna(one))
+    if f"{column} low" not in names:
+        shown = plain(value)
+        return Cell(shown, number_of(value), note, _TONES.get(shown, "") if column.endswith(_JUDGED) else "")
+    if pd.isna(value):
+        return Cell(missing)
+    sign = " minus " in column or "difference" in column
+    low, high = (points(row[f"{column} {bound}"], sign) for bound in ("low", "high"))
+    return Cell(f"{points(value, sign)} [{low}, {high}]", float(value), note, tone)
+
+
+def points(value: float, sign: bool = False) -> str:
+    """A score or difference with one decimal and a true minus.
+
+    >>> points(-0.04, sign=True)
+    '0.0'
+    """
+    shown = f"{value:+.1f}" if sign else f"{value:.1f}"
+    return "0.0" if float(shown) == 0 else shown.replace("-", MINUS)
+
+
+def _is_numeric(cells: Sequence[Cell]) -> bool:
+    known = [cell for cell in cells if cell.text]
+    numbers = [cell.value is not None for cell in known]
+    return any(numbers) and all(numbers[place] or _NO_NUMBER.match(cell.text) for place, cell in enumerate(known))
+
+
+def number_of(value: Any) -> float | None:
+    """The number a cell is sorted by; None for text and for what is missing."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def plain(value: Any) -> str:
+    """A value as text: whole numbers with separators from 1,000 on, nothing for what is missing."""
+    if isinstance(value, str):
+        return value
+    if value is None or pd.isna(value):
         return ""
-    frame = sections.deviation_frame(read_table(making.folder / "deviations.csv"))
-    return making.table(
-        "deviations",
-        frame,
-        title="Deviation ledger",
-        caption=DEVIATIONS,
-        source="deviations.csv",
-        groups="status",
-    )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    number = float(value)
+    return f"{number:{',.0f' if number.is_integer() and abs(number) >= 1_000 else 'g'}}".replace("-", MINUS)
 
 
-def _published(making: Page, results: Results, published: Published | None) -> str:
-    if published is None:
-        return "<p>The published scores are not beside this installation.</p>\n"
-    found = [sections.published_intro()]
-    for benchmark in published.tasks:
-        name, title, caption = sections.published_text(results, published, benchmark)
-        if (file := f"tables/{name}.csv") in making.files:
-            frame = read_table(making.folder / file).map(sections.two_decimals)
-            found.append(making.table(name, frame, title=title, caption=caption))
-    return "".join([*found, making.table("paper")])
+def breakable(text: str) -> Markup:
+    """Text that may break inside names."""
+    return Markup(re.sub(r"(?<=_)|(?<=[a-z])(?=[A-Z])", "<wbr>", str(escape(text))))
 
 
-def _other_tables(files: Collection[str]) -> list[str]:
-    """Names of the tables without a section of their own, in reading order."""
-    names = [Path(file).stem for file in files if file.startswith("tables/") and file.endswith(".csv")]
-    apart = {*MAIN_TABLES, *COST_TABLES, "paper", *(name for name in names if name.startswith("published_"))}
-    places = {name: place for place, name in enumerate(ORDER)}
-    return sorted({*names} - apart, key=lambda name: (places.get(name, len(places)), name))
+def marked(text: str) -> Markup:
+    """Text with ``code`` between backticks."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _figures(making: Page) -> list[Path]:
-    """The figures, in the order in which captions are listed, then others."""
-    places = {name: place for place, name in enumerate(FIGURES)}
-    found = [making.folder / file for file in making.files if file.startswith("figures/") and file.endswith(".svg")]
-    return sorted(found, key=lambda path: (places.get(path.stem, len(places)), path.stem))
-
-
-def _notebooks() -> list[str]:
-    """Names of the project's notebooks."""
-    return sorted(path.stem for path in (PROJECT_ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-
-
-def _contents(making: Page) -> str:
-    """The table of contents."""
-    rows = []
-    for anchor, title, inside in making.contents:
-        entries = "".join(f'<li><a href="#{target}">{escape(text)}</a></li>' for target, text in inside)
-        nested = f"<ul>{entries}</ul>" if entries else ""
-        rows.append(f'<li><a href="#{anchor}">{escape(title)}</a>{nested}</li>')
-    listed = f"<ol>{''.join(rows)}</ol>"
-    return f'<nav aria-label="Contents"><details open><summary>Contents</summary>{listed}</details></nav>\n'
+def drawing(path: Path) -> dict[str, Any]:
+    """A figure's SVG as the source of an image, and its width and height in CSS pixels, from its viewBox in points."""
+    content = path.read_bytes()
+    found = re.search(rb'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', content)
+    width, height = (round(float(part) * 4 / 3) for part in (found.groups() if found else (720, 480)))
+    source = "data:image/svg+xml;base64," + base64.b64encode(content).decode("ascii")
+    return {"source": source, "width": width, "height": height}

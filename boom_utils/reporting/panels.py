@@ -7,6 +7,7 @@ No figure is larger than a screen.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,7 +65,7 @@ def row_panels(labels: Sequence[str], titles: Sequence[str], xlabel: str) -> tup
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title)
         axis.tick_params(axis="y", length=0)
-    figure.supxlabel(xlabel, fontsize=8)
+    figure.supxlabel(textwrap.fill(xlabel, int(16 * figure.get_figwidth())), fontsize=8)
     return figure, axes
 
 

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import pandas as pd
 
 from boom_utils.errors import ResultsError
-from boom_utils.reporting.page_parts import read_table
+from boom_utils.reporting.page import read_table
 from boom_utils.reporting.tables import markdown
 
 LINK = re.compile(
