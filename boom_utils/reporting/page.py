@@ -80,14 +80,15 @@ def page(results: Results, folder: Path, files: Collection[str], published: Publ
     def table(name: str, source: str, groups: str, missing: str) -> ShownTable | None:
         if source not in files:
             return None
-        shape = _SHAPES.get(name.partition("_")[0], lambda frame, _: frame)
-        return shown_table(shape(read_table(folder / source), results), groups, missing)
+        frame, shape = read_table(folder / source), _SHAPES.get(name.partition("_")[0])
+        return shown_table(shape(frame, results) if shape else frame, groups, missing)
 
     names = {kind: _names(files, f"{kind}/", suffix) for kind, suffix in (("tables", ".csv"), ("figures", ".svg"))}
     captions = yaml.safe_load(_text("page.yaml"))
-    for benchmark in published.tasks if published else ():
-        for kind, texts in _published_captions(results, published, benchmark).items():
-            captions[kind][table_name(benchmark)] = texts
+    if published:
+        for benchmark in published.tasks:
+            for kind, texts in _published_captions(results, published, benchmark).items():
+                captions[kind][table_name(benchmark)] = texts
     main = "headline" if "headline" in names["tables"] else "models"
     layout: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "extensions": ["jinja2.ext.do"]}
     loader = PackageLoader("boom_utils", "reporting")
@@ -129,13 +130,13 @@ def answer(frame: pd.DataFrame, results: Results) -> list[tuple[str, str, Cell]]
         frame: The headline, for the difference of BOOM and the full corpus; or all models, for the highest mean.
         results: The study.
     """
-    found, rows = [], frame.to_dict("records")
+    found, rows, names = [], frame.to_dict("records"), [str(name) for name in frame]
     for domain in results.domains:
         if "what" in frame and BOOM in set(frame["what"]):
             row, column = next(row for row in rows if row["what"] == BOOM), f"{domain} minus {results.full}"
         else:
             row, column = max(rows, key=lambda row: float(row[domain])), domain
-        found.append((domain, str(row["model"]), _cell(row, column, list(frame), "")))
+        found.append((domain, str(row["model"]), _cell(row, column, names, "")))
     return found
 
 
