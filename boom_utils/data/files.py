@@ -282,7 +282,7 @@ def hub_errors(where: object, kind: type[BoomError] | None = None) -> Iterator[N
             raise DownloadError(what, where=where, found=found, fix=fix) from None
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "huggingface_hub")):
             raise
-        fix = f"check what was found, the network, HF_ENDPOINT and proxies; {LATER}"
+        fix = f"check what was found: the disk (HF_HOME), the network, HF_ENDPOINT or proxies; {LATER}"
         raise (kind or DownloadError)("the hub cannot be used now", where=where, found=_kind(error), fix=fix) from None
 
 
