@@ -278,7 +278,7 @@ def hub_errors(where: object, kind: type[BoomError] | None = None) -> Iterator[N
             what = "it is not, or not whole, in the hub's cache on this machine, and "
             what += "HF_HUB_OFFLINE forbids to fetch it" if offline() else "the hub does not give it"
             fix = "allow the network, set HF_ENDPOINT, or set HF_HOME to a cache that has it"
-            found = f"missing: {missing[1]}" if missing else _kind(error.__cause__ or error)
+            found = f"missing: {missing[1]}" if missing else error.__cause__ and _kind(error.__cause__)
             raise DownloadError(what, where=where, found=found, fix=fix) from None
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "huggingface_hub")):
             raise
