@@ -313,6 +313,13 @@ def test_a_value_its_bounds_its_verdict_and_its_note_share_a_cell() -> None:
     assert [*shown.groups] == ["better", "worse", "inconclusive", "reference"]
 
 
+def test_a_verdict_is_coloured_and_ordered_whatever_it_is_limited_to() -> None:
+    frame = pd.DataFrame({"verdict": ["described", "not supported", "supported on these tasks", "inconclusive"]})
+    shown = shown_table(frame, groups="verdict")
+    assert [cells[0].tone for _, cells in shown.rows] == ["open", "bad", "good", "open"]
+    assert [*shown.groups] == ["supported on these tasks", "not supported", "inconclusive", "described"]
+
+
 def test_numbers_are_told_from_text() -> None:
     assert [number_of(value) for value in (1, "2.5", "n/a", None, float("nan"), True)] == [1, 2.5, *[None] * 4]
     assert [plain(value) for value in (0.25, 999, 1000, -3, True, None, "n/a")] == [

@@ -34,7 +34,7 @@ _ENDINGS = (" low", " high", " note")
 _TONES = {
     **dict.fromkeys((SUPPORTED, "better", "yes"), "good"),
     **dict.fromkeys((REFUTED, "worse", "no"), "bad"),
-    **dict.fromkeys((INCONCLUSIVE, UNTESTED), "open"),
+    **dict.fromkeys((INCONCLUSIVE, "described", UNTESTED), "open"),
 }
 """How a verdict is coloured; its word says the same."""
 _JUDGED = ("verdict", "step up")
@@ -102,7 +102,7 @@ def page(results: Results, folder: Path, files: Collection[str], published: Publ
         domains={domain: len(results.tasks(domain)) for domain in results.domains},
         main=main,
         found=answer(read_table(folder / f"tables/{main}.csv"), results),
-        verdicts=Counter(read_table(folder / "claims.csv")["verdict"]) if "claims.csv" in files else {},
+        verdicts=Counter(map(_word, read_table(folder / "claims.csv")["verdict"])) if "claims.csv" in files else {},
         tones=_TONES,
         captions=captions,
         read_table=table,
@@ -230,8 +230,8 @@ def shown_table(frame: pd.DataFrame, groups: str = "", missing: str = "reference
     columns = [name for name in names if name not in inside and frame[name].notna().any()]
     cells = {name: [_cell(row, name, names, missing) for row in records] for name in columns}
     grouped = [str(row[groups]) if groups else "" for row in records]
-    order = [*_TONES]
-    counts = sorted(Counter(grouped).items(), key=lambda one: order.index(one[0]) if one[0] in order else len(order))
+    order = dict(zip(_TONES, range(len(_TONES)), strict=True))
+    counts = sorted(Counter(grouped).items(), key=lambda one: order.get(_word(one[0]), len(order)))
     rows = list(zip(grouped, zip(*cells.values(), strict=True), strict=True))
     return ShownTable({name: _is_numeric(cells[name]) for name in columns}, rows, dict(counts if groups else ()))
 
@@ -244,14 +244,19 @@ def _verdict_column(column: str, names: Sequence[str]) -> str | None:
     return names[after] if "verdict" in names[after] else None
 
 
+def _word(verdict: object) -> str:
+    """A verdict without what it is limited to: ``supported on these tasks`` is ``supported``."""
+    return str(verdict).partition(" on these ")[0]
+
+
 def _cell(row: Mapping[Any, Any], column: str, names: Sequence[str], missing: str) -> Cell:
     value, notes, tone = row[column], [row.get(f"{column} note")], ""
     if verdict := _verdict_column(column, names):
-        notes, tone = [row[verdict], *notes], _TONES.get(str(row[verdict]), "")
+        notes, tone = [row[verdict], *notes], _TONES.get(_word(row[verdict]), "")
     note = "; ".join(str(one) for one in notes if one is not None and not pd.isna(one))
     if f"{column} low" not in names:
         shown = plain(value)
-        return Cell(shown, number_of(value), note, _TONES.get(shown, "") if column.endswith(_JUDGED) else "")
+        return Cell(shown, number_of(value), note, _TONES.get(_word(shown), "") if column.endswith(_JUDGED) else "")
     if pd.isna(value):
         return Cell(missing)
     sign = " minus " in column or "difference" in column
@@ -270,9 +275,8 @@ def points(value: float, sign: bool = False) -> str:
 
 
 def _is_numeric(cells: Sequence[Cell]) -> bool:
-    known = [cell for cell in cells if cell.text]
-    numbers = [cell.value is not None for cell in known]
-    return any(numbers) and all(numbers[place] or _NO_NUMBER.match(cell.text) for place, cell in enumerate(known))
+    others = [cell.text for cell in cells if cell.text and cell.value is None]
+    return all(map(_NO_NUMBER.match, others)) and any(cell.value is not None for cell in cells)
 
 
 def number_of(value: Any) -> float | None:
