@@ -45,11 +45,6 @@ SHOWN = 10  # malformed rows in an error, or in a summary
 ROWS_AT_A_TIME = 256  # of a columnar file; a row of some datasets holds a hundred long texts
 Kind = Literal["examples", "graded", "labelled"]
 Split = Literal["pretraining", "train", "evaluation", "held_out"]
-_NAMES: dict[Kind, tuple[str, ...]] = {
-    "examples": ("query anchor question", "pos positive answer"),
-    "graded": ("sentence1 sentence_A text1", "sentence2 sentence_B text2", "score similarity_score label"),
-    "labelled": ("text sentence", "label"),
-}  # what each column of a row may be called; the first is its field
 _NEGATIVES = re.compile(r"neg|negatives?(_\d+)?")
 
 
@@ -68,7 +63,6 @@ def _as_text(value: Any) -> Any:
 
 
 Text = Annotated[str, AfterValidator(_not_blank)]
-Stated = Annotated[Text | None, BeforeValidator(lambda value: value or None)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +80,8 @@ class TrainingExample:
     query: Text
     pos: Annotated[tuple[Text, ...], Field(min_length=1)]
     neg: tuple[Text, ...] = ()
-    prompt: Stated = None
-    type: Stated = None
+    prompt: Text | None = None
+    type: Text | None = None
 
 
 class Graded(NamedTuple):
@@ -107,11 +101,14 @@ class Labelled(NamedTuple):
 
 
 Record = TrainingExample | Graded | Labelled
-_CHECKS: dict[Kind, TypeAdapter[Any]] = {
-    "examples": TypeAdapter(TrainingExample),
-    "graded": TypeAdapter(Graded),
-    "labelled": TypeAdapter(Labelled),
-}
+_KINDS: dict[Kind, tuple[TypeAdapter[Any], tuple[str, ...]]] = {
+    "examples": (TypeAdapter(TrainingExample), ("query anchor question", "pos positive answer")),
+    "graded": (
+        TypeAdapter(Graded),
+        ("sentence1 sentence_A text1", "sentence2 sentence_B text2", "score similarity_score label"),
+    ),
+    "labelled": (TypeAdapter(Labelled), ("text sentence", "label")),
+}  # what checks a row, and what each of its columns may be called; the first name is that of the field
 
 
 def kind_of(record: Record) -> Kind:
@@ -198,25 +195,28 @@ class BadRows:
             )
 
 
-def record_of(row: Mapping[str, Any], columns: Mapping[Column, str] = {}) -> Record:
+def record_of(row: Mapping[str, Any], columns: Mapping[Column, str] = {}, only: Kind | None = None) -> Record:
     """The record in a row.
 
     Args:
         row: Column -> value.
         columns: ``query``, ``pos``, ``neg`` -> column, where they have names of their own; empty: each name says it.
+        only: The kind it must be of; None takes any.
 
     Raises:
-        MalformedError: A column is missing, a value is of a wrong type, or a text is empty.
+        MalformedError: A column is missing, a value is of a wrong type, a text is empty, or it is of another kind.
     """
     if columns:
         if missing := [name for name in columns.values() if name not in row]:
             raise MalformedError(f"no column {', '.join(missing)}; found {', '.join(sorted(row))}")
         row = {name: row[of] for name, of in columns.items()}
     kind, names, negatives = _shape(tuple(row))
+    if only not in (None, kind):
+        raise MalformedError(f"a row of kind '{kind}' among those of kind '{only}'")
     values = {field: row[name] for field, name in names.items()}
     if kind == "examples":
         neg = [text for name in negatives for text in _listed(row[name])]
-        stated = {key: row.get(key) for key in ("prompt", "type")} if names["pos"] == "pos" else {}
+        stated = {key: row[key] for key in ("prompt", "type") if row.get(key) and names["pos"] == "pos"}
         values |= {"pos": _listed(values["pos"]), "neg": neg, **stated}
     record: Record = _checked(kind, values)
     return record
@@ -225,8 +225,8 @@ def record_of(row: Mapping[str, Any], columns: Mapping[Column, str] = {}) -> Rec
 @lru_cache(maxsize=256)
 def _shape(found: tuple[str, ...]) -> tuple[Kind, dict[str, str], list[str]]:
     """Kind of a row, the column of each of its fields, and those of its negatives."""
-    for kind, fields in _NAMES.items():
-        names = {names.split()[0]: next((one for one in names.split() if one in found), "") for names in fields}
+    for kind, (_, fields) in _KINDS.items():
+        names = {one.split()[0]: next((name for name in one.split() if name in found), "") for one in fields}
         if all(names.values()):
             return kind, names, [name for name in found if _NEGATIVES.fullmatch(name)]
     raise MalformedError(
@@ -247,7 +247,7 @@ def _listed(value: Any) -> list[Any]:
 
 def _checked(kind: Kind, values: Mapping[str, Any]) -> Any:
     try:
-        return _CHECKS[kind].validate_python(values)
+        return _KINDS[kind][0].validate_python(values)
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in wrong["loc"])

@@ -14,11 +14,11 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -51,7 +51,7 @@ from boom_utils.progress import progress
 
 log = logging.getLogger(__name__)
 
-POOL = 100_000  # most passages that negatives are mined among
+POOL = 100_000  # most rows whose passages negatives are mined among
 _HUB_FILE = re.compile(r"hf://datasets/([^/]+/[^/@]+)@([^/]+)/(.+)")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
@@ -256,49 +256,46 @@ def chosen_rows(total: int, *draws: tuple[int | None, int]) -> NDArray[np.int64]
     return chosen
 
 
-@dataclass
 class _Source:
     """A dataset and what is known of its rows before any is written.
+
+    Held out are the rows whose hash falls into the share, on any machine the same: the attribute ``held``. Of the
+    others, ``numbers`` are those of examples, int64[rows], and ``kept`` the records of other kinds.
 
     Args:
         dataset: Whose they are.
         files: In order.
-        bad: Malformed rows.
-        kind: Of the rows.
-        numbers: Of the examples that may be trained on, int64[rows].
-        kept: Records of the other kinds that may be trained on.
-        held: Records that are held out.
+        skip: Malformed rows are left out; else they are an error.
+
+    Raises:
+        DataError: A file is damaged, or rows are malformed.
     """
 
-    dataset: Dataset
-    files: Sequence[Path]
-    bad: BadRows
-    kind: Kind = "examples"
-    numbers: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    kept: list[Any] = field(default_factory=list)
-    held: list[Any] = field(default_factory=list)
-
-    def look(self) -> None:
-        """Find out which rows are held out: those whose hash falls into the share, on any machine the same."""
-        if self.dataset.local is None:
-            self.numbers = np.arange(sum(map(count_rows, self.files)))
+    def __init__(self, dataset: Dataset, files: Sequence[Path], skip: bool) -> None:
+        self.dataset, self.files, self.bad = dataset, files, BadRows(skip)
+        self.kept, self.held, self.kind = list[Any](), list[Any](), cast(Kind | None, None)
+        if dataset.local is None:
+            self.kind, self.numbers = "examples", np.arange(sum(map(count_rows, files)))
             return
-        share, numbers, first = self.dataset.local.held_out or 0.0, array("q"), None
-        for number, record in rows_of(self.files, record_of, self.bad):
-            first = first or record
-            if type(record) is not type(first):
-                self.bad.add(f"row {number + 1} of {self.dataset.id}: not of the kind of those before it")
-            elif hash_share(record.query if isinstance(record, TrainingExample) else record[0]) < share:
+        share, numbers = dataset.local.held_out or 0.0, array("q")
+        for number, record in rows_of(files, self.record, self.bad):
+            if hash_share(record.query if isinstance(record, TrainingExample) else record[0]) < share:
                 self.held.append(record)
             elif isinstance(record, TrainingExample):
                 numbers.append(number)
             else:
                 self.kept.append(record)
-        self.kind, self.numbers = "examples" if first is None else kind_of(first), np.array(numbers, dtype=np.int64)
+        self.numbers = np.array(numbers, dtype=np.int64)
+
+    def record(self, row: Mapping[str, Any]) -> Record:
+        """The record in a row, which is of the kind of those before it."""
+        record = record_of(row, self.dataset.hub.columns if self.dataset.hub else {}, self.kind)
+        self.kind = kind_of(record)
+        return record
 
     def raw(self) -> Raw:
         """What is held out, and records to train on, as the rules of evaluation sets and of training rows take them."""
-        if self.kind == "examples":
+        if self.kind not in ("graded", "labelled"):
             return self._judged()
         parts = {"train": self.kept, "test": self.held}
         if self.kind == "graded" and max(row.score for rows in parts.values() for row in rows) <= 1:
@@ -307,10 +304,7 @@ class _Source:
 
     def _judged(self) -> Raw:
         """Held-out queries, each once, and every passage of their rows as a document."""
-        by_query = defaultdict[str, list[TrainingExample]](list)
-        for row in self.held:
-            by_query[normalise(row.query)].append(row)
-        queries = [by_query[query] for query in sorted(by_query)]
+        queries = [list(rows) for _, rows in groupby(sorted(self.held, key=_asked), _asked)]
         # Sorted, so that no order of theirs breaks ties in favour of the relevant ones.
         texts = sorted({text for row in self.held for text in (*row.pos, *row.neg)})
         place = {text: number for number, text in enumerate(texts)}
@@ -321,6 +315,10 @@ class _Source:
             "qrels": [(f"q{query}", f"d{text}", 1) for query, found in enumerate(relevant) for text in found],
         }
         return Raw("judged", {name: _table(name, rows) for name, rows in parts.items()}, ())
+
+
+def _asked(example: TrainingExample) -> str:
+    return normalise(example.query)
 
 
 def _table(shape: str, rows: Sequence[Sequence[Any]]) -> pa.Table:
@@ -346,11 +344,9 @@ class OwnRows:
         self._fingerprint = partial(own_fingerprint, manifest, corpus, folder)
         self._corpus = corpus
         self._sources = {
-            one.id: _Source(one, [*own_paths(manifest, one, folder).values()], BadRows(corpus.on_bad_line == "skip"))
+            one.id: _Source(one, [*own_paths(manifest, one, folder).values()], corpus.on_bad_line == "skip")
             for one in _datasets(manifest, corpus)
         }
-        for source in self._sources.values():
-            source.look()
         self.tasks: Sequence[EvaluationTask] = manifest.tasks
         trained = (*corpus.datasets, *corpus.new_datasets)
         self.sets: Mapping[str, Dataset] = {f"train/{name}": manifest.dataset(name) for name in trained}
@@ -367,7 +363,7 @@ class OwnRows:
         if source.kind == "graded" and len({row["score"] for row in made.files["test"]}) == 1:
             what = f"all held-out pairs of dataset '{task.dataset}' have one score: no model can be compared by them"
             raise DataError(what, expected="pairs of different scores", fix="give more rows, or hold out another share")
-        if source.kind != "examples":
+        if source.kind in ("graded", "labelled"):
             return made
         # Only what is relevant counts as evaluated: a negative may be one of others too.
         needed = {row["document"] for row in made.files["qrels"]}
@@ -378,7 +374,7 @@ class OwnRows:
         """Examples as they come, or records of the other kinds."""
         dataset, corpus = self.sets[name], self._corpus
         source, select = self._sources[dataset.id], dataset.hub.select if dataset.hub else None
-        if source.kind != "examples":
+        if source.kind in ("graded", "labelled"):
             return source.raw()
         selecting, limiting = (derive_seed(corpus.seed, what, dataset.id) for what in ("select", "train"))
         chosen = chosen_rows(len(source.numbers), (select, selecting), (corpus.train_rows, limiting))
@@ -391,12 +387,8 @@ class OwnRows:
         dataset, hub, total = source.dataset, source.dataset.hub, len(source.numbers)
         used = {"prompt": dataset.prompt, "type": dataset.example_type}
         stated, first = Counter[str](), dict[str, str]()
-        for number, record in rows_of(
-            source.files, partial(record_of, columns=hub.columns if hub else {}), source.bad, wanted
-        ):
-            if not isinstance(record, TrainingExample):
-                source.bad.add(f"row {number + 1} of {dataset.id}: not a query and its positives")
-                continue
+        for _, record in rows_of(source.files, source.record, source.bad, wanted):
+            assert isinstance(record, TrainingExample)
             for name, ours in used.items():
                 if (value := getattr(record, name)) not in (None, ours):
                     stated[name] += 1
@@ -406,10 +398,10 @@ class OwnRows:
             f"{dataset.id}: {stated[name]} rows state another {name} than the manifest, the first '{value}'"
             for name, value in sorted(first.items())
         ]
-        if hub and hub.select and total < hub.select:
-            self._deviations.append(f"{dataset.id}: {hub.select} rows are wanted, its files have {total}")
-        if hub and hub.rows.source == "stated" and hub.rows.value != total:
-            self._deviations.append(f"{dataset.id}: {hub.rows.value} rows are stated, its files have {total}")
+        stated_rows = hub.rows.value if hub and hub.rows.source == "stated" else None
+        if hub and (total < (hub.select or 0) or stated_rows not in (None, total)):
+            what = f"{stated_rows or 'no number of'} rows are stated, {hub.select or 'all'} are wanted"
+            self._deviations.append(f"{dataset.id}: {what}, its files have {total}")
 
     def completed(self, name: str, file: Path, bare: int) -> Iterator[TrainingExample] | None:
         """The rows, with mined negatives where they bring none; with nothing to mine among, they keep to their batch.
@@ -420,11 +412,16 @@ class OwnRows:
         if not bare or dataset.group_size == "positive_only":
             return None
         rows = count_rows(file)
-        pool, positives = _pool(file, POOL / rows)
+        step, passages, positives = -(-rows // POOL), list[str](), defaultdict[str, set[str]](set)
+        for example in islice(iter_examples(file), 0, None, step):
+            passages += example.pos
+            positives[normalise(example.query)].update(map(normalise, example.pos))
+        pool = NegativePool(passages)
         if bare == rows and (not most or len(pool.texts) < 2):
             self._deviations.append(f"{dataset.id}: rows have no negatives of their own, only those of their batch")
             return None
-        log.info("%s: negatives of %d of %d rows are mined among %d passages", dataset.id, bare, rows, len(pool.texts))
+        what = f"{len(pool.texts)} passages, those of one row in {step}"
+        log.info("%s: negatives of %d of %d rows are mined among %s", dataset.id, bare, rows, what)
         self._mined[dataset.id] = bare
         generator = np.random.default_rng(derive_seed(self._corpus.seed, "negatives", dataset.id))
 
@@ -443,16 +440,3 @@ class OwnRows:
         bad = {name: {"number": one.bad.number, "first": one.bad.first} for name, one in self._sources.items()}
         facts = {"deviations": self._deviations, "mined": self._mined, "bad_lines": bad}
         return {"fingerprint": self._fingerprint(), **facts}
-
-
-def _pool(file: Path, share: float) -> tuple[NegativePool, dict[str, set[str]]]:
-    """Positives to mine among, a share of them where there are very many, and which query they answer."""
-    if share < 1:
-        log.warning("%s: negatives are mined among %.1f %% of the positives", file.stem, 100 * share)
-    passages, positives = list[str](), defaultdict[str, set[str]](set)
-    for example in iter_examples(file):
-        for text in example.pos:
-            if share >= 1 or hash_share(text) < share:
-                passages.append(text)
-                positives[normalise(example.query)].add(normalise(text))
-    return NegativePool(passages), positives
