@@ -31,7 +31,7 @@ VERSION: Mapping[str, int] = {
     "interaction": 2,
     "scores": 2,
     "results": 9,
-    "report": 7,
+    "report": 8,
 }
 
 Nodes = Mapping[str, Node]
