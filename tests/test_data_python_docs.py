@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -40,7 +41,6 @@ NUMPYDOC = """
         Axis along which the means are computed.
 
         .. note:: a second paragraph
-
     **kwargs
         Passed on.
 
@@ -48,7 +48,7 @@ NUMPYDOC = """
     -------
     m : ndarray
     """
-GOOGLE = """Load a data set from the hub. It is cached.
+GOOGLE = """Load a data set. It is cached.
 
     Args:
         path (`str`, *optional*, defaults to `"x"`):
@@ -57,7 +57,6 @@ GOOGLE = """Load a data set from the hub. It is cached.
             or all of them.
 
     Example:
-
     ```py
     >>> load("x")
     ```
@@ -73,46 +72,29 @@ SPHINX = """Open the connection.
     :param port: number of the port
     :returns: nothing at all
     """
+MEAN = "Compute the mean along an axis.", "Empty slices give NaN. Uses reduce on a, see and the guide."
+NUMBERS = {"a": "Numbers to average.", "axis": "Axis along which the means are computed."}
+PATH = {"path": "Path or name of the data set.", "split": "Which part to load, or all of them."}
+HOST = {"host": "name of the machine to connect to", "port": "number of the port"}
 PARTS = {
-    NUMPYDOC: (
-        "Compute the mean along an axis.",
-        "Empty slices give NaN. Uses reduce on a, see and the guide.",
-        {"a": "Numbers to average.", "axis": "Axis along which the means are computed."},
-    ),
-    GOOGLE: (
-        "Load a data set from the hub.",
-        "It is cached.",
-        {"path": "Path or name of the data set.", "split": "Which part to load, or all of them."},
-    ),
-    SPHINX: (
-        "Open the connection.",
-        "Retries twice, then gives up:",
-        {"host": "name of the machine to connect to", "port": "number of the port"},
-    ),
+    NUMPYDOC: (*MEAN, NUMBERS),
+    GOOGLE: ("Load a data set.", "It is cached.", PATH),
+    SPHINX: ("Open the connection.", "Retries twice, then gives up:", HOST),
     **dict.fromkeys(("", "\n", ".. note::", "Parameters\n---------", "Args:", "---\n---", ":param x:"), ("", "", {})),
+}
+WORDS = {
+    ":class:`Frame` or :meth:`the method <x.y>`": "Frame or the method",
+    "``__setitem__`` of `obj[key]` and G[u][v]": "__setitem__ of obj[key] and G[u][v]",
+    "[`~datasets.Dataset.map`] and [the docs](https://x.org/y)": "map and the docs",
+    "**bold** 2*3*4 and *one word*": "bold 2*3*4 and one word",
+    "a hyper-\nparameter of pre- and post-processing": "a hyper-parameter of pre- and post-processing",
+    "see the list:: a lone \ud800 surrogate": "see the list: a lone surrogate",
 }
 
 
-@pytest.mark.parametrize("raw", PARTS)
-def test_docstrings_of_every_style_are_split_into_their_parts(raw: str) -> None:
-    doc = parse_docstring(raw)
-    assert (doc.summary, doc.description, doc.parameters) == PARTS[raw]
-
-
-@pytest.mark.parametrize(
-    ("raw", "words"),
-    [
-        (":class:`Frame` or :meth:`the method <x.y>`", "Frame or the method"),
-        ("``__setitem__`` of `obj[key]` and G[u][v]", "__setitem__ of obj[key] and G[u][v]"),
-        ("[`~datasets.Dataset.map`] and [the docs](https://x.org/y)", "map and the docs"),
-        ("**bold** 2*3*4 and *one word*", "bold 2*3*4 and one word"),
-        ("a hyper-\nparameter of pre- and post-processing", "a hyper-parameter of pre- and post-processing"),
-        ("see the list::", "see the list:"),
-        ("a lone \ud800 surrogate", "a lone surrogate"),
-    ],
-)
-def test_inline_markup_becomes_the_words_a_reader_sees(raw: str, words: str) -> None:
-    assert clean_text(raw) == words
+def test_docstrings_of_every_style_are_split_into_their_parts_and_markup_becomes_the_words_a_reader_sees() -> None:
+    assert {raw: parse_docstring(raw) for raw in PARTS} == PARTS
+    assert {raw: clean_text(raw) for raw in WORDS} == WORDS
 
 
 def test_rubble_is_not_readable_and_long_texts_end_with_a_sentence() -> None:
@@ -136,10 +118,7 @@ class Box(Base):
 
     @property
     def volume(self):
-        """Volume of the box.
-
-        Its unit is cubic metres.
-        """
+        """Volume of the box. Its unit is cubic metres."""
         # a comment
         return self.size ** 3
 
@@ -150,12 +129,12 @@ def load(path):
         raise errors.LoadError("cannot load %s: " % path + "try again") from error
     raise TypeError("{} is no path".format(path))
 '''
-MESSAGES = [
-    ("imported", "SystemExit"),
-    ("size must be positive, found <value>", "ValueError"),
-    ("cannot load <value>: try again", "LoadError"),
-    ("<value> is no path", "TypeError"),
-]
+MESSAGES = {
+    "imported": "SystemExit",
+    "size must be positive, found <value>": "ValueError",
+    "cannot load <value>: try again": "LoadError",
+    "<value> is no path": "TypeError",
+}
 
 
 def manifest_of(*names: str) -> Manifest:
@@ -191,8 +170,8 @@ def test_mining_reads_the_sources_of_what_is_installed_but_no_tests_runs_nothing
     places = [f"{one.module}:{one.name}" for one in mined.definitions]  # the class, and its __init__
     assert places == ["fakepkg:top", *["fakepkg.latest:Box"] * 2, "fakepkg.latest:Box.volume"]
     assert mined.definitions[-1].code == "def volume(self):\n    # a comment\n    return self.size ** 3"
-    assert mined.definitions[-1].doc.description == "Its unit is cubic metres."
-    assert mined.messages == MESSAGES
+    assert mined.definitions[-1].description == "Its unit is cubic metres."
+    assert mined.messages == list(MESSAGES.items())
     assert mined.deviations == [
         "fakepkg 1.0 is named by the manifest, 1.1 is installed",
         "absent 1.0 is named by the manifest, none is installed",
@@ -203,15 +182,11 @@ def test_mining_reads_the_sources_of_what_is_installed_but_no_tests_runs_nothing
     assert mining.corpus_fingerprint(load_manifest("python_docs"))["python"] == platform.python_version()
 
 
-def test_long_sources_are_cut_at_a_line() -> None:
+def test_sources_are_cut_at_a_line_duplicates_merged_and_messages_of_two_classes_left_out() -> None:
     code = "\n".join(f"    value_{number} = {number}" for number in range(100))
-    mined = Mined()
-    mining.read_source(f"def f():\n    'Make many values.'\n{code}", ("a", "a", False), mined)
+    mining.read_source(f"def f():\n    'Make many values.'\n{code}", ("a", "a", False), mined := Mined())
     short = mined.definitions[0].code.removeprefix("def f():\n")
     assert 50 < len(short.split()) <= 60 and code.startswith(short + "\n")
-
-
-def test_duplicates_are_merged_and_messages_of_two_classes_left_out() -> None:
     pairs = [Candidate("a", "train", "b"), Candidate("A ", "evaluation", "c"), Candidate("d", "evaluation", "B")]
     other = Candidate("e", "evaluation", "f")
     assert python_docs.merge_duplicates([*pairs, other]) == [pairs[0], other]
@@ -230,22 +205,16 @@ def test_pairs_are_graded_by_the_overlap_of_their_parameters() -> None:
 
 
 @pytest.mark.promise(8)
-def test_what_is_learnt_from_yields_to_what_is_evaluated_and_training_to_pre_training(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_is_learnt_from_yields_to_what_is_evaluated_and_training_to_pre_training() -> None:
     pairs, questions, code, sts, *_ = python_docs.DATASETS
-    made = [
-        (pairs, Candidate("x", "pretraining", "known", ("a.b", "a"))),
-        *((name, Candidate(name, "train", "The  mean")) for name in (questions, sts)),
-        (code, Candidate("of code", "evaluation", "the mean")),
-        (sts, Candidate("Known", "train", "y")),
-        (sts, Candidate("unknown", "train", "z")),
-    ]
-    monkeypatch.setattr(python_docs, "candidates_of", lambda definition, split, seed: made)
-    definition = Definition("a", "a.b", False, "f", parse_docstring("Summary of it."), "")
-    found, dropped = build_corpus(Mined([definition]), 0)
+    made = [(pairs, Candidate("x", "pretraining", "known", ("a.b",))), (code, Candidate("y", "evaluation", "the mean"))]
+    made += [(name, Candidate(name, "train", "The  mean")) for name in (questions, sts)]
+    made += [(sts, Candidate(text, "train")) for text in ("Known", "unknown")]
+    definition = Definition("a", "a.b", False, "f", "", "Summary of it.", "", {})
+    with mock.patch.object(python_docs, "candidates_of", return_value=made):
+        found, dropped = build_corpus(Mined([definition]), 0)
     left = {name: [one.text for one in pool] for name, pool in found.items() if pool}
-    assert left == {pairs: ["x"], code: ["of code"], sts: ["unknown"], "summary_reranking": ["known"]}
+    assert left == {pairs: ["x"], code: ["y"], sts: ["unknown"], "summary_reranking": ["known"]}
     assert {name: number for name, number in dropped.items() if number} == {questions: 1, sts: 2}
 
 
@@ -260,14 +229,9 @@ def test_a_dataset_without_rule_and_a_corpus_without_texts_are_refused(tmp_path:
 
 MANIFEST = manifest_of("huggingface-hub", "numpy", "pandas", "networkx")
 ALL_TASKS = tuple(task.id for task in MANIFEST.tasks)
-LIMITS = CorpusConfig(
-    manifest="python_docs",
-    datasets=tuple(dataset.id for dataset in MANIFEST.datasets if dataset.role == "train"),
-    train_rows=200,
-    pretraining_pairs=500,
-    evaluation_queries=60,
-    evaluation_documents=100,
-)
+TRAINED = tuple(dataset.id for dataset in MANIFEST.datasets if dataset.role == "train")
+DRAWN = {"train_rows": 200, "pretraining_pairs": 500, "evaluation_queries": 60, "evaluation_documents": 100}
+LIMITS = CorpusConfig(manifest="python_docs", datasets=TRAINED, **DRAWN)
 
 
 @pytest.fixture(scope="module")
@@ -282,19 +246,17 @@ def corpus(mined: Mined, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(mined: Mined, limits: CorpusConfig, tasks: tuple[str, ...], out: Path) -> Path:
     """Run the stage on what was mined once for the whole module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mining, "mine", lambda manifest: mined)
+    with mock.patch.object(mining, "mine", return_value=mined):
         make_examples(MANIFEST, limits, tasks, out, out)
     return out
 
 
 def texts_of(path: Path) -> list[str]:
     """What a model reads of a file."""
-    found: list[str] = []
-    for row in [] if path.name in ("qrels.jsonl", "top_ranked.jsonl") else read_jsonl(path):
-        found += [row[key] for key in ("query", "text", "sentence1", "sentence2") if key in row]
-        found += [*row.get("pos", []), *row.get("neg", [])]
-    return found
+    rows = [] if path.name in ("qrels.jsonl", "top_ranked.jsonl") else read_jsonl(path)
+    keys = ("query", "text", "sentence1", "sentence2")
+    found = [(*(row.get(key, "") for key in keys), *row.get("pos", ()), *row.get("neg", ())) for row in rows]
+    return [text for texts in found for text in texts if text]
 
 
 def test_every_family_has_a_dataset_and_every_set_the_rows_of_its_manifest(corpus: Path) -> None:
@@ -328,25 +290,22 @@ def test_texts_are_short_and_clean_and_no_evaluated_text_is_trained_on(corpus: P
     assert not any(learnt["pretraining"] & learnt[name] for name in learnt if name != "pretraining")
     summary = json.loads((corpus / "summary.json").read_text(encoding="utf-8"))
     assert summary["shared_texts"] == 0 and len(summary["overlap"]) == len(learnt) * len(ALL_TASKS)
+    made, _ = build_corpus(mined, 0)
     for name in ("summary_to_description", "parameter_question", "docstring_to_code"):
-        places = {(one.split == "held_out", one.groups[-1]) for one in build_corpus(mined, 0)[0][name]}
+        places = {(one.split == "held_out", one.groups[-1]) for one in made[name]}
         assert places == {(True, "networkx"), (False, "huggingface-hub"), (False, "numpy"), (False, "pandas")}
 
 
-def test_scores_and_classes_are_spread(corpus: Path) -> None:
-    scores = [row["score"] for row in read_jsonl(corpus / "evaluation" / "parameter_overlap_sts" / "test.jsonl")]
+def test_scores_and_classes_are_spread_and_the_order_of_candidates_does_not_give_the_answer_away(corpus: Path) -> None:
+    sets = corpus / "evaluation"
+    scores = [row["score"] for row in read_jsonl(sets / "parameter_overlap_sts" / "test.jsonl")]
     assert np.bincount(np.rint(scores).astype(int), minlength=6).min() >= 5
     for name, labels in (("exception_class", 6), ("summary_to_module", 20)):
-        folder = corpus / "evaluation" / name
-        assert len(json.loads((folder / "labels.json").read_text(encoding="utf-8"))) <= labels
-        counts = np.bincount([row["label"] for row in read_jsonl(folder / "test.jsonl")])
+        assert len(json.loads((sets / name / "labels.json").read_text(encoding="utf-8"))) <= labels
+        counts = np.bincount([row["label"] for row in read_jsonl(sets / name / "test.jsonl")])
         assert np.mean(counts > 0) > 0.9 and counts.max() / counts.sum() < 0.4
-
-
-def test_the_order_of_candidates_does_not_give_the_answer_away(corpus: Path) -> None:
-    folder = corpus / "evaluation" / "summary_reranking"
-    relevant = {row["query"]: row["document"] for row in read_jsonl(folder / "qrels.jsonl")}
-    rows = read_jsonl(folder / "top_ranked.jsonl")
+    relevant = {row["query"]: row["document"] for row in read_jsonl(sets / "summary_reranking" / "qrels.jsonl")}
+    rows = list(read_jsonl(sets / "summary_reranking" / "top_ranked.jsonl"))
     assert all(len(set(row["documents"])) == len(row["documents"]) == 8 for row in rows)
     assert 2.5 < np.mean([row["documents"].index(relevant[row["query"]]) for row in rows]) < 4.5
 
@@ -366,22 +325,14 @@ def test_what_a_study_does_not_ask_for_is_not_written_and_changes_nothing(
         write(mined, few, ("absent",), tmp_path)
 
 
-RUN = """
-import sys
-from pathlib import Path
-from boom_utils.config import CorpusConfig
-from boom_utils.data.manifest import Manifest
-from boom_utils.data.convert import make_examples
-manifest, limits = Manifest.model_validate_json(sys.argv[2]), CorpusConfig.model_validate_json(sys.argv[3])
-make_examples(manifest, limits, [task.id for task in manifest.tasks], Path(), Path(sys.argv[1]))
-"""
+RUN = "import test_data_python_docs as t; t.make_examples(t.MANIFEST, t.LIMITS, t.ALL_TASKS, t.Path(), t.Path())"
 
 
 @pytest.mark.promise(9)
 def test_every_run_writes_the_same_bytes_and_no_path_of_this_machine(corpus: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONHASHSEED": "2", "PYTHONPATH": str(PROJECT_ROOT)}
-    arguments = [str(tmp_path), MANIFEST.model_dump_json(), LIMITS.model_dump_json()]
-    subprocess.run([sys.executable, "-c", RUN, *arguments], env=environment, check=True)
+    folders = os.pathsep.join((str(PROJECT_ROOT), str(Path(__file__).parent)))
+    environment = {**os.environ, "PYTHONHASHSEED": "2", "PYTHONPATH": folders}
+    subprocess.run([sys.executable, "-c", RUN], env=environment, cwd=tmp_path, check=True)
     first, second = ({p.relative_to(at): p.read_bytes() for p in at.rglob("*.json*")} for at in (corpus, tmp_path))
     assert first == second and len(first) > 30
     text = (corpus / "summary.json").read_text(encoding="utf-8")

@@ -40,26 +40,6 @@ _Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 @dataclass(frozen=True, slots=True)
-class Docstring:
-    """The parts of a docstring that become training text; empty strings where a part is missing.
-
-    Args:
-        summary: First sentence.
-        description: What follows it, up to the first section.
-        parameters: Documented parameter -> what is said about it, in order.
-    """
-
-    summary: str
-    description: str
-    parameters: dict[str, str]
-
-    @property
-    def text(self) -> str:
-        """All of it: docstrings of the same text count as one."""
-        return " ".join([self.summary, self.description, *self.parameters.values()])
-
-
-@dataclass(frozen=True, slots=True)
 class Definition:
     """One documented function, method or class.
 
@@ -68,16 +48,25 @@ class Definition:
         module: Dotted name of its module.
         held_out: Whether its distribution is only evaluated.
         name: Qualified name inside the module.
-        doc: Parsed docstring.
         code: First lines of the source without decorators and docstring, dedented; empty for classes.
+        summary: First sentence of its docstring.
+        description: What follows the summary, up to the first section.
+        parameters: Documented parameter -> what is said about it, in order.
     """
 
     package: str
     module: str
     held_out: bool
     name: str
-    doc: Docstring
     code: str
+    summary: str
+    description: str
+    parameters: dict[str, str]
+
+    @property
+    def text(self) -> str:
+        """All that is said about it: definitions of the same text count as one."""
+        return " ".join([self.summary, self.description, *self.parameters.values()])
 
 
 @dataclass
@@ -114,21 +103,19 @@ def _installed(name: str) -> importlib.metadata.Distribution | None:
     return next(iter(importlib.metadata.distributions(name=name)), None)
 
 
-def corpus_deviations(manifest: Manifest) -> list[str]:
+def corpus_deviations(manifest: Manifest) -> Iterator[str]:
     """One sentence for every distribution that is missing or has another version than the manifest names."""
     found = corpus_fingerprint(manifest)["distributions"]
-    return [
-        f"{one.name} {one.version} is named by the manifest, {found[one.name] or 'none'} is installed"
-        for one in manifest.installed.distributions
-        if found[one.name] != one.version
-    ]
+    for one in manifest.installed.distributions:
+        if found[one.name] != one.version:
+            yield f"{one.name} {one.version} is named by the manifest, {found[one.name] or 'none'} is installed"
 
 
 def mine(manifest: Manifest) -> Mined:
     """Read every file of the manifest's distributions, as far as they are installed, and of the standard library."""
     held_out = {one.name: one.held_out for one in manifest.installed.distributions}
     packages = sorted(held_out, key=str.lower) + [STANDARD_LIBRARY] * manifest.installed.standard_library
-    mined = Mined(deviations=corpus_deviations(manifest))
+    mined = Mined(deviations=list(corpus_deviations(manifest)))
     thresholds = gc.get_threshold()
     gc.set_threshold(0)  # syntax trees hold no cycles; looking for some costs a third of the mining time
     try:
@@ -180,7 +167,7 @@ def read_source(source: str, place: tuple[str, str, bool], mined: Mined) -> None
                 is_api = not name.startswith(("test_", "Test")) and (not name.startswith("__") or name == "__init__")
                 if is_api and (raw := ast.get_docstring(node, clean=False)):
                     full_name = f"{prefix}{name}".replace(".__init__", "")
-                    mined.definitions.append(Definition(*place, full_name, parse_docstring(raw), _code(node, lines)))
+                    mined.definitions.append(Definition(*place, full_name, _code(node, lines), *parse_docstring(raw)))
 
 
 def _statements(parent: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST, dict[str, ast.expr]]]:
@@ -272,14 +259,15 @@ _RUBBLE = re.compile(r"%\(\w+\)s|\\[a-zA-Z]{2,}|>>>|https?://|\{\{|@\w+@|\bTODO\
 _NO_LETTER = re.compile(r"[^A-Za-z ]+")
 
 
-def parse_docstring(raw: str) -> Docstring:
+def parse_docstring(raw: str) -> tuple[str, str, dict[str, str]]:
     """Split a docstring as it stands in the source into summary, description and parameters.
 
     Args:
         raw: The docstring with its indentation; any of the three styles.
 
     Returns:
-        Plain text without markup; parts that are markup only come out empty.
+        The three as plain text without markup; parts that are missing or markup only come out empty. Parameters are
+        those with a text.
     """
     body, *parts = _HEADING.split(inspect.cleandoc(raw))  # two groups are between a section and the next
     titles = [
@@ -293,7 +281,7 @@ def parse_docstring(raw: str) -> Docstring:
     first, *rest = _paragraphs(body) or [""]
     end = _SENTENCE_END.search(first)
     summary, more = (first[: end.end()], first[end.end() :]) if end else (first, "")
-    return Docstring(summary.strip(), " ".join(" ".join([more, *rest]).split()), parameters)
+    return summary.strip(), " ".join(" ".join([more, *rest]).split()), parameters
 
 
 def _parameters(title: str, section: str) -> Iterator[tuple[str, str]]:

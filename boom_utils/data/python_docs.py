@@ -26,7 +26,7 @@ from boom_utils.data import mining
 from boom_utils.data.evaluation_sets import EvaluationSet, Limits, evaluation_set
 from boom_utils.data.examples import Labelled, Split, TrainingExample, hash_share, normalise
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
-from boom_utils.data.mining import PLACEHOLDER, Definition, Docstring, Mined, clean_text, is_readable, truncate_words
+from boom_utils.data.mining import PLACEHOLDER, Definition, Mined, clean_text, is_readable, truncate_words
 from boom_utils.data.overlap import NearOptions
 from boom_utils.data.rows import NEGATIVES, POSITIVES, example, labelled_examples
 from boom_utils.data.sampling import draw
@@ -47,15 +47,9 @@ QUESTIONS = (
     "How is the argument {parameter} of {package}'s {function} used?",
     "{function}: which values can {parameter} take and what do they mean?",
 )
-PAIRS = "summary_to_description"  # the tiny base learns from its pre-training split; others are made of it
-DATASETS: tuple[str, ...] = (
-    PAIRS,
-    "parameter_question",
-    "docstring_to_code",
-    "parameter_overlap_sts",
-    "exception_class",
-)
-DATASETS += ("summary_reranking", "summary_to_module")
+PAIRS = "summary_to_description"  # the tiny base learns from its pre-training split; those below are made of it
+MINED = (PAIRS, "parameter_question", "docstring_to_code", "parameter_overlap_sts", "exception_class")
+DATASETS = (*MINED, "summary_reranking", "summary_to_module")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +83,24 @@ Pool = Sequence[Candidate]
 
 def candidates_of(definition: Definition, split: Split, seed: int) -> Iterator[tuple[str, Candidate]]:
     """What one definition gives to which dataset; the seed chooses the wording of questions."""
-    doc, package, module = definition.doc, definition.package, definition.module
-    place, names = (module, package), tuple(sorted({name.lower() for name in doc.parameters}))
-    has_summary, shown_module = is_readable(doc.summary, 3, 30), ".".join(public_parts(module))
-    if has_summary and is_readable(doc.description, 6):
-        yield PAIRS, Candidate(doc.summary, split, truncate_words(doc.description, LONGEST_PASSAGE), place)
-    for name, text in doc.parameters.items():
+    package, module, parameters = definition.package, definition.module, definition.parameters
+    place, names = (module, package), tuple(sorted({name.lower() for name in parameters}))
+    has_summary, shown_module = is_readable(definition.summary, 3, 30), ".".join(public_parts(module))
+    if has_summary and is_readable(definition.description, 6):
+        document = truncate_words(definition.description, LONGEST_PASSAGE)
+        yield PAIRS, Candidate(definition.summary, split, document, place)
+    for name, text in parameters.items():
         if len(name) > 1 and is_readable(text, 5):
             wording = QUESTIONS[derive_seed(seed, "question", module, definition.name, name) % len(QUESTIONS)]
             question = wording.format(parameter=name, function=definition.name, package=package, module=shown_module)
             groups = (f"{module}:{definition.name}", *place)
             yield "parameter_question", Candidate(question, split, truncate_words(text, LONGEST_PASSAGE), groups)
-    query = truncate_words(f"{doc.summary} {doc.description}".strip(), LONGEST_PASSAGE)
+    query = truncate_words(f"{definition.summary} {definition.description}".strip(), LONGEST_PASSAGE)
     if is_readable(query, 4) and len(definition.code.split()) >= 10 and definition.code.count("\n") >= 2:
         yield "docstring_to_code", Candidate(query, split, definition.code, place)
-    if has_summary and 2 <= len(names) <= 12 and all(is_readable(text, 2) for text in doc.parameters.values()):
-        yield "parameter_overlap_sts", Candidate(compared_text(doc), split, groups=names)
+    if has_summary and 2 <= len(names) <= 12 and all(is_readable(text, 2) for text in parameters.values()):
+        compared = compared_text(definition.summary, list(parameters.values()))
+        yield "parameter_overlap_sts", Candidate(compared, split, groups=names)
 
 
 def public_parts(module: str) -> tuple[str, ...]:
@@ -112,11 +108,11 @@ def public_parts(module: str) -> tuple[str, ...]:
     return tuple(part for part in module.split(".") if not part.startswith("_"))
 
 
-def compared_text(doc: Docstring) -> str:
+def compared_text(summary: str, texts: Sequence[str]) -> str:
     """The summary of a function and the start of what is said about each parameter."""
-    summary = truncate_words(doc.summary, LONGEST_COMPARED // 4)
-    each = max(3, (LONGEST_COMPARED - len(summary.split())) // len(doc.parameters))
-    sentences = [re.split(r"(?<=\w)\.\s", text)[0].split() for text in doc.parameters.values()]
+    summary = truncate_words(summary, LONGEST_COMPARED // 4)
+    each = max(3, (LONGEST_COMPARED - len(summary.split())) // len(texts))
+    sentences = [re.split(r"(?<=\w)\.\s", text)[0].split() for text in texts]
     starts = "; ".join(" ".join(words[:each]).rstrip(" .,;:") for words in sentences)
     return truncate_words(f"{summary.rstrip('.')}. {starts}.", LONGEST_COMPARED + 4)
 
@@ -165,10 +161,10 @@ def build_corpus(mined: Mined, seed: int) -> tuple[dict[str, list[Candidate]], d
     Returns:
         Candidates of every dataset, and how many were dropped to keep the splits apart.
     """
-    found: dict[str, list[Candidate]] = {name: [] for name in DATASETS}
+    found: dict[str, list[Candidate]] = {name: [] for name in MINED}
     seen: set[str] = set()
     for definition in mined.definitions:
-        text = normalise(definition.doc.text)
+        text = normalise(definition.text)
         if text not in seen:
             seen.add(text)
             for name, one in candidates_of(definition, split_of(text, definition.held_out), seed):
@@ -278,12 +274,6 @@ def graded_pairs(pool: Pool, limit: int | None, generator: np.random.Generator) 
     return sorted(pairs, key=lambda pair: (normalise(pair[0]), normalise(pair[1])))
 
 
-def ranked_candidates(pool: Pool, dataset: Dataset, generator: np.random.Generator) -> list[tuple[str, str, str]]:
-    """Query, text and label, the texts of a query in their order: the place in a list must not give the answer away."""
-    rows = near_examples(pool, dataset, generator)
-    return [(row.query, text, str(int(text in row.pos))) for row in rows for text in sorted((*row.pos, *row.neg))]
-
-
 def classified(pool: Pool, limit: int | None, generator: np.random.Generator) -> EvaluationSet:
     """Rows to fit a classifier on and rows to test it on: both are evaluation only."""
     labels = sorted({one.groups[0] for one in pool})
@@ -337,7 +327,10 @@ class PythonDocs:
         elif dataset.family == "sts":
             shape, records = "graded", graded_pairs(pool, limits.queries, generator)
         elif dataset.family == "reranking":
-            shape, records = "candidates", ranked_candidates(pool, dataset, generator)
+            shape, rows = "candidates", list(near_examples(pool, dataset, generator))
+            # In the order of the texts: the place in a list must not give the answer away.
+            candidates = [(row, text) for row in rows for text in sorted((*row.pos, *row.neg))]
+            records = [(row.query, text, str(int(text in row.pos))) for row, text in candidates]
         table = pa.table({name: [row[place] for row in records] for place, name in enumerate(COLUMNS[shape])})
         return evaluation_set(Raw(shape, {"test": table}, ()), dataset, limits, generator)
 
