@@ -190,6 +190,9 @@ def _add_reports(commands: Any) -> None:
     )
     _with_profile(report, _report)
     report.add_argument("--results", type=Path, metavar="DIR", help="holds <profile>/ (the project's results/)")
+    report.add_argument(
+        "--mteb", type=Path, metavar="DIR", help="also write mteb's own results there (mteb.ResultCache)"
+    )
     trace = commands.add_parser("trace", help="what a table, figure, score or artifact was made from, back to the data")
     trace.add_argument("file", type=Path, metavar="FILE", help="below results/<profile>/, or a folder of the workspace")
     trace.add_argument("--all", dest="whole", action="store_true", help="name every artifact and file, not a few")
@@ -408,7 +411,7 @@ def _report(options: argparse.Namespace) -> None:
     root = options.results or PROJECT_ROOT / "results"
     if options.results is None and not (root / name).is_dir() and (default_workspace() / "results" / name).is_dir():
         root = default_workspace() / "results"  # where a run puts them when the project cannot be written
-    log.info("report: %s", regenerate(name, root))
+    log.info("report: %s", regenerate(name, root, options.mteb))
 
 
 def _trace(options: argparse.Namespace) -> None:

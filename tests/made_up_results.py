@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from boom_utils.artifacts import write_json, write_text
+from boom_utils.artifacts import write_json
 from boom_utils.evaluation.interaction import Interaction, clusters
+from boom_utils.evaluation.statistics import TaskSamples
+from boom_utils.reporting.stored import Numbers, read_numbers, run_of, write_numbers
 
 DATASETS = {"nq": "retrieval", "fiqa": "retrieval", "sts": "sts", "imdb": "classification", "arxiv": "clustering"}
 TASKS = {
@@ -119,14 +122,42 @@ def skill(model: str, task: str, gain: Mapping[str, float]) -> float:
     return 0.6 + gain.get(model, 0.0) * (1.0 if task.startswith("known") else 0.6)
 
 
-def write_scores(folder: Path, model: str, gain: Mapping[str, float], queries: int = 200) -> None:
+def samples_of(values: Sequence[float], metric: str = "ndcg_at_10") -> TaskSamples:
+    return TaskSamples(metric, tuple(map(str, range(len(values)))), {"value": np.array(values, dtype=float)})
+
+
+def made_up_scores(model: str, gain: Mapping[str, float], queries: int = 200) -> dict[tuple[str, str], TaskSamples]:
+    found = {}
     for place, task in enumerate(TASKS):
         shared = np.random.default_rng([place, 1]).normal(0, 0.2, queries)
         own = np.random.default_rng([place, *map(ord, model)]).normal(0, 0.03, queries)
-        values = np.clip(skill(model, task, gain) + shared + own - own.mean(), 0, 1).round(5).tolist()
-        ids = [str(number) for number in range(queries)]
-        stored = {"metric": "ndcg_at_10", "ids": ids, "columns": {"value": values}}
-        write_json(folder / "scores" / model / task / "samples.json", stored)
+        found[model, task] = samples_of(np.clip(skill(model, task, gain) + shared + own - own.mean(), 0, 1).round(5))
+    return found
+
+
+def score_rows(samples: Mapping[tuple[str, str], TaskSamples], result: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    """The table of scores of some samples, all with the same result of mteb's own."""
+    told = None if result is None else json.dumps(result)
+    rows = [
+        {**run_of(name), "task": task, "metric": one.metric, "value": one.score(), "result": told}
+        for (name, task), one in samples.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def add_numbers(
+    folder: Path, samples: Mapping[tuple[str, str], TaskSamples], logs: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Write samples and training logs (the dataset of every step) into a results folder, beside those it has."""
+    known = read_numbers(folder) if (folder / "samples.parquet").is_file() else Numbers()
+    every = {**known.samples, **samples}
+    steps = [
+        {**run_of(name), "step": step, "dataset": dataset, "queries": 2, "loss": 2.0 - step / 20}
+        for name, datasets in (logs or {}).items()
+        for step, dataset in enumerate(datasets)
+    ]
+    training = pd.concat([known.training, pd.DataFrame(steps)]) if steps and len(known.training) else known.training
+    write_numbers(folder, Numbers(every, score_rows(every), training if len(training) else pd.DataFrame(steps)))
 
 
 def made_up_interaction(conflicts: bool = False) -> dict[str, Any]:
@@ -171,19 +202,16 @@ def write_made_up_results(
         ],
         "evaluation": {"reference": "full", "bootstrap_draws": draws, "confidence": 0.95, "seed": 0},
     }
+    samples = {}
     for model in models:
-        write_scores(folder, model, chosen)
+        samples |= made_up_scores(model, chosen)
     pooled: dict[str, list[str]] = {}
     for model, moves in (seeds or {}).items():
         pooled[model] = [model, *(f"{model}.seed{number}" for number in range(2, 2 + len(moves)))]
         for name, move in zip(pooled[model][1:], moves, strict=True):
-            write_scores(folder, name, {name: chosen.get(model, 0.0) + move})
+            samples |= made_up_scores(name, {name: chosen.get(model, 0.0) + move})
     write_json(folder / "study.json", {**study, "seeds": pooled})
-    for name in members():
-        lines = [
-            {"step": n, "dataset": data, "queries": 2, "loss": 2.0 - n / 20} for n, data in enumerate([*DATASETS] * 6)
-        ]
-        write_text(folder / "training" / name / "training_log.jsonl", "\n".join(map(json.dumps, lines)))
+    add_numbers(folder, samples, {name: [*DATASETS] * 6 for name in members()})
     write_json(folder / "interaction.json", made_up_interaction())
     write_json(folder / "corpus" / "summary.json", {"sets": {"train/nq": {"rows": 8, "query_words": {"median": 3.0}}}})
     shuffled = ["s20", "full"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mteb  # before any test: importing it seeds the global random generators
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,7 @@ from mteb import TaskMetadata
 from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskRetrieval
 from released_prompts import installed_prompts, write_prompts
 
-from boom_utils.artifacts import Node, Workspace, write_json
+from boom_utils.artifacts import Node, Workspace
 from boom_utils.cli import main
 from boom_utils.config import PROFILES, Profile, load_profile
 from boom_utils.data.manifest import Manifest, load_manifest
@@ -29,6 +30,7 @@ from boom_utils.evaluation import benchmark_data, benchmarks, run
 from boom_utils.evaluation.benchmark_data import fetch_benchmarks
 from boom_utils.evaluation.benchmarks import RELEASED, BenchmarkTask, find_benchmarks, instruction_of
 from boom_utils.evaluation.random_state import random_state_kept
+from boom_utils.evaluation.statistics import TaskSamples
 from boom_utils.reporting.results import read_samples
 from boom_utils.reporting.tables import score_frame
 from boom_utils.study import scoring
@@ -181,18 +183,14 @@ def test_study_facts_list_the_tasks_of_a_benchmark_beside_those_of_the_corpus(mo
     ]
 
 
-def test_a_mean_over_a_domain_is_over_the_corpus_and_the_benchmarks(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_mean_over_a_domain_is_over_the_corpus_and_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark(monkeypatch, retrieval("One"))
     evaluation = smoke(in_domain=["exception_class"])[0].evaluation
     domains = benchmarks.tasks_by_domain(evaluation)
     assert domains == {"in-domain": ["exception_class", "One"], "out-of-domain": ["docstring_to_code"]}
     values = {"exception_class": 0.2, "One": 0.4, "docstring_to_code": 0.9}
-    for name, value in values.items():
-        content = {"metric": "m", "ids": ["a", "b"], "columns": {"value": [value, value]}}
-        write_json(tmp_path / name / "samples.json", content)
-    shown = score_frame({"base": {name: tmp_path / name for name in values}}, evaluation).loc["base"]
+    samples = {name: TaskSamples("m", ("a", "b"), {"value": np.full(2, value)}) for name, value in values.items()}
+    shown = score_frame({"base": samples}, evaluation).loc["base"]
     assert shown["in-domain mean"].startswith("30.0 ") and shown["out-of-domain mean"].startswith("90.0 ")
 
 

@@ -177,7 +177,7 @@ def test_every_claim_has_a_verdict_or_says_that_it_is_not_tested(smoke: Run) -> 
 
 def test_losses_are_watched_along_the_training_of_every_schedule(smoke: Run) -> None:
     for member in read_results(smoke.results).schedules:
-        watched = read_watched(smoke.results / "training" / member)
+        watched = read_watched(smoke.study.build(f"member/{member}").path)
         assert {*watched} == {*smoke.study.profile.corpus.datasets}
         assert all([share for share, _ in points][:: len(points) - 1] == [0.0, 1.0] for points in watched.values())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from made_up_results import add_numbers, samples_of
 from matplotlib.figure import Figure
 
-from boom_utils.artifacts import write_json, write_text
+from boom_utils.artifacts import write_json
 from boom_utils.errors import ResultsError
-from boom_utils.evaluation.statistics import Estimate
+from boom_utils.evaluation.statistics import Estimate, TaskSamples
 from boom_utils.reporting.figures import (
     incremental_comparison,
     plan_strips,
@@ -27,8 +28,9 @@ from boom_utils.reporting.figures import (
 )
 from boom_utils.reporting.panels import STYLE
 from boom_utils.reporting.report import write_report
-from boom_utils.reporting.results import Results, read_results
+from boom_utils.reporting.results import read_results
 from boom_utils.reporting.roles import incremental_models
+from boom_utils.reporting.stored import Numbers, read_numbers, write_numbers
 from boom_utils.reporting.tables import (
     checks_table,
     incremental_table,
@@ -39,6 +41,7 @@ from boom_utils.reporting.tables import (
     verdict_of,
 )
 
+TABLES = ("scores", "training", "losses")
 TASKS = {"alpha": "in-domain", "beta": "in-domain", "gamma": "out-of-domain"}
 SKILL = {"random": 0.1, "base": 0.4, "half": 0.55, "full": 0.6, "merged": 0.65}
 MEMBER: dict[str, Any] = {"subset": "p100", "seed": 1, "schedule": "batch_shuffled", "order": "given", "stages": []}
@@ -55,15 +58,9 @@ INCREMENTAL: dict[str, dict[str, Any]] = {
 }
 
 
-def scores(model: str, task: str) -> dict[str, Any]:
+def scores(model: str, task: str) -> TaskSamples:
     rng = np.random.default_rng([ord(task[0]), 1])
-    values = np.clip(rng.normal(SKILL[model], 0.1, 50), 0, 1).round(4).tolist()
-    return {"metric": "ndcg_at_10", "ids": [str(number) for number in range(50)], "columns": {"value": values}}
-
-
-def write_log(root: Path, member: str, datasets: str) -> None:
-    lines = [{"step": n, "dataset": name, "queries": 2, "loss": 2.0 - n / 4} for n, name in enumerate(datasets)]
-    write_text(root / "training" / member / "training_log.jsonl", "\n".join(map(json.dumps, lines)))
+    return samples_of(np.clip(rng.normal(SKILL[model], 0.1, 50), 0, 1).round(4))
 
 
 GEOMETRY = {
@@ -90,11 +87,8 @@ def folder(tmp_path: Path) -> Path:
         "evaluation": {"reference": "full", "bootstrap_draws": 300, "confidence": 0.95, "seed": 0},
     }
     write_json(root / "study.json", study)
-    for model in SKILL:
-        for task in TASKS:
-            write_json(root / "scores" / model / task / "samples.json", scores(model, task))
-    for member in ("half", "full"):
-        write_log(root, member, "aabb")
+    samples = {(model, task): scores(model, task) for model in SKILL for task in TASKS}
+    add_numbers(root, samples, {"half": "aabb", "full": "aabb"})
     write_json(
         root / "geometry.json",
         GEOMETRY,
@@ -110,12 +104,9 @@ def scheduled(folder: Path) -> Path:
     for name, facts in SCHEDULES.items():
         study["members"][name] = {**MEMBER, **facts}
         study["models"].append(name)
-        write_log(folder, name, "bbaa")
-    for task in TASKS:
-        write_json(folder / "scores" / "sets" / task / "samples.json", scores("half", task))
-        write_json(folder / "scores" / "stages" / task / "samples.json", scores("full", task))
-        write_json(folder / "scores" / "seeds" / task / "samples.json", scores("full", task))
-    write_json(folder / "scores" / "stages" / "gamma" / "samples.json", scores("merged", "gamma"))
+    alike = {"sets": "half", "stages": "full", "seeds": "full"}
+    samples = {(model, task): scores(other, task) for model, other in alike.items() for task in TASKS}
+    add_numbers(folder, samples | {("stages", "gamma"): scores("merged", "gamma")}, dict.fromkeys(SCHEDULES, "bbaa"))
     write_json(folder / "study.json", study)
     return folder
 
@@ -126,18 +117,18 @@ def updated(scheduled: Path) -> Path:
     study = json.loads((scheduled / "study.json").read_text())
     for name, facts in INCREMENTAL.items():
         study["members"][name] = {**MEMBER, **facts}
-        write_log(scheduled, name, "aabn")
     study["merges"]["fresh"] = {"method": "multislerp", "members": ["merged", "update"], "weights": [1.0, 1.0]}
     study["models"] += [*INCREMENTAL, "fresh"]
     study["tasks"].append({"name": "delta", "family": "code", "domain": "out-of-domain", "new_data": True})
     alike = {"update": "half", "retrained": "full", "fresh": "merged"}
-    for model in study["models"]:
-        for task in (*TASKS, "delta"):
-            if task == "delta" or model in alike:
-                stored = scores(alike.get(model, "half"), task)
-                write_json(scheduled / "scores" / model / task / "samples.json", stored)
-    write_json(scheduled / "scores" / "fresh" / "delta" / "samples.json", scores("base", "delta"))
-    write_json(scheduled / "scores" / "fresh" / "gamma" / "samples.json", scores("full", "gamma"))
+    samples = {
+        (model, task): scores(alike.get(model, "half"), task)
+        for model in study["models"]
+        for task in (*TASKS, "delta")
+        if task == "delta" or model in alike
+    }
+    samples |= {("fresh", "delta"): scores("base", "delta"), ("fresh", "gamma"): scores("full", "gamma")}
+    add_numbers(scheduled, samples, dict.fromkeys(INCREMENTAL, "aabn"))
     write_json(scheduled / "study.json", study)
     return scheduled
 
@@ -155,7 +146,7 @@ def test_the_same_results_give_the_same_bytes(updated: Path, tmp_path: Path) -> 
 
 def test_means_and_paired_differences_are_those_of_the_values(folder: Path) -> None:
     table = model_table(read_results(folder)).set_index("model")
-    values = {(m, t): np.mean(scores(m, t)["columns"]["value"]) for m in SKILL for t in TASKS}
+    values = {(m, t): scores(m, t).score() for m in SKILL for t in TASKS}
     expected = 50 * (values["merged", "alpha"] + values["merged", "beta"])
     assert table.loc["merged", "in-domain"] == pytest.approx(expected, abs=1e-3)
     gap = 100 * (values["merged", "gamma"] - values["full", "gamma"])
@@ -165,9 +156,9 @@ def test_means_and_paired_differences_are_those_of_the_values(folder: Path) -> N
 
 
 def test_a_verdict_may_be_no_or_inconclusive(folder: Path) -> None:
-    for task in ("alpha", "beta"):
-        write_json(folder / "scores" / "half" / task / "samples.json", scores("random", task))
-        write_json(folder / "scores" / "full" / task / "samples.json", scores("base", task))
+    alike = {"half": "random", "full": "base"}
+    samples = {(model, task): scores(other, task) for model, other in alike.items() for task in ("alpha", "beta")}
+    add_numbers(folder, samples)
     verdicts = checks_table(read_results(folder)).set_index("model").verdict
     assert verdicts.to_dict() == {"base": "yes", "half": "no", "full": "inconclusive", "merged": "yes"}
 
@@ -223,7 +214,7 @@ def test_an_update_is_compared_with_retraining_on_old_new_and_other_tasks(update
     assert results.retrained == "retrained"
     table = incremental_table(results).set_index("model")
     assert list(table.index) == ["merged", "update", "fresh", "retrained"]
-    gap = 100 * np.subtract(*(scores(model, "delta")["columns"]["value"] for model in ("base", "full"))).mean()
+    gap = 100 * np.subtract(*(scores(model, "delta").columns["value"] for model in ("base", "full"))).mean()
     assert table.loc["fresh", "new minus retrained"] == pytest.approx(gap, abs=1e-3)
     verdicts = {group: table.loc["fresh", f"{group} verdict"] for group in results.task_groups}
     assert verdicts == {"old": "better", "new": "worse", "out-of-domain": "inconclusive"}
@@ -272,7 +263,7 @@ def test_a_schedule_of_new_data_is_not_compared_with_those_of_old_data(updated: 
     study = json.loads((updated / "study.json").read_text())
     study["members"]["other"] = {**study["members"]["retrained"], "schedule": "sequential_datasets"}
     study["models"].append("other")
-    results = Results(updated, study)
+    results = replace(read_results(updated), study=study)
     assert "other" not in results.schedules
     assert "retrained" not in results.schedules
     assert results.incremental[-2:] == ["retrained", "other"]
@@ -288,7 +279,7 @@ def test_the_models_of_the_incremental_setting_are_found_through_merges_of_merge
 def test_without_a_retrained_model_an_update_is_shown_and_compared_with_nothing(updated: Path) -> None:
     study = json.loads((updated / "study.json").read_text())
     del study["members"]["retrained"]
-    results = Results(updated, study)
+    results = replace(read_results(updated), study=study)
     table = incremental_table(results)
     assert list(table.model) == ["merged", "update", "fresh"]
     assert not [name for name in table if "minus" in name or "verdict" in name or "share" in name]
@@ -347,19 +338,6 @@ def test_the_same_strips_give_the_same_bytes() -> None:
     assert drawn[0] == drawn[1]
 
 
-def test_parts_that_are_not_gathered_yet_are_read_where_they_are(folder: Path, tmp_path: Path) -> None:
-    whole = read_results(folder)
-    places = {}
-    for name in ("scores/half/alpha", "training/half"):
-        places[name] = tmp_path / name.replace("/", "-")
-        shutil.move(folder / name, places[name])
-    partly = Results(folder, whole.study, places)
-    assert partly.task_score("half", "alpha").value > 0
-    assert len(partly.training_log("half")) == 4
-    with pytest.raises(ResultsError, match="half/alpha"):
-        read_results(folder).task_score("half", "alpha")
-
-
 def test_a_markdown_cell_holds_the_value_and_its_interval(folder: Path) -> None:
     text = markdown(model_table(read_results(folder)))
     row = next(line for line in text.splitlines() if line.startswith("| full"))
@@ -369,21 +347,53 @@ def test_a_markdown_cell_holds_the_value_and_its_interval(folder: Path) -> None:
 
 
 @pytest.mark.promise(30)
-@pytest.mark.parametrize("damage", ["missing", "not json", "empty", "short"])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("missing", "nothing of merged/beta"),
+        ("no table", r"no readable parquet file.*samples\.parquet"),
+        ("hole", r"lacks values.*samples\.parquet.*holes in value"),
+        ("other queries", "different queries"),
+        ("gone", r"file is missing.*samples\.parquet"),
+    ],
+)
 def test_a_missing_or_malformed_result_is_named_and_nothing_is_averaged(
-    folder: Path, tmp_path: Path, damage: str
+    folder: Path, tmp_path: Path, damage: str, said: str
 ) -> None:
-    path = folder / "scores" / "merged" / "beta" / "samples.json"
-    if damage == "missing":
-        shutil.rmtree(path.parent)
-    elif damage == "not json":
-        path.write_text("{half")
+    numbers, path, one = read_numbers(folder), folder / "samples.parquet", scores("merged", "beta")
+    if damage == "gone":
+        path.unlink()
+    elif damage == "no table":
+        path.write_bytes(path.read_bytes()[:-9])
     else:
-        stored = scores("merged", "beta")
-        stored["columns"]["value"] = [] if damage == "empty" else stored["columns"]["value"][:-1]
-        path.write_text(json.dumps(stored))
-    with pytest.raises(ResultsError, match=r"merged/beta"):
+        values = one.columns["value"].copy()
+        values[3:] = np.nan if damage == "hole" else values[3:]
+        fewer = samples_of(values[:-1] if damage == "other queries" else values)
+        samples = {**numbers.samples, ("merged", "beta"): fewer}
+        if damage == "missing":
+            del samples["merged", "beta"]
+        write_numbers(folder, replace(numbers, samples=samples))
+    with pytest.raises(ResultsError, match=f"(?s){said}"):
         write_report(folder, tmp_path / "out")
+
+
+@pytest.mark.promise(32)
+def test_numbers_come_back_as_they_were_and_the_same_numbers_give_the_same_bytes(updated: Path, tmp_path: Path) -> None:
+    numbers = read_numbers(updated)
+    pairs = TaskSamples("max_ap", ("b", "a"), {"gold": np.array([1.0, 0.0]), "cosine": np.array([0.1, 1 / 3])})
+    numbers = replace(numbers, samples={("full.seed2", "pairs"): pairs, **numbers.samples})
+    write_numbers(tmp_path / "one", numbers)
+    found = read_numbers(tmp_path / "one")
+    assert {*found.samples} == {*numbers.samples}
+    again = found.samples["full.seed2", "pairs"]
+    assert (again.metric, again.ids) == ("max_ap", ("b", "a"))
+    assert {name: values.tolist() for name, values in again.columns.items()} == {"gold": [1, 0], "cosine": [0.1, 1 / 3]}
+    other_order = dict(sorted(found.samples.items(), reverse=True))
+    write_numbers(tmp_path / "two", Numbers(other_order, *(getattr(found, name)[::1] for name in TABLES)))
+    for name in ("samples", *TABLES):
+        one, two = ((tmp_path / folder / f"{name}.parquet").read_bytes() for folder in ("one", "two"))
+        assert one == two, name
+        assert b"pandas" not in one
 
 
 def test_a_folder_that_holds_no_study_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -57,16 +58,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 def changed(results: Results, **changes: Any) -> Results:
     """The same results with another study."""
-    return Results(results.folder, {**results.study, **changes})
+    return replace(results, study={**results.study, **changes})
 
 
 def static_only(results: Results) -> Results:
     """What is left of the study with members, one merge, and nothing else."""
     members = {name: results.study["members"][name] for name in ("s20", "full")}
     merge = {**results.study["merges"]["boom-80-100"], "members": ["s20", "full"]}
-    places = {path.relative_to(results.folder).as_posix(): path for path in results.folder.glob("scores/*/*")}
     study = {**results.study, "members": members, "merges": {"boom-80-100": merge}}
-    return Results(results.folder / "nowhere", study, places)
+    return Results(results.folder / "nowhere", study, results.numbers)
 
 
 def test_granularities_are_found_from_what_the_members_were_trained_on(results: Results) -> None:
@@ -298,7 +298,7 @@ def test_older_results_without_the_new_fields_are_read(results: Results) -> None
     for facts in study["merges"].values():
         facts.pop("parameters")
         facts.pop("task_vectors")
-    old = Results(results.folder, study)
+    old = replace(results, study=study)
     assert granularity_table(old).empty
     assert isinstance(method_table(old), pd.DataFrame)
     assert variants(old)[:2] == ["boom", "boom-40-100"]

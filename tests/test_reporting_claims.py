@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from made_up_results import GAIN, made_up_interaction, unscored, write_made_up_results, write_scores
+from made_up_results import GAIN, made_up_interaction, made_up_scores, unscored, write_made_up_results
 
 from boom_utils.artifacts import write_json
 from boom_utils.evaluation.statistics import Estimate
@@ -46,14 +46,12 @@ def ledger(folder: Path) -> pd.DataFrame:
     return claims_table(read_results(folder))
 
 
-def elsewhere(folder: Path, out: Path, gain: dict[str, float]) -> Results:
+def changed(folder: Path, gain: dict[str, float]) -> Results:
     """The same results with other scores of some models."""
-    study = read_results(folder)
+    results, samples = read_results(folder), {}
     for model, value in gain.items():
-        write_scores(out, model, {**GAIN, model: value})
-    tasks = [task["name"] for task in study.study["tasks"]]
-    places = {f"scores/{model}/{task}": out / "scores" / model / task for model in gain for task in tasks}
-    return Results(folder, study.study, places)
+        samples |= made_up_scores(model, {**GAIN, model: value})
+    return replace(results, numbers=replace(results.numbers, samples={**results.numbers.samples, **samples}))
 
 
 def verdicts(frame: pd.DataFrame, claim: str) -> list[str]:
@@ -72,7 +70,7 @@ def test_a_claim_is_supported_where_the_models_differ_as_it_says(ledger: pd.Data
 
 def test_a_reversed_effect_is_not_supported(folder: Path, tmp_path: Path) -> None:
     reversed_gains = {"boom": -0.03, "seq-datasets": 0.03, "clusters": 0.04, "ties": 0.03, "updated-40": -0.06}
-    frame = claims_table(elsewhere(folder, tmp_path, reversed_gains))
+    frame = claims_table(changed(folder, reversed_gains))
     assert verdicts(frame, BOOM) == [REFUTED, REFUTED]
     assert verdicts(frame, "Batch-level shuffling beats one dataset after another") == [REFUTED] * 2
     assert verdicts(frame, "Merging one model a cluster does not reach batch-level shuffling") == [REFUTED] * 2
@@ -82,7 +80,7 @@ def test_a_reversed_effect_is_not_supported(folder: Path, tmp_path: Path) -> Non
 
 
 def test_what_the_interval_leaves_open_is_inconclusive(folder: Path, tmp_path: Path) -> None:
-    frame = claims_table(elsewhere(folder, tmp_path, {"boom": 0.0, "ties": -0.05}))
+    frame = claims_table(changed(folder, {"boom": 0.0, "ties": -0.05}))
     assert verdicts(frame, BOOM) == [INCONCLUSIVE] * 2
     assert verdicts(frame, ALIKE_METHODS)[0] == INCONCLUSIVE, "a difference of about the margin is neither"
 
@@ -116,7 +114,7 @@ def test_p_values_are_corrected_over_all_rows_of_the_ledger(folder: Path, ledger
 
 
 def test_a_row_that_is_certain_only_by_itself_is_inconclusive_and_says_so(folder: Path, tmp_path: Path) -> None:
-    results = elsewhere(folder, tmp_path, {"boom": 0.0034})
+    results = changed(folder, {"boom": 0.0034})
     pair = Pair("boom", "full", "in-domain", tuple(results.tasks("in-domain")))
     found = examine(results, pair, ABOVE)
     alone = found.comparison.p_value
@@ -176,9 +174,8 @@ def test_conflicting_pairs_are_counted_with_what_their_intervals_leave_open(
     folder: Path, tmp_path: Path, conflicts: bool, wanted: str
 ) -> None:
     study = read_results(folder)
-    places = {path.relative_to(folder).as_posix(): path for path in (folder / "scores").glob("*/*")}
     write_json(tmp_path / "interaction.json", made_up_interaction(conflicts))
-    row = claims_table(Results(tmp_path, study.study, places)).query("claim == @PAIRS").iloc[0]
+    row = claims_table(replace(study, folder=tmp_path)).query("claim == @PAIRS").iloc[0]
     assert row["verdict"] == wanted
     bounds = (row["difference low"], row["difference high"])
     assert bounds == ((80.0, 80.0) if conflicts else (0.0, 80.0))
@@ -188,20 +185,20 @@ def test_conflicting_pairs_are_counted_with_what_their_intervals_leave_open(
 def test_an_update_that_costs_more_than_retraining_is_not_supported(folder: Path) -> None:
     study = json.loads((folder / "study.json").read_text())
     study["members"]["update-40"]["examples"] = 2000
-    assert verdicts(claims_table(Results(folder, study)), COST) == [REFUTED]
+    assert verdicts(claims_table(replace(read_results(folder), study=study)), COST) == [REFUTED]
 
 
 def test_an_update_merged_with_the_members_themselves_is_not_the_papers(folder: Path) -> None:
     study = json.loads((folder / "study.json").read_text())
     for name in ("updated-40", "updated-w25", "updated-w75"):
         study["merges"][name] |= {"members": ["s80", "full", "update-40"], "weights": [1.0, 1.0, 1.0]}
-    assert verdicts(claims_table(Results(folder, study)), ON_PAR) == [UNTESTED]
+    assert verdicts(claims_table(replace(read_results(folder), study=study)), ON_PAR) == [UNTESTED]
 
 
 def test_too_few_draws_for_so_many_rows_are_said_and_support_nothing(folder: Path) -> None:
     study: dict[str, Any] = json.loads((folder / "study.json").read_text())
     study["evaluation"]["bootstrap_draws"] = 300
-    frame = claims_table(Results(folder, study))
+    frame = claims_table(replace(read_results(folder), study=study))
     compared = frame[frame["unit"] == "points"]
     assert set(compared["verdict"]) == {INCONCLUSIVE}
     assert compared["what limits it"].str.contains("300 draws are too few").all()

@@ -21,13 +21,12 @@ import pytest
 from conftest import HANGS
 from made_up_results import write_made_up_results
 
-from boom_utils.artifacts import PROJECT_ROOT, sha256_file, write_json
+from boom_utils.artifacts import PROJECT_ROOT, write_json
 from boom_utils.cli import main
 from boom_utils.errors import ConfigError
 from boom_utils.reporting.figures import task_deltas
-from boom_utils.reporting.headline import cost_table, headline_models, headline_table
+from boom_utils.reporting.headline import cost_table, headline_table
 from boom_utils.reporting.page import number_of, page, plain, points, shown_table
-from boom_utils.reporting.provenance import result_files
 from boom_utils.reporting.published import PUBLISHED
 from boom_utils.reporting.report import regenerate, write_report
 from boom_utils.reporting.results import read_results
@@ -219,22 +218,6 @@ def test_the_report_comes_out_byte_for_byte_without_workspace_and_heavy_librarie
     assert said.strip().endswith(f"report: {copied / 'report.html'}")
     after = {path.relative_to(copied): path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     assert after == before
-
-
-def test_provenance_names_every_file_with_its_sha256(folder: Path) -> None:
-    kept = json.loads((folder / "provenance.json").read_text())
-    report = kept["report"]
-    assert {name: entry["sha256"] for name, entry in report.items()} == {
-        name: sha256_file(folder / name) for name in report
-    }
-    assert kept["results"]["files"] == result_files(folder)
-    assert {*report, *kept["results"]["files"], "provenance.json"} == {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-    }
-    assert report["tables/interaction.csv" if "tables/interaction.csv" in report else "tables/datasets.csv"][
-        "parts"
-    ] == ["interaction.json"]
-    assert report["tables/headline.csv"]["scores"][0]["models"] == sorted(headline_models(read_results(folder)))
 
 
 @pytest.mark.parametrize("domain", ["in-domain", "out-of-domain"])

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import SHARED
+from made_up_results import samples_of, score_rows
 
-from boom_utils.artifacts import PROJECT_ROOT, write_json
+from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.errors import ResultsError
 from boom_utils.reporting.panels import STYLE
 from boom_utils.reporting.published import (
@@ -23,6 +24,7 @@ from boom_utils.reporting.published import (
     read_published,
 )
 from boom_utils.reporting.results import Results
+from boom_utils.reporting.stored import Numbers
 from boom_utils.reporting.tables import markdown
 
 COMMITTED = PROJECT_ROOT / "results" / "published"
@@ -60,12 +62,9 @@ def ours(
     folder: Path, tasks: tuple[str, ...] = ("a", "b", "s"), version: str = "1.0", prompt: str | None = "p"
 ) -> Results:
     """Two models scored 0.5 and 0.25 on every query of each task."""
-    for model, value in {"full": 0.5, "merged": 0.25}.items():
-        for task in tasks:
-            place = folder / "scores" / model / task
-            samples = {"metric": "ndcg_at_10", "ids": ["1", "2"], "columns": {"value": [value, value]}}
-            write_json(place / "samples.json", samples)
-            write_json(place / f"{task}.json", {"task_name": task, "mteb_version": version})
+    values = {"full": 0.5, "merged": 0.25}
+    samples = {(model, task): samples_of([value, value]) for model, value in values.items() for task in tasks}
+    numbers = Numbers(samples, score_rows(samples, {"mteb_version": version}))
     domains = {task: "out-of-domain" if task == "s" else "in-domain" for task in tasks}
     study = {
         "models": ["full", "merged"],
@@ -74,7 +73,7 @@ def ours(
         "tasks": [{"name": name, "domain": domain, "prompt": prompt} for name, domain in domains.items()],
         "evaluation": {"reference": "full", "bootstrap_draws": 100, "confidence": 0.95, "seed": 0},
     }
-    return Results(folder, study)
+    return Results(folder, study, numbers)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -62,7 +62,7 @@ def test_with_seeds_their_number_is_said_or_that_none_is_enough(pooled: Results)
 
 def test_a_study_that_tests_no_claim_has_no_such_table(results: Results) -> None:
     study = {**results.study, "models": ["base"], "members": {}, "merges": {}}
-    assert reach_table(Results(Path(results.folder), study)).empty
+    assert reach_table(replace(results, study=study)).empty
 
 
 def test_what_seeds_move_stands_beside_what_is_expected(pooled: Results, results: Results) -> None:

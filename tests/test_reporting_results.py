@@ -11,7 +11,7 @@ from made_up_results import write_made_up_results
 
 from boom_utils.evaluation.seed_spread import moved
 from boom_utils.reporting.claims import claims_table
-from boom_utils.reporting.results import Results, read_results, read_samples
+from boom_utils.reporting.results import Results, read_results
 
 SEEDS = {"full": (0.01, -0.02), "boom": (0.015, -0.005), "plain": ()}
 
@@ -23,7 +23,7 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 def score(results: Results, name: str, task: str) -> float:
-    return read_samples(results.place(f"scores/{name}/{task}")).score()
+    return results.numbers.samples[name, task].score()
 
 
 def test_a_mean_is_that_of_all_seeds(pooled: Results) -> None:

@@ -8,18 +8,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import mteb
 import numpy as np
 import pytest
 from conftest import plain_smoke
 
-from boom_utils.artifacts import Artifact, Node, Workspace, write_json, write_text
+from boom_utils.artifacts import Artifact, Node, Workspace, sha256_file, write_json, write_text
 from boom_utils.cli import main
 from boom_utils.config import Profile
 from boom_utils.data.manifest import load_manifest
 from boom_utils.errors import ConfigError, ResultsError
 from boom_utils.reporting import trace
-from boom_utils.reporting.lineage import corpus_entries, read_lineage
-from boom_utils.reporting.trace import trace_text
+from boom_utils.reporting.report import regenerate
+from boom_utils.reporting.results import read_results
+from boom_utils.reporting.stored import read_numbers
+from boom_utils.reporting.trace import corpus_entries, trace_text
 from boom_utils.study import runner
 from boom_utils.study.graph import Study
 from boom_utils.study.runner import publish
@@ -49,7 +52,11 @@ def made_up(node: Node, study: Study) -> Callable[[Path, Mapping[str, Artifact]]
             values = np.random.default_rng([*map(ord, model + task)]).uniform(0, 1, 12).round(4).tolist()
             samples = {"metric": "ndcg_at_10", "ids": [*map(str, range(12))], "columns": {"value": values}}
             write_json(out / "samples.json", samples)
-        elif node.stage == "geometry":
+            found = {"test": [{"main_score": 0.5, "hf_subset": "default", "languages": ["eng-Latn"]}]}
+            told = {"task_name": task, "dataset_revision": "1", "mteb_version": "2", "evaluation_time": 0.1}
+            write_json(out / f"{task}.json", {**told, "scores": found, "kg_co2_emissions": None})
+            return {"metric": "ndcg_at_10", "main_score": 0.5, "revision": f"of {model}"}
+        if node.stage == "geometry":
             write_json(out / "geometry.json", GEOMETRY)
         else:
             write_text(out / ("training_log.jsonl" if node.stage in ("member", "base") else "made.txt"), LOG)
@@ -79,102 +86,50 @@ def published(study: Study, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Path:
-    """A workspace that holds nothing."""
-    return tmp_path / "nothing"
-
-
-def steps(text: str) -> list[str]:
-    """The lines of a tree without where they are known from."""
-    return [line for line in text.splitlines() if not line.startswith("known from")]
-
-
-def test_results_keep_everything_they_were_made_from(study: Study, published: Path) -> None:
-    kept = read_lineage(published)
-    artifacts = {name: study.workspace.find(node) for name, node in study.nodes.items()}
-    wanted = {made.key[:20] for name, made in artifacts.items() if made and name not in ("results", "report")}
-    unused = {key for key in wanted if key not in kept}
-    assert all(study.workspace.root.joinpath("subset", key).is_dir() for key in unused), "subsets nobody trains on"
-    assert all(made in kept for source in kept.values() for made in source.inputs.values())
-    examples = [source for source in kept.values() if source.stage == "examples"]
-    assert {
-        "distribution": "numpy",
-        "version": study.node("examples").config["found"]["distributions"]["numpy"],
-    } in list(examples[0].corpus)
-    assert (published / "lineage.json").stat().st_size < 100_000
-
-
 @pytest.mark.promise(32)
-def test_the_way_back_is_the_same_with_the_workspace_and_without_and_says_which(
-    study: Study, published: Path, elsewhere: Path
+def test_every_file_of_a_report_leads_over_scores_members_plans_and_base_to_the_versions(
+    study: Study, published: Path
 ) -> None:
-    scores = "scores/boom/exception_class/samples.json"
-    for name in ("tables/models.csv", "figures/model_means.svg", "claims.md", "report.html", scores):
-        with_it = trace_text(published / name, workspace=study.workspace.root)
-        without = trace_text(published / name, workspace=elsewhere)
-        assert steps(with_it) == steps(without)
-        assert f"known from the records of {study.workspace.root}" in with_it
-        assert "lineage.json; no workspace has the records" in without
-        assert "examples of python_docs" in with_it
-        assert "WARNING" not in with_it
+    order = ["15 models: base, boom, boom-updated", "3 merged models: plain-mean, boom", "10 members: s20, s40, s60"]
+    order += ["10 batch plans: s20, s40", "8 subsets: p20", "tokens of the training examples", "base model"]
+    order.append(f"datasets {study.node('examples').config['found']['distributions']['datasets']}")
+    for name in ("tables/headline.csv", "figures/pareto.svg", "claims.md", "report.html", "samples.parquet"):
+        text = trace_text(published / name)
+        assert text.startswith(f"{name} (sha256 {sha256_file(published / name)[:12]}), of the results in smoke")
+        places = [next(place for place, line in enumerate(text.splitlines()) if part in line) for part in order[:5]]
+        assert places == sorted(places)
+        assert all(part in text for part in order)
+    kept = json.loads((published / "study.json").read_text())["lineage"]
+    assert all(made in kept for source in kept.values() for made in source.get("inputs", {}).values())
 
 
-def test_a_table_leads_over_scores_members_plans_and_base_to_the_versions(published: Path, elsewhere: Path) -> None:
-    lines = steps(trace_text(published / "tables" / "headline.csv", workspace=elsewhere))
-    order = ["tables/headline.csv: sha256", "the report of profile smoke", "the results of profile smoke"]
-    order += ["scores of 4 models on 7 tasks: base, boom, full, plain-mean", "2 merged models: boom, plain-mean"]
-    order += ["5 members: full, s20, s40, s60, s80", "5 batch plans", "base model", "6 subsets: half, p20"]
-    order += ["tokens of the training examples", "examples of python_docs", "installed distributions: datasets"]
-    places = [next(place for place, line in enumerate(lines) if text in line) for text in order]
-    assert places == sorted(places)
-    assert len({len(line) - len(line.lstrip()) for line in lines}) >= 9, "each step is further in"
+def test_results_keep_the_artifacts_behind_them_and_no_others(study: Study, published: Path) -> None:
+    kept = json.loads((published / "study.json").read_text())["lineage"]
+    artifacts = {name: study.workspace.find(node) for name, node in study.nodes.items()}
+    used = {name: one for name, one in artifacts.items() if one and one.path.name in kept}
+    assert {name for name in artifacts if name.startswith(("member/", "merge/", "base", "examples"))} <= {*used}
+    assert all(kept[one.path.name]["sha256"] == one.digest for one in used.values())
+    assert len(kept) < len(artifacts), "subsets that nobody trains on, and scores, which their table names"
+    scores = read_numbers(published).scores
+    found = {(row["model"], row["task"]): row["key"] for row in scores.to_dict("records")}
+    assert found["boom", "exception_class"] == study.build("scores/boom/exception_class").path.name
+    assert (published / "study.json").stat().st_size < 100_000
 
 
-def test_a_file_is_traced_to_what_it_was_drawn_from_and_to_nothing_else(published: Path, elsewhere: Path) -> None:
-    losses = trace_text(published / "figures" / "training_losses.svg", workspace=elsewhere)
-    assert "5 members: full, s20, s40, s60, s80" in losses
-    assert "scores of" not in losses
-    assert "geometry of the task vectors" in trace_text(
-        published / "figures" / "layer_updates.png", workspace=elsewhere
-    )
-    corpus = steps(trace_text(published / "tables" / "corpus.csv", workspace=elsewhere))
-    assert not [line for line in corpus if "member" in line]
-    one = trace_text(published / "training" / "s20" / "training_log.jsonl", workspace=elsewhere)
-    assert "member s20" in one
-    assert "full" not in one
-    deviations = trace_text(published / "deviations.csv", workspace=elsewhere)
-    assert deviations.splitlines()[-2].endswith("<- study.json, nothing else of the results")
-    members = trace_text(published / "tables" / "members.csv", workspace=elsewhere)
-    assert "10 members: full" in members
-    assert "scores of" not in members
-    theirs = trace_text(published / "tables" / "published_mteb_code_v1.csv", workspace=elsewhere)
-    assert "published/published_scores.csv, sha256" in theirs
-
-
-def test_lists_are_grouped_unless_all_is_asked_for(published: Path, elsewhere: Path) -> None:
-    short = trace_text(published / "tables" / "tasks.csv", workspace=elsewhere)
-    whole = trace_text(published / "tables" / "tasks.csv", workspace=elsewhere, whole=True)
-    assert "and 7 more on" in short
+def test_lists_are_short_unless_all_is_asked_for(published: Path) -> None:
+    short, whole = (trace_text(published / "tables" / "tasks.csv", whole=whole) for whole in (False, True))
     assert "scores of boom on exception_class" not in short
-    kept = read_lineage(published)
-    for key, source in kept.items():
-        if source.stage == "scores":
-            assert f"{source.label}: {key}, sha256 {source.sha256[:12]}" in whole
+    for row in read_numbers(published).scores.to_dict("records"):
+        assert f"scores of {row['model']} on {row['task']}: {row['key']}, sha256 {row['sha256'][:12]}" in whole
 
 
-def test_a_changed_or_added_file_is_said(published: Path, elsewhere: Path) -> None:
-    table = published / "tables" / "models.csv"
-    table.write_text(table.read_text().replace("full", "fool"))
-    samples = published / "scores" / "boom" / "exception_class" / "samples.json"
-    samples.write_text(samples.read_text() + " ")
-    said = trace_text(table, workspace=elsewhere)
-    assert "tables/models.csv CHANGED: sha256" in said
-    assert "WARNING: changed since the report was drawn: scores/boom/exception_class/samples.json" in said
-    assert "CHANGED" in trace_text(samples, workspace=elsewhere)
-    added = published / "scores" / "boom" / "exception_class" / "more.json"
-    added.write_text("{}")
-    assert "it was added later" in trace_text(added, workspace=elsewhere)
+def test_mtebs_own_results_are_written_where_its_cache_reads_them(published: Path, tmp_path: Path) -> None:
+    assert regenerate("smoke", published.parent, tmp_path / "mteb") == published / "report.html"
+    found = mteb.ResultCache(tmp_path / "mteb").load_results(validate_and_filter=False).model_results
+    assert {(one.model_name, one.model_revision, len(one.task_results)) for one in found} == {
+        (f"boom/{model}", f"of {model}", 7) for model in read_results(published).models
+    }
+    assert found[0].task_results[0].get_score() == 0.5
 
 
 def test_folders_and_files_of_the_workspace_are_traced(study: Study) -> None:
@@ -186,10 +141,10 @@ def test_folders_and_files_of_the_workspace_are_traced(study: Study) -> None:
     assert "batch plan of s20" in text
     assert "base model" in text
     file = trace_text(member.path / "training_log.jsonl")
-    assert file.startswith("training_log.jsonl: sha256")
-    losses = trace_text(report.path / "figures" / "training_losses.svg")
-    assert "5 members" in losses
-    assert "scores of" not in losses
+    assert file.startswith("training_log.jsonl, of\nmember s20 (")
+    drawn = trace_text(report.path / "figures" / "training_losses.svg")
+    assert drawn.splitlines()[2].startswith("  <- results (")
+    assert "10 members" in drawn
     assert "installed distributions" in trace_text(study.build("examples").path)
 
 
@@ -205,32 +160,17 @@ def test_a_damaged_artifact_is_said(study: Study, tmp_path: Path) -> None:
     assert "made.txt IS GONE" in trace_text(place)
 
 
-def test_results_are_traced_by_what_they_keep_when_parts_of_the_workspace_are_gone(
-    study: Study, published: Path, tmp_path: Path
-) -> None:
-    copied = tmp_path / "copy"
-    shutil.copytree(study.workspace.root, copied)
-    shutil.rmtree(copied / "plan")
-    text = trace_text(published / "tables" / "models.csv", workspace=copied)
-    assert "batch plans" in text
-    assert "no workspace has the records" in text
-
-
-def test_files_nothing_is_known_of_are_clear_errors(published: Path, elsewhere: Path, tmp_path: Path) -> None:
+def test_files_nothing_is_known_of_are_clear_errors(published: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no such file; did you mean 'models\.csv'"):
         trace_text(published / "tables" / "model.csv")
     write_text(tmp_path / "alone" / "x.csv", "")
     with pytest.raises(ConfigError, match="nothing says where this file comes from"):
         trace_text(tmp_path / "alone" / "x.csv")
-    write_text(published / "notes.txt", "")
-    with pytest.raises(ConfigError, match=r"notes\.txt is not a file of these results"):
-        trace_text(published / "notes.txt", workspace=elsewhere)
-    (published / "lineage.json").unlink()
-    with pytest.raises(ResultsError, match="do not say what they were made from"):
-        trace_text(published / "tables" / "models.csv", workspace=elsewhere)
-    write_text(published / "lineage.json", '{"a": 1}')
-    with pytest.raises(ResultsError, match="this is no lineage"):
-        trace_text(published / "tables" / "models.csv", workspace=elsewhere)
+    for kept in (None, {"a": 1}):
+        study = json.loads((published / "study.json").read_text())
+        write_json(published / "study.json", {**study, "lineage": kept})
+        with pytest.raises(ResultsError, match="do not say what they were made from"):
+            trace_text(published / "tables" / "models.csv")
 
 
 def test_files_of_a_manifest_are_named_with_their_sha256() -> None:
@@ -249,19 +189,19 @@ def test_files_of_a_manifest_are_named_with_their_sha256() -> None:
 def test_the_way_back_ends_at_a_few_files_or_at_all() -> None:
     entries = [{"file": f"https://host/{n}", "sha256": str(n), "dataset": "d"} for n in range(9)]
     few, everything = trace._corpus(entries, whole=False), trace._corpus(entries, whole=True)
-    assert few[0] == everything[0] == "9 files of 1 dataset of the manifest"
+    assert few[0] == everything[0] == "9 files of 1 datasets of the manifest"
     assert few[-1].strip() == "and 6 more (--all)"
     assert len(everything) == 10
 
 
 def test_the_command_prints_the_way_back_and_an_unknown_file_exits_with_2(
-    published: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, elsewhere: Path
+    published: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("BOOM_HOME", str(elsewhere))
+    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "nothing"))
     assert main(["trace", str(published / "claims.csv")]) == 0
-    assert "<- of the results of profile smoke" in capsys.readouterr().out
+    assert "of the results in smoke" in capsys.readouterr().out
     assert main(["trace", str(published / "claim.csv")]) == 2
-    assert not elsewhere.exists(), "nothing is made"
+    assert not (tmp_path / "nothing").exists(), "nothing is made"
 
 
 def test_results_say_what_members_were_trained_on(published: Path) -> None:
@@ -281,4 +221,4 @@ def test_a_stage_without_inputs_is_its_own_beginning(tmp_path: Path) -> None:
     node = Node("base", 1, "base model", {}, lambda out, _: write_text(out / "x", "x"))
     lines = trace_text(Workspace(tmp_path).build(node).path).splitlines()
     assert lines[0].startswith("base model (base/")
-    assert len(lines) == 2
+    assert len(lines) == 1

@@ -18,9 +18,8 @@ from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import PROFILES
 from boom_utils.errors import ResultsError
 from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTESTED
-from boom_utils.reporting.provenance import PAGE
 from boom_utils.reporting.published import NOT_FILLED, Published, means_of, read_published, released
-from boom_utils.reporting.results import read_json_object
+from boom_utils.reporting.results import PAGE, read_json_object
 
 BEGIN, END = "<!-- results: begin, written by tools/readme_results.py -->", "<!-- results: end -->"
 UNCOMMITTED = ("smoke",)

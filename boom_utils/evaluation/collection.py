@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from boom_utils.artifacts import digest_of, sha256_file, write_json
+from boom_utils.artifacts import digest_of, sha256_file, write_json, write_text
 from boom_utils.errors import BoomError
 from boom_utils.evaluation.benchmarks import BenchmarkTask, mteb_version
 from boom_utils.evaluation.run import Scoring, evaluate_task
@@ -137,10 +137,8 @@ class _Job:
 
     def _keep(self, made: Path, facts: Mapping[str, Any]) -> None:
         """Put mteb's JSON in place, then the values behind it, which say that the task is finished."""
-        folder = self.out / "results" / _in_files(self.model) / self.revision
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "model_meta.json", _meta(self.model, self.revision))
-        (made / f"{self.task.name}.json").replace(folder / f"{self.task.name}.json")
+        result = json.loads((made / f"{self.task.name}.json").read_text(encoding="utf-8"))
+        write_result(self.model.name, self.revision, result, self.out)
         samples = json.loads((made / "samples.json").read_text(encoding="utf-8"))
         made_with = _made_with(self.revision, self.task, self.scoring)
         write_json(self.samples_path, {"made_with": made_with, "facts": dict(facts), **samples})
@@ -186,19 +184,20 @@ def _take_device(numbers: Any, workers: int) -> None:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _in_files(model: Candidate) -> str:
-    return f"boom__{model.name}"
+def write_result(model: str, revision: str, result: Mapping[str, Any], out: Path) -> None:
+    """Write a result of mteb where `mteb.ResultCache` reads it: of one model and revision, on the task it names."""
+    from mteb.models import ModelMeta
+
+    folder = out / "results" / f"boom__{model}" / revision
+    meta = ModelMeta.create_empty({"name": f"boom/{model}", "revision": revision})
+    write_json(folder / "model_meta.json", json.loads(json.dumps(meta.to_dict(), default=str)))
+    write_text(
+        folder / f"{result['task_name']}.json", json.dumps(result, indent=2, ensure_ascii=False)
+    )  # NaN is mteb's
 
 
 def _samples_path(model: Candidate, revision: str, task: Task, out: Path) -> Path:
-    return out / "samples" / _in_files(model) / revision / f"{task.name}.json"
-
-
-def _meta(model: Candidate, revision: str) -> dict[str, Any]:
-    from mteb.models import ModelMeta
-
-    made = ModelMeta.create_empty({"name": f"boom/{model.name}", "revision": revision})
-    return dict(json.loads(json.dumps(made.to_dict(), default=str)))
+    return out / "samples" / f"boom__{model.name}" / revision / f"{task.name}.json"
 
 
 def _made_with(revision: str, task: Task, scoring: Scoring) -> dict[str, Any]:

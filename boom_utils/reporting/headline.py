@@ -67,9 +67,9 @@ def cost_table(results: Results) -> pd.DataFrame:
     """What training took, a row a member and the base: from the training logs. Times are of the machine they ran on."""
     rows = []
     for model in ("base", *results.study["members"]):
-        if not (results.place(f"training/{model}") / "training_log.jsonl").is_file():
-            continue
         log, facts = results.training_log(model), results.study["members"].get(model, {})
+        if not log:
+            continue
         row: dict[str, Any] = {"model": model, "what": ROLES.get(model, "member"), "steps": len(log)}
         row["examples"] = sum(line["queries"] for line in log)
         tokens = sum(line.get("tokens", 0) for line in log)

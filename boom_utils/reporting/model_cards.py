@@ -15,7 +15,7 @@ import yaml
 from boom_utils.cards import ANY_REPO, table
 from boom_utils.errors import ResultsError, nearest
 from boom_utils.evaluation.statistics import Estimate
-from boom_utils.reporting.results import Results, read_json_object
+from boom_utils.reporting.results import Results
 
 MTEB_TYPES = {
     "retrieval": "Retrieval",
@@ -92,11 +92,10 @@ def model_index(results: Results, model: str) -> list[dict[str, Any]]:
 
 
 def _stored(results: Results, model: str, task: str) -> dict[str, str]:
-    """Subset, split and revision of a task's data, where mteb's result is kept beside the values."""
-    path = results.place(f"scores/{model}/{task}") / f"{task}.json"
-    if not path.is_file():
+    """Subset, split and revision of a task's data, where mteb's result is kept."""
+    result = results.stored_result(model, task)
+    if not result:
         return {}
-    result = read_json_object(path)
     split, scores = next(iter(result["scores"].items()))
     return {"config": scores[0]["hf_subset"], "split": split, "revision": result["dataset_revision"]}
 

@@ -25,7 +25,7 @@ from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.errors import ResultsError, bullet_list
 from boom_utils.reporting.headline import headline_models
 from boom_utils.reporting.panels import COLOURS, HEIGHT
-from boom_utils.reporting.results import Results, read_json_object
+from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import Table
 
 PUBLISHED = PROJECT_ROOT / "results" / "published"
@@ -345,7 +345,7 @@ def _columns(
 def measured_scores(results: Results, types: Mapping[str, str]) -> dict[str, dict[str, Shown]]:
     """Our models' scores on the tasks of a benchmark, times 100; models without any are left out.
 
-    The mteb version is read from mteb's result file, the prompt from the study's task where it is stated there.
+    The mteb version is that of mteb's own result, the prompt from the study's task where it is stated there.
     """
     found: dict[str, dict[str, Shown]] = {}
     for model in results.models:
@@ -353,10 +353,9 @@ def measured_scores(results: Results, types: Mapping[str, str]) -> dict[str, dic
             name = task["name"]
             if name not in types:
                 continue
-            place = f"scores/{model}/{name}"
-            stored = read_json_object(results.places.get(place, results.folder / place) / f"{name}.json")
+            version = results.stored_result(model, name).get("mteb_version")
             score = 100 * results.task_score(model, name).value
-            shown = Shown(round(score, 4), stored.get("mteb_version"), task.get("prompt"), "ours")
+            shown = Shown(round(score, 4), version, task.get("prompt"), "ours")
             found.setdefault(model, {})[name] = shown
     return found
 

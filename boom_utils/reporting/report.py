@@ -5,32 +5,27 @@ Nothing but the folder is read, besides what others published: no workspace, no 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from boom_utils.artifacts import write_text
-from boom_utils.errors import ConfigError, nearest
+from boom_utils.errors import ConfigError, ResultsError, nearest
 from boom_utils.reporting.ablations import ABLATION_TABLES
 from boom_utils.reporting.claims import write_claims
 from boom_utils.reporting.deviations import write_deviations
 from boom_utils.reporting.figures import study_figures, write_figures
 from boom_utils.reporting.headline import HEADLINE_TABLES
 from boom_utils.reporting.page import page
-from boom_utils.reporting.provenance import PAGE, Notes, WatchedResults, write_provenance
-from boom_utils.reporting.published import (
-    PUBLISHED,
-    PUBLISHED_FILES,
-    read_published,
-    shared_figures,
-    side_by_side_tables,
-)
+from boom_utils.reporting.published import PUBLISHED, read_published, shared_figures, side_by_side_tables
 from boom_utils.reporting.reach import REACH_TABLES
-from boom_utils.reporting.results import read_results
+from boom_utils.reporting.results import PAGE, Results, read_results
+from boom_utils.reporting.stored import run_name
 from boom_utils.reporting.tables import TABLES, write_tables
 
 
 def write_report(folder: Path, out: Path, published: Path = PUBLISHED) -> dict[str, Any]:
-    """Write ``tables/``, ``figures/``, claims, deviations, ``report.html`` and ``provenance.json`` to ``out``.
+    """Write ``tables/``, ``figures/``, claims, deviations and ``report.html`` to ``out``.
 
     Args:
         folder: The results; may be ``out`` itself.
@@ -43,37 +38,27 @@ def write_report(folder: Path, out: Path, published: Path = PUBLISHED) -> dict[s
     Raises:
         ResultsError: A result is missing or malformed; nothing is averaged without it.
     """
-    found = read_results(folder)
-    results = WatchedResults(found.folder, found.study, found.places)
+    results = read_results(folder)
     others = read_published(published) if published.is_dir() else None
     beside, shared = side_by_side_tables(others), shared_figures(results, others)
-    notes = Notes(results)
     tables = {**TABLES, **ABLATION_TABLES, **HEADLINE_TABLES, **REACH_TABLES, **beside}
-    figures = {**study_figures(results), **shared}
-    written = write_tables(results, out / "tables", notes.noting("tables", tables))
-    written += write_figures(results, out / "figures", notes.noting("figures", figures))
-    written += notes.note("claims", lambda: write_claims(results, out, others.paper if others else ()))
-    written += notes.note("deviations", lambda: write_deviations(results, out))
+    written = write_tables(results, out / "tables", tables)
+    written += write_figures(results, out / "figures", {**study_figures(results), **shared})
+    written += write_claims(results, out, others.paper if others else ())
+    written += write_deviations(results, out)
     names = [path.relative_to(out).as_posix() for path in written]
-    write_text(out / PAGE, page(found, out, names, others))
-    written += [out / PAGE]
-    holding = [
-        *(f"tables/{name}" for name in beside),
-        *(f"figures/{name}" for name in shared),
-        "claims",
-        Path(PAGE).stem,
-    ]
-    sources = [published / name for name in PUBLISHED_FILES] if others else []
-    written += [write_provenance(notes, out, written, dict.fromkeys(holding if others else [], sources))]
+    write_text(out / PAGE, page(results, out, names, others))
+    written.append(out / PAGE)
     return {"written": [path.relative_to(out).as_posix() for path in written]}
 
 
-def regenerate(profile: str, root: Path) -> Path:
+def regenerate(profile: str, root: Path, mteb: Path | None = None) -> Path:
     """Write the report of a profile anew in its results folder, from what is there alone.
 
     Args:
         profile: Name of the profile.
         root: Holds a folder a profile.
+        mteb: Gets the results of mteb itself, as `mteb.ResultCache` reads them.
 
     Returns:
         The page.
@@ -96,4 +81,21 @@ def regenerate(profile: str, root: Path) -> Path:
         for path in sorted((folder / name).iterdir()):
             if path.is_file() and path.relative_to(folder).as_posix() not in written:
                 path.unlink()
+    if mteb is not None:
+        write_mteb_results(read_results(folder), mteb)
     return folder / PAGE
+
+
+def write_mteb_results(results: Results, out: Path) -> None:
+    """Write every result of mteb itself into ``out`` for ``mteb.ResultCache(out)``; needs mteb.
+
+    Raises:
+        ResultsError: The results keep none.
+    """
+    from boom_utils.evaluation.collection import write_result
+
+    for row in results.numbers.scores.to_dict("records"):
+        if not isinstance(row.get("result"), str):
+            fix = "run the study again, or evaluate with `boom evaluate`"
+            raise ResultsError("mteb's own result is not kept", where=results.folder, found=row["task"], fix=fix)
+        write_result(run_name(row["model"], row["seed"]), row["revision"], json.loads(row["result"]), out)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from boom_utils.config import trained_members
 from boom_utils.errors import ResultsError
@@ -24,7 +25,10 @@ from boom_utils.reporting.roles import (
     shuffled_members,
     updated_merges,
 )
+from boom_utils.reporting.stored import RUN, Numbers, checked, read_numbers, rows_of
 
+PAGE = "report.html"
+"""Name of the page in a results folder."""
 DOMAINS = ("in-domain", "out-of-domain")
 
 
@@ -33,14 +37,14 @@ class Results:
     """One study's results folder.
 
     Args:
-        folder: Holds study.json, scores/, training/, corpus/ and geometry.json.
+        folder: Holds study.json, the tables of numbers, corpus/, geometry.json and interaction.json.
         study: The content of study.json.
-        places: Where parts of it are (``scores/full/sts``) that are not gathered in ``folder`` yet.
+        numbers: All values, scores and training logs.
     """
 
     folder: Path
     study: Mapping[str, Any]
-    places: Mapping[str, Path] = field(default_factory=dict)
+    numbers: Numbers = field(default_factory=Numbers)
 
     @property
     def models(self) -> list[str]:
@@ -135,12 +139,13 @@ class Results:
         return list(dict.fromkeys(found))
 
     def training_log(self, model: str) -> list[dict[str, Any]]:
-        """One dict a training step of a model, in order."""
-        return read_training_log(self.place(f"training/{model}") / "training_log.jsonl")
+        """One dict a training step of a model, in order; empty for a model that was not trained."""
+        rows = rows_of(self.numbers.training, model).drop(columns=RUN).to_dict("records")
+        return [{str(name): value for name, value in row.items() if pd.notna(value)} for row in rows]
 
     def samples(self, model: str) -> dict[str, TaskSamples]:
         """The values behind every score of a model."""
-        return self._samples(model, [name for domain in DOMAINS for name in self.tasks(domain)])
+        return {task: self._at(model, task) for domain in DOMAINS for task in self.tasks(domain)}
 
     def task_score(self, model: str, task: str) -> Estimate:
         """Score of a model on one task."""
@@ -200,7 +205,7 @@ class Results:
             raise ResultsError("a comparison over no tasks", found=f"{model} and {other}")
         ours, theirs = self._paired(model, other)
         for task in tasks:
-            if len({read_samples(self._at(name, task)).ids for name in (*ours, *theirs)}) > 1:
+            if len({self._at(name, task).ids for name in (*ours, *theirs)}) > 1:
                 raise ResultsError("two models were scored on different queries", where=task, fix="evaluate both again")
         found, shares = self._compared([ours, theirs], tasks, draw_tasks), [*map(self.shares, (model, other))]
         spread = self.spread(tasks) if any(shares) else None
@@ -222,7 +227,7 @@ class Results:
         """A mean over runs and tasks, or the difference of two, by queries alone."""
         drawn = [self._drawn(made, tasks).mean(axis=0) for made in sides]
         values = [float(self._scores(made, tasks).mean()) for made in sides]
-        queries = min(len(read_samples(self._at(sides[0][0], task)).ids) for task in tasks)
+        queries = min(len(self._at(sides[0][0], task).ids) for task in tasks)
         gap, value = (drawn[0] - drawn[1], values[0] - values[1]) if len(sides) == 2 else (drawn[0], values[0])
         return compare_drawn(gap, value, queries, self.bootstrap, draw_tasks=draw_tasks)
 
@@ -237,29 +242,56 @@ class Results:
 
     def _scores(self, made: list[str], tasks: list[str]) -> np.ndarray:
         """Score of every model on every task, (R, T)."""
-        return np.array([[_task_score(self._at(name, task)) for task in tasks] for name in made])
+        return np.array([[self._score(name, task) for task in tasks] for name in made])
 
     def _drawn(self, made: list[str], tasks: list[str]) -> np.ndarray:
         """Scores of every model, task and draw, float (R, T, B)."""
-        return np.array([[_task_draws(self._at(name, task), task, self.bootstrap) for task in tasks] for name in made])
+        return np.array([[self._draws(name, task) for task in tasks] for name in made])
 
     @property
     def parts(self) -> dict[str, list[str]]:
         """Every merge, scored or not, with what is merged."""
         return {name: facts["members"] for name, facts in self.study["merges"].items()}
 
-    def _samples(self, model: str, tasks: list[str]) -> dict[str, TaskSamples]:
-        return {task: read_samples(self._at(model, task)) for task in tasks}
+    def _at(self, model: str, task: str) -> TaskSamples:
+        try:
+            return self.numbers.samples[model, task]
+        except KeyError:
+            where, fix = self.folder / "samples.parquet", "run the study again"
+            raise ResultsError("a score is missing", where=where, found=f"nothing of {model}/{task}", fix=fix) from None
 
-    def _at(self, model: str, task: str) -> Path:
-        return self.place(f"scores/{model}/{task}")
+    def _score(self, model: str, task: str) -> float:
+        known = self._known
+        if (model, task) not in known:
+            known[model, task] = self._at(model, task).score()
+        return known[model, task]
+
+    def _draws(self, model: str, task: str) -> np.ndarray:
+        """Bootstrap scores of one model on one task: made once for all the tables and figures they are in."""
+        known = self._drawn_before
+        if (model, task) not in known:
+            known[model, task] = score_draws({task: self._at(model, task)}, self.bootstrap)[task]
+        return known[model, task]
+
+    @functools.cached_property
+    def _known(self) -> dict[tuple[str, str], float]:
+        return {}
+
+    @functools.cached_property
+    def _drawn_before(self) -> dict[tuple[str, str], np.ndarray]:
+        return {}
+
+    def stored_result(self, model: str, task: str) -> dict[str, Any]:
+        """The result of mteb itself for a model and task; empty where it is not kept."""
+        rows = rows_of(self.numbers.scores, model)
+        found = [] if "result" not in rows else rows.loc[rows["task"] == task, "result"].dropna().to_list()
+        return dict(json.loads(found[0])) if found else {}
 
     def place(self, name: str) -> Path:
-        """Where a part of the results is: in the folder, or where it has not been gathered from yet."""
-        return self.places.get(name, self.folder / name)
+        """Where a document of the results is."""
+        return self.folder / name
 
 
-@functools.lru_cache(maxsize=4096)
 def read_samples(folder: Path) -> TaskSamples:
     """The values behind one score, from the folder that holds its ``samples.json``.
 
@@ -273,20 +305,7 @@ def read_samples(folder: Path) -> TaskSamples:
         samples = TaskSamples(stored["metric"], tuple(stored["ids"]), columns)
     except (KeyError, TypeError, ValueError) as error:
         raise ResultsError("these are not the values behind a score", where=path, found=repr(error)) from error
-    if not columns or any(len(values) != len(samples.ids) or not len(values) for values in columns.values()):
-        raise ResultsError("a score without values, or with too few", where=path, fix="evaluate the model again")
-    return samples
-
-
-@functools.lru_cache(maxsize=4096)
-def _task_draws(folder: Path, task: str, bootstrap: Bootstrap) -> np.ndarray:
-    """Bootstrap scores of one model on one task: made once for all the tables and figures they are in."""
-    return score_draws({task: read_samples(folder)}, bootstrap)[task]
-
-
-@functools.lru_cache(maxsize=4096)
-def _task_score(folder: Path) -> float:
-    return read_samples(folder).score()
+    return checked(samples, str(path))
 
 
 def read_results(folder: Path) -> Results:
@@ -296,10 +315,10 @@ def read_results(folder: Path) -> Results:
         folder: ``results/PROFILE``, or a copy of it.
 
     Returns:
-        The results; files are read, and checked, when they are asked for.
+        The results; all numbers are read and checked now, a model or task that is missing when it is asked for.
 
     Raises:
-        ResultsError: It has no readable study.json.
+        ResultsError: A file is missing or damaged.
 
     >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
     >>> results.models[:2]
@@ -309,19 +328,7 @@ def read_results(folder: Path) -> Results:
     missing = [key for key in ("models", "tasks", "evaluation", "members", "merges") if key not in study]
     if missing:
         raise ResultsError("study.json lacks keys", where=folder / "study.json", found=f"no {', '.join(missing)}")
-    return Results(folder, study)
-
-
-def read_training_log(path: Path) -> list[dict[str, Any]]:
-    """One dict a training step, in order.
-
-    Raises:
-        ResultsError: The file is missing or malformed.
-    """
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise ResultsError("the training log cannot be read", where=path, found=error) from error
+    return Results(folder, study, read_numbers(folder))
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

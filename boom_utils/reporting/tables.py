@@ -15,9 +15,9 @@ import pandas as pd
 from boom_utils.artifacts import write_text
 from boom_utils.config import EvaluationConfig
 from boom_utils.evaluation.benchmarks import tasks_by_domain
-from boom_utils.evaluation.statistics import Bootstrap, Estimate, mean_estimate, score_draws
+from boom_utils.evaluation.statistics import Bootstrap, Estimate, TaskSamples, mean_estimate, score_draws
 from boom_utils.reporting.experiments import average_merges, updates
-from boom_utils.reporting.results import Results, read_json_object, read_samples
+from boom_utils.reporting.results import Results, read_json_object
 from boom_utils.reporting.roles import SHUFFLED
 
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
@@ -274,24 +274,25 @@ def corpus_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def score_frame(scores: Mapping[str, Mapping[str, Path]], evaluation: EvaluationConfig) -> pd.DataFrame:
+def score_frame(scores: Mapping[str, Mapping[str, TaskSamples]], evaluation: EvaluationConfig) -> pd.DataFrame:
     """Scores of a few models while a study is under way, as text: one row a model, one column a task, then the means.
 
     Args:
-        scores: Model -> task -> folder with its ``samples.json``.
+        scores: Model -> task -> the values behind the score.
         evaluation: Which tasks are in and out of domain, and how intervals are made.
 
     Returns:
         Text like ``41.2 [39.8, 42.5]``, scores times 100.
 
     Raises:
-        ResultsError: A folder has no readable samples, or a task of the means is missing.
+        ResultsError: A task of the means is missing.
 
     >>> from boom_utils.config import load_profile
+    >>> from boom_utils.reporting.results import read_samples
     >>> from boom_utils.study.graph import Study
     >>> study = Study(load_profile("smoke"))  # scored by `boom run --profile smoke`
-    >>> folders = {task: one.path for task, one in study.scores_of(["base"])["base"].items()}
-    >>> list(score_frame({"base": folders}, study.profile.evaluation))[-2:]
+    >>> samples = {task: read_samples(one.path) for task, one in study.scores_of(["base"])["base"].items()}
+    >>> list(score_frame({"base": samples}, study.profile.evaluation))[-2:]
     ['in-domain mean', 'out-of-domain mean']
     """
     bootstrap = Bootstrap(evaluation.bootstrap_draws, evaluation.confidence, evaluation.seed)
@@ -299,8 +300,7 @@ def score_frame(scores: Mapping[str, Mapping[str, Path]], evaluation: Evaluation
     groups = {name: [name] for names in domains.values() for name in names}
     groups |= {f"{domain} mean": names for domain, names in domains.items()}
     rows = {}
-    for model, folders in scores.items():
-        samples = {task: read_samples(folder) for task, folder in folders.items()}
+    for model, samples in scores.items():
         draws = score_draws(samples, bootstrap)
         found = {name: mean_estimate(samples, draws, tasks, bootstrap) for name, tasks in groups.items()}
         rows[model] = {

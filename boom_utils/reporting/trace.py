@@ -1,78 +1,63 @@
-"""From any file of a report, of results or of a workspace back to the data: what it was made from, step by step."""
+"""From any file of results or of a workspace back to the data: what it was made from, stage by stage.
+
+A workspace says it in its records. The results of a study keep it in study.json (``lineage``) and, of scores, in their
+table, so that it is known where no workspace is.
+"""
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from boom_utils.artifacts import RECORD, default_workspace, sha256_file
-from boom_utils.errors import ConfigError, WorkspaceError, nearest
-from boom_utils.reporting.lineage import (
-    KEY_LETTERS,
-    LINEAGE,
-    Source,
-    Sources,
-    behind,
-    read_lineage,
-    read_record,
-    workspace_sources,
-)
-from boom_utils.reporting.provenance import PROVENANCE, parts_of, result_files, results_digest
+from boom_utils.artifacts import RECORD, sha256_file
+from boom_utils.errors import ConfigError, ResultsError, WorkspaceError, nearest
 from boom_utils.reporting.results import read_json_object
+from boom_utils.reporting.stored import read_numbers, run_name
 
-_NAMES = {
-    "scores": "scores",
-    "geometry": "geometry of task vectors",
-    "interaction": "interaction of datasets",
-    "losses": "held-out losses",
-    "merge": "merged models",
-    "member": "members",
-    "plan": "batch plans",
-    "subset": "subsets",
-    "tokens": "token tables",
-    "base": "base model",
-    "random": "random initialisation",
-    "examples": "examples",
-}
-"""Stage -> what its artifacts are called together."""
-_LABEL = re.compile(r"(?:member|merge|subset|batch plan of|held-out losses of|scores of) (.+)")
-_SCORES = re.compile(r"scores of (.+) on (.+)")
+KEY_LETTERS = 20
+"""Of a key, as in the name of its folder in the workspace."""
+_NAMES = {"merge": "merged models", "plan": "batch plans", "losses": "held-out losses", "tokens": "tables of tokens"}
+"""Stage -> what its artifacts are called together, where that is not the stage's own name and an s."""
+_LABEL = re.compile(r"(?:member|merge|subset|batch plan of|held-out losses of) (.+)")
 _SHOWN = 8
 _LETTERS = 12
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is known of a file.
+class Source:
+    """One artifact something was made from.
 
     Args:
-        lines: What the file is, one line a step from it to the results.
-        keys: Of the artifacts it was made from.
-        sources: These and everything behind them.
-        known_from: Where that is known from.
-        warnings: What is no longer as it was recorded.
-        besides: Other files that are in it.
+        stage: Its stage; also the folder under the workspace.
+        label: What people call it.
+        sha256: Digest over its files, see `boom_utils.artifacts.Artifact.digest`.
+        inputs: Role -> key of what it was made from.
+        corpus: Of examples: what they were made of, one entry a file (``file``, ``sha256``, ``bytes``, ``dataset``) or
+            installed distribution (``distribution``, ``version``).
     """
 
-    lines: Sequence[str]
-    keys: Sequence[str]
-    sources: Sources
-    known_from: str
-    warnings: Sequence[str] = ()
-    besides: Sequence[str] = ()
+    stage: str
+    label: str
+    sha256: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    corpus: Sequence[Mapping[str, Any]] = ()
 
 
-def trace_text(path: Path, *, whole: bool = False, workspace: Path | None = None) -> str:
+Sources = dict[str, Source]
+"""Key (20 hex digits) -> the artifact."""
+
+
+def trace_text(path: Path, *, whole: bool = False) -> str:
     """The way back from a file to the data, as text.
 
     Args:
         path: A file below a results folder, a file or folder of a workspace.
         whole: Name every artifact and file, instead of a few of each kind.
-        workspace: Where records are looked for; `default_workspace()` when None.
 
     Raises:
         ConfigError: There is no such file, or nothing is known of it.
@@ -82,13 +67,16 @@ def trace_text(path: Path, *, whole: bool = False, workspace: Path | None = None
     if not path.exists():
         near = nearest(path.name, [other.name for other in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise ConfigError(f"there is no such file{near}", where=path)
-    folders = [path, *path.absolute().parents] if path.is_dir() else [*path.absolute().parents]
-    for folder in folders:
-        if record := read_record(folder):
-            found = _of_artifact(path, folder, record)
+    for folder in [path.absolute(), *path.absolute().parents]:
+        name = path.absolute().relative_to(folder).as_posix()
+        if record := _read_record(folder):
+            first, sources = _of_artifact(folder, name, record), workspace_sources(folder.parent.parent, [record])
+            if record["stage"] != "examples":
+                del sources[record["key"][:KEY_LETTERS]]
             break
         if (folder / "study.json").is_file():
-            found = _of_results(path, folder, workspace or default_workspace())
+            digest = f" (sha256 {sha256_file(path)[:_LETTERS]})" if path.is_file() else ""
+            first, sources = [f"{name}{digest}, of the results in {folder.name}"], _kept_sources(folder)
             break
     else:
         raise ConfigError(
@@ -96,196 +84,129 @@ def trace_text(path: Path, *, whole: bool = False, workspace: Path | None = None
             where=path,
             expected="a file below results/<profile>/, or one of a folder of the workspace that has a record.json",
         )
-    return "\n".join(_tree(found, whole))
+    return "\n".join([*first, *_steps(sources, whole)])
 
 
-def _of_artifact(path: Path, folder: Path, record: Mapping[str, Any]) -> Found:
-    """Of a folder of the workspace, or a file in it."""
-    root, key = folder.parent.parent, record["key"][:KEY_LETTERS]
-    label = f"{record['label']} ({record['stage']}/{key}, made {record['finished']})"
-    name = path.absolute().relative_to(folder.absolute()).as_posix()
-    warnings: list[str] = []
-    if name == ".":
-        lines = [label]
-        warnings += [text for inside in record["outputs"] if (text := _changed(folder, inside, record["outputs"]))]
-    else:
-        state = "the record itself" if name == RECORD else _state(folder, name, record["outputs"], RECORD)
-        lines = [f"{name}: {state}", f"of {label}"]
-    sources = workspace_sources(root, [record])
-    keys = _drawn_from(root, folder, name, record) or list(sources[key].inputs.values())
-    if record["stage"] == "examples":
-        keys = [key]
-    return Found(lines, keys, sources, f"the records of the workspace {root}", warnings)
+def workspace_sources(root: Path, records: Iterable[Mapping[str, Any]]) -> Sources:
+    """Some artifacts of a workspace, by their records, and everything they were made from.
 
-
-def _drawn_from(root: Path, folder: Path, name: str, record: Mapping[str, Any]) -> list[str]:
-    """Keys of what one file of the report stage was drawn from; nothing for other stages."""
-    if record["stage"] != "report" or not (folder / PROVENANCE).is_file():
-        return []
-    made = record["inputs"]["results"]
-    results = read_record(root / made["stage"] / made["key"][:KEY_LETTERS])
-    entry = read_json_object(folder / PROVENANCE)["report"].get(name)
-    if results is None or entry is None:
-        return []
-    return _keys(parts_of(entry), {role: one["key"] for role, one in results["inputs"].items()})
-
-
-def _of_results(path: Path, folder: Path, workspace: Path) -> Found:
-    """Of a file of a results folder: by the workspace's records if these results are there, else by what they keep."""
-    name = path.absolute().relative_to(folder.absolute()).as_posix()
-    kept = read_json_object(folder / PROVENANCE) if (folder / PROVENANCE).is_file() else {}
-    known, report = kept.get("results", {}).get("files", {}), kept.get("report", {})
-    profile = read_json_object(folder / "study.json").get("profile", folder.name)
-    if name in report:
-        lines = [f"{name}: {_state(folder, name, report, PROVENANCE)}", f"of the report of profile {profile}"]
-        parts = parts_of(report[name])
-    elif name in known or name in result_files(folder):
-        recorded = {file: {"sha256": digest} for file, digest in known.items()}
-        lines, parts = [f"{name}: {_state(folder, name, recorded, PROVENANCE)}"], [_part_of(name)]
-    else:
-        what = "a folder" if path.is_dir() else "not a file of these results"
-        raise ConfigError(f"{name} is {what}", where=folder, fix="name one of its files, or a folder of the workspace")
-    now = result_files(folder)
-    warnings = [f"changed since the report was drawn: {file}" for file in known if now.get(file) != known[file]]
-    stored, record = kept.get("results", {}).get("sha256"), None
-    if stored is not None:
-        record = _results_record(workspace, stored)
-    lines.append(f"of the results of profile {profile} (sha256 {(stored or results_digest(now))[:_LETTERS]})")
-    sources = None if record is None else _still_there(workspace, record)
-    if record is not None and sources is not None:
-        roles, known_from = (
-            {role: made["key"] for role, made in record["inputs"].items()},
-            f"the records of {workspace}",
-        )
-    else:
-        stated = read_json_object(folder / "study.json").get("sources", {})
-        roles = {role: key for role, (_, key) in stated.items()}
-        sources, known_from = read_lineage(folder), f"{folder / LINEAGE}; no workspace has the records"
-    published = kept.get("published", {})
-    besides = [
-        f"published/{file}, sha256 {published[file][:_LETTERS]}" for file in report.get(name, {}).get("published", ())
-    ]
-    keys = _keys(parts, roles)
-    if not keys and not besides:  # study.json holds the profile, and facts of members and plans
-        besides = ["study.json, nothing else of the results"]
-        made = (
-            [] if name.startswith("deviations") else [role for role in roles if role.startswith(("member/", "plan/"))]
-        )
-        keys = [roles[role][:KEY_LETTERS] for role in made]
-    return Found(lines, keys, sources, known_from, warnings, besides)
-
-
-def _results_record(workspace: Path, digest: str) -> dict[str, Any] | None:
-    """The record of the results in a workspace that have this digest."""
-    for folder in sorted((workspace / "results").glob("*")):
-        record = read_record(folder)
-        if record is not None and record["digest"] == digest:
-            return record
-    return None
-
-
-def _still_there(workspace: Path, record: Mapping[str, Any]) -> Sources | None:
-    """Everything behind some results in a workspace; None when parts of it were deleted."""
-    try:
-        return workspace_sources(workspace, [record])
-    except WorkspaceError:
-        return None
-
-
-def _part_of(name: str) -> str:
-    """The part of the results that a file belongs to."""
-    pieces = name.split("/")
-    return "/".join(pieces[:-1]) if pieces[0] in ("scores", "training") else name
-
-
-def _keys(parts: Iterable[str], roles: Mapping[str, str]) -> list[str]:
-    """Keys of the artifacts that parts of the results were gathered from; of all where a part is of all."""
-    found: dict[str, None] = {}
-    for part in parts:
-        kind, _, rest = part.partition("/")
-        if kind == "training":
-            wanted = ["base" if rest == "base" else f"member/{rest}"]
-        elif kind == "corpus":
-            wanted = ["examples"]
-        elif part in ("study.json", "lineage.json"):
-            wanted = [*roles]
-        else:
-            wanted = [part.removesuffix(".json")]
-        found |= {roles[role][:KEY_LETTERS]: None for role in wanted if role in roles}
-    return list(found)
-
-
-def _state(folder: Path, name: str, recorded: Mapping[str, Mapping[str, Any]], where: str) -> str:
-    """Whether a file is as recorded."""
-    if name not in recorded:
-        return f"not in {where}: it was added later, or is no output"
-    if text := _changed(folder, name, recorded):
-        return text
-    return f"sha256 {recorded[name]['sha256'][:_LETTERS]}, as in {where}"
-
-
-def _changed(folder: Path, name: str, recorded: Mapping[str, Mapping[str, Any]]) -> str:
-    """What is wrong with a file; nothing if it is as recorded."""
-    path, wanted = folder / name, recorded[name]["sha256"]
-    if not path.is_file():
-        return f"{name} IS GONE"
-    found = sha256_file(path)
-    return "" if found == wanted else f"{name} CHANGED: sha256 {found[:_LETTERS]}, recorded {wanted[:_LETTERS]}"
-
-
-def _tree(found: Found, whole: bool) -> list[str]:
-    """Lines, each step one indentation further in: the file, the results, then artifacts by stage, then the corpus."""
-    lines = [f"{'  ' * depth}{'<- ' if depth else ''}{text}" for depth, text in enumerate(found.lines)]
-    first = len(lines)
-    used = behind(found.sources, found.keys)
-    lines += [f"{'  ' * first}<- {text}" for text in found.besides]
-    depths = _depths(used, found.keys)
-    groups: dict[str, list[str]] = defaultdict(list)
-    for key in used:
-        groups[used[key].stage].append(key)
-    level = {stage: max(depths[key] for key in keys) for stage, keys in groups.items()}
-    steps = {depth: place for place, depth in enumerate(sorted(set(level.values())))}
-    for stage in sorted(groups, key=lambda name: (level[name], [*_NAMES].index(name) if name in _NAMES else 99, name)):
-        indent = "  " * (first + steps[level[stage]])
-        members = {key: used[key] for key in sorted(groups[stage], key=lambda key: _natural(used[key].label))}
-        lines.append(f"{indent}<- {_group(stage, members, whole)}")
-        if whole:
-            lines += [
-                f"{indent}     {one.label}: {key}, sha256 {one.sha256[:_LETTERS]}" for key, one in members.items()
-            ]
-        for one in members.values():
-            lines += [f"{indent}  <- {text}" for text in _corpus(one.corpus, whole)]
-    lines.append(f"known from {found.known_from}")
-    return lines + [f"WARNING: {text}" for text in found.warnings]
-
-
-def _depths(used: Sources, keys: Iterable[str]) -> dict[str, int]:
-    """Steps from the file to each artifact, the longest way."""
-    depths = dict.fromkeys((key for key in keys if key in used), 0)
-    waiting = list(depths)
+    Raises:
+        WorkspaceError: An input's folder is gone.
+    """
+    found: Sources = {}
+    waiting = deque(records)
     while waiting:
-        key = waiting.pop()
-        for made in used[key].inputs.values():
-            if made in used and depths.get(made, -1) < depths[key] + 1:
-                depths[made] = depths[key] + 1
-                waiting.append(made)
-    return depths
+        record = waiting.popleft()
+        if (key := record["key"][:KEY_LETTERS]) in found:
+            continue
+        inputs = {role: made["key"][:KEY_LETTERS] for role, made in record["inputs"].items()}
+        corpus = corpus_entries(record["config"]) if record["stage"] == "examples" else ()
+        found[key] = Source(record["stage"], record["label"], record["digest"], inputs, corpus)
+        for made in record["inputs"].values():
+            if made["key"][:KEY_LETTERS] not in found:
+                folder = root / made["stage"] / made["key"][:KEY_LETTERS]
+                if (parent := _read_record(folder)) is None:
+                    what = f"what {record['label']} was made from is gone"
+                    raise WorkspaceError(what, where=folder, fix="run the study again")
+                waiting.append(parent)
+    return found
 
 
-def _group(stage: str, members: Mapping[str, Source], whole: bool) -> str:
+def lineage_of(root: Path, records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What study.json keeps of some artifacts and everything behind them; of scores their table says as much."""
+    found = workspace_sources(root, records)
+    kept = {key: asdict(source) for key, source in found.items() if source.stage != "scores"}
+    return {key: {name: value for name, value in facts.items() if value} for key, facts in kept.items()}
+
+
+def corpus_entries(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What examples were made of, from the config of their stage: files, or installed distributions."""
+    entries: list[dict[str, Any]] = []
+    found, datasets = config.get("found", {}), config.get("datasets", {})
+    for name, facts in datasets.items():
+        place = facts.get("origin") or facts.get("hub") or {}
+        for stated in place.get("files", ()):
+            file = dict(stated) if isinstance(stated, Mapping) else {"path": stated}
+            inside = f"{place.get('repo')}@{place.get('revision') or 'not chosen'}/{file.get('path')}"
+            known = {key: file[key] for key in ("sha256", "bytes") if file.get(key) is not None}
+            entries.append({"file": file.get("url") or inside, **known, "dataset": name})
+        entries += [{"file": file, "sha256": sha, "dataset": name} for file, sha in found.get(name, {}).items()]
+    python = {"python": found["python"]} if isinstance(found.get("python"), str) else {}
+    versions = {**found.get("distributions", {}), **python}
+    return entries + [{"distribution": name, "version": version} for name, version in versions.items()]
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of an artifact's folder; None for a folder that is none."""
+    if not (folder / RECORD).is_file():
+        return None
+    record = read_json_object(folder / RECORD)
+    return record if {"stage", "key", "inputs", "outputs", "digest"} <= {*record} else None
+
+
+def _of_artifact(folder: Path, name: str, record: Mapping[str, Any]) -> list[str]:
+    """Of a folder of the workspace, or a file in it, and whether its files are as they were recorded."""
+    outputs = record["outputs"]
+    lines = [] if name == "." else [f"{name}, {'' if name in outputs else f'not in {RECORD}, '}of"]
+    lines.append(f"{record['label']} ({record['stage']}/{folder.name}, made {record['finished']})")
+    for file in outputs if name == "." else outputs.keys() & {name}:
+        now = sha256_file(folder / file)[:_LETTERS] if (folder / file).is_file() else None
+        if now != (wanted := outputs[file]["sha256"][:_LETTERS]):
+            lines.append(f"WARNING: {file} " + ("IS GONE" if now is None else f"CHANGED: sha256 {now}, was {wanted}"))
+    return lines
+
+
+def _kept_sources(folder: Path) -> Sources:
+    """What a results folder keeps of the artifacts it comes from."""
+    kept: Any = read_json_object(folder / "study.json").get("lineage")
+    try:
+        found = {key: Source(**facts) for key, facts in kept.items()}
+    except (AttributeError, TypeError) as error:
+        what, fix = "these results do not say what they were made from", "run the study again"
+        raise ResultsError(what, where=folder / "study.json", found=error, fix=fix) from error
+    scores = read_numbers(folder).scores
+    for row in scores.to_dict("records") if "made_from" in scores else ():
+        label = f"scores of {run_name(row['model'], row['seed'])} on {row['task']}"
+        found[row["key"]] = Source("scores", label, row["sha256"], {"model": row["made_from"]})
+    return found
+
+
+def _steps(sources: Sources, whole: bool) -> Iterator[str]:
+    """Artifacts by stage, each step one indentation further in, down to the corpus."""
+    order = [
+        *TopologicalSorter({key: {*one.inputs.values()} & {*sources} for key, one in sources.items()}).static_order()
+    ]
+    depth = dict.fromkeys(sources, 0)
+    for key in reversed(order):
+        for made in sources[key].inputs.values():
+            depth[made] = max(depth.get(made, 0), depth[key] + 1)
+    stages: dict[str, list[str]] = defaultdict(list)
+    for key, one in sources.items():
+        stages[one.stage].append(key)
+    level = {stage: max(depth[key] for key in keys) for stage, keys in stages.items()}
+    steps = sorted({*level.values()})
+    for stage in sorted(stages, key=lambda name: level[name]):
+        indent, keys = "  " * (1 + steps.index(level[stage])), stages[stage]
+        yield f"{indent}<- {_group(stage, [(key, sources[key]) for key in keys], whole)}"
+        for key, one in ((key, sources[key]) for key in keys):
+            if whole:
+                yield f"{indent}     {one.label}: {key}, sha256 {one.sha256[:_LETTERS]}, of {', '.join(one.inputs)}"
+            yield from (f"{indent}  <- {line}" for line in _corpus(one.corpus, whole))
+
+
+def _group(stage: str, members: Sequence[tuple[str, Source]], whole: bool) -> str:
     """Artifacts of one stage in a line."""
     if len(members) == 1:
-        key, only = next(iter(members.items()))
-        return f"{only.label} ({key}, sha256 {only.sha256[:_LETTERS]})"
-    name = _NAMES.get(stage, stage)
-    pairs = [match.groups() for one in members.values() if (match := _SCORES.fullmatch(one.label))]
-    if stage == "scores" and len(pairs) == len(members):
-        models, tasks = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1))
-        complete = "" if len(members) == len(models) * len(tasks) else f", {len(members)} in all"
-        counts = f"{_count(len(models), 'model')} on {_count(len(tasks), 'task')}{complete}"
-        return f"{name} of {counts}: {_few(models, whole)} on {_few(tasks, whole)}"
-    names = [match[1] if (match := _LABEL.fullmatch(one.label)) else one.label for one in members.values()]
-    return f"{len(members)} {name}: {_few(list(dict.fromkeys(names)), whole)}"
+        return f"{members[0][1].label} ({members[0][0]}, sha256 {members[0][1].sha256[:_LETTERS]})"
+    labels = [source.label for _, source in members]
+    if stage == "scores":
+        models, tasks = zip(*(label.removeprefix("scores of ").rsplit(" on ", 1) for label in labels), strict=True)
+        return f"{len(labels)} scores: {_few(models, 'models', whole)}; {_few(tasks, 'tasks', whole)}"
+    return _few(
+        [found[1] if (found := _LABEL.fullmatch(label)) else label for label in labels],
+        _NAMES.get(stage, f"{stage}s"),
+        whole,
+    )
 
 
 def _corpus(entries: Sequence[Mapping[str, Any]], whole: bool) -> list[str]:
@@ -295,23 +216,14 @@ def _corpus(entries: Sequence[Mapping[str, Any]], whole: bool) -> list[str]:
     lines = [f"installed distributions: {', '.join(versions)}"] if versions else []
     if files:
         datasets = {entry.get("dataset") for entry in files}
-        lines.append(f"{_count(len(files), 'file')} of {_count(len(datasets), 'dataset')} of the manifest")
+        lines.append(f"{len(files)} files of {len(datasets)} datasets of the manifest")
         shown = files if whole else files[:3]
         lines += [f"  {entry['file']} sha256 {entry.get('sha256') or 'not stated'}" for entry in shown]
         lines += [f"  and {len(files) - len(shown)} more (--all)"] if len(files) > len(shown) else []
     return lines
 
 
-def _few(names: Sequence[str], whole: bool) -> str:
-    if whole or len(names) <= _SHOWN:
-        return ", ".join(names)
-    return ", ".join(names[:_SHOWN]) + f" and {len(names) - _SHOWN} more"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    """Sort key under which s9 comes before s10."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", text)]
+def _few(names: Sequence[str], what: str, whole: bool) -> str:
+    found = list(dict.fromkeys(names))
+    more = 0 if whole else max(0, len(found) - _SHOWN)
+    return f"{len(found)} {what}: {', '.join(found[: len(found) - more])}" + (f" and {more} more" if more else "")

@@ -1,23 +1,29 @@
-"""The last stages: results gathered into plain files, and the tables and figures drawn from them."""
+"""The last stages: results gathered into a few tables and documents, and the tables and figures drawn from them."""
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from boom_utils.artifacts import RECORD, Node, sha256_file, write_json
+import pandas as pd
+
+from boom_utils.artifacts import Artifact, Node, canonical_json, sha256_file, write_json
 from boom_utils.config import MemberConfig, Profile, load_profile
+from boom_utils.data.examples import read_jsonl
 from boom_utils.data.manifest import Manifest
 from boom_utils.evaluation.benchmarks import Benchmarks
-from boom_utils.reporting.lineage import LINEAGE, workspace_sources, write_lineage
 from boom_utils.reporting.published import PUBLISHED, PUBLISHED_FILES
+from boom_utils.reporting.results import read_samples
+from boom_utils.reporting.stored import Numbers, run_of, write_numbers
+from boom_utils.reporting.trace import KEY_LETTERS, lineage_of
 from boom_utils.study.deviations import PAPER_PROFILE, deviations
 from boom_utils.study.scoring import profile_benchmarks, task_facts
 from boom_utils.study.seeds import seeds_of
 from boom_utils.study.stages import VERSION, Inputs, Nodes
-from boom_utils.training.watched_losses import WATCHED_LOSSES
+from boom_utils.training.watched_losses import WATCHED_LOSSES, read_points
 
 _MEMBER_CONFIG = {
     "subset",
@@ -31,11 +37,12 @@ _MEMBER_CONFIG = {
     "start",
     "training",
 }
+LOG = "training_log.jsonl"
 _MEMBER_FACTS = ("steps", "examples", "tokens", "mean_loss_last_tenth")
 
 
 def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
-    """Everything tables and figures are drawn from, gathered into plain files."""
+    """Everything tables and figures are drawn from, gathered into a few tables and documents."""
     wanted = {name: node for name, node in nodes.items() if name.startswith(("scores/", "member/", "plan/"))}
     wanted |= {name: nodes[name] for name in ("examples", "geometry", "base", "interaction") if name in nodes}
     described = {
@@ -45,16 +52,14 @@ def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
     }
 
     def make(out: Path, found: Inputs) -> None:
-        write_json(out / "study.json", study_facts(profile, manifest, found))
         root = found["examples"].path.parent.parent
-        write_lineage(out / LINEAGE, workspace_sources(root, [artifact.record for artifact in found.values()]))
-        for name, folder in result_places(found).items():
-            for pattern in ("*.json",) if name.startswith("scores/") else ("training_log.jsonl", WATCHED_LOSSES):
-                _copy(folder, out / name, pattern)
-        _copy(found["examples"].path, out / "corpus", "summary.json")
-        for name in ("geometry", "interaction"):
-            if name in found:
-                _copy(found[name].path, out, f"{name}.json")
+        lineage = lineage_of(root, [artifact.record for artifact in found.values()])
+        write_json(out / "study.json", {**study_facts(profile, manifest, found), "lineage": lineage})
+        write_numbers(out, numbers_of(found))
+        (out / "corpus").mkdir()
+        shutil.copyfile(found["examples"].path / "summary.json", out / "corpus" / "summary.json")
+        for name in {"geometry", "interaction"} & {*found}:
+            shutil.copyfile(found[name].path / f"{name}.json", out / f"{name}.json")
 
     return Node("results", VERSION["results"], "results", described, make, wanted)
 
@@ -72,11 +77,48 @@ def report(nodes: Nodes) -> Node:
     return Node("report", VERSION["report"], "tables and figures", described, make, {"results": nodes["results"]})
 
 
-def result_places(found: Inputs) -> dict[str, Path]:
-    """Folder in the results -> where the scores or the training log in it come from."""
-    places = {name: artifact.path for name, artifact in found.items() if name.startswith("scores/")}
-    trained = {name: artifact for name, artifact in found.items() if name == "base" or name.startswith("member/")}
-    return places | {f"training/{name.removeprefix('member/')}": artifact.path for name, artifact in trained.items()}
+def numbers_of(found: Inputs) -> Numbers:
+    """Values, scores, training logs and watched losses of all scored and trained models among some artifacts."""
+    samples, scores, training, losses = {}, [], [], []
+    for name, artifact in found.items():
+        kind, _, rest = name.partition("/")
+        if kind == "scores":
+            model, _, task = rest.partition("/")
+            samples[model, task] = read_samples(artifact.path)
+            scores.append({**run_of(model), "task": task, **_score(artifact, task)})
+        elif kind in ("member", "base"):
+            run = run_of(rest or name)
+            if (artifact.path / LOG).is_file():
+                training += [{**run, **line} for line in read_jsonl(artifact.path / LOG)]
+            if (artifact.path / WATCHED_LOSSES).is_file():
+                losses += [{**run, **line} for line in _watched(artifact.path)]
+    frames = {"scores": scores, "training": training, "losses": losses}
+    return Numbers(samples, **{name: pd.DataFrame(rows) for name, rows in frames.items() if rows})
+
+
+def _score(artifact: Artifact, task: str) -> dict[str, Any]:
+    """A score, what it was made with, and mteb's own result as compact JSON."""
+    facts, path = dict(artifact.facts), artifact.path / f"{task}.json"
+    known = {name: facts.pop(name, None) for name in ("metric", "main_score", "mteb_version", "revision", "prompt")}
+    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return {
+        "metric": known.pop("metric"),
+        "value": known.pop("main_score"),
+        **known,
+        "made_with": canonical_json(facts),
+        "key": artifact.key[:KEY_LETTERS],
+        "sha256": artifact.digest,
+        "made_from": artifact.record["inputs"]["model"]["key"][:KEY_LETTERS],
+        "result": result and json.dumps(result, separators=(",", ":"), ensure_ascii=False),
+    }
+
+
+def _watched(folder: Path) -> Iterator[dict[str, Any]]:
+    """One row a batch that was watched at one point of a training."""
+    for point in read_points(folder):
+        for dataset, found in point.losses.items():
+            for batch, loss in enumerate(found.values):
+                yield {"step": point.step, "share": point.share, "dataset": dataset, "batch": batch, "loss": loss}
 
 
 def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str, Any]:
@@ -111,7 +153,6 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
         "evaluation": profile.evaluation.model_dump(mode="json"),
         "families": {name: manifest.dataset(name).family for name in used},
         "deviations": deviations(profile, load_profile(PAPER_PROFILE)),
-        "sources": {name: [artifact.record["stage"], artifact.key] for name, artifact in found.items()},
         "environment": {**found["base"].record["environment"], "device": _devices(found, members)},
     }
 
@@ -150,10 +191,3 @@ def passes(profile: Profile, member: MemberConfig, rows: Mapping[str, int], data
         for names in (corpus.datasets, corpus.new_datasets)
     )
     return epochs * (profile.ratio(subset) * old + (subset.new_data or 0.0) * new) / whole
-
-
-def _copy(source: Path, folder: Path, pattern: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.glob(pattern)):
-        if path.name != RECORD:
-            shutil.copyfile(path, folder / path.name)

@@ -154,7 +154,7 @@ class Study:
         for model, scores in self.scores_of(scored).items():
             found |= {f"scores/{model}/{task}": artifact for task, artifact in scores.items()}
         facts = gathering.study_facts(self.profile, self.manifest, found)
-        return Results(self.workspace.root, facts, gathering.result_places(found))
+        return Results(self.workspace.root, facts, gathering.numbers_of(found))
 
     def group(self, name: str) -> list[str]:
         """Names of the models or subsets of a group, in the profile's order.

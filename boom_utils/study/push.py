@@ -27,7 +27,7 @@ from boom_utils.model_folder import (
 )
 from boom_utils.reporting.model_cards import licence_notes, named_card, read_card, scored_card
 from boom_utils.reporting.results import Results
-from boom_utils.study.gathering import result_places, study_facts
+from boom_utils.study.gathering import numbers_of, study_facts
 from boom_utils.study.graph import Study
 from boom_utils.study.stages import model_nodes
 
@@ -142,7 +142,7 @@ def _results(study: Study, name: str) -> Results | None:
             found |= made
         elif model == name:
             return None
-    return Results(study.workspace.root, study_facts(study.whole, study.manifest, found), result_places(found))
+    return Results(study.workspace.root, study_facts(study.whole, study.manifest, found), numbers_of(found))
 
 
 def _licences(study: Study, artifact: Artifact) -> dict[str, str]:

@@ -42,7 +42,7 @@ from boom_utils.artifacts import (
     write_text,
 )
 from boom_utils.errors import ConfigError, NotebookError, WorkspaceError, bullet_list, nearest
-from boom_utils.reporting.provenance import PAGE
+from boom_utils.reporting.results import PAGE
 from boom_utils.study.graph import NOTEBOOKS, Study
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def run(study: Study, profile_argument: str, options: RunOptions) -> dict[str, P
             log.info("[%d/%d] %s: %s", number, len(chosen), name, took)
         places = {"executed notebooks (.ipynb and .html)": executed}
         if published := publish(study, options.results):
-            places |= {name: published / name for name in ("scores", "tables", "figures")}
+            places |= {name: published / name for name in ("tables", "figures")}
             places["report"] = published / PAGE
     return places
 

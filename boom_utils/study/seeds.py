@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from boom_utils.config import Profile
+from boom_utils.reporting.stored import run_name
 
 STRIDE = 1000
 """Between the seeds of a line and of its next copy: profiles number their own seeds closer than that."""
@@ -19,7 +20,7 @@ def seeds_of(profile: Profile) -> dict[str, list[str]]:
     if profile.seeds is None:
         return {}
     numbers = range(2, profile.seeds.count + 1)
-    return {model: [model, *(_copy(model, number) for number in numbers)] for model in profile.seeds.models}
+    return {model: [model, *(run_name(model, number) for number in numbers)] for model in profile.seeds.models}
 
 
 def with_seeds(profile: Profile) -> Profile:
@@ -36,23 +37,26 @@ def with_seeds(profile: Profile) -> Profile:
     for number in range(2, profile.seeds.count + 1):
         later = STRIDE * (number - 1)
         for subset in (one for one in profile.subsets if one.name in drawn):
-            named = subset.complement_of and _copy(subset.complement_of, number)
-            change = {"name": _copy(subset.name, number), "seed": subset.seed + later, "complement_of": named}
+            named = subset.complement_of and run_name(subset.complement_of, number)
+            change = {"name": run_name(subset.name, number), "seed": subset.seed + later, "complement_of": named}
             subsets.append(subset.model_copy(update=change))
         for member in (one for one in profile.members if one.name in behind):
-            change = {"name": _copy(member.name, number), "seed": member.seed + later, "scored": member.name in scored}
-            change |= {"subset": _copy(member.subset, number), "start": member.start and _copy(member.start, number)}
+            change = {
+                "name": run_name(member.name, number),
+                "seed": member.seed + later,
+                "scored": member.name in scored,
+            }
+            change |= {
+                "subset": run_name(member.subset, number),
+                "start": member.start and run_name(member.start, number),
+            }
             members.append(member.model_copy(update=change))
         for merge in (one for one in profile.merges if one.name in behind):
-            named_members = tuple(_copy(name, number) for name in merge.members)
-            change = {"name": _copy(merge.name, number), "members": named_members, "scored": merge.name in scored}
+            named_members = tuple(run_name(name, number) for name in merge.members)
+            change = {"name": run_name(merge.name, number), "members": named_members, "scored": merge.name in scored}
             merges.append(merge.model_copy(update=change))
     lines = {"subsets": tuple(subsets), "members": tuple(members), "merges": tuple(merges)}
     return profile.model_copy(update={**lines, "seeds": None})
-
-
-def _copy(name: str, number: int) -> str:
-    return f"{name}.seed{number}"
 
 
 def _closure(names: Iterable[str], parts: Mapping[str, tuple[str, ...]]) -> set[str]:

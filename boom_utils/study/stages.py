@@ -30,8 +30,8 @@ VERSION: Mapping[str, int] = {
     "losses": 2,
     "interaction": 2,
     "scores": 2,
-    "results": 9,
-    "report": 8,
+    "results": 10,
+    "report": 9,
 }
 
 Nodes = Mapping[str, Node]
