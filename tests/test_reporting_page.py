@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -324,10 +325,7 @@ def test_the_headline_has_base_full_corpus_boom_and_its_control_with_what_they_c
     assert frame.loc["BOOM", "corpus passes"] == 3.0
     assert frame.loc["BOOM", "examples"] == 3 * frame.loc["full corpus", "examples"]
     assert frame.loc["full corpus", "in-domain verdict"] == "reference"
-    study = {**results.study, "merges": {}}
-    write_json(folder.parent / "bare" / "study.json", study)
-    assert headline_table(read_results(folder.parent / "bare")).empty
-    shutil.rmtree(folder.parent / "bare")
+    assert headline_table(replace(results, study={**results.study, "merges": {}})).empty
 
 
 def test_costs_are_summed_from_the_training_logs(folder: Path) -> None:
