@@ -7,11 +7,8 @@ import json
 import logging
 import shutil
 import sys
-import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,19 +45,10 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub that is asked although the tests are offline, and a library that does not wait."""
-    import huggingface_hub.utils._http
-
-    hurried = SimpleNamespace(sleep=lambda _: None, time=time.time, monotonic=time.monotonic)
-    monkeypatch.setattr(huggingface_hub.utils._http, "time", hurried)
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+def hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """The hub of all tests, and a token that may write there."""
     monkeypatch.setenv("HF_TOKEN", WRITER)
-    with HubServer() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-        yield server
+    return hub
 
 
 def upload(folder: Path, repo: str = REPO, *, public: bool = False) -> Upload:
