@@ -31,7 +31,7 @@ from boom_utils.data.overlap import NearOptions
 from boom_utils.data.rows import NEGATIVES, POSITIVES, example, labelled_examples
 from boom_utils.data.sampling import draw
 from boom_utils.data.text_files import COLUMNS, Raw, Shape
-from boom_utils.errors import ManifestError
+from boom_utils.errors import ManifestError, bullet_list
 
 LONGEST_PASSAGE, LONGEST_MESSAGE, LONGEST_COMPARED = 60, 30, 48  # words; smoke's base reads 64-128 tokens
 PRETRAINING_SHARE, EVALUATION_SHARE = 0.53, 0.15
@@ -240,7 +240,7 @@ def overlap_examples(pool: Pool, dataset: Dataset, generator: np.random.Generato
 
 def class_examples(pool: Pool, dataset: Dataset, generator: np.random.Generator) -> Iterator[TrainingExample]:
     """Rows of a text, texts of its class and texts of other classes."""
-    labelled = [Labelled(one.text, one.groups[0], one.split) for one in pool]
+    labelled = [Labelled(one.text, one.groups[0]) for one in pool]
     return labelled_examples(labelled, labelled, dataset, generator)
 
 
@@ -297,7 +297,6 @@ class PythonDocs:
     """
 
     near: NearOptions | None = None
-    fix = "install the distributions that the manifest names"
 
     def __init__(self, manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]) -> None:
         if unknown := [dataset.id for dataset in manifest.datasets if dataset.id not in DATASETS]:
@@ -309,6 +308,7 @@ class PythonDocs:
         self.sets: Mapping[str, Dataset] = {**trained, "pretraining": manifest.dataset(PAIRS)}
         self.tasks: Sequence[EvaluationTask] = [manifest.task(name) for name in tasks]
         self._manifest, self._corpus, self._mined = manifest, corpus, mining.mine(manifest)
+        self.fix = f"install the distributions that the manifest names{bullet_list(self._mined.deviations, 5)}"
         self._candidates, self._dropped = build_corpus(self._mined, corpus.seed)
 
     def _pool(self, dataset: str, split: Split) -> Pool:
