@@ -18,7 +18,7 @@ import yaml
 
 from boom_utils.artifacts import digest_of, write_text
 from boom_utils.config import QUERY_TEMPLATE, Frozen
-from boom_utils.data.manifest import Manifest, manifest_names
+from boom_utils.data.manifest import Dataset, Manifest, manifest_names
 from boom_utils.model_folder import is_sentence_transformer, read_mapping, read_spec
 
 if TYPE_CHECKING:
@@ -29,19 +29,10 @@ ANY_REPO = "OWNER/NAME"
 """Stands in the snippet of a card for the folder, or for the repository it will be in."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 """What the hub accepts as the name of a model."""
+_FILLED = re.compile(re.escape(QUERY_TEMPLATE).replace(r"\{instruction\}", "(.*)"), re.DOTALL)
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 """The text of a card."""
 POOLING = {"lasttoken": "last token", "mean": "mean of the tokens", "cls": "first token"}
-
-
-class DatasetFacts(Frozen):
-    """What a card says of one dataset."""
-
-    name: str
-    family: str
-    licence: str
-    languages: tuple[str, ...]
-    hub: str | None = None
 
 
 class TrainingData(Frozen):
@@ -50,15 +41,13 @@ class TrainingData(Frozen):
     Attributes:
         manifest: Name of its manifest.
         digest: Start of the sha256 of the manifest's content (hex).
-        has_data_card: Whether the kit comes with a data card of it.
         datasets: Those that may be trained on.
     """
 
     manifest: str
     digest: str
     description: str
-    has_data_card: bool
-    datasets: tuple[DatasetFacts, ...]
+    datasets: tuple[Dataset, ...]
 
 
 class Cost(Frozen):
@@ -123,23 +112,17 @@ class Card:
 
 def training_data(manifest: Manifest, names: Iterable[str]) -> TrainingData:
     """What cards of models trained on some datasets of a corpus say of it."""
-    datasets = tuple(
-        DatasetFacts(
-            name=one.id,
-            family=one.family,
-            licence=one.place.licence if one.place else "that of the package it is mined from",
-            languages=one.languages,
-            hub=one.hub.repo if one.hub else None,
-        )
-        for one in map(manifest.dataset, names)
-    )
     return TrainingData(
         manifest=manifest.name,
         digest=digest_of(manifest.model_dump(mode="json"))[:12],
         description=manifest.description.strip(),
-        has_data_card=manifest.name in manifest_names(),
-        datasets=datasets,
+        datasets=tuple(map(manifest.dataset, names)),
     )
+
+
+def licence_of(dataset: Dataset) -> str:
+    """The terms of a dataset, as stated where its files are."""
+    return dataset.place.licence if dataset.place else "that of the package it is mined from"
 
 
 def write_card(folder: Path, card: Card) -> None:
@@ -151,25 +134,21 @@ def write_card(folder: Path, card: Card) -> None:
     """
     from huggingface_hub import ModelCard
 
-    trained, used = card.provenance.trained, _used(card.provenance)
-    most = {one.name: max(cost.rows.get(one.name, 0) for cost in trained.values()) for one in used}
-    known = {
-        "used": used,
-        "used_rows": [(d.name, d.family, f"{most[d.name]:,}", ", ".join(d.languages), d.licence) for d in used],
-        "languages": ", ".join(sorted({language for one in used for language in one.languages})),
-        "trained": trained,
-        "costs": _costs(trained),
-        "seeds": ", ".join(map(str, sorted({cost.seed for cost in trained.values()}))),
-    }
+    data, trained, used = card.provenance.data, card.provenance.trained, _used(card.provenance)
+    rows = {one.id: max(cost.rows.get(one.id, 0) for cost in trained.values()) for one in used}
     parts: dict[str, Any] = {
         "card": card,
-        "data": card.provenance.data,
+        "data": data,
+        "has_data_card": data is not None and data.manifest in manifest_names(),
+        "used": used,
+        "used_rows": [(d.id, d.family, f"{rows[d.id]:,}", ", ".join(d.languages), licence_of(d)) for d in used],
+        "trained": trained,
         "repo": ANY_REPO,
         "table": table,
         "yaml": _yaml,
-        **known,
+        **_encoder(folder),
     }
-    made = ModelCard.from_template(front_matter(card), template_path=str(TEMPLATE), **parts, **_encoder(folder))
+    made = ModelCard.from_template(front_matter(card), template_path=str(TEMPLATE), **parts)
     write_text(folder / CARD, str(made).rstrip("\n") + "\n")
 
 
@@ -186,7 +165,7 @@ def front_matter(card: Card) -> ModelCardData:
         pipeline_tag="sentence-similarity",
         tags=[*tags, "mergekit", "merge"] if card.merged else tags,
         language=sorted(spoken) or None,
-        datasets=sorted({one.hub for one in used if one.hub}) or None,
+        datasets=sorted({one.hub.repo for one in used if one.hub}) or None,
         base_model=names or None,
         base_model_relation=relation,
     )
@@ -199,12 +178,12 @@ def _encoder(folder: Path) -> dict[str, Any]:
         return {}
     spec = read_spec(folder)
     prompts = {name: text for name, text in spec.prompts.items() if text}
-    start, end = QUERY_TEMPLATE.split("{instruction}")
-    filled = {name for name, text in prompts.items() if text.startswith(start) and text.endswith(end)}
+    filled = {name: _FILLED.fullmatch(text) for name, text in prompts.items()}
+    instructions = {name: match[1] for name, match in filled.items() if match}
     shown = {
-        "query_template": QUERY_TEMPLATE if filled else None,
-        "instructions": {name: prompts[name][len(start) : -len(end)] for name in prompts if name in filled},
-        "prompts": {name: text for name, text in prompts.items() if name not in filled},
+        "query_template": QUERY_TEMPLATE if instructions else None,
+        "instructions": instructions,
+        "prompts": {name: text for name, text in prompts.items() if name not in instructions},
     }
     facts = {
         "parameters": f"{_parameters(folder):,}",
@@ -218,23 +197,10 @@ def _encoder(folder: Path) -> dict[str, Any]:
     return {"spec": spec, "model": facts, "prompts": prompts, "shown_prompts": kept}
 
 
-def _used(provenance: Provenance) -> list[DatasetFacts]:
+def _used(provenance: Provenance) -> list[Dataset]:
     """The datasets that any training behind a model met."""
     met = {name for cost in provenance.trained.values() for name in cost.rows}
-    return [one for one in provenance.data.datasets if one.name in met] if provenance.data else []
-
-
-def _costs(trained: Mapping[str, Cost]) -> list[list[str]]:
-    """A row each training, and their sum; without passes where those of one are not known."""
-
-    def row(name: str, seed: str, costs: Sequence[Cost]) -> list[str]:
-        passes = [cost.passes for cost in costs]
-        whole = "" if None in passes else f"{sum(one or 0.0 for one in passes):.3g}"
-        sums = (sum(getattr(cost, key) for cost in costs) for key in ("steps", "examples", "tokens"))
-        return [name, seed, *(f"{number:,}" for number in sums), whole]
-
-    rows = [row(name, str(cost.seed), [cost]) for name, cost in trained.items()]
-    return [*rows, row("all", "", list(trained.values()))] if len(trained) > 1 else rows
+    return [one for one in provenance.data.datasets if one.id in met] if provenance.data else []
 
 
 def _parameters(folder: Path) -> int:

@@ -8,12 +8,14 @@ nothing changes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 @functools.lru_cache(maxsize=1)
@@ -24,44 +26,31 @@ def onednn_pays_off() -> bool:
         return False
     states, weight = torch.linspace(-1, 1, 24).view(4, 6), torch.linspace(1, 2, 12).view(2, 6)
     try:
-        return torch.backends.mkl.is_available() and torch.allclose(_linear(states, weight, None), states @ weight.T)  # type: ignore[no-untyped-call]
+        return torch.backends.mkl.is_available() and torch.allclose(_linear(states, weight), states @ weight.T)  # type: ignore[no-untyped-call]
     except (AttributeError, RuntimeError, NotImplementedError, TypeError):
         return False  # the operation is torch's own affair: another version may lack it
 
 
-def _linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``states @ weight.T + bias`` by oneDNN, float32 (..., N) from (..., K) and (N, K)."""
     made: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
     return made
 
 
-@contextmanager
-def fast_linear(module: torch.nn.Module) -> Iterator[None]:
-    """Let the float32 linear layers of a module compute by oneDNN; for use without gradients.
+def fast_linear() -> AbstractContextManager[Any]:
+    """Within this, float32 linear layers on the CPU compute by oneDNN; for use without gradients.
 
     Nothing is changed on other processors, on another device, or where autocast chooses another precision.
     """
-    changed = _changeable(module) if onednn_pays_off() and not torch.is_autocast_enabled("cpu") else []
-    try:
-        for layer in changed:
-            # An attribute of the instance hides the method of the class until it is taken away again.
-            layer.__dict__["forward"] = _forward(layer)
-        yield
-    finally:
-        for layer in changed:
-            layer.__dict__.pop("forward", None)
+    return _OneDnn() if onednn_pays_off() and not torch.is_autocast_enabled("cpu") else nullcontext()
 
 
-def _changeable(module: torch.nn.Module) -> list[torch.nn.Linear]:
-    return [
-        layer
-        for layer in module.modules()
-        if type(layer) is torch.nn.Linear
-        and "forward" not in layer.__dict__
-        and layer.weight.dtype == torch.float32
-        and layer.weight.device.type == "cpu"
-    ]
-
-
-def _forward(layer: torch.nn.Linear) -> Callable[[Tensor], Tensor]:
-    return lambda states: _linear(states, layer.weight, layer.bias)
+class _OneDnn(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.nn.functional.linear and not kwargs:
+            weight = args[1]
+            if weight.dtype == torch.float32 and weight.device.type == "cpu":
+                return _linear(*args)
+        return func(*args, **(kwargs or {}))

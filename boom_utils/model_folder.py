@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,7 @@ _PLAIN_INPUT = {
 }
 _PLAIN_POOLING = {"word_embedding_dimension", "embedding_dimension", "include_prompt", "pooling_mode"}
 _MODULES = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
+_LIBRARY = "sentence_transformers."
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -129,34 +131,28 @@ def is_sentence_transformer(folder: Path) -> bool:
 
 
 def read_modules(folder: Path) -> list[dict[str, Any]]:
-    """The entries of modules.json, each with a ``path`` and a ``type``; empty when there is no such file.
-
-    Raises:
-        CheckpointError: modules.json is malformed.
-    """
-    modules = read_json(folder / "modules.json") or []
-    fine = isinstance(modules, list) and all(
-        isinstance(module, dict) and isinstance(module.get("path"), str) and isinstance(module.get("type"), str)
-        for module in modules
-    )
-    if not fine:
-        raise CheckpointError(
-            "modules.json is malformed", where=folder / "modules.json", expected="a list of objects with type and path"
-        )
-    return list(modules)
-
-
-def module_folders(folder: Path) -> list[str]:
-    """The subfolders that modules.json names, such as ``1_Pooling``; existing or not (Normalize writes no file).
+    """The entries of modules.json, each with a ``path`` in the folder and a ``type``; empty without such a file.
 
     Raises:
         CheckpointError: modules.json is malformed or names a place outside the folder.
     """
-    paths = [module["path"] for module in read_modules(folder) if module["path"]]
-    for path in paths:
+    where = folder / "modules.json"
+    modules = read_json(where) or []
+    fine = isinstance(modules, list) and all(
+        isinstance(module, dict) and all(isinstance(module.get(key), str) for key in ("path", "type"))
+        for module in modules
+    )
+    if not fine:
+        raise CheckpointError("modules.json is malformed", where=where, expected="a list of objects with type and path")
+    for path in (module["path"] for module in modules):
         if path.startswith("/") or "\\" in path or ".." in PurePosixPath(path).parts:
-            raise CheckpointError("a module lies outside the model folder", where=folder / "modules.json", found=path)
-    return paths
+            raise CheckpointError("a module lies outside the model folder", where=where, found=path)
+    return list(modules)
+
+
+def module_folders(folder: Path) -> list[str]:
+    """The subfolders that modules.json names, such as ``1_Pooling``; existing or not (Normalize writes no file)."""
+    return [module["path"] for module in read_modules(folder) if module["path"]]
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -231,13 +227,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise no_weights(folder, ADAPTER)
     with TemporaryDirectory(prefix="boom-") as place:
         for source in (adapter_base(folder), folder):
-            for path in sorted(source.rglob("*")):
-                link = Path(place) / path.relative_to(source)
-                if path.is_file() and link.name not in (ADAPTER, ADAPTER_CONFIG):
-                    link.parent.mkdir(parents=True, exist_ok=True)
-                    link.unlink(missing_ok=True)
-                    link.symlink_to(path.resolve())
+            others = shutil.ignore_patterns(ADAPTER, ADAPTER_CONFIG)
+            shutil.copytree(source, place, copy_function=_link, dirs_exist_ok=True, ignore=others)
         yield Path(place)
+
+
+def _link(source: str, target: str) -> None:
+    Path(target).unlink(missing_ok=True)
+    Path(target).symlink_to(Path(source).resolve())
 
 
 def find_weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
@@ -247,14 +244,17 @@ def find_weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
         The files, and the index (tensor name to file name; empty for a model in a single file).
 
     Raises:
-        CheckpointError: There are none, or only pickles; the index names a file that is missing or lies outside the
+        CheckpointError: There are none, or only pickles; the index names a file that is not in the
             folder; or there are safetensors files that belong to nothing.
     """
     present = {path.name for path in folder.glob("*.safetensors")}
-    index = _weight_map(folder) if (folder / INDEX).is_file() else {}
+    index = read_mapping(folder / INDEX).get("weight_map") or {}
+    if not isinstance(index, dict) or ((folder / INDEX).is_file() and not index):
+        raise CheckpointError("the index of the shards names none", where=folder / INDEX, expected="weight_map")
     if index and WEIGHTS in present and WEIGHTS not in index.values():
         raise CheckpointError("two sets of weights in one folder", where=folder, found=f"{WEIGHTS} and {INDEX}")
-    wanted = set(index.values()) or {WEIGHTS}
+    # What is not the name of a file beside the index, as ../model.safetensors, is missing too.
+    wanted = {*map(str, index.values())} or {WEIGHTS}
     if not wanted & present:
         raise no_weights(folder)
     problems = [f"missing: {name}" for name in sorted(wanted - present)]
@@ -273,16 +273,14 @@ def refuse_code_and_pickles(folder: Path) -> None:
     modules = module_folders(folder)
     for config in (folder / module / "config.json" for module in ("", *modules)):
         if "auto_map" in read_mapping(config):
-            raise CheckpointError(
-                "the model brings code of its own, which the kit does not run", where=config, found="auto_map"
-            )
+            raise _own_code(config, ["auto_map"])
     files = (path for module in modules for path in (folder / module).rglob("*"))
     if pickles := sorted(str(path.relative_to(folder)) for path in files if path.suffix in PICKLES):
         raise _pickled(folder, pickles)
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that is incomplete or could run code.
+def check_folder(folder: Path) -> EncoderSpec:
+    """Refuse a folder that is incomplete or could run code; else what it says of its encoding.
 
     Raises:
         CheckpointError: What is wrong with it.
@@ -292,18 +290,9 @@ def check_folder(folder: Path) -> None:
     refuse_code_and_pickles(folder)
     if not any(folder.rglob("*.safetensors")):
         raise no_weights(folder)
-    if not read_modules(folder):
-        raise CheckpointError(
-            "not a model folder the kit reads: modules.json is missing",
-            where=folder,
-            expected="the layout of sentence-transformers: modules.json, tokenizer and *.safetensors",
-            fix="save the model with sentence-transformers, with the pooling it was trained with",
-        )
-    foreign = [one["type"] for one in read_modules(folder) if not one["type"].startswith("sentence_transformers.")]
-    if foreign:
-        raise CheckpointError(
-            "the model brings code of its own, which the kit does not run", where=folder, found=", ".join(foreign)
-        )
+    if foreign := [kind for one in read_modules(folder) if not (kind := one["type"]).startswith(_LIBRARY)]:
+        raise _own_code(folder, foreign)
+    return read_spec(folder)
 
 
 def read_spec(folder: Path) -> EncoderSpec:
@@ -314,11 +303,20 @@ def read_spec(folder: Path) -> EncoderSpec:
     """
     modules = [(module["type"].rsplit(".", 1)[-1], module["path"]) for module in read_modules(folder)]
     if not modules:
-        raise CheckpointError("modules.json is missing", where=folder)
+        raise CheckpointError(
+            "not a model folder the kit reads: modules.json is missing",
+            where=folder,
+            expected="the layout of sentence-transformers: modules.json, tokenizer and *.safetensors",
+            fix="save the model with sentence-transformers, with the pooling it was trained with",
+        )
     names, core = [name for name, _ in modules], folder / modules[0][1]
     fine = names in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) and core == folder
     beyond = [] if fine else ["modules " + ", ".join(f"{name} in {path or '.'}" for name, path in modules)]
     pooling, odd = _read_pooling(next((folder / path for name, path in modules if name == "Pooling"), None))
+    scaling = [read_mapping(folder / path / "config.json") for name, path in modules if name == "Normalize"]
+    beyond += [
+        f"Normalize: {key} {name}" for one in scaling for key, name in one.items() if name != "sentence_embedding"
+    ]
     general, limits = read_mapping(folder / "config_sentence_transformers.json"), length_limits(core)
     return EncoderSpec(
         pooling=pooling,
@@ -358,14 +356,11 @@ def write_spec(folder: Path, spec: EncoderSpec, dimension: int) -> None:
         spec: What they say.
         dimension: Length of a token's state.
     """
-    modules = _MODULES if spec.normalize else _MODULES[:2]
-    write_json(
-        folder / "modules.json",
-        [
-            {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
-            for number, (name, path) in enumerate(modules)
-        ],
-    )
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"{_LIBRARY}models.{name}"}
+        for number, (name, path) in enumerate(_MODULES if spec.normalize else _MODULES[:2])
+    ]
+    write_json(folder / "modules.json", modules)
     chosen = _POOLING_KEYS[spec.pooling]
     flags = {key: key == chosen for key in sorted(_POOLING_KEYS.values())}
     pooling = {"word_embedding_dimension": dimension, **flags, "include_prompt": True}
@@ -429,20 +424,10 @@ def _read_input(folder: Path) -> list[str]:
     return [*beyond, *sorted(older), *([f"{kind}, which sees padding"] if kind in _SEES_PADDING else [])]
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    where = folder / INDEX
-    index = read_mapping(where).get("weight_map")
-    if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
-        raise CheckpointError(
-            "the index of the shards is malformed", where=where, expected="weight_map: names to files"
-        )
-    # Only the name of a file beside the index: anything else could read a file of another place.
-    outside = sorted({name for name in index.values() if Path(name).name != name or "\\" in name or name in ("", "..")})
-    if outside:
-        raise CheckpointError(
-            "the index names files outside the model folder", where=where, found=", ".join(map(repr, outside))
-        )
-    return index
+def _own_code(where: Path, found: Sequence[str]) -> CheckpointError:
+    return CheckpointError(
+        "the model brings code of its own, which the kit does not run", where=where, found=", ".join(found)
+    )
 
 
 def no_weights(folder: Path, expected: str = f"{WEIGHTS}, or shards with {INDEX}") -> CheckpointError:

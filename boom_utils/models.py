@@ -33,11 +33,10 @@ from boom_utils.model_folder import (
     is_adapter,
     length_limits,
     read_modules,
-    read_spec,
     whole_folder,
     write_spec,
 )
-from boom_utils.packing import ATTENTION, length_sorted_batches, pack
+from boom_utils.packing import ATTENTION, length_sorted_batches
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +73,7 @@ class Encoder:
         """
         folder = Path(folder)
         with whole_folder(folder) as place:
-            check_folder(place)
-            spec = read_spec(place)
+            spec = check_folder(place)
             adapter = folder if is_adapter(folder) else None
             if spec.beyond:
                 log.info("%s: encoded by sentence-transformers, for %s", folder, "; ".join(spec.beyond))
@@ -154,7 +152,7 @@ class Encoder:
         rows = [row for row, ids in enumerate(tokens) if ids]
         if rows:
             budget = tokens_per_batch or (2048 if self.device.type == "cpu" else 8192)
-            with torch.inference_mode(), fast_linear(self.transformer):
+            with torch.inference_mode(), fast_linear():
                 found_ND = self.embed([tokens[row] for row in rows], budget)
             vectors_ND[rows] = found_ND[:, : self.dimension].float().cpu().numpy()
         return vectors_ND
@@ -178,8 +176,8 @@ class Encoder:
         """
         if self._packs:
             self.transformer.set_attn_implementation("sdpa")
-        wanted = chosen or (chosen is None and self.device.type == "cpu")
-        self._packs = wanted and self._packing_is_exact()
+        wanted = not self.spec.beyond and (chosen or (chosen is None and self.device.type == "cpu"))
+        self._packs = bool(wanted) and self._packing_is_exact()
         if chosen and not self._packs:
             raise CheckpointError("this model cannot be packed: its embeddings would change", fix="leave packing off")
 
@@ -204,29 +202,32 @@ class Encoder:
         return exact
 
     def _embed_padded(self, tokens: Sequence[Tokens]) -> Tensor:
-        lengths_N = torch.tensor([len(row) for row in tokens], device=self.device)
+        lengths_N, padding = self._lengths(tokens), self.tokenizer.pad_token_id
         ids_NL = torch.nn.utils.rnn.pad_sequence(
-            [_as_tensor(row) for row in tokens], batch_first=True, padding_value=self._padding_id
+            [_as_tensor(row) for row in tokens], batch_first=True, padding_value=padding or 0
         ).to(self.device)
+        # The mask is of the lengths, never of the pad id: where that ends a text too, it cannot tell where one ends.
         mask_NL = torch.arange(ids_NL.shape[1], device=self.device)[None, :] < lengths_N[:, None]
         options: dict[str, Any] = {"use_cache": False} if self._causal else {"attention_mask": mask_NL.long()}
         states_NLD = self.transformer(input_ids=ids_NL, **options).last_hidden_state
-        return pool(states_NLD, mask_NL, self.spec)
+        return pool(states_NLD[mask_NL], lengths_N, self.spec)
 
     def _embed_packed(self, tokens: Sequence[Tokens]) -> Tensor:
-        device, packing = self.device, pack([len(row) for row in tokens])
-        ids_T = torch.cat([_as_tensor(row) for row in tokens]).to(device)
+        lengths = [len(row) for row in tokens]
+        ids_T = torch.cat([_as_tensor(row) for row in tokens])
+        places_T = torch.cat([torch.arange(length) for length in lengths])
         # A causal model makes its own mask unless it is given one by kind of layer.
         options = {"use_cache": False, "attention_mask": {"full_attention": None}} if self._causal else {}
         states_1TD = self.transformer(
-            input_ids=ids_T[None], position_ids=packing.positions(device), packing=packing, **options
+            input_ids=ids_T[None].to(self.device),
+            position_ids=places_T[None].to(self.device),
+            packed_lengths=lengths,
+            **options,
         ).last_hidden_state
-        return pool_row(states_1TD[0], torch.tensor(packing.lengths, device=device), self.spec)
+        return pool(states_1TD[0], self._lengths(tokens), self.spec)
 
-    @property
-    def _padding_id(self) -> int:
-        padding = self.tokenizer.pad_token_id
-        return int(padding) if padding is not None else 0
+    def _lengths(self, tokens: Sequence[Tokens]) -> Tensor:
+        return torch.tensor([len(row) for row in tokens], device=self.device)
 
 
 class OpenedEncoder(Encoder):
@@ -245,40 +246,32 @@ class OpenedEncoder(Encoder):
     def __init__(self, folder: Path, spec: EncoderSpec, dtype: torch.dtype, adapter: Path | None = None) -> None:
         from sentence_transformers import SentenceTransformer
 
-        core, options = folder / read_modules(folder)[0]["path"], {**_SAFELY, "dtype": dtype}
         with _opening(folder):
+            options = {**_SAFELY, "dtype": dtype}
             model = SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs=options)
-            if (inner := model.transformers_model) is not None:
-                _, loading = type(inner).from_pretrained(core, output_loading_info=True, **options)
-                _require_weights(loading, folder)
-                _require_words(model.tokenizer, folder)
-                positions = length_limits(core)[1]
-                if positions and (model.max_seq_length or NO_LIMIT) > positions:
-                    model.max_seq_length = positions
-                if adapter is not None:
-                    model[0].model = inner = _add_adapter(inner, adapter)
-        super().__init__(model if inner is None else inner, model.tokenizer, spec)
-        self.model = model.eval()
-
-    def to(self, device: str | torch.device) -> None:
-        """Move the weights of all modules to a device."""
-        self.model.to(device)
+        if (inner := model.transformers_model) is not None:
+            core = folder / read_modules(folder)[0]["path"]
+            model[0].model, _ = open_transformer(core, dtype, adapter, type(inner))  # once more, and looked at
+            model.max_seq_length = min(model.max_seq_length or NO_LIMIT, spec.max_seq_length)
+        super().__init__(model.eval(), model.tokenizer, spec)
 
     def save(self, folder: Path) -> None:
         """Write the folder as sentence-transformers does."""
-        self.model.save(str(folder))
+        self.transformer.save(str(folder))
 
     @property
     def dimension(self) -> int:
         """D, the length of an embedding."""
-        return int(self.model.get_embedding_dimension())
+        return int(self.transformer.get_embedding_dimension())
 
     def encode(self, texts: Sequence[str], prompt: str = "", tokens_per_batch: int | None = None) -> np.ndarray:
         """As `Encoder.encode`; ``tokens_per_batch`` does not count."""
         vectors_ND = np.zeros((len(texts), self.dimension), dtype=np.float32)
-        rows = [row for row, text in enumerate(texts) if not self._is_blank(prompt + text)]
+        words = self.tokenizer
+        bare = isinstance(words, PreTrainedTokenizerBase) and not words.num_special_tokens_to_add()
+        rows = [row for row, text in enumerate(texts) if not bare or words(prompt + text)["input_ids"]]
         if rows:
-            found = self.model.encode([texts[row] for row in rows], prompt=prompt, show_progress_bar=False)
+            found = self.transformer.encode([texts[row] for row in rows], prompt=prompt, show_progress_bar=False)
             vectors_ND[rows] = np.asarray(found, dtype=np.float32)
         return vectors_ND
 
@@ -289,11 +282,6 @@ class OpenedEncoder(Encoder):
             CheckpointError: Always.
         """
         raise CheckpointError("this model can be encoded but not trained", found="; ".join(self.spec.beyond))
-
-    def _is_blank(self, text: str) -> bool:
-        tokenizer = self.tokenizer
-        bare = isinstance(tokenizer, PreTrainedTokenizerBase) and not tokenizer.num_special_tokens_to_add()
-        return bare and not tokenizer(text)["input_ids"]
 
 
 _SAFELY: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
@@ -313,7 +301,7 @@ def _opening(folder: Path) -> Iterator[None]:
 
 
 def open_transformer(
-    folder: Path, dtype: torch.dtype, adapter: Path | None = None, **tokenizer: Any
+    folder: Path, dtype: torch.dtype, adapter: Path | None = None, kind: Any = AutoModel, **tokenizer: Any
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """The transformer of a folder, in evaluation mode, and its tokenizer; the global random state stays as it was.
 
@@ -321,18 +309,23 @@ def open_transformer(
         folder: Of the model.
         dtype: Of the weights.
         adapter: Folder of a LoRA adapter that is added to the weights.
+        kind: The class that reads them.
         tokenizer: What transformers is told of the tokenizer.
 
     Raises:
         CheckpointError: They cannot be opened, or weights of the model are not in the folder.
     """
     with _opening(folder):
-        transformer, loading = AutoModel.from_pretrained(folder, dtype=dtype, output_loading_info=True, **_SAFELY)
+        transformer, loading = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **_SAFELY)
         _require_weights(loading, folder)
         if adapter is not None:
             transformer = _add_adapter(transformer, adapter)
         words = AutoTokenizer.from_pretrained(folder, local_files_only=True, **tokenizer)
-        _require_words(words, folder)
+    # Where its files are missing, transformers makes a tokenizer without words.
+    if isinstance(words, PreTrainedTokenizerBase) and len(words) <= len(words.all_special_tokens):
+        raise CheckpointError(
+            "the model has no tokenizer", where=folder, expected="tokenizer.json, or the files of its vocabulary"
+        )
     return transformer.eval(), words
 
 
@@ -348,14 +341,6 @@ def _require_weights(loading: Mapping[str, Any], folder: Path) -> None:
             found=", ".join(strange[:5]) or "nothing in their place",
             fix="save the model again, whole; of a compiled or parallel module (names begin with `_orig_mod.` or "
             "`module.`) save what is inside",
-        )
-
-
-def _require_words(tokenizer: Any, folder: Path) -> None:
-    """Refuse a tokenizer without words: transformers makes one where its files are missing."""
-    if isinstance(tokenizer, PreTrainedTokenizerBase) and len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise CheckpointError(
-            "the model has no tokenizer", where=folder, expected="tokenizer.json, or the files of its vocabulary"
         )
 
 
@@ -387,38 +372,8 @@ def _as_tensor(tokens: Tokens) -> Tensor:
     return torch.from_numpy(np.array(tokens, dtype=np.int64))  # a copy: tokens of a table are read-only views
 
 
-def _at_least_single(states: Tensor) -> Tensor:
-    """Half-precision states as float32: sums over tokens and lengths of vectors need it."""
-    return states.float() if states.dtype in (torch.bfloat16, torch.float16) else states
-
-
-def pool(states_NLD: Tensor, mask_NL: Tensor, spec: EncoderSpec) -> Tensor:
-    """Pool token states of right-padded texts into embeddings.
-
-    Args:
-        states_NLD: float (N, L, D), last hidden states.
-        mask_NL: bool (N, L), True for tokens of the text; at least one a row.
-        spec: Pooling and normalisation.
-
-    Returns:
-        float (N, D), float32 at least.
-    """
-    if spec.pooling == "lasttoken":
-        # From the mask, never from the pad id: with pad == eos the id cannot tell the end of a text.
-        last_N = mask_NL.sum(dim=1) - 1
-        rows_N = torch.arange(len(states_NLD), device=states_NLD.device)
-        pooled_ND = _at_least_single(states_NLD[rows_N, last_N])
-    elif spec.pooling == "cls":
-        pooled_ND = _at_least_single(states_NLD[:, 0])
-    else:
-        states_NLD = _at_least_single(states_NLD)
-        weights_NL1 = mask_NL.unsqueeze(-1).to(states_NLD.dtype)
-        pooled_ND = (states_NLD * weights_NL1).sum(dim=1) / weights_NL1.sum(dim=1)
-    return torch.nn.functional.normalize(pooled_ND, dim=-1) if spec.normalize else pooled_ND
-
-
-def pool_row(states_TD: Tensor, lengths_N: Tensor, spec: EncoderSpec) -> Tensor:
-    """Pool token states of texts that stand behind one another in one row.
+def pool(states_TD: Tensor, lengths_N: Tensor, spec: EncoderSpec) -> Tensor:
+    """Pool token states of texts that stand behind one another in one row; sums and lengths are float32 at least.
 
     Args:
         states_TD: float (T, D), last hidden states.
@@ -428,13 +383,13 @@ def pool_row(states_TD: Tensor, lengths_N: Tensor, spec: EncoderSpec) -> Tensor:
     Returns:
         float (N, D), float32 at least.
     """
-    if spec.pooling == "lasttoken":
-        pooled_ND = _at_least_single(states_TD[torch.cumsum(lengths_N, 0) - 1])
-    elif spec.pooling == "cls":
-        pooled_ND = _at_least_single(states_TD[torch.cumsum(lengths_N, 0) - lengths_N])
+    if spec.pooling == "mean":
+        pooled_ND = torch.segment_reduce(_at_least_single(states_TD), "mean", lengths=lengths_N)
     else:
-        text_T = torch.repeat_interleave(torch.arange(len(lengths_N), device=states_TD.device), lengths_N)
-        states_TD = _at_least_single(states_TD)
-        sums_ND = states_TD.new_zeros((len(lengths_N), states_TD.shape[1]))
-        pooled_ND = sums_ND.index_add(0, text_T, states_TD) / lengths_N[:, None]
+        ends_N = torch.cumsum(lengths_N, 0)
+        pooled_ND = _at_least_single(states_TD[ends_N - (1 if spec.pooling == "lasttoken" else lengths_N)])
     return torch.nn.functional.normalize(pooled_ND, dim=-1) if spec.normalize else pooled_ND
+
+
+def _at_least_single(states: Tensor) -> Tensor:
+    return states.float() if states.dtype in (torch.bfloat16, torch.float16) else states

@@ -9,9 +9,8 @@ Shapes: N texts, T tokens of all texts, H heads, K key/value heads, E head dimen
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,51 +19,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 ATTENTION = "boom_packed"
 """Name of the packed attention in transformers' registry."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Equally long texts, next to each other in the row, so that the row can be viewed as (count, length).
-
-    Args:
-        start: First token of the group in the row.
-        count: Number of texts.
-        length: Tokens of each.
-    """
-
-    start: int
-    count: int
-    length: int
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How N texts stand in one row.
-
-    Args:
-        lengths: Tokens of each text, in the order of the row (longest first).
-        groups: What attention does together.
-    """
-
-    lengths: tuple[int, ...]
-    groups: tuple[Group, ...]
-
-    def positions(self, device: torch.device) -> Tensor:
-        """Position of every token within its text, long (1, T)."""
-        return torch.cat([torch.arange(length, device=device) for length in self.lengths])[None]
-
-
-def pack(lengths: Sequence[int]) -> Packing:
-    """Lay out texts, given longest first, in one row.
-
-    >>> pack([9, 4, 4]).groups
-    (Group(start=0, count=1, length=9), Group(start=9, count=2, length=4))
-    """
-    groups, start = [], 0
-    for length, run in groupby(lengths):
-        groups.append(Group(start, len(list(run)), length))
-        start += groups[-1].count * length
-    return Packing(tuple(lengths), tuple(groups))
 
 
 def packed_attention(
@@ -78,28 +32,27 @@ def packed_attention(
         key: float (1, K, T, E).
         value: float (1, K, T, E).
         attention_mask: Not used: a packed row has no padding.
-        options: ``packing`` (a `Packing`), ``scaling`` and ``dropout``.
+        options: ``packed_lengths`` (tokens of each text, longest first), ``scaling`` and ``dropout``.
 
     Returns:
         float (1, T, H, E), and None for the attention weights.
     """
-    causal, packing = bool(getattr(module, "is_causal", False)), options["packing"]
     kernel: dict[str, Any] = {
+        "is_causal": bool(getattr(module, "is_causal", False)),
         "scale": options.get("scaling"),
         "dropout_p": options.get("dropout", 0.0),
         "enable_gqa": query.shape[1] != key.shape[1],
     }
-    parts = [_attend(group, (query[0], key[0], value[0]), causal, kernel) for group in packing.groups]
-    return torch.cat(parts)[None], None
+    equal = Counter(options["packed_lengths"])  # equally long texts stand next to each other: no padding, no copies
+    sizes = [length * count for length, count in equal.items()]
+    groups = zip(equal, *(part[0].split(sizes, dim=1) for part in (query, key, value)), strict=True)
+    return torch.cat([_attend(length, group, kernel) for length, *group in groups])[None], None
 
 
-def _attend(group: Group, row: tuple[Tensor, Tensor, Tensor], causal: bool, kernel: dict[str, Any]) -> Tensor:
-    """Attention of one group, float (tokens of the group, H, E); no padding, so no mask and no copies."""
-    tokens = slice(group.start, group.start + group.count * group.length)
-    query, key, value = (
-        part[:, tokens].reshape(len(part), group.count, group.length, -1).transpose(0, 1) for part in row
-    )
-    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=causal, **kernel)
+def _attend(length: int, group: Sequence[Tensor], kernel: Mapping[str, Any]) -> Tensor:
+    """Attention of texts of one length, float (tokens of them all, H, E)."""
+    query, key, value = (part.reshape(len(part), -1, length, part.shape[-1]).transpose(0, 1) for part in group)
+    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, **kernel)
     return out.transpose(1, 2).flatten(0, 1)
 
 

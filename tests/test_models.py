@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from boom_utils.errors import CheckpointError
 from boom_utils.model_folder import ADAPTER_CONFIG, EncoderSpec, content_hash, read_json, read_spec
 from boom_utils.models import Encoder, OpenedEncoder, pool
-from boom_utils.packing import length_sorted_batches
 from boom_utils.training.base_model import random_encoder
 
 PROMPT = "Instruct: find it\nQuery: "
@@ -86,25 +85,24 @@ def test_padding_never_reaches_an_embedding_of_a_model_that_sees_both_sides(tmp_
     assert np.abs(encoder.encode(MIXED, tokens_per_batch=10_000) - one_by_one).max() < 1e-5
 
 
-def test_pooling_by_hand() -> None:
-    states = torch.tensor([[[3.0, 0.0], [0.0, 4.0], [9.0, 9.0]]])
-    mask = torch.tensor([[True, True, False]])
-    assert pool(states, mask, EncoderSpec("lasttoken", False, 8)).tolist() == [[0.0, 4.0]]
-    assert pool(states, mask, EncoderSpec("mean", False, 8)).tolist() == [[1.5, 2.0]]
-    assert pool(states, mask, EncoderSpec("mean", True, 8)).tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
+@pytest.mark.parametrize(
+    ("mode", "normalize", "expected"),
+    [
+        ("lasttoken", False, [[0, 4], [6, 8]]),
+        ("cls", False, [[3, 0], [6, 8]]),
+        ("mean", False, [[1.5, 2], [6, 8]]),
+        ("mean", True, [[0.6, 0.8], [0.6, 0.8]]),
+    ],
+)
+def test_pooling_by_hand(mode: str, normalize: bool, expected: list[list[float]]) -> None:
+    states, lengths = torch.tensor([[3.0, 0], [0, 4], [6, 8]]), torch.tensor([2, 1])
+    assert np.allclose(pool(states, lengths, EncoderSpec(mode, normalize, 8)), expected)
 
 
 def test_a_cut_text_keeps_its_end_token(encoder: Encoder) -> None:
     tokens = encoder.tokenize(["word " * 500], max_length=10)[0]
     assert len(tokens) == 10
     assert tokens[-1] == encoder.tokenizer.eos_token_id
-
-
-def test_every_text_is_in_exactly_one_batch_within_the_budget() -> None:
-    lengths = [7, 1, 30, 4, 4, 9, 2]
-    batches = list(length_sorted_batches(lengths, 16))
-    assert sorted(row for batch in batches for row in batch) == list(range(7))
-    assert all(len(batch) == 1 or max(lengths[row] for row in batch) * len(batch) <= 16 for batch in batches)
 
 
 def test_no_texts_give_no_rows(encoder: Encoder) -> None:

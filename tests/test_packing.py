@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel, Qwen3Config, Qwen3Model, Roberta
 from boom_utils.errors import CheckpointError
 from boom_utils.model_folder import EncoderSpec
 from boom_utils.models import Encoder
-from boom_utils.packing import length_sorted_batches, pack
+from boom_utils.packing import length_sorted_batches
 from boom_utils.training.base_model import random_encoder
 
 SMALL: dict[str, Any] = {
@@ -92,17 +92,6 @@ def test_trying_leaves_the_model_as_it_was() -> None:
     assert encoder.packs
     assert encoder.transformer.training
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=12))
-def test_groups_cover_the_row_once_in_order_with_equally_long_texts(lengths: list[int]) -> None:
-    ordered = sorted(lengths, reverse=True)
-    packing = pack(ordered)
-    assert [group.length for group in packing.groups for _ in range(group.count)] == ordered
-    places = [p for g in packing.groups for p in range(g.start, g.start + g.count * g.length)]
-    assert places == list(range(sum(lengths)))
-    positions = packing.positions(torch.device("cpu"))[0].tolist()
-    assert positions == [place for length in ordered for place in range(length)]
 
 
 @given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100), st.booleans())

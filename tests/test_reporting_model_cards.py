@@ -51,11 +51,11 @@ def test_scores_of_before_are_replaced_and_the_rest_of_a_card_stays(results: Res
     assert scored_card(once, results, "boom") == once
     other = scored_card(once, results, "full")
     assert other == scored_card(card, results, "full")
-    front, text = read_card(once)
-    assert {**front, "model-index": None} == {**read_card(card)[0], "model-index": None}
-    before, after = read_card(card)[1].split("## Limits")
-    assert text.startswith(before)
-    assert text.endswith("## Limits" + after)
+    made, own = read_card(once), read_card(card)
+    assert {**made.data.to_dict(), "model-index": None} == {**own.data.to_dict(), "model-index": None}
+    before, after = own.text.split("## Limits")
+    assert made.text.startswith(before)
+    assert made.text.endswith("## Limits" + after)
 
 
 def test_the_hub_library_reads_one_result_a_task_in_the_names_of_mteb(tmp_path: Path, card: str) -> None:

@@ -14,7 +14,7 @@ from boom_utils.merging.adapters import AdapterCheckpoint
 from boom_utils.merging.checkpoints import HEAD, Checkpoint, same_bytes
 from boom_utils.merging.parameters import Settings, places_of
 from boom_utils.merging.recipe import Recipe, missing_folders
-from boom_utils.merging.settings import OF_EVERY_MODEL, compare_parts
+from boom_utils.merging.settings import ENCODING, OF_EVERY_MODEL, compare_parts
 from boom_utils.model_folder import adapter_base, is_adapter, model_parts
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def reconcile(members: Sequence[Checkpoint], bases: Sequence[Checkpoint] = (), o
                 if model.head_differs()]  # fmt: skip
     for other in models[1:]:
         problems += _tensor_differences(first, other)
-        some = OF_EVERY_MODEL if other in bases and "modules.json" not in other.parts else {*first.parts, *other.parts}
+        some = OF_EVERY_MODEL if other in bases and ENCODING not in other.parts else {*first.parts, *other.parts}
         ours, theirs = ({file: model.parts[file] for file in some & model.parts.keys()} for model in (first, other))
         differences, respelled = compare_parts(ours, theirs)
         problems += [f"{other.label}: {key}: {_short(b)}, in {first.label} {_short(a)}" for key, a, b in differences]
@@ -113,7 +113,7 @@ def reconcile(members: Sequence[Checkpoint], bases: Sequence[Checkpoint] = (), o
 
 def _leave_out_not_read(models: Sequence[Checkpoint]) -> list[str]:
     in_all = set.intersection(*(set(model.tensors) for model in models))
-    encoders, notes = "modules.json" in models[0].parts, []
+    encoders, notes = ENCODING in models[0].parts, []
     for model in models:
         # In the file of a model with a head, the prefix is that of the model without one.
         inside = {name for name, info in model.tensors.items() if info.stored != name}

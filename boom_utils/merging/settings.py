@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from boom_utils.model_folder import (
     TOKENIZER_FILES,
     VOCABULARY_FILES,
     is_sentence_transformer,
-    module_files,
+    model_files,
     read_mapping,
     read_modules,
+    read_spec,
 )
 
 log = logging.getLogger(__name__)
@@ -31,14 +32,14 @@ log = logging.getLogger(__name__)
 Values = Mapping[str, Any]
 OF_EVERY_MODEL = frozenset({"config.json", "tokenizer.json"})
 """The parts that are not those of an embedding model alone."""
+ENCODING = "encoding"
+"""The part that only an embedding model has: `boom_utils.model_folder.EncoderSpec`, and its other modules."""
 # Who wrote config.json, in which precision, for which training and which head: embeddings do not depend on it.
 _NOISE = frozenset(
     {"_attn_implementation_autoset", "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
     | {"use_cache", "gradient_checkpointing", "id2label", "label2id"}
 )
-# What sentence-transformers takes where nothing is written, and what older versions of transformers did.
-_SIMILARITY = {"similarity_fn_name": "cosine", "model_type": "SentenceTransformer"}
-_TASK = {"transformer_task": "feature-extraction"}
+# What older versions of transformers took where nothing was written.
 _POSITIONS = {"position_embedding_type": "absolute"}
 
 
@@ -47,7 +48,7 @@ class Part:
     """A file of a model folder, or the files of its tokenizer.
 
     Attributes:
-        written: What stands there, flat; empty where there is no such file.
+        written: What stands there; empty where there is no such file.
         load: Gives what the libraries make of it, flat.
     """
 
@@ -64,7 +65,7 @@ class Part:
 
 
 def parts_of(folder: Path) -> dict[str, Part]:
-    """Config and tokenizer of a model folder; of an embedding model also modules, pooling, prompts and input length.
+    """Config and tokenizer of a model folder; of an embedding model also how it encodes.
 
     Raises:
         CheckpointError: A file is malformed, or modules.json points outside the folder.
@@ -75,7 +76,7 @@ def parts_of(folder: Path) -> dict[str, Part]:
         "config.json": Part(_flat(config, _NOISE), partial(_loaded_config, config)),
         "tokenizer.json": Part(tokenizer, partial(_loaded_tokenizer, folder) if tokenizer else dict),
     }
-    return {**parts, **(_encoder_parts(folder, config) if is_sentence_transformer(folder) else {})}
+    return {**parts, ENCODING: _encoding(folder)} if is_sentence_transformer(folder) else parts
 
 
 def compare_parts(ours: Mapping[str, Part], theirs: Mapping[str, Part]) -> tuple[list[tuple[str, Any, Any]], list[str]]:
@@ -110,7 +111,8 @@ def _loaded_config(config: Values) -> Values:
     from transformers import CONFIG_MAPPING
 
     loaded = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
-    return _with_defaults(_POSITIONS, _flat(loaded.to_dict(), _NOISE))
+    found = {key: value for key, value in _flat(loaded.to_dict(), _NOISE).items() if value is not None}
+    return {**_POSITIONS, **found}
 
 
 def _flat(values: Values, noise: Set[str] = frozenset(), prefix: str = "") -> dict[str, Any]:
@@ -121,10 +123,6 @@ def _flat(values: Values, noise: Set[str] = frozenset(), prefix: str = "") -> di
             name = f"{prefix}{key}"
             found |= _flat(value, noise, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return found
-
-
-def _with_defaults(defaults: Values, values: Values) -> dict[str, Any]:
-    return {**defaults, **{key: value for key, value in values.items() if value is not None}}
 
 
 def _written_tokenizer(folder: Path) -> dict[str, Any]:
@@ -153,41 +151,20 @@ def _sections(tokenizer: Values) -> dict[str, Any]:
     return {**{key: value for key, value in tokenizer.items() if key not in unread}, **model}
 
 
-def _encoder_parts(folder: Path, config: Values) -> dict[str, Part]:
-    modules = read_modules(folder)
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]  # classes moved, their names did not change
-    listed = {f"module {n}": f"{kind} in {modules[n]['path'] or '.'}" for n, kind in enumerate(kinds)}
-    extra = "config_sentence_transformers.json"
-    said = _flat(read_mapping(folder / extra), {"__version__"})
-    parts = {
-        "modules.json": Part(listed, lambda: listed),
-        extra: Part(said, lambda: _with_defaults(_SIMILARITY, said)),
-        "sentence_bert_config.json": _input_rules(folder, config),
-    }
-    for module in modules:
-        if path := module["path"]:
-            files = module_files(folder, path)
-            others = {file.name: sha256_file(file) for file in files if file.name != "config.json"}
-            written = {**read_mapping(folder / path / "config.json"), **others}
-            parts[f"{path}/config.json"] = Part(written, partial(_loaded_module, folder, module))
-    return parts
+def _encoding(folder: Path) -> Part:
+    """What the files of sentence-transformers say, all as one part."""
+    files = [path.relative_to(folder) for path in model_files(folder) if path.name not in TOKENIZER_FILES]
+    written = {str(path): sha256_file(folder / path) for path in files if str(path) != "config.json"}
+    return Part(written, partial(_loaded_encoding, folder, asdict(read_spec(folder))))
 
 
-def _input_rules(folder: Path, config: Values) -> Part:
-    """How the first module reads a text; the longest input is the tokenizer's or all positions where none is stated."""
-    tokenizer = read_mapping(folder / "tokenizer_config.json")
-    limits = (tokenizer.get("model_max_length"), config.get("max_position_embeddings"))
-    longest = min((one for one in limits if isinstance(one, int) and one > 0), default=None)
-    files = {path.name: read_mapping(path) for path in folder.glob("sentence_*_config.json")}
-
-    def load() -> Values:
-        from sentence_transformers.sentence_transformer.modules import Transformer
-
-        rules = Transformer.load_config(str(folder), local_files_only=True)
-        rules["modality_config"].pop("message", None)  # of a chat, not of a text
-        return _with_defaults({"max_seq_length": longest, **_TASK}, _flat(rules))
-
-    return Part({"limits": limits, **files}, load)
+def _loaded_encoding(folder: Path, spec: Values) -> Values:
+    """The encoder's description, flat, and what its modules of other kinds load."""
+    said = {**_flat(spec, {"beyond"}), **dict.fromkeys(spec["beyond"], "asked for")}
+    for module in read_modules(folder):
+        if not module["type"].endswith((".Transformer", ".Pooling", ".Normalize")):
+            said |= {f"{module['path']}: {key}": value for key, value in _loaded_module(folder, module).items()}
+    return said
 
 
 def _loaded_module(folder: Path, module: Mapping[str, str]) -> Values:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -16,6 +16,9 @@ from boom_utils.cards import ANY_REPO, table
 from boom_utils.errors import ResultsError, nearest
 from boom_utils.evaluation.statistics import Estimate
 from boom_utils.reporting.results import Results
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCard
 
 MTEB_TYPES = {
     "retrieval": "Retrieval",
@@ -26,7 +29,6 @@ MTEB_TYPES = {
     "clustering": "Clustering",
 }
 """Family of a dataset -> what mteb calls such tasks."""
-_FRONT = re.compile(r"---\n(.*?\n)---\n\n?", re.DOTALL)
 _SECTION = re.compile(r"## Scores\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 
@@ -44,12 +46,12 @@ def scored_card(card: str, results: Results, model: str) -> str:
     if model not in results.models:
         raise ResultsError(f"there are no scores of '{model}'{nearest(model, results.models)}", where=results.folder)
     results = replace(results, study={**results.study, "seeds": {}})  # a card is of one model, not of all its seeds
-    front, text = read_card(card)
-    text = _SECTION.sub("", text)
-    before, limits, after = text.partition("## Limits\n")
-    text = "\n\n".join([before.rstrip("\n"), *_section(results, model)]) + "\n"
-    head = yaml.safe_dump({**front, "model-index": model_index(results, model)}, sort_keys=False, allow_unicode=True)
-    return f"---\n{head}---\n\n{text}" + (f"\n{limits}{after}" if limits else "")
+    made = read_card(card)
+    before, limits, after = _SECTION.sub("", made.text).partition("## Limits\n")
+    made.text = "\n" + "\n\n".join([before.strip("\n"), *_section(results, model)]) + "\n"
+    made.text += f"\n{limits}{after}" if limits else ""
+    made.data.model_name, made.data.eval_results = model, _eval_results(results, model)
+    return str(made)
 
 
 def named_card(card: str, repo: str) -> str:
@@ -57,38 +59,40 @@ def named_card(card: str, repo: str) -> str:
     return card.replace(ANY_REPO, repo)
 
 
-def read_card(card: str) -> tuple[dict[str, Any], str]:
-    """Front matter (empty if there is none) and text of a card.
+def read_card(card: str) -> ModelCard:
+    """The text of a README.md as the hub's library reads it, with front matter or without.
 
     Raises:
-        ResultsError: The front matter is not YAML, or no mapping.
+        ResultsError: The front matter is not YAML, or not what the hub knows.
     """
-    found = _FRONT.match(card)
-    if found is None:
-        return {}, card
+    from huggingface_hub import ModelCard
+
     try:
-        front = yaml.safe_load(found[1])
-    except yaml.YAMLError:
-        front = None
-    if not isinstance(front, dict):
+        return ModelCard(card)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ResultsError(
-            "the front matter of a model card cannot be read", where="README.md", expected="YAML between two lines ---"
+            "the front matter of a model card cannot be read",
+            where="README.md",
+            expected="YAML between two lines ---",
+            found=error,
+        ) from error
+
+
+def _eval_results(results: Results, model: str) -> list[EvalResult]:
+    """The scores in mteb's names and times 100; one entry a task."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type=MTEB_TYPES[task["family"]],
+            dataset_type=f"boom/{task['name']}",
+            dataset_name=task["name"],
+            metric_type=results.samples(model)[task["name"]].metric,
+            metric_value=round(100 * results.task_score(model, task["name"]).value, 3),
+            **_stored(results, model, task["name"]),
         )
-    return front, card[found.end() :]
-
-
-def model_index(results: Results, model: str) -> list[dict[str, Any]]:
-    """The scores as the hub's ``model-index``, in mteb's names and times 100; one entry a task."""
-    entries = []
-    for task in results.study["tasks"]:
-        name, family = task["name"], task["family"]
-        score = {
-            "type": results.samples(model)[name].metric,
-            "value": round(100 * results.task_score(model, name).value, 3),
-        }
-        dataset = {"type": f"boom/{name}", "name": name, **_stored(results, model, name)}
-        entries.append({"task": {"type": MTEB_TYPES[family]}, "dataset": dataset, "metrics": [score]})
-    return [{"name": model, "results": entries}]
+        for task in results.study["tasks"]
+    ]
 
 
 def _stored(results: Results, model: str, task: str) -> dict[str, str]:
@@ -97,7 +101,8 @@ def _stored(results: Results, model: str, task: str) -> dict[str, str]:
     if not result:
         return {}
     split, scores = next(iter(result["scores"].items()))
-    return {"config": scores[0]["hf_subset"], "split": split, "revision": result["dataset_revision"]}
+    revision = result["dataset_revision"]
+    return {"dataset_config": scores[0]["hf_subset"], "dataset_split": split, "dataset_revision": revision}
 
 
 def _section(results: Results, model: str) -> list[str]:

@@ -13,7 +13,7 @@ from boom_utils.artifacts import naming
 from boom_utils.data.files import MOST_SHOWN, downloads_folder
 from boom_utils.errors import ConfigError, bullet_list, nearest
 from boom_utils.evaluation.statistics import Bootstrap, mean_estimate
-from boom_utils.model_folder import check_folder, read_spec, whole_folder
+from boom_utils.model_folder import check_folder, whole_folder
 from boom_utils.study.graph import Study
 from boom_utils.study.scoring import local_task, profile_benchmarks, scoring_of
 from boom_utils.study.stages import model_nodes, prompts_of
@@ -72,8 +72,7 @@ def stated_prompts(folder: Path) -> tuple[str, str]:
         CheckpointError: The folder is no encoder.
     """
     with whole_folder(folder) as place:
-        check_folder(place)
-        return read_spec(place).own_prompts
+        return check_folder(place).own_prompts
 
 
 def find_model(study: Study, model: str) -> tuple[str, Path]:

@@ -13,18 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from boom_utils.artifacts import RECORD, Artifact
-from boom_utils.cards import CARD, training_data
+from boom_utils.cards import CARD, licence_of
 from boom_utils.config import load_profile
 from boom_utils.data.files import TOKENS, hub_errors, offline
 from boom_utils.errors import CheckpointError, ConfigError, UploadError, bullet_list, nearest
-from boom_utils.model_folder import (
-    INDEX,
-    RUN_FILES,
-    check_folder,
-    find_weight_files,
-    model_files,
-    refuse_code_and_pickles,
-)
+from boom_utils.model_folder import INDEX, RUN_FILES, check_folder, find_weight_files, model_files
 from boom_utils.reporting.model_cards import licence_notes, named_card, read_card, scored_card
 from boom_utils.reporting.results import Results
 from boom_utils.study.gathering import numbers_of, study_facts
@@ -151,7 +144,7 @@ def _licences(study: Study, artifact: Artifact) -> dict[str, str]:
     trained = artifact.facts.get("trained", {}).values()
     met = {dataset for cost in trained for dataset in cost["rows"]}
     names = [one for one in (*corpus.datasets, *corpus.new_datasets) if one in met or not met]
-    return {one.name: one.licence for one in training_data(study.manifest, names).datasets}
+    return {name: licence_of(study.manifest.dataset(name)) for name in names}
 
 
 def prepare(model: Model, repo: str, *, public: bool = False) -> Upload:
@@ -166,7 +159,6 @@ def prepare(model: Model, repo: str, *, public: bool = False) -> Upload:
         raise ConfigError("this is not the name of a repository of the hub", expected="--repo OWNER/NAME", found=repo)
     folder = model.folder
     check_folder(folder)
-    refuse_code_and_pickles(folder)
     weights, _ = find_weight_files(folder)
     wanted = {folder / CARD, *weights, *model_files(folder), folder / INDEX}
     known, stays, strange = [], [], []
