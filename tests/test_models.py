@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,15 @@ PROMPT = "Instruct: find it\nQuery: "
 MIXED = [text * times for text, times in zip(TEXTS, (1, 3, 1, 2, 1, 1, 4, 1), strict=True)]
 
 
-def theirs(folder: Path, texts: list[str] = MIXED, prompt: str = PROMPT) -> np.ndarray:
+def opened(folder: Path) -> Any:
     from sentence_transformers import SentenceTransformer
 
     with torch.random.fork_rng(devices=[]):
-        model = SentenceTransformer(str(folder), device="cpu")
-    return np.asarray(model.encode(texts, prompt=prompt, batch_size=3))
+        return SentenceTransformer(str(folder), device="cpu")
+
+
+def theirs(folder: Path, texts: list[str] = MIXED, **prompt: str) -> np.ndarray:
+    return np.asarray(opened(folder).encode(texts, batch_size=3, **(prompt or {"prompt": PROMPT})))
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -41,21 +45,16 @@ def edit(path: Path, **changes: Any) -> None:
 def test_a_saved_encoder_gives_the_same_embeddings_in_sentence_transformers(
     encoder: Encoder, tmp_path: Path, pooling: str, normalize: bool
 ) -> None:
-    from sentence_transformers import SentenceTransformer
-
     encoder.spec = EncoderSpec(pooling, normalize, 40, {"toy": PROMPT})
     encoder.save(tmp_path / "model")
-    peer = SentenceTransformer(str(tmp_path / "model"), device="cpu")
-    theirs = peer.encode(MIXED, prompt_name="toy", batch_size=3)
     ours = Encoder.load(tmp_path / "model").encode(MIXED, PROMPT, tokens_per_batch=64)
-    assert np.abs(ours - theirs).max() < 1e-5
+    assert np.abs(ours - theirs(tmp_path / "model", prompt_name="toy")).max() < 1e-5
 
 
 def test_a_folder_written_by_sentence_transformers_reads_the_same(encoder_folder: Path, tmp_path: Path) -> None:
-    from sentence_transformers import SentenceTransformer
-
-    SentenceTransformer(str(encoder_folder), device="cpu").save(str(tmp_path / "theirs"))
+    opened(encoder_folder).save(str(tmp_path / "theirs"))
     assert read_spec(tmp_path / "theirs") == read_spec(encoder_folder)
+    assert content_hash(tmp_path / "theirs") == content_hash(encoder_folder)
     ours, theirs = (Encoder.load(path).encode(MIXED) for path in (encoder_folder, tmp_path / "theirs"))
     assert np.array_equal(ours, theirs)
 
@@ -64,25 +63,6 @@ def test_a_folder_written_by_sentence_transformers_reads_the_same(encoder_folder
 def test_micro_batches_change_neither_values_nor_order(encoder: Encoder, budget: int) -> None:
     one_by_one = np.concatenate([encoder.encode([text]) for text in MIXED])
     assert np.abs(encoder.encode(MIXED, tokens_per_batch=budget) - one_by_one).max() < 1e-5
-
-
-def test_padding_never_reaches_an_embedding_of_a_model_that_sees_both_sides(tmp_path: Path) -> None:
-    from transformers import BertConfig, BertModel
-
-    tokenizer = random_encoder(TEXTS, tiny_config(), {}).tokenizer
-    with torch.random.fork_rng(devices=[]):
-        bert = BertModel(
-            BertConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=48,
-            )
-        ).eval()
-    encoder = Encoder(bert, tokenizer, EncoderSpec("mean", True, 40))
-    one_by_one = np.concatenate([encoder.encode([text]) for text in MIXED])
-    assert np.abs(encoder.encode(MIXED, tokens_per_batch=10_000) - one_by_one).max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -162,20 +142,16 @@ def test_a_model_whose_weights_are_not_all_there_is_refused(tmp_path: Path, chan
         Encoder.load(folder)
 
 
-def saved(folder: Path, add: Callable[[], list[Any]], **options: Any) -> Path:
-    """A tiny BERT with other modules behind its transformer."""
-    from sentence_transformers import SentenceTransformer
-
-    bert = SentenceTransformer(str(bert_folder(folder.with_name("bert"))), device="cpu")
-    with torch.random.fork_rng(devices=[]):
-        SentenceTransformer(modules=[bert[0], *add()], device="cpu", **options).save(str(folder))
-    return folder
-
-
 def pooling(mode: Any, **options: Any) -> Any:
     from sentence_transformers.sentence_transformer.modules import Pooling
 
     return Pooling(32, pooling_mode=mode, **options)
+
+
+def normalize(**options: Any) -> Any:
+    from sentence_transformers.base.modules import Normalize
+
+    return Normalize(**options)
 
 
 def dense(**options: Any) -> Any:
@@ -188,6 +164,7 @@ KINDS: dict[str, tuple[Callable[[], list[Any]], dict[str, Any]]] = {
     "max": (lambda: [pooling("max")], {}),
     "two poolings": (lambda: [pooling(("mean", "cls"))], {}),
     "without the prompt": (lambda: [pooling("mean", include_prompt=False)], {}),
+    "normalised elsewhere": (lambda: [pooling("mean"), normalize(module_output_name="other")], {}),
     "dense": (lambda: [pooling("mean"), dense()], {"similarity_fn_name": "dot"}),
     "cut": (lambda: [pooling("mean")], {"truncate_dim": 8, "similarity_fn_name": "euclidean"}),
 }
@@ -196,7 +173,11 @@ KINDS: dict[str, tuple[Callable[[], list[Any]], dict[str, Any]]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_module_of_sentence_transformers_is_encoded_as_it_is_there(tmp_path: Path, kind: str) -> None:
     add, options = KINDS[kind]
-    folder = saved(tmp_path / "model", add, **options)
+    from sentence_transformers import SentenceTransformer
+
+    folder, bert = tmp_path / "model", opened(bert_folder(tmp_path / "bert"))[0]
+    with torch.random.fork_rng(devices=[]):
+        SentenceTransformer(modules=[bert, *add()], device="cpu", **options).save(str(folder))
     encoder = Encoder.load(folder)
     assert isinstance(encoder, OpenedEncoder) is (kind != "cut")
     found = encoder.encode(MIXED, PROMPT)
@@ -235,9 +216,7 @@ def test_any_kind_of_transformer_is_encoded_as_sentence_transformers_does(tmp_pa
     folder = plain_kind(tmp_path, kind, **({"embedding_size": 32} if kind == "convbert" else {}))
     encoder = Encoder.load(folder)
     assert isinstance(encoder, OpenedEncoder) is (kind == "convbert")  # its embeddings depend on the padding
-    from sentence_transformers import SentenceTransformer
-
-    expected = SentenceTransformer(str(folder), device="cpu").encode(MIXED, prompt=PROMPT)
+    expected = opened(folder).encode(MIXED, prompt=PROMPT)
     assert np.abs(encoder.encode(MIXED, PROMPT) - expected).max() < 1e-5
 
 
@@ -250,7 +229,7 @@ def test_texts_end_at_the_positions_whatever_the_folder_says(tmp_path: Path, cap
     edit(folder / "sentence_bert_config.json", max_seq_length=None)
     edit(folder / "tokenizer_config.json", model_max_length=10**30)
     assert np.array_equal(Encoder.load(folder).encode(texts), found)
-    assert np.abs(found - theirs(folder, texts, "")).max() < 1e-5
+    assert np.abs(found - theirs(folder, texts, prompt="")).max() < 1e-5
     edit(folder / "1_Pooling" / "config.json", include_prompt=False)
     edit(folder / "sentence_bert_config.json", max_seq_length=512)
     assert np.abs(Encoder.load(folder).encode(texts) - found).max() < 1e-5
@@ -270,20 +249,19 @@ def test_a_text_without_tokens_is_the_zero_vector_as_in_sentence_transformers(
     encoder.use_packing(packed)
     found = encoder.encode(texts)
     assert not found[0].any() and found[1:].any(axis=1).all()
-    assert np.abs(found - theirs(folder, texts, "")).max() < 1e-5
+    assert np.abs(found - theirs(folder, texts, prompt="")).max() < 1e-5
     assert not encoder.encode(["", ""]).any()
     edit(folder / "1_Pooling" / "config.json", include_prompt=False)
-    opened = Encoder.load(folder)
-    assert np.abs(opened.encode(texts) - found).max() < 1e-5 and not opened.encode([""]).any()
+    slower = Encoder.load(folder)
+    assert np.abs(slower.encode(texts) - found).max() < 1e-5 and not slower.encode([""]).any()
 
 
 @pytest.mark.parametrize("own_layout", [True, False])
 def test_an_adapter_folder_is_its_base_with_the_adapter_added(tmp_path: Path, own_layout: bool) -> None:
     from peft import LoraConfig, get_peft_model
-    from sentence_transformers import SentenceTransformer
 
     base = bert_folder(tmp_path / "base")
-    model, adapter = SentenceTransformer(str(base), device="cpu"), tmp_path / "adapter"
+    model, adapter = opened(base), tmp_path / "adapter"
     with torch.random.fork_rng(devices=[]):
         wrapped = get_peft_model(model[0].model, LoraConfig(target_modules=["query", "value"], init_lora_weights=False))
     wrapped.save_pretrained(adapter)
@@ -311,14 +289,6 @@ def test_an_adapter_folder_is_its_base_with_the_adapter_added(tmp_path: Path, ow
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(CheckpointError, match="pickle"):
         content_hash(adapter)
-
-
-def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
-    folder = bert_folder(tmp_path / "model")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).unlink()
-    with pytest.raises(CheckpointError, match="tokenizer"):
-        Encoder.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -357,30 +327,32 @@ def test_a_pickle_is_refused_and_not_run(encoder_folder: Path, tmp_path: Path) -
     assert not (tmp_path / "canary").exists()
 
 
+def without_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+
+
+def with_module(kind: str) -> Callable[[Path], None]:
+    def add(folder: Path) -> None:
+        own = {"idx": 3, "name": "3", "path": "3_Own", "type": kind}
+        (folder / "modules.json").write_text(json.dumps([*read_json(folder / "modules.json"), own]))
+
+    return add
+
+
+REFUSED: dict[str, Callable[[Path], Any]] = {
+    "code of its own": lambda folder: edit(folder / "config.json", auto_map={"AutoModel": "evil.Model"}),
+    r"code of its own(.|\n)*evil\.Module": with_module("evil.Module"),
+    "NoSuchModule": with_module("sentence_transformers.models.NoSuchModule"),
+    r"modules\.json is missing": lambda folder: (folder / "modules.json").unlink(),
+    "no tokenizer": without_tokenizer,
+    r"no model folder(.|\n)*model": shutil.rmtree,
+}
+
+
 @pytest.mark.promise(20)
-def test_a_model_that_brings_its_own_code_is_refused(encoder_folder: Path) -> None:
-    config = json.loads((encoder_folder / "config.json").read_text())
-    (encoder_folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}))
-    with pytest.raises(CheckpointError, match="code of its own"):
+@pytest.mark.parametrize("said", REFUSED)
+def test_a_folder_that_is_incomplete_or_brings_code_is_refused(encoder_folder: Path, said: str) -> None:
+    REFUSED[said](encoder_folder)
+    with pytest.raises(CheckpointError, match=said):
         Encoder.load(encoder_folder)
-
-
-def test_a_plain_transformers_folder_is_refused_instead_of_being_mean_pooled(encoder_folder: Path) -> None:
-    (encoder_folder / "modules.json").unlink()
-    with pytest.raises(CheckpointError, match=r"modules\.json is missing"):
-        Encoder.load(encoder_folder)
-
-
-@pytest.mark.promise(20)
-@pytest.mark.parametrize("kind", ["evil.Module", "sentence_transformers.models.NoSuchModule"])
-def test_a_module_that_is_not_of_sentence_transformers_is_refused(encoder_folder: Path, kind: str) -> None:
-    modules = json.loads((encoder_folder / "modules.json").read_text())
-    modules.append({"idx": 3, "name": "3", "path": "3_Own", "type": kind})
-    (encoder_folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(CheckpointError, match=kind.rsplit(".", 1)[-1]):
-        Encoder.load(encoder_folder)
-
-
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere"):
-        Encoder.load(tmp_path / "nowhere")
