@@ -45,7 +45,7 @@ def packed_attention(
     }
     equal = Counter(options["packed_lengths"])  # equally long texts stand next to each other: no padding, no copies
     sizes = [length * count for length, count in equal.items()]
-    groups = zip(equal, *(part[0].split(sizes, dim=1) for part in (query, key, value)), strict=True)
+    groups = zip(equal, *(part[0].split_with_sizes(sizes, dim=1) for part in (query, key, value)), strict=True)
     return torch.cat([_attend(length, group, kernel) for length, *group in groups])[None], None
 
 

@@ -346,7 +346,7 @@ REFUSED: dict[str, Callable[[Path], Any]] = {
     "NoSuchModule": with_module("sentence_transformers.models.NoSuchModule"),
     r"modules\.json is missing": lambda folder: (folder / "modules.json").unlink(),
     "no tokenizer": without_tokenizer,
-    r"no model folder(.|\n)*model": shutil.rmtree,
+    r"no model folder(.|\n)*encoder": shutil.rmtree,
 }
 
 
