@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -50,7 +50,8 @@ def scored_card(card: str, results: Results, model: str) -> str:
     before, limits, after = _SECTION.sub("", made.text).partition("## Limits\n")
     made.text = "\n" + "\n\n".join([before.strip("\n"), *_section(results, model)]) + "\n"
     made.text += f"\n{limits}{after}" if limits else ""
-    made.data.model_name, made.data.eval_results = model, _eval_results(results, model)
+    told: Any = made.data
+    told.model_name, told.eval_results = model, _eval_results(results, model)
     return str(made)
 
 
@@ -95,7 +96,7 @@ def _eval_results(results: Results, model: str) -> list[EvalResult]:
     ]
 
 
-def _stored(results: Results, model: str, task: str) -> dict[str, str]:
+def _stored(results: Results, model: str, task: str) -> dict[str, Any]:
     """Subset, split and revision of a task's data, where mteb's result is kept."""
     result = results.stored_result(model, task)
     if not result:
