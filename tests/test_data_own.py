@@ -8,7 +8,9 @@ import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import yaml
 from conftest import QUESTIONS
@@ -18,7 +20,7 @@ from test_data_examples import EXAMPLES, ROWS, Rows, save
 from boom_utils.config import CorpusConfig
 from boom_utils.data import own as own_rows
 from boom_utils.data.convert import make_examples
-from boom_utils.data.examples import hash_share, read_examples, read_jsonl
+from boom_utils.data.examples import hash_share, normalise, read_examples, read_jsonl
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.data.own import check_files, chosen_rows, own_datasets, own_fingerprint
 from boom_utils.errors import ConfigError, DataError, DownloadError
@@ -55,15 +57,9 @@ def test_a_file_without_one_good_row_says_so(tmp_path: Path) -> None:
 
 
 def test_a_hub_dataset_is_its_training_files_at_one_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import datasets
-
     path = "hf://datasets/owner/faq@" + "a" * 40 + "/data/train.parquet"
     splits = {"train": [path], "test": ["hf://datasets/owner/faq@aa/data/test.parquet"]}
-    asked = []
-
-    def look(*name: Any) -> Any:
-        asked.append(name)
-        return SimpleNamespace(config=SimpleNamespace(data_files=splits))
+    look, asked = Mock(return_value=SimpleNamespace(config=SimpleNamespace(data_files=splits))), []
 
     def snapshot(repo: str, files: list[str], revision: str, cached: bool = False) -> Path:
         asked.append((repo, *files, revision, cached))
@@ -71,51 +67,40 @@ def test_a_hub_dataset_is_its_training_files_at_one_revision(monkeypatch: pytest
             save(tmp_path / "data" / "train.parquet", ROWS)
         return tmp_path
 
-    monkeypatch.setattr(datasets, "load_dataset_builder", look)
+    monkeypatch.setattr("datasets.load_dataset_builder", look)
     monkeypatch.setattr(own_rows, "hub_snapshot", snapshot)
     assert own_datasets("owner/faq:pair") == {"faq-pair": [path]}
-    assert check_files([path]).rows == 10
-    assert check_files([path]).rows == 10
-    file = ("owner/faq", "data/train.parquet", "a" * 40)
-    assert asked == [("owner/faq", "pair"), (*file, True), (*file, False), (*file, True)]
+    look.assert_called_once_with("owner/faq", "pair")
+    assert [check_files([path]).rows for _ in range(2)] == [10, 10]
+    assert asked == [("owner/faq", "data/train.parquet", "a" * 40, cached) for cached in (True, False, True)]
 
 
 @pytest.mark.promise(36)
-@pytest.mark.parametrize(
-    ("error", "raised", "said"),
-    [
-        (
-            ConnectionError("https://files.example/x?Signature=canary"),
-            DownloadError,
-            "cannot be used now(.|\n)*owner/faq",
-        ),
+def test_a_hub_dataset_that_cannot_be_had_is_explained_without_any_text_of_a_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for error, raised, said in (
+        (ConnectionError("https://files.example/x?Signature=canary"), DownloadError, "cannot be used now"),
         (
             ValueError("Please pick one among: ['pair', 'triplet']"),
             ConfigError,
             "several configurations(.|\n)*'triplet'",
         ),
-    ],
-)
-def test_a_hub_dataset_that_cannot_be_had_is_explained_without_any_text_of_a_server(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[Exception], said: str
-) -> None:
-    def refused(*_: Any) -> None:
-        raise error
-
-    monkeypatch.setattr("datasets.load_dataset_builder", refused)
-    with pytest.raises(raised, match=said) as caught:
-        own_datasets("owner/faq")
-    assert "canary" not in str(caught.value)
+    ):
+        monkeypatch.setattr("datasets.load_dataset_builder", Mock(side_effect=error))
+        with pytest.raises(raised, match=said) as caught:
+            own_datasets("owner/faq")
+        assert "canary" not in str(caught.value)
+        assert "owner/faq" in str(caught.value)
 
 
 def test_rows_are_chosen_by_seed_and_the_limit_draws_among_them() -> None:
-    assert chosen_rows(50, (100, 1), (None, 2)).tolist() == list(range(50))
-    drawn, again, other = (
-        chosen_rows(100_000, (100, one), (None, two)).tolist() for one, two in ((1, 2), (1, 3), (2, 3))
-    )
+    rows = np.arange(7, 100_007)
+    assert chosen_rows(rows[:50], (100, 1), (None, 2)).tolist() == list(range(7, 57))
+    drawn, again, other = (chosen_rows(rows, (100, a), (None, b)).tolist() for a, b in ((1, 2), (1, 3), (2, 3)))
     assert drawn == again == sorted(set(drawn)) != other
-    limited = chosen_rows(100_000, (100, 1), (10, 2)).tolist()
-    assert (len(drawn), len(limited), set(limited) <= set(drawn)) == (100, 10, True)
+    limited = chosen_rows(rows, (100, 1), (10, 2)).tolist()
+    assert (len(drawn), len(limited), set(limited) <= set(drawn) <= set(rows)) == (100, 10, True)
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------
@@ -174,22 +159,21 @@ def summary(folder: Path) -> Any:
 
 
 def test_held_out_queries_are_a_task_and_nobody_trains_on_them(own: Own, tmp_path: Path) -> None:
-    own.rows[7]["pos"] = [words("answer", 7), words("another answer", 7)]
-    again = {**own.held_out[0], "query": own.held_out[0]["query"].upper() + " ", "pos": [words("more")]}
-    own.rows.append(again)
+    own.rows[7]["pos"].append(words("another answer", 7))
+    first, folder = own.held_out[0], tmp_path / "out/evaluation/faq_held_out"
+    own.rows.append({**first, "query": first["query"].upper() + " ", "pos": [words("more")]})  # the same query
     facts = own.convert(tmp_path / "out")
-    asked, folder = own.held_out, tmp_path / "out/evaluation/faq_held_out"
-    assert 40 < len(asked) < 120
     queries, corpus = read_jsonl(folder / "queries.jsonl"), read_jsonl(folder / "corpus.jsonl")
-    assert sorted(one["text"] for one in queries) == sorted(one["query"] for one in asked if one is not again)
-    assert sorted(one["text"] for one in corpus) == sorted({t for one in asked for t in (*one["pos"], *one["neg"])})
+    assert 40 < len(queries) < 120
+    assert sorted(one["text"] for one in queries) == sorted(one["query"] for one in own.held_out[:-1])
+    assert {one["text"] for one in corpus} == {t for one in own.held_out for t in (*one["pos"], *one["neg"])}
     texts = {one["id"]: one["text"] for one in (*queries, *corpus)}
     judged = {(texts[one["query"]], texts[one["document"]]) for one in read_jsonl(folder / "qrels.jsonl")}
-    by_query = {(one["query"] if one is not again else asked[0]["query"], t) for one in asked for t in one["pos"]}
-    assert judged == by_query
+    asked = {normalise(one["query"]): one["query"] for one in reversed(own.held_out)}
+    assert judged == {(asked[normalise(one["query"])], text) for one in own.held_out for text in one["pos"]}
     trained = [one.query for one in read_examples(tmp_path / "out/train/faq.jsonl")]
     assert trained == [one["query"] for one in own.trained]
-    assert facts["rows"] == {"evaluation/faq_held_out": len(asked) - 1, "train/faq": len(trained)}
+    assert facts["rows"] == {"evaluation/faq_held_out": len(queries), "train/faq": len(trained)}
     assert (facts["dropped"], facts["shared_texts"], facts["deviations"]) == ({}, 0, [])
 
 
@@ -287,27 +271,19 @@ def test_where_nothing_is_mined_pairs_keep_to_the_negatives_of_their_batch(own: 
     assert own.convert(tmp_path / "mixed", hard_negatives=0)["rows"]["train/faq"] == 1
 
 
-def pairs_or_labels(folder: Path, family: str) -> Own:
-    own = Own(folder, "csv")
-    own.rows = [{"sentence1": words(n), "sentence2": words(n, 1), "score": n % 5 / 4} for n in range(400)]
-    semantics: dict[str, Any] = {"example_type": "symmetric_sts", "instruction_on_passages": True}
-    if family == "classification":
-        own.rows = [{"text": words(n), "label": f"label {n % 4}"} for n in range(400)]
-        semantics = {"example_type": "symmetric_class", "in_batch_negatives": False, "group_size": "first_row"}
-    own.task["family"] = family
-    own.dataset |= {"family": family, "halve_batch": True, **semantics}
-    return own
-
-
 def test_graded_pairs_become_rows_of_alike_sentences_and_a_task_of_scores_up_to_five(tmp_path: Path) -> None:
-    own = pairs_or_labels(tmp_path, "sts")
+    own = Own(tmp_path, "csv")
+    own.rows = [{"sentence1": words(n), "sentence2": words(n, 1), "score": n % 5 / 4} for n in range(400)]
+    own.task["family"] = "sts"
+    own.dataset |= {"family": "sts", "example_type": "symmetric_sts"}
+    own.dataset |= {"instruction_on_passages": True, "halve_batch": True}
     own.convert(tmp_path / "out", hard_negatives=2)
     rows = read_examples(tmp_path / "out/train/faq.jsonl")
     tested = read_jsonl(tmp_path / "out/evaluation/faq_held_out/test.jsonl")
-    scores = {(row["sentence1"], row["sentence2"]): 5 * row["score"] for row in own.rows}
-    assert {(one["sentence1"], one["sentence2"]): one["score"] for one in tested}.items() <= scores.items()
-    scores |= {(other, one): score for (one, other), score in scores.items()}
-    assert all(scores[row.query, row.pos[0]] >= 4 and row.neg for row in rows)
+    scores = {row["sentence1"]: 5 * row["score"] for row in own.rows}
+    scores |= {row["sentence2"]: 5 * row["score"] for row in own.rows}
+    assert all(one["score"] == scores[one["sentence1"]] for one in tested)
+    assert all(scores[row.query] >= 4 and row.neg for row in rows)
     trained = {text for row in rows for text in (row.query, *row.pos, *row.neg)}
     assert not trained & {one[key] for one in tested for key in ("sentence1", "sentence2")}
     assert 40 < len(tested) < 120
@@ -316,38 +292,23 @@ def test_graded_pairs_become_rows_of_alike_sentences_and_a_task_of_scores_up_to_
         own.convert(tmp_path / "equal")
 
 
-def test_labelled_texts_become_rows_of_their_class_and_a_task_that_nobody_trained_on(tmp_path: Path) -> None:
-    own = pairs_or_labels(tmp_path, "classification")
-    own.convert(tmp_path / "out", hard_negatives=2)
-    rows, folder = read_examples(tmp_path / "out/train/faq.jsonl"), tmp_path / "out/evaluation/faq_held_out"
-    labels = {row["text"]: row["label"] for row in own.rows}
-    assert all({labels[text] for text in row.pos} == {labels[row.query]} for row in rows)
-    assert all(row.neg and labels[row.query] not in {labels[text] for text in row.neg} for row in rows)
-    tested = read_jsonl(folder / "test.jsonl")
-    evaluated = {one["text"] for one in (*tested, *read_jsonl(folder / "train.jsonl"))}
-    assert not evaluated & {text for row in rows for text in (row.query, *row.pos, *row.neg)}
-    assert 40 < len(tested) < 120
-
-
 def test_files_that_are_not_there_and_sets_without_rows_are_errors(own: Own, tmp_path: Path) -> None:
-    own.rows = own.rows[:4]
     own.dataset["local"]["held_out"] = 1e-9
     with pytest.raises(DataError, match=r"no rows"):
-        own.convert(tmp_path / "two")
+        own.convert(tmp_path / "out")
     manifest = own.manifest()
     (own.folder / "files/b.jsonl").unlink()
     with pytest.raises(DataError, match=r"files/b\.jsonl"):
-        make_examples(manifest, config(), (), tmp_path, tmp_path)
+        own_fingerprint(manifest, config(), tmp_path)
 
 
 def test_a_changed_file_changes_the_fingerprint_and_where_it_lies_does_not(own: Own, tmp_path: Path) -> None:
-    first = own_fingerprint(own.manifest(), config(), tmp_path)
-    assert set(first["faq"]) == {"files/a.jsonl", "files/b.jsonl"}
     moved = Own(tmp_path / "elsewhere")
-    assert own_fingerprint(moved.manifest(), config(), tmp_path) == first
-    assert moved.manifest().model_dump() == own.manifest().model_dump()
+    assert own.manifest().model_dump() == moved.manifest().model_dump()
+    first, same = (own_fingerprint(one.manifest(), config(), tmp_path) for one in (own, moved))
     moved.rows[0]["query"] = "Another?"
-    assert own_fingerprint(moved.manifest(), config(), tmp_path)["faq"] != first["faq"]
+    assert first == same != own_fingerprint(moved.manifest(), config(), tmp_path)
+    assert set(first["faq"]) == {"files/a.jsonl", "files/b.jsonl"}
 
 
 def test_rows_of_the_hub_are_converted_and_what_they_say_otherwise_is_reported(hub: HubServer, tmp_path: Path) -> None:

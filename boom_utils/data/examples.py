@@ -441,9 +441,7 @@ def read_examples(path: Path) -> list[TrainingExample]:
 
 def write_examples(path: Path, examples: Iterable[TrainingExample]) -> int:
     """Write a training file atomically, as FlagEmbedding reads it; returns the number of rows."""
-    names = TrainingExample.__slots__
-    rows = ({name: getattr(one, name) for name in names if getattr(one, name) is not None} for one in examples)
-    return write_jsonl(path, rows)
+    return write_jsonl(path, (_KINDS["examples"][0].dump_python(one, exclude_none=True) for one in examples))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -238,22 +238,20 @@ def check_files(files: Iterable[str], most: int | None = None) -> Checked:
 # --- the corpus -------------------------------------------------------------------------------------------------------
 
 
-def chosen_rows(total: int, *draws: tuple[int | None, int]) -> NDArray[np.int64]:
-    """Numbers of the rows to use.
+def chosen_rows(rows: NDArray[np.int64], *draws: tuple[int | None, int]) -> NDArray[np.int64]:
+    """Numbers of the rows to use, in their order.
 
     Args:
-        total: Rows there are.
+        rows: Numbers to choose from, int64[rows].
         draws: Most rows, and the seed they are drawn with; each draws among those before it. None takes them all.
 
     Returns:
-        Sorted numbers, int64[rows].
+        int64[chosen].
     """
-    chosen = np.arange(total)
     for most, seed in draws:
-        if most is not None and most < len(chosen):
-            places = np.random.default_rng(seed).choice(len(chosen), most, replace=False, shuffle=False)
-            chosen = chosen[np.sort(places)]
-    return chosen
+        if most is not None and most < len(rows):
+            rows = rows[np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False, shuffle=False))]
+    return rows
 
 
 class _Source:
@@ -377,9 +375,9 @@ class OwnRows:
         if source.kind in ("graded", "labelled"):
             return source.raw()
         selecting, limiting = (derive_seed(corpus.seed, what, dataset.id) for what in ("select", "train"))
-        chosen = chosen_rows(len(source.numbers), (select, selecting), (corpus.train_rows, limiting))
-        wanted = np.zeros(int(source.numbers.max(initial=-1)) + 1, dtype=bool)
-        wanted[source.numbers[chosen]] = True
+        chosen = chosen_rows(source.numbers, (select, selecting), (corpus.train_rows, limiting))
+        wanted = np.zeros(int(chosen.max(initial=-1)) + 1, dtype=bool)
+        wanted[chosen] = True
         return self._examples(source, wanted)
 
     def _examples(self, source: _Source, wanted: NDArray[np.bool_]) -> Iterator[TrainingExample]:
