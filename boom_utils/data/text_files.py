@@ -184,10 +184,7 @@ def json_rows(unfold: Callable[[Any], Iterable[Any]] = list, lines: bool = False
             try:
                 found = list(unfold(json.loads(piece, parse_constant=_no_constant)))
             except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-                wrong = f"not JSON of the expected layout: {type(error).__name__} {error}"
-                if not lines:
-                    raise MalformedError(wrong) from None
-                yield f":{line}", wrong
+                yield f":{line}" if lines else "", f"not JSON of the expected layout: {type(error).__name__} {error}"
                 continue
             for number, row in enumerate(found, start=1):
                 place = f":{line}" if lines else f", record {number}"
