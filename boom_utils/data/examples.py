@@ -277,8 +277,8 @@ def rows_of(
     """
     bad, number = BadRows() if bad is None else bad, 0
     for path in files:
-        header = bool({".csv", ".tsv"}.intersection(path.suffixes))
-        for line, parse in enumerate(_rows(path), start=1 + header):
+        header = {".csv", ".tsv"}.intersection(path.suffixes)
+        for line, parse in enumerate(_rows(path), start=2 if header else 1):
             if wanted is None or (number < len(wanted) and wanted[number]):
                 try:
                     if not isinstance(row := parse(), dict):

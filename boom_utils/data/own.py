@@ -90,13 +90,9 @@ def own_datasets(place: str | Path) -> dict[str, list[str]]:
         else:
             left_out.append(file.name)
     if not found:
-        raise ConfigError(
-            "there are no training files",
-            where=path,
-            expected="a file of rows (jsonl, json, csv, tsv, parquet, arrow; .gz, .zst), a folder of them, or the name "
-            "of a hub dataset",
-            found=", ".join(left_out) or ("an empty folder" if path.is_dir() else "nothing"),
-        )
+        kinds = "a file of rows (jsonl, json, csv, tsv, parquet, arrow; .gz, .zst), a folder of them, or a hub dataset"
+        shown = ", ".join(left_out) or "nothing"
+        raise ConfigError("there are no training files", where=path, expected=kinds, found=shown)
     if left_out:
         log.warning("%s: left out as no data: %s", path.name, ", ".join(left_out))
     return dict(found)
