@@ -175,11 +175,12 @@ def tokenise(folder: Path, _: Scale) -> dict[str, Any]:
 
 def overlap(folder: Path, scale: Scale) -> dict[str, Any]:
     """Search for evaluated texts among all texts of the training file."""
+    from boom_utils.data.examples import iter_examples
     from boom_utils.data.overlap import find_overlap
 
     evaluated = json.loads((folder / "evaluated.json").read_text())
     _, index_seconds = timed(lambda: find_overlap({}, {"task": evaluated}))
-    found, seconds = timed(lambda: find_overlap({"train": folder / "train.jsonl"}, {"task": evaluated}))
+    found, seconds = timed(lambda: find_overlap({"train": iter_examples(folder / "train.jsonl")}, {"task": evaluated}))
     (entry,) = found.ledger
     texts = (2 + NEGATIVES) * scale.rows
     rates = {
@@ -303,7 +304,7 @@ def benchmark(folder: Path, scale: Scale) -> dict[str, Any]:
         load = os.getloadavg()[0]  # of other programs: before the stage begins
         stages[name] = {**measured_stage(name, folder, scale), "load_before": round(load, 2)}
         print(f"{name}: {json.dumps(stages[name])}", flush=True)  # noqa: T201
-    names = ["boom_utils", "numpy", "pyarrow", "rensa", "tokenizers"]
+    names = ["boom_utils", "numpy", "pyarrow", "tokenizers"]
     return {
         **summary(stages),
         "stages": stages,

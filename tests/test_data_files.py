@@ -331,7 +331,7 @@ def profile_of_files(**corpus: object) -> Profile:
 def test_a_profile_fetches_what_it_trains_on_and_what_it_evaluates_and_no_more() -> None:
     manifest = load_manifest("open_text")
     chosen = chosen_datasets(manifest, profile_of_files())
-    assert [dataset.id for dataset in chosen] == ["squad_nqg", "squad_dev", "cisi", "conala"]
+    assert [dataset.id for dataset in chosen] == ["squad_nqg", "conala", "squad_dev", "cisi"]
     assert len(files_of(chosen)) == 2 + 48 + 3 + 2
     with pytest.raises(ConfigError, match="no dataset 'cosqa'"):
         chosen_datasets(manifest, profile_of_files(), ["cosqa"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from boom_utils.data.examples import Labelled, TrainingExample
 from boom_utils.data.manifest import load_manifest
-from boom_utils.data.rows import RowOptions, labelled_examples, training_rows
+from boom_utils.data.rows import labelled_examples, training_rows
 from boom_utils.data.text_files import COLUMNS
 from boom_utils.errors import DataError
 
@@ -25,8 +25,7 @@ def made(
     shape: str, *rows: tuple[Any, ...], negatives: int = 2, limit: int | None = None, seed: int = 0
 ) -> tuple[list[TrainingExample], Counter[str]]:
     table = pa.table({name: list(column) for name, column in zip(COLUMNS[shape], zip(*rows, strict=True), strict=True)})
-    options = RowOptions(DATASET, negatives, limit)
-    return training_rows(shape, table, options, np.random.default_rng(seed))  # type: ignore[arg-type]
+    return training_rows(shape, table, DATASET, negatives, limit, np.random.default_rng(seed))  # type: ignore[arg-type]
 
 
 PAIRS = [("who sat", "the cat sat"), ("Who  sat", "a dog sat"), ("what is red", "the mat is red")]
@@ -174,4 +173,4 @@ def test_the_same_seed_gives_the_same_rows_and_a_limit_draws_among_them(shape: s
 
 def test_a_collection_that_is_only_evaluated_gives_no_rows() -> None:
     with pytest.raises(DataError, match=rf"shape 'judged' cannot be trained on[\s\S]*{DATASET.id}"):
-        training_rows("judged", pa.table({}), RowOptions(DATASET, 7), np.random.default_rng(0))
+        training_rows("judged", pa.table({}), DATASET, 7, None, np.random.default_rng(0))

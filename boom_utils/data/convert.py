@@ -25,11 +25,11 @@ from boom_utils.config import CorpusConfig
 from boom_utils.data import open_text, own, python_docs
 from boom_utils.data.evaluation_sets import EvaluationSet, Limits, part_of
 from boom_utils.data.examples import TrainingExample, iter_examples, normalise, write_examples, write_jsonl
-from boom_utils.data.fetching import fetch_datasets
+from boom_utils.data.fetching import fetch_datasets, used_datasets
 from boom_utils.data.manifest import Dataset, EvaluationTask, HttpsFiles, InstalledDistributions, LocalFiles, Manifest
 from boom_utils.data.mining import corpus_fingerprint
-from boom_utils.data.overlap import NearOptions, Overlap, find_overlap, task_domains
-from boom_utils.data.rows import RowOptions, training_rows
+from boom_utils.data.overlap import find_overlap, task_domains
+from boom_utils.data.rows import training_rows
 from boom_utils.data.text_files import Raw
 from boom_utils.errors import DataError, bullet_list
 from boom_utils.progress import progress
@@ -46,13 +46,13 @@ class Source(Protocol):
     Args:
         tasks: What is evaluated.
         sets: What is trained on: name of the file below the examples folder -> dataset.
-        near: What counts as nearly the same text; None where the corpus keeps texts apart by itself.
+        near: Whether nearly the same text is looked for; not where the corpus keeps texts apart by itself.
         fix: What can be done about a set without rows.
     """
 
     tasks: Sequence[EvaluationTask]
     sets: Mapping[str, Dataset]
-    near: NearOptions | None
+    near: bool
     fix: str
 
     def evaluation(self, task: EvaluationTask, limits: Limits, generator: np.random.Generator) -> EvaluationSet:
@@ -61,8 +61,8 @@ class Source(Protocol):
     def training(self, name: str) -> Raw | Iterable[TrainingExample]:
         """What a set is made of: records, whose part ``train`` is meant, or examples."""
 
-    def completed(self, name: str, file: Path, bare: int) -> Iterable[TrainingExample] | None:
-        """The examples of a written set with what they lack; ``bare`` have no negatives. None: they lack nothing."""
+    def completed(self, name: str, file: Path) -> Iterable[TrainingExample] | None:
+        """The examples of a written set with what they lack; None: they lack nothing."""
 
     def facts(self) -> Facts:
         """``fingerprint`` of what it is made of, ``deviations`` from the manifest, and whatever a report shows.
@@ -72,23 +72,6 @@ class Source(Protocol):
 
 
 # --- what a study asks ------------------------------------------------------------------------------------------------
-
-
-def used_datasets(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]) -> list[Dataset]:
-    """The datasets that are trained on or evaluated, each once.
-
-    Args:
-        manifest: The corpus.
-        corpus: Names those trained on.
-        tasks: Evaluation tasks.
-
-    Raises:
-        ManifestError: The manifest lacks one of them.
-    """
-    names = [*corpus.datasets, *corpus.new_datasets, *(manifest.task(name).dataset for name in tasks)]
-    if isinstance(manifest.source, InstalledDistributions):
-        names += [dataset.id for dataset in manifest.datasets if dataset.role == "new_data"]
-    return [manifest.dataset(name) for name in dict.fromkeys(names)]
 
 
 def unread_fields(manifest: Manifest) -> set[str]:
@@ -142,11 +125,15 @@ def make_examples(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]
         work.write_task(task)
     records = {name: work.candidates(name) for name in progress(list(source.sets), len(source.sets), "candidates")}
     work.refuse_empty()
-    overlap = work.find_overlap(records)
+    trained = {
+        _short(name): iter_examples(work.file(name)) if found is None else texts_of(found.parts["train"])
+        for name, found in records.items()
+    }
+    overlap = find_overlap(trained, work.evaluated, near=source.near)
     for name in progress(list(records), len(records), "training rows"):
         work.write_rows(name, records.pop(name), overlap.offending(_short(name)))
     work.refuse_empty()
-    shared = len(set[str]().union(*work.shared.values()))
+    shared = work.look_again()
     if shared and corpus.overlap == "drop":
         raise DataError(
             f"{shared} evaluated texts are also trained on", fix="this is a fault of the kit: please report it"
@@ -162,7 +149,7 @@ def make_examples(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]
         "dropped": {name: dict(+counts) for name, counts in work.dropped.items() if +counts},
         "shared_texts": shared,
     }
-    domains = task_domains(source.tasks, corpus.datasets, overlap) if source.tasks else []
+    domains = task_domains(source.tasks, corpus.datasets, overlap)
     write_json(
         out / "summary.json", {**facts, **found, "sets": work.sets, "overlap": overlap.ledger, "domains": domains}
     )
@@ -184,10 +171,10 @@ def _short(name: str) -> str:
     return name.removeprefix("train/")
 
 
-def texts_of(records: pa.Table) -> list[TrainingExample]:
+def texts_of(records: pa.Table) -> Iterator[TrainingExample]:
     """The texts of every record as a row without label or score, to look for overlap in."""
     columns = [records[name].to_pylist() for name in records.column_names if name not in NOT_TEXT]
-    return [TrainingExample(first, tuple(others)) for first, *others in zip(*columns, strict=True)]
+    return (TrainingExample(first, tuple(others)) for first, *others in zip(*columns, strict=True))
 
 
 @dataclass
@@ -200,11 +187,8 @@ class _Work:
         folder: The examples folder.
         sets: Rows and numbers of words of every set.
         evaluated: Texts of every evaluation set.
-        known: All of them, normalised.
         dropped: Set -> reason -> number of what was left out.
         fitted_on: Dataset -> normalised texts that classifiers of its evaluation are fitted on.
-        bare: Training set -> rows without negatives.
-        shared: Training set -> normalised evaluated texts in it.
     """
 
     corpus: CorpusConfig
@@ -212,17 +196,15 @@ class _Work:
     folder: Path
     sets: dict[str, Facts] = field(default_factory=dict)
     evaluated: dict[str, list[str]] = field(default_factory=dict)
-    known: set[str] = field(default_factory=set)
     dropped: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     fitted_on: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    bare: dict[str, int] = field(default_factory=dict)
-    shared: dict[str, set[str]] = field(default_factory=dict)
+
+    def file(self, name: str) -> Path:
+        """Where a set lies."""
+        return self.folder / f"{name}.jsonl"
 
     def _generator(self, *names: str) -> np.random.Generator:
         return np.random.default_rng(derive_seed(self.corpus.seed, *names))
-
-    def _file(self, name: str) -> Path:
-        return self.folder / f"{name}.jsonl"
 
     def write_task(self, task: EvaluationTask) -> None:
         """Write the files of one evaluation task."""
@@ -231,84 +213,68 @@ class _Work:
         limits = Limits(most, self.corpus.evaluation_documents, skip)
         made = self.source.evaluation(task, limits, self._generator("evaluation", task.id))
         for file, rows in made.files.items():
-            write_jsonl(self._file(f"{name}/{file}"), rows)
+            write_jsonl(self.file(f"{name}/{file}"), rows)
         if made.labels is not None:
             write_json(self.folder / name / "labels.json", made.labels)
         self.evaluated[task.id] = made.evaluated or [text for part in made.texts.values() for text in part]
-        self.known.update(map(normalise, self.evaluated[task.id]))
         self.fitted_on[task.dataset] |= made.fitted_on
         self.dropped[name] += made.dropped
-        main = "queries" if "queries" in made.files else "test"
-        self.sets[name] = {"rows": len(made.files[main])}
-        self.sets[name] |= {f"{file}_rows": len(rows) for file, rows in made.files.items()}
-        self.sets[name] |= {f"{file}_words": _word_numbers(map(_words, part)) for file, part in made.texts.items()}
+        words = {f"{file}_words": _word_numbers(map(_words, part)) for file, part in made.texts.items()}
+        self.sets[name] = {"rows": len(made.files["queries" if "queries" in made.files else "test"]), **words}
 
     def candidates(self, name: str) -> Raw | None:
         """Records of a set without what classifiers are fitted on; examples are written as they are, for now."""
-        found, dataset, dropped = self.source.training(name), self.source.sets[name], self.dropped[name]
+        found, dataset = self.source.training(name), self.source.sets[name]
         if not isinstance(found, Raw):
             self._write(name, found)
             return None
         records, unwanted = part_of(found, "train", dataset.id), self.fitted_on[dataset.id]
         if unwanted:
             keep = [unwanted.isdisjoint(map(normalise, (one.query, *one.pos))) for one in texts_of(records)]
-            dropped["classifiers of the evaluation are fitted on it"] += keep.count(False)
+            self.dropped[name]["classifiers of the evaluation are fitted on it"] += keep.count(False)
             records = records.filter(pa.array(keep, pa.bool_()))
         return Raw(found.shape, {"train": records}, ())
 
-    def find_overlap(self, records: Mapping[str, Raw | None]) -> Overlap:
-        """What the evaluation sets share with records and written examples."""
-        if not self.evaluated:
-            return Overlap({}, {}, {})
-        known = {
-            _short(name): self._file(name) if found is None else texts_of(found.parts["train"])
-            for name, found in records.items()
-        }
-        return find_overlap(known, self.evaluated, self.source.near)
-
     def write_rows(self, name: str, records: Raw | None, offending: np.ndarray) -> None:
         """Write a training set without what is evaluated, if that is to be dropped, and with what its rows lack."""
-        dataset, offending = self.source.sets[name], offending[: None if self.corpus.overlap == "drop" else 0]
-        self.dropped[name]["a text is evaluated, or nearly so"] += len(offending)
+        corpus, dataset, dropped = self.corpus, self.source.sets[name], self.dropped[name]
+        offending = offending[: None if corpus.overlap == "drop" else 0]
+        dropped["a text is evaluated, or nearly so"] += len(offending)
         if records is not None:
             keep = np.ones(records.parts["train"].num_rows, dtype=bool)
             keep[offending] = False
-            options = RowOptions(dataset, self.corpus.hard_negatives, self.corpus.train_rows)
-            generator = self._generator("train", dataset.id)
-            rows, dropped = training_rows(records.shape, records.parts["train"].filter(keep), options, generator)
-            self.dropped[name] += dropped
+            table, generator = records.parts["train"].filter(keep), self._generator("train", dataset.id)
+            rows, left_out = training_rows(
+                records.shape, table, dataset, corpus.hard_negatives, corpus.train_rows, generator
+            )
+            dropped += left_out
             self._write(name, rows)
             return
-        unwanted = set(offending.tolist())
-        if unwanted:
-            kept = enumerate(iter_examples(self._file(name)))
+        if unwanted := set(offending.tolist()):
+            kept = enumerate(iter_examples(self.file(name)))
             self._write(name, (example for row, example in kept if row not in unwanted))
-            self.refuse_empty()
-        completed = self.source.completed(name, self._file(name), self.bare[name])
-        if completed is not None:
-            before = self.sets[name]["rows"]
+        before = self.sets[name]["rows"]
+        if before and (completed := self.source.completed(name, self.file(name))) is not None:
             self._write(name, completed)
-            self.dropped[name]["query without a negative"] += before - self.sets[name]["rows"]
+            dropped["query without a negative"] += before - self.sets[name]["rows"]
 
     def _write(self, name: str, rows: Iterable[TrainingExample]) -> None:
         """Write a training set, or write it anew; no more than one row is kept in memory."""
-        queries, passages, bare = array("I"), array("I"), 0
-        shared: set[str] = set()
+        self.sets[name] = {"rows": write_examples(self.file(name), rows)}
 
-        def seen() -> Iterator[TrainingExample]:
-            nonlocal bare
-            for row in rows:
+    def look_again(self) -> int:
+        """Read every training set as it was written, for its numbers of words; counts evaluated texts in them."""
+        known = {normalise(text) for texts in self.evaluated.values() for text in texts}
+        shared: set[str] = set()
+        for name in self.source.sets:
+            queries, passages = array("I"), array("I")
+            for row in iter_examples(self.file(name)):
                 queries.append(_words(row.query))
                 passages.extend(map(_words, (*row.pos, *row.neg)))
-                bare += not row.neg
-                if self.known:
-                    shared.update(self.known.intersection(map(normalise, (row.query, *row.pos, *row.neg))))
-                yield row
-
-        written = write_examples(self._file(name), seen())
-        words = {"query_words": _word_numbers(queries), "passage_words": _word_numbers(passages)}
-        self.sets[name] = {"rows": written, **words}
-        self.bare[name], self.shared[name] = bare, shared
+                if known:
+                    shared |= known.intersection(map(normalise, (row.query, *row.pos, *row.neg)))
+            self.sets[name] |= {"query_words": _word_numbers(queries), "passage_words": _word_numbers(passages)}
+        return len(shared)
 
     def refuse_empty(self) -> None:
         """Check that every set that was written has rows.

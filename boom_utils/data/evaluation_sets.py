@@ -135,7 +135,7 @@ def evaluation_set(raw: Raw, dataset: Dataset, limits: Limits, generator: np.ran
     Raises:
         DataError: Records of another shape than the kind is made of, or not as promised.
     """
-    kind, dropped = task_kind(dataset), Counter[str]()
+    kind = task_kind(dataset)
     if raw.shape not in KINDS.get(kind, ()):
         raise DataError(
             f"no rule makes a {kind} task from records of shape '{raw.shape}'",
@@ -147,17 +147,23 @@ def evaluation_set(raw: Raw, dataset: Dataset, limits: Limits, generator: np.ran
         return [column.to_pylist() for column in part_of(raw, part, dataset.id).columns]
 
     if raw.shape == "judged":
-        parts = columns("corpus"), columns("queries"), columns("qrels")
-        return _retrieval(_judged(*parts, dropped), limits, generator, dropped)
+        collection = [dict(zip(*columns(part), strict=True)) for part in ("queries", "corpus")]
+        known = {
+            (query, document): max(1, round(score))
+            for query, document, score in zip(*columns("qrels"), strict=True)
+            if score > 0
+        }
+        return _searched(collection, ((*pair, score) for pair, score in known.items()), limits, generator)
     tested = columns("test" if "test" in raw.parts or "dev" not in raw.parts else "dev")
-    if raw.shape == "pairs":
-        return _retrieval(_paired(tested, dropped), limits, generator, dropped)
-    if raw.shape == "candidates":
-        return _reranking(tested, limits, generator, dropped)
+    if raw.shape in ("pairs", "candidates"):
+        texts, ids = zip(*(_identified(*one) for one in zip(tested, "qd", strict=False)), strict=True)
+        scores = [1] * len(ids[0]) if raw.shape == "pairs" else [int(label == "1") for label in tested[2]]
+        return _searched(texts, zip(*ids, scores, strict=True), limits, generator, candidates=raw.shape == "candidates")
     if kind == "classification":
         part = "dev" if {"dev", "test"} <= set(raw.parts) else "train"
         is_trained_on = part == "train" and dataset.role != "evaluation"
-        return _classification((tested, columns(part)), 2 if is_trained_on else 1, limits, generator, dropped)
+        return _classification(tested, columns(part), 2 if is_trained_on else 1, limits, generator)
+    dropped: Counter[str] = Counter()
     if kind == "clustering":
         rows = _distinct(tested, set(), dropped)
         labels = sorted({label for _, label in rows})
@@ -171,30 +177,6 @@ def evaluation_set(raw: Raw, dataset: Dataset, limits: Limits, generator: np.ran
 # --- retrieval and reranking ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Collection:
-    """Texts by id, and query -> document -> judgement."""
-
-    queries: Mapping[str, str]
-    documents: Mapping[str, str]
-    judged: Mapping[str, Mapping[str, int]]
-
-    def files(self, queries: Iterable[str], documents: Iterable[str]) -> Files:
-        """Some of it; what is judged above 0 is relevant, and scores are written only where they differ."""
-        queries = list(queries)
-        graded = any(score > 1 for scores in self.judged.values() for score in scores.values())
-        return {
-            "queries": [{"id": query, "text": self.queries[query]} for query in queries],
-            "corpus": [{"id": document, "text": self.documents[document]} for document in documents],
-            "qrels": [
-                {"query": query, "document": document} | ({"score": score} if graded else {})
-                for query in queries
-                for document, score in self.judged[query].items()
-                if score > 0
-            ],
-        }
-
-
 def _identified(texts: Iterable[str], letter: str) -> tuple[dict[str, str], list[str]]:
     """Distinct texts by an id, numbered as they come, and the id of every text."""
     ids: dict[str, str] = {}
@@ -206,51 +188,52 @@ def _identified(texts: Iterable[str], letter: str) -> tuple[dict[str, str], list
     return found, named
 
 
-def _paired(columns: _Columns, dropped: Counter[str]) -> _Collection:
-    (queries, asked), (documents, answers) = (_identified(*one) for one in zip(columns, "qd", strict=True))
-    judged: dict[str, dict[str, int]] = defaultdict(dict)
-    for query, document in zip(asked, answers, strict=True):
-        dropped["repeated pair"] += document in judged[query]
-        judged[query][document] = 1
-    return _Collection(queries, documents, judged)
-
-
-def _judged(corpus: _Columns, queries: _Columns, qrels: _Columns, dropped: Counter[str]) -> _Collection:
-    judged: dict[str, dict[str, int]] = defaultdict(dict)
-    for query, document, score in zip(*qrels, strict=True):
-        if score > 0:
-            judged[query][document] = max(1, round(score))
-    known = {name: text for name, text in zip(*queries, strict=True) if name in judged}
-    dropped["query without a relevant document"] += len(queries[0]) - len(known)
-    return _Collection(known, dict(zip(*corpus, strict=True)), judged)
-
-
-def _retrieval(
-    found: _Collection, limits: Limits, generator: np.random.Generator, dropped: Counter[str]
+def _searched(
+    texts: Sequence[Mapping[str, str]],
+    judgements: Iterable[tuple[str, str, int]],
+    limits: Limits,
+    generator: np.random.Generator,
+    *,
+    candidates: bool = False,
 ) -> EvaluationSet:
-    """Drawn queries, what is relevant to them, and as many other documents as there may be."""
-    asked = limits.draw(list(found.queries), generator)
-    needed = {document for query in asked for document in found.judged[query]}
-    rest = [document for document in found.documents if document not in needed]
-    spare = None if limits.documents is None else max(0, limits.documents - len(needed))
-    needed.update(draw(rest, spare, generator))
-    return EvaluationSet(found.files(asked, (one for one in found.documents if one in needed)), dropped=+dropped)
+    """Drawn queries, what is relevant to them, and as many other documents as there may be, or their candidates alone.
 
-
-def _reranking(
-    columns: _Columns, limits: Limits, generator: np.random.Generator, dropped: Counter[str]
-) -> EvaluationSet:
-    (queries, asked), (documents, answers) = (_identified(*one) for one in zip(columns[:2], "qd", strict=True))
+    Args:
+        texts: Queries and documents by their ids.
+        judgements: Query, document and score; what is judged above 0 is relevant.
+        limits: How large the set may be.
+        generator: Draws what is kept.
+        candidates: Queries are to sort their own documents, and need right and wrong ones.
+    """
+    (queries, documents), dropped = texts, Counter[str]()
     judged: dict[str, dict[str, int]] = defaultdict(dict)
-    for query, document, label in zip(asked, answers, columns[2], strict=True):
-        dropped["repeated candidate"] += document in judged[query]
-        judged[query][document] = max(judged[query].get(document, 0), int(label == "1"))
-    usable = [query for query in queries if len(set(judged[query].values())) > 1]
-    dropped["query without both labels"] += len(queries) - len(usable)
+    for query, document, score in judgements:
+        dropped["repeated candidate" if candidates else "repeated pair"] += document in judged[query]
+        judged[query][document] = max(judged[query].get(document, 0), score)
+    least = 2 if candidates else 1
+    usable = [query for query in queries if query in judged and len(set(judged[query].values())) >= least]
+    reason = "query without both labels" if candidates else "query without a relevant document"
+    dropped[reason] += len(queries) - len(usable)
     chosen = limits.draw(usable, generator)
-    shown = {document for query in chosen for document in judged[query]}
-    files = _Collection(queries, documents, judged).files(chosen, (one for one in documents if one in shown))
-    files["top_ranked"] = [{"query": query, "documents": list(judged[query])} for query in chosen]
+    needed = {document for query in chosen for document in judged[query]}
+    if not candidates:
+        rest = [document for document in documents if document not in needed]
+        spare = None if limits.documents is None else max(0, limits.documents - len(needed))
+        needed.update(draw(rest, spare, generator))
+    # Scores are written only where they differ.
+    graded = any(score > 1 for scores in judged.values() for score in scores.values())
+    files: Files = {
+        "queries": [{"id": query, "text": queries[query]} for query in chosen],
+        "corpus": [{"id": document, "text": text} for document, text in documents.items() if document in needed],
+        "qrels": [
+            {"query": query, "document": document} | ({"score": score} if graded else {})
+            for query in chosen
+            for document, score in judged[query].items()
+            if score > 0
+        ],
+    }
+    if candidates:
+        files["top_ranked"] = [{"query": query, "documents": list(judged[query])} for query in chosen]
     return EvaluationSet(files, dropped=+dropped)
 
 
@@ -258,16 +241,13 @@ def _reranking(
 
 
 def _classification(
-    parts: tuple[_Columns, _Columns],
-    share: int,
-    limits: Limits,
-    generator: np.random.Generator,
-    dropped: Counter[str],
+    tested: _Columns, fitted: _Columns, share: int, limits: Limits, generator: np.random.Generator
 ) -> EvaluationSet:
     """Texts to test, and texts to fit on: evenly many of each label as far as one in ``share`` of them goes."""
-    test = _distinct(parts[0], set(), dropped)
+    dropped: Counter[str] = Counter()
+    test = _distinct(tested, set(), dropped)
     # What of these is left out is not lost to training, and so not counted.
-    usable = _distinct(parts[1], {normalise(text) for text, _ in test}, Counter())
+    usable = _distinct(fitted, {normalise(text) for text, _ in test}, Counter())
     places: dict[str, list[int]] = defaultdict(list)
     for place, (_, label) in enumerate(usable):
         places[label].append(place)

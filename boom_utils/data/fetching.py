@@ -8,16 +8,33 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from boom_utils.artifacts import digest_of
-from boom_utils.config import Profile
+from boom_utils.config import CorpusConfig, Profile
 from boom_utils.data.files import HUB, MEGABYTE, HubSet, RemoteFile, fetch, fetch_hub
-from boom_utils.data.manifest import Dataset, Manifest
+from boom_utils.data.manifest import Dataset, InstalledDistributions, Manifest
 from boom_utils.errors import ConfigError, bullet_list, nearest
 
 log = logging.getLogger(__name__)
 
 
+def used_datasets(manifest: Manifest, corpus: CorpusConfig, tasks: Iterable[str]) -> list[Dataset]:
+    """The datasets that are trained on, then those that are only evaluated, each once.
+
+    Args:
+        manifest: The corpus.
+        corpus: Names those trained on.
+        tasks: Evaluation tasks.
+
+    Raises:
+        ManifestError: The manifest lacks one of them.
+    """
+    names = [*corpus.datasets, *corpus.new_datasets, *(manifest.task(name).dataset for name in tasks)]
+    if isinstance(manifest.source, InstalledDistributions):
+        names += [dataset.id for dataset in manifest.datasets if dataset.role == "new_data"]
+    return [manifest.dataset(name) for name in dict.fromkeys(names)]
+
+
 def chosen_datasets(manifest: Manifest, profile: Profile | None = None, only: Sequence[str] = ()) -> list[Dataset]:
-    """The datasets to fetch, in the manifest's order.
+    """The datasets to fetch.
 
     Args:
         manifest: The corpus.
@@ -28,18 +45,16 @@ def chosen_datasets(manifest: Manifest, profile: Profile | None = None, only: Se
         ConfigError: ``only`` names what is not there; all such names are listed.
         ManifestError: The profile names what the manifest does not have.
     """
-    names = [dataset.id for dataset in manifest.datasets]
+    datasets: Sequence[Dataset] = manifest.datasets
     if profile is not None:
         asked = (*profile.evaluation.in_domain, *profile.evaluation.out_of_domain)
         # A corpus that is evaluated with benchmarks of mteb has no files for their tasks.
-        tasks = [manifest.task(name) for name in asked] if not manifest.benchmarks else []
-        used = {*profile.corpus.datasets, *profile.corpus.new_datasets, *(task.dataset for task in tasks)}
-        wanted = {manifest.dataset(name).id for name in sorted(used)}
-        names = [name for name in names if name in wanted]
+        datasets = used_datasets(manifest, profile.corpus, asked if not manifest.benchmarks else ())
+    names = [dataset.id for dataset in datasets]
     if unknown := [f"no dataset '{name}'{nearest(name, names)}" for name in dict.fromkeys(only) if name not in names]:
         owner = f"corpus '{manifest.name}'" if profile is None else f"what profile '{profile.name}' uses"
         raise ConfigError(f"--only names what is not in {owner}", found=bullet_list(unknown))
-    return [manifest.dataset(name) for name in names if not only or name in only]
+    return [dataset for dataset in datasets if not only or dataset.id in only]
 
 
 def files_of(datasets: Iterable[Dataset]) -> list[RemoteFile]:

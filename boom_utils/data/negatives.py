@@ -8,21 +8,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
 
 import bm25s
 import numpy as np
-from numpy.typing import NDArray
 
 from boom_utils.data.examples import normalise
 from boom_utils.data.sampling import draw
-from boom_utils.progress import progress
-
-How = Literal["nearest", "random"]
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every step of an index through a handler of its own
 
@@ -50,21 +44,6 @@ def words(text: str) -> list[str]:
     return found
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Negatives one row asks for.
-
-    Args:
-        query: The text they are to be near to.
-        apart: Normalised texts that are no negatives of it: its positives, itself, those it has already.
-        number: How many.
-    """
-
-    query: str
-    apart: Collection[str]
-    number: int
-
-
 class NegativePool:
     """Passages to find negatives in, each text once (after `normalise`), in the order they were given.
 
@@ -89,24 +68,20 @@ class NegativePool:
             index.index((ids, vocabulary), create_empty_token=False, show_progress=False)
         return index, vocabulary
 
-    def scores(self, query: str) -> NDArray[np.float32]:
-        """BM25 score of every passage for a query, (passages,); words that no passage has count nothing."""
-        index, vocabulary = self._index
-        known = [vocabulary[word] for word in words(query) if word in vocabulary]
-        return index.get_scores_from_ids(known) if known else np.zeros(len(self._keys), dtype=np.float32)
-
     def ranked(self, query: str, apart: Collection[str], most: int = RANKS) -> list[int]:
         """Places of the passages nearest to a query, best first; equal scores in the pool's order.
 
         Args:
-            query: The text searched with.
+            query: The text searched with; words that no passage has count nothing.
             apart: Normalised texts to leave out; ranks are counted without them.
             most: Last rank.
 
         Returns:
             At most ``most`` places; passages that share no word with the query have no rank.
         """
-        scores = self.scores(query)
+        index, vocabulary = self._index
+        known = [vocabulary[word] for word in words(query) if word in vocabulary]
+        scores = index.get_scores_from_ids(known) if known else np.zeros(len(self._keys), dtype=np.float32)
         scores[[self._place[key] for key in apart if key in self._place]] = 0
         places = np.flatnonzero(scores)
         if len(places) > most:
@@ -114,46 +89,24 @@ class NegativePool:
             places = places[scores[places] >= least]
         return [int(place) for place in places[np.argsort(-scores[places], kind="stable")][:most]]
 
-    def nearest(self, wanted: Wanted, generator: np.random.Generator) -> list[str]:
-        """Negatives drawn among a row's first ranks; where these are too few, all of them and random passages.
+    def nearest(self, query: str, apart: Collection[str], number: int, generator: np.random.Generator) -> list[str]:
+        """Negatives drawn among the first ranks of a query; where these are too few, all of them and random passages.
 
         Args:
-            wanted: The row's query, and how many.
+            query: The text they are to be near to.
+            apart: Normalised texts that are no negatives of it: itself, its positives, those it has already.
+            number: How many.
             generator: Draws them.
 
         Returns:
             As many as wanted, or fewer where the pool has no more; none twice.
         """
-        ranked = draw(self.ranked(wanted.query, wanted.apart), wanted.number, generator)
-        chosen = [self._keys[place] for place in ranked]
-        texts = [self.texts[key] for key in chosen]
-        if len(texts) < wanted.number:
-            rest = Wanted(wanted.query, {*wanted.apart, *chosen}, wanted.number - len(texts))
-            texts += self.random(rest, generator)
-        return texts
+        chosen = [self._keys[place] for place in draw(self.ranked(query, apart), number, generator)]
+        more = self.random({*apart, *chosen}, number - len(chosen), generator) if len(chosen) < number else []
+        return [*(self.texts[key] for key in chosen), *more]
 
-    def random(self, wanted: Wanted, generator: np.random.Generator) -> list[str]:
+    def random(self, apart: Collection[str], number: int, generator: np.random.Generator) -> list[str]:
         """Negatives drawn among all passages, each as likely as another; fewer where the pool has no more."""
-        enough = wanted.number + len(wanted.apart)
-        keys = (self._keys[place] for place in generator.permutation(len(self._keys))[:enough].tolist())
-        return [self.texts[key] for key in keys if key not in wanted.apart][: wanted.number]
-
-
-def mine_negatives(
-    pool: NegativePool, rows: Sequence[Wanted], generator: np.random.Generator, label: str, how: How = "nearest"
-) -> Iterator[list[str]]:
-    """Negatives of many rows, one after the other, with progress.
-
-    Args:
-        pool: Where to find them.
-        rows: What each row asks for.
-        generator: Draws them, in the order of the rows.
-        label: Name of the work for the progress bar.
-        how: ``nearest`` by BM25, or ``random``.
-
-    Yields:
-        The negatives of each row.
-    """
-    find = pool.nearest if how == "nearest" else pool.random
-    for wanted in progress(rows, len(rows), label):
-        yield find(wanted, generator) if wanted.number else []
+        places = generator.permutation(len(self._keys))[: number + len(apart)].tolist()
+        keys = (self._keys[place] for place in places)
+        return [self.texts[key] for key in keys if key not in apart][:number]

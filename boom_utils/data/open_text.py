@@ -21,8 +21,8 @@ from boom_utils.artifacts import digest_of
 from boom_utils.config import CorpusConfig
 from boom_utils.data.evaluation_sets import EvaluationSet, Limits, evaluation_set
 from boom_utils.data.examples import MalformedError
+from boom_utils.data.fetching import used_datasets
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
-from boom_utils.data.overlap import NEAR, NearOptions
 from boom_utils.data.text_files import (
     Parts,
     Raw,
@@ -56,7 +56,7 @@ class OpenText:
         DataError: Bad lines, or records that are not as promised.
     """
 
-    near: NearOptions | None = NEAR
+    near = True
     fix = "allow more rows, or leave these sets out"
 
     def __init__(self, manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str], folder: Path) -> None:
@@ -69,8 +69,7 @@ class OpenText:
             )
         self.sets: Mapping[str, Dataset] = {f"train/{dataset.id}": dataset for dataset in trained}
         self.tasks: Sequence[EvaluationTask] = [manifest.task(name) for name in dict.fromkeys(tasks)]
-        used = [*trained, *(manifest.dataset(task.dataset) for task in self.tasks)]
-        self._datasets = {dataset.id: dataset for dataset in used}
+        self._datasets = {dataset.id: dataset for dataset in used_datasets(manifest, corpus, tasks)}
         read = progress(self._datasets.values(), len(self._datasets), "reading")
         self._raws = {one.id: read_dataset(one, folder, corpus.on_bad_line) for one in read}
 
@@ -82,7 +81,7 @@ class OpenText:
         """The records of a dataset."""
         return self._raws[self.sets[name].id]
 
-    def completed(self, name: str, file: Path, bare: int) -> None:
+    def completed(self, name: str, file: Path) -> None:
         """Rows lack nothing: each shape's rule finds negatives."""
 
     def facts(self) -> dict[str, Any]:

@@ -40,11 +40,10 @@ from boom_utils.data.examples import (
     record_of,
     rows_of,
 )
-from boom_utils.data.fetching import hub_set
+from boom_utils.data.fetching import hub_set, used_datasets
 from boom_utils.data.files import hub_errors, hub_paths, hub_snapshot, read_lock
 from boom_utils.data.manifest import READABLE, Dataset, EvaluationTask, Manifest
-from boom_utils.data.negatives import NegativePool, Wanted
-from boom_utils.data.overlap import NEAR, NearOptions
+from boom_utils.data.negatives import NegativePool
 from boom_utils.data.text_files import COLUMNS, Raw
 from boom_utils.errors import ConfigError, DataError, DownloadError, bullet_list
 from boom_utils.progress import progress
@@ -165,17 +164,11 @@ def own_fingerprint(manifest: Manifest, corpus: CorpusConfig, folder: Path) -> d
         DataError: Files are not there.
     """
     found = {}
-    for one in _datasets(manifest, corpus):
+    for one in used_datasets(manifest, corpus, [task.id for task in manifest.tasks]):
         lock = read_lock(hub_set(one, folder)) if one.hub else None
         paths = own_paths(manifest, one, folder)
         found[one.id] = {name: lock.files[name] if lock else sha256_file(path) for name, path in paths.items()}
     return found
-
-
-def _datasets(manifest: Manifest, corpus: CorpusConfig) -> list[Dataset]:
-    """Those that are trained on, then those that are evaluated only."""
-    names = [*corpus.datasets, *corpus.new_datasets, *(task.dataset for task in manifest.tasks)]
-    return [manifest.dataset(name) for name in dict.fromkeys(names)]
 
 
 # --- a first look -----------------------------------------------------------------------------------------------------
@@ -331,7 +324,7 @@ class OwnRows:
         DataError: Files are not there or malformed.
     """
 
-    near: NearOptions | None = NEAR
+    near = True
     fix = "give more rows, hold out another share, or set overlap: report"
 
     def __init__(self, manifest: Manifest, corpus: CorpusConfig, folder: Path) -> None:
@@ -339,7 +332,7 @@ class OwnRows:
         self._corpus = corpus
         self._sources = {
             one.id: _Source(one, [*own_paths(manifest, one, folder).values()], corpus.on_bad_line == "skip")
-            for one in _datasets(manifest, corpus)
+            for one in used_datasets(manifest, corpus, [task.id for task in manifest.tasks])
         }
         self.tasks: Sequence[EvaluationTask] = manifest.tasks
         trained = (*corpus.datasets, *corpus.new_datasets)
@@ -397,15 +390,15 @@ class OwnRows:
             what = f"{stated_rows or 'no number of'} rows are stated, {hub.select or 'all'} are wanted"
             self._deviations.append(f"{dataset.id}: {what}, its files have {total}")
 
-    def completed(self, name: str, file: Path, bare: int) -> Iterator[TrainingExample] | None:
+    def completed(self, name: str, file: Path) -> Iterator[TrainingExample] | None:
         """The rows, with mined negatives where they bring none; with nothing to mine among, they keep to their batch.
 
         Rows without negatives beside rows with some are left out when none is found for them.
         """
         dataset, most = self.sets[name], self._corpus.hard_negatives
+        rows, bare = count_rows(file), sum(not example.neg for example in iter_examples(file))
         if not bare or dataset.group_size == "positive_only":
             return None
-        rows = count_rows(file)
         step, passages, positives = -(-rows // POOL), list[str](), defaultdict[str, set[str]](set)
         for example in islice(iter_examples(file), 0, None, step):
             passages += example.pos
@@ -423,7 +416,7 @@ class OwnRows:
             for example in progress(iter_examples(file), rows, f"negatives of {dataset.id}"):
                 query = normalise(example.query)
                 apart = {query, *map(normalise, example.pos), *positives.get(query, ())}
-                neg = example.neg or (most and tuple(pool.nearest(Wanted(example.query, apart, most), generator)))
+                neg = example.neg or (most and tuple(pool.nearest(example.query, apart, most, generator)))
                 if neg:
                     yield replace(example, neg=neg)
 

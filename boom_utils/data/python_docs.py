@@ -27,7 +27,6 @@ from boom_utils.data.evaluation_sets import EvaluationSet, Limits, evaluation_se
 from boom_utils.data.examples import Labelled, Split, TrainingExample, hash_share, normalise
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
 from boom_utils.data.mining import PLACEHOLDER, Definition, Mined, clean_text, is_readable, truncate_words
-from boom_utils.data.overlap import NearOptions
 from boom_utils.data.rows import NEGATIVES, POSITIVES, example, labelled_examples
 from boom_utils.data.sampling import draw
 from boom_utils.data.text_files import COLUMNS, Raw, Shape
@@ -296,7 +295,7 @@ class PythonDocs:
         ManifestError: A dataset that this corpus cannot make, or a task that the manifest does not have.
     """
 
-    near: NearOptions | None = None
+    near = False
 
     def __init__(self, manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]) -> None:
         if unknown := [dataset.id for dataset in manifest.datasets if dataset.id not in DATASETS]:
@@ -345,7 +344,7 @@ class PythonDocs:
         rows = EXAMPLES.get(dataset.family, near_examples)(self._pool(dataset.id, "train"), dataset, generator)
         return draw(list(rows), corpus.train_rows, generator)
 
-    def completed(self, name: str, file: Path, bare: int) -> None:
+    def completed(self, name: str, file: Path) -> None:
         """Rows lack nothing: each has its negatives, and pairs for the base need none."""
 
     def facts(self) -> dict[str, Any]:

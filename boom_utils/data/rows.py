@@ -22,19 +22,20 @@ query or to one of its positives; a row that finds none is dropped.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from boom_utils.data.examples import Labelled, TrainingExample, normalise
 from boom_utils.data.manifest import Dataset
-from boom_utils.data.negatives import How, NegativePool, Wanted, mine_negatives
+from boom_utils.data.negatives import NegativePool
 from boom_utils.data.sampling import draw
 from boom_utils.data.text_files import Shape
 from boom_utils.errors import DataError
+from boom_utils.progress import progress
 
 NEGATIVES = 7
 """Negatives a row, for the paper's group of 8 passages."""
@@ -43,34 +44,14 @@ POSITIVES = 3
 ALIKE, DIFFERENT = 4.0, 2.0
 """Score from which two sentences count as the same, and up to which as different."""
 
-_Pair = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class RowOptions:
-    """How rows of one dataset are made.
-
-    Args:
-        dataset: Gives prompt and type of the rows.
-        negatives: Most negatives of a row; 0 makes rows without.
-        limit: Most rows, drawn; None for all.
-    """
-
-    dataset: Dataset
-    negatives: int
-    limit: int | None = None
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """What records say: pairs that belong together, all queries, pairs that do not, and where more negatives are."""
-
-    positives: Iterable[_Pair]
-    queries: Iterable[str]
-    negatives: Iterable[_Pair] = ()
-    apart: Iterable[_Pair] = ()
-    pool: Sequence[str] = ()
-    how: How = "nearest"
+Columns = Sequence[Sequence[Any]]
+Verdict = Literal["positive", "negative", "apart"] | None
+VERDICTS: dict[str, dict[str, Verdict]] = {
+    "candidates": {"1": "positive", "0": "negative"},
+    "judged_pairs": {"1": "positive", "0": "negative"},
+    "nli": {"entailment": "positive", "contradiction": "negative"},
+}
+"""What a label says of a passage: the answer to the query, a negative, or (apart) neither, though it is judged."""
 
 
 @dataclass
@@ -84,14 +65,21 @@ class _Question:
 
 
 def training_rows(
-    shape: Shape, records: pa.Table, options: RowOptions, generator: np.random.Generator
+    shape: Shape,
+    records: pa.Table,
+    dataset: Dataset,
+    negatives: int,
+    limit: int | None,
+    generator: np.random.Generator,
 ) -> tuple[list[TrainingExample], Counter[str]]:
     """Rows of one dataset by the rule of its shape.
 
     Args:
         shape: What the columns mean.
         records: Its training records: the part `train`, or what is left of it.
-        options: How many rows and negatives.
+        dataset: Gives prompt and type of the rows.
+        negatives: Most negatives of a row; 0 makes rows without.
+        limit: Most rows, drawn; None for all.
         generator: Draws rows, then what each needs.
 
     Returns:
@@ -100,105 +88,87 @@ def training_rows(
     Raises:
         DataError: A shape that is only evaluated.
     """
+    if shape == "judged":
+        raise DataError("records of shape 'judged' cannot be trained on", where=dataset.id, expected="another shape")
     dropped: Counter[str] = Counter()
     columns = [column.to_pylist() for column in records.columns]
     if shape == "labelled":
-        return _labelled_rows(columns, options, generator, dropped), +dropped
-    if shape == "judged":
-        raise DataError(
-            f"records of shape '{shape}' cannot be trained on", where=options.dataset.id, expected="another shape"
-        )
-    judged = _judged(shape, columns)
-    questions = list(_questions(judged, dropped).values())
+        usable, clear = _clear_labels(columns, dropped)
+        made = labelled_examples(draw(usable, limit, generator), clear, dataset, generator, negatives)
+        return list(made), +dropped
+    questions = _questions(shape, columns, dropped)
     if shape == "nli":
-        whole = [one for one in questions if one.neg]
-        dropped["query without a negative"] += len(questions) - len(whole)
-        questions, options = whole, RowOptions(options.dataset, 1, options.limit)
-    return _rows(questions, judged, options, generator, dropped), +dropped
+        negatives, found = 1, len(questions)
+        questions = [one for one in questions if one.neg]
+        dropped["query without a negative"] += found - len(questions)
+    chosen = draw(questions, limit, generator)
+    own = [draw(list(one.neg.values()), negatives, generator) for one in chosen]
+    pool, rows = _pool(shape, columns), []
+    for one, known in progress(zip(chosen, own, strict=True), len(chosen), f"negatives of {dataset.id}"):
+        apart, wanted = {normalise(one.query), *one.pos, *one.neg, *one.apart}, negatives - len(known)
+        if wanted and shape in ("judged_pairs", "graded"):
+            known += pool.random(apart, wanted, generator)
+        elif wanted:
+            known += pool.nearest(one.query, apart, wanted, generator)
+        if known or not negatives:
+            rows.append(example(one.query, list(one.pos.values()), known, dataset))
+    dropped["query without a negative"] += len(chosen) - len(rows)
+    return rows, +dropped
 
 
-def _judged(shape: Shape, columns: list[list[Any]]) -> _Judged:
-    """What the records of a shape say."""
-    if shape == "pairs":
-        queries, passages = columns
-        return _Judged(zip(queries, passages, strict=True), queries, pool=passages)
-    queries, passages, labels = columns
-    both = [*queries, *passages]
-
-    def of(*wanted: str) -> list[_Pair]:
-        return [(one, other) for one, other, label in zip(*columns, strict=True) if label in wanted]
-
-    if shape == "candidates":
-        return _Judged(of("1"), queries, of("0"), pool=passages)
-    if shape == "judged_pairs":
-        return _Judged(of("1"), queries, _both_ways(of("0")), _both_ways(of("1")), both, "random")
-    if shape == "nli":
-        return _Judged(of("entailment"), queries, of("contradiction"))
-    scored = [(one, other, float(score)) for one, other, score in zip(queries, passages, labels, strict=True)]
-    high = _both_ways((one, other) for one, other, score in scored if score >= ALIKE)
-    low = [(one, other) for one, other, score in scored if score <= DIFFERENT]
-    apart = _both_ways((one, other) for one, other, score in scored if score > DIFFERENT)
-    return _Judged(high, both, _both_ways(low), apart, [text for pair in low for text in pair], "random")
+def _judgements(shape: Shape, columns: Columns) -> Iterator[tuple[str, str, Verdict]]:
+    """Query, passage and what is said of it, for every record; sentences are each other's query."""
+    for one, other, *label in zip(*columns, strict=True):
+        verdict: Verdict = "positive"
+        if shape == "graded":
+            score = float(label[0])
+            verdict = "positive" if score >= ALIKE else "negative" if score <= DIFFERENT else "apart"
+        elif label:
+            verdict = VERDICTS[shape].get(label[0])
+        yield one, other, verdict
+        if shape in ("graded", "judged_pairs") and one != other:
+            yield other, one, "apart" if shape == "judged_pairs" and verdict == "positive" else verdict
 
 
-def _both_ways(pairs: Iterable[_Pair]) -> list[_Pair]:
-    return [pair for one, other in pairs for pair in dict.fromkeys(((one, other), (other, one)))]
-
-
-def _questions(judged: _Judged, dropped: Counter[str]) -> dict[str, _Question]:
+def _questions(shape: Shape, columns: Columns, dropped: Counter[str]) -> list[_Question]:
     """One question for every query that has a positive; queries without, and pairs of no use, are counted.
 
     A text that is a positive, or set apart, is no negative.
     """
     questions: dict[str, _Question] = {}
-    for query, passage in judged.positives:
+    negatives: list[tuple[str, str, str]] = []
+    apart: dict[str, set[str]] = defaultdict(set)
+    for query, passage, verdict in _judgements(shape, columns):
         key, answer = normalise(query), normalise(passage)
-        if key == answer:
+        if verdict == "positive" and key == answer:
             dropped["both texts are equal"] += 1
-            continue
-        question = questions.setdefault(key, _Question(query))
-        dropped["repeated pair"] += answer in question.pos
-        question.pos.setdefault(answer, passage)
-    dropped["query without a positive"] += len({normalise(query) for query in judged.queries} - questions.keys())
-    for query, passage in judged.negatives:
-        key, answer = normalise(query), normalise(passage)
-        if key in questions and answer != key and answer not in questions[key].pos:
+        elif verdict == "positive":
+            question = questions.setdefault(key, _Question(query))
+            dropped["repeated pair"] += answer in question.pos
+            question.pos.setdefault(answer, passage)
+        elif verdict == "negative":
+            negatives.append((key, answer, passage))
+        elif verdict == "apart":
+            apart[key].add(answer)
+    asked = [*columns[0], *columns[1]] if shape == "graded" else columns[0]
+    dropped["query without a positive"] += len(set(map(normalise, asked)) - questions.keys())
+    for key, answer, passage in negatives:
+        if key in questions and answer not in {key, *questions[key].pos, *apart[key]}:
             questions[key].neg.setdefault(answer, passage)
-    for query, passage in judged.apart:
-        key, answer = normalise(query), normalise(passage)
-        if key in questions:
-            questions[key].apart.add(answer)
-            questions[key].neg.pop(answer, None)
-    return questions
+    for key, question in questions.items():
+        question.apart = apart[key]
+    return list(questions.values())
 
 
-def _rows(
-    questions: Sequence[_Question],
-    judged: _Judged,
-    options: RowOptions,
-    generator: np.random.Generator,
-    dropped: Counter[str],
-) -> list[TrainingExample]:
-    """Rows of drawn questions: their own negatives, drawn, then those that are found."""
-    chosen = draw(questions, options.limit, generator)
-    own = [draw(list(one.neg.values()), options.negatives, generator) for one in chosen]
-    wanted = [
-        Wanted(one.query, {normalise(one.query), *one.pos, *one.neg, *one.apart}, options.negatives - len(known))
-        for one, known in zip(chosen, own, strict=True)
-    ]
-    pool, label = NegativePool(judged.pool), f"negatives of {options.dataset.id}"
-    rows = []
-    for one, known, more in zip(chosen, own, mine_negatives(pool, wanted, generator, label, judged.how), strict=True):
-        if options.negatives and not (known or more):
-            dropped["query without a negative"] += 1
-        else:
-            rows.append(example(one.query, list(one.pos.values()), [*known, *more], options.dataset))
-    return rows
+def _pool(shape: Shape, columns: Columns) -> NegativePool:
+    """Where more negatives are: passages of all queries, or sentences; none where a row has its own alone."""
+    if shape == "graded":
+        return NegativePool(text for *pair, score in zip(*columns, strict=True) if score <= DIFFERENT for text in pair)
+    return NegativePool([] if shape == "nli" else [*columns[0], *columns[1]] if shape == "judged_pairs" else columns[1])
 
 
-def _labelled_rows(
-    columns: list[list[str]], options: RowOptions, generator: np.random.Generator, dropped: Counter[str]
-) -> list[TrainingExample]:
+def _clear_labels(columns: Columns, dropped: Counter[str]) -> tuple[list[Labelled], list[Labelled]]:
+    """Texts that rows can be made of, and all texts of one label, each once."""
     labels: dict[str, set[str]] = defaultdict(set)
     texts: dict[str, Labelled] = {}
     for text, label in zip(*columns, strict=True):
@@ -210,8 +180,7 @@ def _labelled_rows(
     dropped["repeated text"] += len(columns[0]) - len(texts)
     dropped["text of two labels"] += len(texts) - len(clear)
     dropped["only text of its label, or no other label"] += len(clear) - len(usable)
-    chosen = draw(usable, options.limit, generator)
-    return list(labelled_examples(chosen, clear, options.dataset, generator, options.negatives))
+    return usable, clear
 
 
 def labelled_examples(

@@ -60,6 +60,7 @@ def model_nodes(profile: Profile) -> dict[str, str]:
 def examples(profile: Profile, manifest: Manifest, downloads: Path) -> Node:
     """Training examples and evaluation sets from the manifest's source; keyed by what the study uses of it."""
     from boom_utils.data import convert
+    from boom_utils.data.fetching import used_datasets
 
     tasks, corpus = _tasks(profile), profile.corpus
 
@@ -68,7 +69,7 @@ def examples(profile: Profile, manifest: Manifest, downloads: Path) -> Node:
 
     # Text for readers is no reason to make a corpus anew; what is installed is in "found".
     prose = {"description", "homepage", "licence", "licence_note", "notes", "split_rule", "differs", "version", "known"}
-    datasets = convert.used_datasets(manifest, corpus, tasks)
+    datasets = used_datasets(manifest, corpus, tasks)
     config = {
         "source": _without(manifest.source.model_dump(mode="json"), prose),
         "datasets": _without({one.id: one.model_dump(mode="json", exclude_none=True) for one in datasets}, prose),
