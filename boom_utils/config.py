@@ -312,9 +312,7 @@ class EvaluationConfig(Frozen):
     )
     precision: MachinePrecision = Field(default="fp32", description="of weights and passes in scoring")
     reference: Name = Field(description="the model every other one is compared with")
-    bootstrap_draws: int = Field(default=2000, ge=100)
     confidence: float = Field(default=0.95, gt=0, lt=1)
-    seed: int = 0
 
 
 class Profile(Frozen):

@@ -139,7 +139,7 @@ def score_rows(samples: Mapping[tuple[str, str], TaskSamples], result: Mapping[s
     """The table of scores of some samples, all with the same result of mteb's own."""
     told = None if result is None else json.dumps(result)
     rows = [
-        {**run_of(name), "task": task, "metric": one.metric, "value": one.score(), "result": told}
+        {**run_of(name), "task": task, "metric": one.metric, "value": one.score, "result": told}
         for (name, task), one in samples.items()
     ]
     return pd.DataFrame(rows)
@@ -177,7 +177,6 @@ def made_up_interaction(conflicts: bool = False) -> dict[str, Any]:
 def write_made_up_results(
     folder: Path,
     gain: Mapping[str, float] | None = None,
-    draws: int = 2500,
     seeds: Mapping[str, Sequence[float]] | None = None,
 ) -> Path:
     """Write the folder.
@@ -185,7 +184,6 @@ def write_made_up_results(
     Args:
         folder: Where.
         gain: Skills that differ from `GAIN`.
-        draws: Of the bootstrap.
         seeds: Model -> how much better its second, third, ... seed is than its first.
     """
     hidden, chosen = unscored(), {**GAIN, **(gain or {})}
@@ -200,7 +198,7 @@ def write_made_up_results(
             {"name": name, "family": "retrieval", "domain": domain, "new_data": new}
             for name, (domain, new) in TASKS.items()
         ],
-        "evaluation": {"reference": "full", "bootstrap_draws": draws, "confidence": 0.95, "seed": 0},
+        "evaluation": {"reference": "full", "confidence": 0.95},
     }
     samples = {}
     for model in models:

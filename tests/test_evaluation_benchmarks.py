@@ -135,7 +135,7 @@ def test_a_crash_after_k_tasks_keeps_k(monkeypatch: pytest.MonkeyPatch, tmp_path
     broken[0], done = False, workspace.build(nodes["One"])
     artifact = workspace.build(nodes["Three"])
     assert workspace.build(nodes["One"]).record == done.record
-    assert read_samples(artifact.path).score() == pytest.approx(artifact.facts["main_score"], abs=1e-5)
+    assert read_samples(artifact.path).score == pytest.approx(artifact.facts["main_score"], abs=1e-5)
 
 
 @pytest.mark.promise(29)

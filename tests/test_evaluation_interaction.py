@@ -14,21 +14,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import norm, t
+from scipy.stats import sem, t
 
 from boom_utils.errors import ConfigError, ResultsError
 from boom_utils.evaluation.interaction import (
     Clusters,
     Interaction,
-    batch_draws,
     clusters,
     interaction_matrix,
-    loss_estimate,
 )
-from boom_utils.evaluation.statistics import Bootstrap
+from boom_utils.evaluation.statistics import plain_mean
 from boom_utils.training.batch_losses import BatchLosses
 
-QUICK = Bootstrap(draws=200)
 Separate = dict[str, dict[str, BatchLosses]]
 Joint = dict[tuple[str, str], dict[str, BatchLosses]]
 
@@ -58,7 +55,7 @@ def interaction(values: np.ndarray, names: tuple[str, ...] | None = None) -> Int
 
 
 def test_a_loss_that_falls_in_company_is_negative_and_the_pair_is_the_mean_of_both_directions() -> None:
-    found = interaction_matrix(*made("ab", lambda of, _: {"a": -0.3, "b": 0.1}[of]), QUICK)
+    found = interaction_matrix(*made("ab", lambda of, _: {"a": -0.3, "b": 0.1}[of]))
     assert found.change("a", "b").value == pytest.approx(-0.3)
     assert found.change("b", "a").value == pytest.approx(0.1)
     assert found.pair("a", "b").value == found.pair("b", "a").value == pytest.approx(-0.1)
@@ -68,28 +65,26 @@ def test_a_loss_that_falls_in_company_is_negative_and_the_pair_is_the_mean_of_bo
 
 def test_rows_are_the_dataset_whose_loss_it_is_and_columns_the_company() -> None:
     effect = {"a": 0.1, "b": 0.2, "c": 0.4}
-    found = interaction_matrix(*made("abc", lambda of, by: effect[of] + 10 * effect[by]), QUICK)
+    found = interaction_matrix(*made("abc", lambda of, by: effect[of] + 10 * effect[by]))
     assert found.changes[0] == pytest.approx([0, 0.1 + 2, 0.1 + 4])
     assert found.values[0, 2] == pytest.approx((0.1 + 4 + 0.4 + 1) / 2)
 
 
 def test_intervals_are_paired_so_what_two_models_share_does_not_widen_them() -> None:
-    found = interaction_matrix(*made("ab", lambda *_: 0.25), QUICK)
+    found = interaction_matrix(*made("ab", lambda *_: 0.25))
     assert (found.low, found.high) == (pytest.approx(found.values), pytest.approx(found.values))
     assert found.pair("a", "b").excludes_zero
 
 
-def test_intervals_are_percentiles_of_resampled_batches_of_each_direction_widened_for_their_number() -> None:
+def test_intervals_are_students_over_the_batches_of_each_direction() -> None:
     rng = np.random.default_rng(3)
     noise = {pair: rng.normal(0.05, 0.1, 10) for pair in (("a", "b"), ("b", "a"))}
-    found = interaction_matrix(*made("ab", lambda of, by: noise[of, by]), QUICK)
-    draws, wider = {}, np.sqrt(10 / 9) * t.ppf(0.975, 9) / norm.ppf(0.975)
-    for of, by in noise:
-        drawn, mean = noise[of, by][QUICK.positions(of, 10)].mean(axis=1), noise[of, by].mean()
-        draws[of] = mean + wider * (drawn - mean)
-    assert [found.changes_low[0, 1], found.changes_high[0, 1]] == pytest.approx(np.quantile(draws["a"], [0.025, 0.975]))
-    both = (draws["a"] + draws["b"]) / 2
-    assert [found.low[1, 0], found.high[1, 0]] == pytest.approx(np.quantile(both, [0.025, 0.975]))
+    found = interaction_matrix(*made("ab", lambda of, by: noise[of, by]))
+    low, high = t.interval(0.95, 9, noise["a", "b"].mean(), sem(noise["a", "b"]))
+    assert [found.changes_low[0, 1], found.changes_high[0, 1]] == pytest.approx([low, high])
+    error = np.hypot(*(sem(one) for one in noise.values())) / 2
+    half = (found.high[1, 0] - found.low[1, 0]) / 2
+    assert t.ppf(0.975, 18) * error <= half <= t.ppf(0.975, 9) * error
     assert found.low[0, 1] < found.values[0, 1] < found.high[0, 1]
 
 
@@ -98,13 +93,13 @@ def test_an_interval_over_few_batches_is_wide_enough(batches: int) -> None:
     rng, missed, trials = np.random.default_rng(batches), 0, 400
     for _ in range(trials):
         values = rng.normal(0.3, 0.1, batches)
-        estimate = QUICK.estimate(float(values.mean()), batch_draws(values, "a", QUICK))
+        estimate = plain_mean(values).estimate()
         missed += not estimate.low < 0.3 < estimate.high
     assert missed / trials < 0.09
 
 
 def test_one_batch_has_no_interval_and_decides_nothing() -> None:
-    found = interaction_matrix(*made("ab", lambda *_: 0.25, batches=1), QUICK)
+    found = interaction_matrix(*made("ab", lambda *_: 0.25, batches=1))
     assert found.pair("a", "b").value == pytest.approx(0.25)
     assert np.isnan(found.low[0, 1])
     assert not found.pair("a", "b").excludes_zero
@@ -118,8 +113,8 @@ def test_pairs_may_be_named_in_either_order_and_datasets_too() -> None:
         return (ord(of) - 2 * ord(by)) / 100
 
     separate, joint = made("abc", change)
-    found = interaction_matrix(separate, {pair[::-1]: losses for pair, losses in joint.items()}, QUICK)
-    turned = interaction_matrix(dict(reversed(separate.items())), joint, QUICK)
+    found = interaction_matrix(separate, {pair[::-1]: losses for pair, losses in joint.items()})
+    turned = interaction_matrix(dict(reversed(separate.items())), joint)
     assert turned.datasets == ("c", "b", "a")
     for of in "abc":
         for by in "abc":
@@ -132,7 +127,7 @@ def test_everything_that_is_missing_or_not_comparable_is_one_error() -> None:
     del joint["a", "c"], joint["a", "d"]["d"], separate["b"]["b"]
     joint["c", "d"]["c"] = replace(joint["c", "d"]["c"], batches="others")
     with pytest.raises(ResultsError) as caught:
-        interaction_matrix(separate, joint, QUICK)
+        interaction_matrix(separate, joint)
     for problem in (
         "a with c: no loss on a",
         "d with a: no loss on d",
@@ -141,16 +136,7 @@ def test_everything_that_is_missing_or_not_comparable_is_one_error() -> None:
     ):
         assert problem in str(caught.value)
     with pytest.raises(ResultsError, match="two are needed"):
-        interaction_matrix({"a": {}}, {}, QUICK)
-
-
-def test_the_interval_of_a_loss_is_over_its_batches() -> None:
-    found = loss_estimate(batch_losses(np.array([1.0, 2.0, 3.0, 6.0])), "a", QUICK)
-    assert found.value == 3.0
-    drawn = np.array([1.0, 2.0, 3.0, 6.0])[QUICK.positions("a", 4)].mean(axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    assert found.low < low < 3.0 < high < found.high
-    assert loss_estimate(batch_losses(np.full(5, 2.0)), "a") == found.__class__(2.0, 2.0, 2.0)
+        interaction_matrix({"a": {}}, {})
 
 
 # --- clusters ---------------------------------------------------------------------------------------------------------
@@ -250,7 +236,7 @@ def test_clusters_that_make_no_sense_are_refused(options: Mapping[str, Any]) -> 
 
 
 def test_interaction_and_clusters_survive_json() -> None:
-    found = interaction_matrix(*made("abc", lambda of, by: (ord(of) - 2 * ord(by)) / 100), QUICK)
+    found = interaction_matrix(*made("abc", lambda of, by: (ord(of) - 2 * ord(by)) / 100))
     again = Interaction.from_json(json.loads(json.dumps(found.as_json(), allow_nan=False)))
     assert again.as_json() == found.as_json()
     groups = clusters(found, count=2)
@@ -270,7 +256,7 @@ def test_interaction_and_clusters_survive_json() -> None:
     ],
 )
 def test_a_damaged_interaction_is_refused(change: dict[str, Any]) -> None:
-    stored = {**interaction_matrix(*made("ab", lambda *_: 0.1), QUICK).as_json(), **change}
+    stored = {**interaction_matrix(*made("ab", lambda *_: 0.1)).as_json(), **change}
     with pytest.raises(ResultsError, match="not an interaction"):
         Interaction.from_json({key: value for key, value in stored.items() if value is not ...})
 

@@ -24,9 +24,8 @@ from mteb.mocks import mock_tasks
 from mteb.results import TaskResult
 from sklearn.exceptions import UndefinedMetricWarning
 
-from boom_utils.evaluation.metrics import mean_of_experiments
 from boom_utils.evaluation.random_state import random_state_kept
-from boom_utils.evaluation.statistics import Bootstrap
+from boom_utils.evaluation.statistics import measure
 from boom_utils.models import Encoder
 from boom_utils.reporting.results import read_samples
 
@@ -111,7 +110,7 @@ def test_the_score_is_the_known_one_and_the_kept_values_make_it_again(
     made, expected, columns = KINDS[kind]
     facts, samples = scored(monkeypatch, made, tmp_path), read_samples(tmp_path)
     assert facts["main_score"] == pytest.approx(expected, abs=1e-5)
-    assert samples.score() == pytest.approx(expected, abs=1e-5)
+    assert samples.score == pytest.approx(expected, abs=1e-5)
     for name, values in columns.items():
         assert samples.columns[name].tolist() == pytest.approx(values, abs=1e-5)
     with random_state_kept():
@@ -141,12 +140,10 @@ def test_a_score_over_languages_is_the_mean_of_theirs_however_many_queries_each_
     made = task_class(AbsTaskRetrieval, "Retrieval", "ndcg_at_10", data, languages=TWO)
     facts, samples = scored(monkeypatch, made, tmp_path), read_samples(tmp_path)
     assert facts["main_score"] == pytest.approx((1 + np.mean(NDCG)) / 2, abs=1e-5)
-    assert samples.score() == pytest.approx(facts["main_score"], abs=1e-5)
+    assert samples.score == pytest.approx(facts["main_score"], abs=1e-5)
     assert samples.ids == ("test/en: q1", "test/de: q1", "test/de: q2", "test/de: q3")
     assert samples.columns["group"].tolist() == [0, 1, 1, 1]
-    # The only query of a group is in every draw of it: no draw is below the score of that language alone.
-    drawn = samples.drawn("t", Bootstrap(500))
-    assert drawn.min() >= (1 + 0.5) / 2 - 1e-5 and drawn.max() == pytest.approx(1.0)
+    assert [len(group) for group in samples.values] == [1, 3]
 
 
 @pytest.mark.promise(28)
@@ -158,11 +155,10 @@ def test_the_levels_of_a_clustering_are_groups_of_experiments(monkeypatch: pytes
     samples = read_samples(tmp_path)
     assert samples.columns["group"].tolist() == [0.0] * 10 + [1.0] * 10
     assert samples.columns["value"][:10].tolist() == [1.0] * 10
-    assert 0.5 < facts["main_score"] < 0.9 and samples.score() == pytest.approx(facts["main_score"], abs=1e-6)
+    assert 0.5 < facts["main_score"] < 0.9 and samples.score == pytest.approx(facts["main_score"], abs=1e-6)
     # The first level is the same in every experiment: what the score moves by is half of what the second does.
-    level = mean_of_experiments({"value": samples.columns["value"][10:]}, np.arange(10)[None, ::-1] // 2)
-    halves = np.concatenate([np.arange(10), 10 + np.arange(10)[::-1] // 2])[None, :]
-    assert samples.scores(halves) == pytest.approx((1 + level) / 2)
+    second = samples.values[1].std(ddof=1)
+    assert measure([(1.0, {"t": samples})], ["t"]).error == pytest.approx(second / 2)
 
 
 def test_a_kind_without_values_of_samples_has_a_score_and_no_interval(
@@ -172,10 +168,11 @@ def test_a_kind_without_values_of_samples_has_a_score_and_no_interval(
     data = rows("sentence1", "sentence2", values=pairs)
     facts = scored(monkeypatch, task_class(AbsTaskBitextMining, "BitextMining", "f1", data), tmp_path)
     samples = read_samples(tmp_path)
-    assert facts["main_score"] == samples.score() == 1.0
+    assert facts["main_score"] == samples.score == 1.0
     assert samples.ids == ("test/default",) and list(samples.columns) == ["subset"]
-    low_and_high = Bootstrap(100).estimate(1.0, samples.drawn("t", Bootstrap(100)))
-    assert np.isnan([low_and_high.low, low_and_high.high]).all() and not low_and_high.excludes_zero
+    found = measure([(1.0, {"t": samples})], ["t"])
+    assert np.isnan([found.estimate().low, found.estimate().high]).all() and not found.estimate().excludes_zero
+    assert found.p_value == 1
 
 
 @pytest.mark.promise(28)
@@ -192,10 +189,3 @@ def test_every_kind_of_text_task_that_mteb_has_can_be_scored(
         (out := tmp_path / kind).mkdir()
         facts = scored(monkeypatch, made, out, encoder)
         assert len(read_samples(out).ids) == facts["samples"] > 0, kind
-
-
-def test_draws_are_the_same_however_few_are_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Bootstrap(101).positions("t", 77)
-    monkeypatch.setattr("boom_utils.evaluation.statistics.POSITIONS_AT_ONCE", 1000)
-    assert np.array_equal(Bootstrap(101).positions("t", 77), whole)
-    assert max(len(block) for block in Bootstrap(101).blocks("t", 77, [(0, 77)])) == 12

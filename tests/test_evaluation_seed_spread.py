@@ -9,12 +9,9 @@ import pytest
 from scipy.stats import ttest_1samp, ttest_ind
 
 from boom_utils.errors import ResultsError
-from boom_utils.evaluation.comparison import Comparison, compare_drawn
-from boom_utils.evaluation.power import minimal_detectable_difference, seeds_needed
-from boom_utils.evaluation.seed_spread import SeedSpread, moved, seed_spread, shares_of, with_spread
-from boom_utils.evaluation.statistics import Bootstrap
+from boom_utils.evaluation.seed_spread import mean_shares, moved, seed_spread, shares_of
+from boom_utils.evaluation.statistics import Measured
 
-QUICK = Bootstrap(draws=1000)
 SIGMA, QUERY = 0.01, 0.004
 RATIOS = {"s20": 0.2, "s40": 0.4, "s60": 0.6, "s80": 0.8, "full": 1.0}
 MEMBERS = {name: {"start": None} for name in (*RATIOS, "half", "rest", "two-stage", "update", "retrained")}
@@ -42,15 +39,16 @@ def simulated(rng: np.random.Generator, models: tuple[str, ...], seeds: int) -> 
     return {model: 0.5 + sum(share * moves[name] for name, share in shares(model).items()) for model in models}
 
 
-def compared(
-    rng: np.random.Generator, ours: str, theirs: str, runs: int, pooled: tuple[str, ...] = POOLED
-) -> Comparison:
+def apart(ours: str, theirs: str) -> float:
+    return moved(mean_shares([(1.0, shares(ours)), (-1.0, shares(theirs))]))
+
+
+def compared(rng: np.random.Generator, ours: str, theirs: str, runs: int, pooled: tuple[str, ...] = POOLED) -> Measured:
     """Two models whose true difference is zero; queries move it too. What nobody trained always scores 0.5."""
     scores = simulated(rng, (*dict.fromkeys((*pooled, ours, theirs)),), 3)
-    spread = seed_spread(np.array([scores[model] for model in pooled]), [shares(model) for model in pooled])
+    variance, freedom = seed_spread(np.array([scores[model] for model in pooled]), [shares(model) for model in pooled])
     value = float((scores[ours] - scores[theirs])[:runs].mean()) + rng.normal(0, QUERY)
-    found = compare_drawn((value + rng.normal(0, QUERY, QUICK.draws))[None, :], value, 100, QUICK)
-    return with_spread(found, spread, moved(shares(ours), shares(theirs)), runs, QUICK)
+    return Measured(value, {"queries": (QUERY**2, 1e6)}).also("seeds", apart(ours, theirs) * variance / runs, freedom)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +69,7 @@ def test_intervals_cover_and_tests_err_as_often_as_they_say_also_where_members_a
 ) -> None:
     trials, rng = 500, np.random.default_rng(7)
     found = [compared(rng, ours, theirs, runs) for _ in range(trials)]
-    missed = np.mean([one.estimate.excludes_zero for one in found])
+    missed = np.mean([one.estimate().excludes_zero for one in found])
     assert missed == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / trials))
     assert np.mean([one.p_value < 0.05 for one in found]) == pytest.approx(missed, abs=0.01)
 
@@ -79,19 +77,19 @@ def test_intervals_cover_and_tests_err_as_often_as_they_say_also_where_members_a
 def test_one_model_with_seeds_is_enough_and_has_few_degrees_of_freedom() -> None:
     rng, trials = np.random.default_rng(3), 500
     found = [compared(rng, "full", "base", 3, pooled=("full",)) for _ in range(trials)]
-    assert {one.pooled_freedom for one in found} == {2}
-    missed = np.mean([one.estimate.excludes_zero for one in found])
+    assert {one.levels["seeds"][1] for one in found} == {2}
+    missed = np.mean([one.estimate().excludes_zero for one in found])
     assert missed == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / trials))
 
 
 def test_the_variance_of_a_member_is_right_on_average_whatever_shares_members() -> None:
     rng, made = np.random.default_rng(0), [shares(model) for model in POOLED]
     spreads = [seed_spread(np.array([*simulated(rng, POOLED, 3).values()]), made) for _ in range(3000)]
-    variances = np.array([one.variance for one in spreads])
+    variances = np.array([one[0] for one in spreads])
     assert variances.mean() == pytest.approx(SIGMA**2, rel=0.05)
     # Satterthwaite: a scaled chi-square of so many degrees of freedom has the same variance.
-    assert spreads[0].freedom == pytest.approx(2 * variances.mean() ** 2 / variances.var(), rel=0.15)
-    assert spreads[0].freedom < 2 * len(POOLED)
+    assert spreads[0][1] == pytest.approx(2 * variances.mean() ** 2 / variances.var(), rel=0.15)
+    assert spreads[0][1] < 2 * len(POOLED)
 
 
 def test_with_models_that_share_nothing_it_is_the_t_test_of_their_seeds() -> None:
@@ -101,13 +99,13 @@ def test_with_models_that_share_nothing_it_is_the_t_test_of_their_seeds() -> Non
     both = np.array([*scores.values()])
     spread = seed_spread(both, [{"full": 1.0}, {"retrained": 1.0}])
     expected = ttest_ind(*both)
-    error = math.sqrt(moved({"full": 1.0}, {"retrained": 1.0}) * spread.variance / 5)
+    error = math.sqrt(2 * spread[0] / 5)
     assert (both[0] - both[1]).mean() / error == pytest.approx(expected.statistic)
-    assert spread.freedom == pytest.approx(expected.df)
+    assert spread[1] == pytest.approx(expected.df)
     alone = seed_spread(both[:1], [{"full": 1.0}])
     expected = ttest_1samp(both[0], 0.5)
-    assert (both[0].mean() - 0.5) / math.sqrt(alone.variance / 5) == pytest.approx(expected.statistic)
-    assert alone.freedom == pytest.approx(expected.df)
+    assert (both[0].mean() - 0.5) / math.sqrt(alone[0] / 5) == pytest.approx(expected.statistic)
+    assert alone[1] == pytest.approx(expected.df)
 
 
 def test_shares_follow_merges_of_merges_starts_and_the_rules_of_methods() -> None:
@@ -117,33 +115,8 @@ def test_shares_follow_merges_of_merges_starts_and_the_rules_of_methods() -> Non
     assert shares("sum") == {"half": 1.0, "rest": 1.0}
     assert shares("between") == pytest.approx({"half": 0.8, "rest": 0.2})
     assert shares("base") == {}
-    assert moved(shares("boom"), shares("boom")) == 0
-    assert moved(shares("continued"), shares("boom")) == pytest.approx(1.0)
-
-
-def test_one_seed_is_judged_more_carefully_than_three_and_three_less_than_none_at_all() -> None:
-    rng, value = np.random.default_rng(1), 0.02
-    spread = seed_spread(np.array([*simulated(rng, POOLED, 3).values()]), [shares(model) for model in POOLED])
-    found = compare_drawn((value + rng.normal(0, QUERY, QUICK.draws))[None, :], value, 100, QUICK)
-    one, three = (with_spread(found, spread, 2, runs, QUICK) for runs in (1, 3))
-    reach = [minimal_detectable_difference(comparison) for comparison in (found, three, one)]
-    assert reach == sorted(reach)
-    assert found.p_value <= three.p_value <= one.p_value
-    base = with_spread(found, spread, 1, 3, QUICK)
-    assert minimal_detectable_difference(base) < reach[1], "what nobody trained has no spread of its own"
-    same = with_spread(found, spread, 0, 3, QUICK)
-    assert (same.estimate, same.levels) == (found.estimate, ("queries", "seeds"))
-
-
-def test_more_seeds_are_asked_for_where_seeds_limit() -> None:
-    found = compare_drawn(np.full((1, QUICK.draws), 0.01), 0.01, 100, QUICK)
-    few = with_spread(found, SeedSpread(SIGMA**2, 8, 3), 2, 3, QUICK)
-    needed = seeds_needed(few, 0.01)
-    assert needed is not None
-    assert needed > 3
-    # Normal theory: 2 sigma^2 (1.96 + 0.84)^2 / 0.01^2 = 15.7; a few more with few degrees of freedom.
-    assert needed == pytest.approx(16, abs=2)
-    assert seeds_needed(few, 0.2) == 1, "one is enough for what is large, since others tell its spread"
+    assert apart("boom", "boom") == 0
+    assert apart("continued", "boom") == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("shape", "made"), [((1, 1), [{"a": 1.0}]), ((2, 3), [{"a": 1.0}, {}]), ((0, 3), [])])

@@ -32,8 +32,8 @@ def test_a_value_that_differs_stands_beside_the_papers_with_its_source(smoke: pd
 
 
 def test_what_the_paper_does_not_say_is_ours(smoke: pd.DataFrame, paper: Profile) -> None:
-    assert paper.sources["evaluation.bootstrap_draws"] == "ours"
-    for key in ("evaluation.bootstrap_draws", "base_model.vocab_size", "members.continued"):
+    assert paper.sources["evaluation.confidence"] == "ours"
+    for key in ("evaluation.confidence", "base_model.vocab_size", "members.continued"):
         assert smoke.loc[key, "paper's value"] == UNKNOWN
         assert smoke.loc[key, "source"] == "ours"
 
@@ -73,7 +73,7 @@ def test_the_page_parts_what_differs_from_what_is_the_same_and_from_what_is_ours
     differs, same, ours = page.split("\n## ")[1:]
     assert "| training.temperature |" in differs
     assert "| training.num_train_epochs |" in same
-    assert "| evaluation.bootstrap_draws |" in ours
+    assert "| evaluation.confidence |" in ours
     assert "nan" not in page
     assert UNKNOWN not in differs.split("\n", 1)[1]
 

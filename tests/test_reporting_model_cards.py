@@ -17,7 +17,7 @@ from boom_utils.reporting.results import Results, read_results
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return read_results(write_made_up_results(tmp_path_factory.mktemp("results"), draws=200))
+    return read_results(write_made_up_results(tmp_path_factory.mktemp("results")))
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_scores_of_before_are_replaced_and_the_rest_of_a_card_stays(results: Res
 
 
 def test_the_hub_library_reads_one_result_a_task_in_the_names_of_mteb(tmp_path: Path, card: str) -> None:
-    results = read_results(write_made_up_results(tmp_path, draws=200))
+    results = read_results(write_made_up_results(tmp_path))
     told = {"dataset_revision": "abc", "scores": {"test": [{"hf_subset": "default", "main_score": 0.5}]}}
     told_of = score_rows({("boom", "code"): results.numbers.samples["boom", "code"]}, told)
     results = replace(results, numbers=replace(results.numbers, scores=told_of))

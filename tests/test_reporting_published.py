@@ -71,7 +71,7 @@ def ours(
         "members": {},
         "merges": {},
         "tasks": [{"name": name, "domain": domain, "prompt": prompt} for name, domain in domains.items()],
-        "evaluation": {"reference": "full", "bootstrap_draws": 100, "confidence": 0.95, "seed": 0},
+        "evaluation": {"reference": "full", "confidence": 0.95},
     }
     return Results(folder, study, numbers)
 

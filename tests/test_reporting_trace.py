@@ -70,7 +70,6 @@ def made_up(node: Node, study: Study) -> Callable[[Path, Mapping[str, Artifact]]
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """The plain smoke study, from made-up stages to a real report."""
     content = plain_smoke()
-    content["evaluation"]["bootstrap_draws"] = 100
     made = Study(Profile.model_validate(content), Workspace(tmp_path_factory.mktemp("study") / "workspace"))
     for name, node in made.nodes.items():
         if name not in ("results", "report"):

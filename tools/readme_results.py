@@ -6,7 +6,6 @@ and the headline table of every committed profile.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from manifest_pages import cell, table
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import PROFILES
 from boom_utils.errors import ResultsError
-from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTESTED
+from boom_utils.reporting.claims import UNTESTED, counts_of
 from boom_utils.reporting.published import NOT_FILLED, Published, means_of, read_published, released
 from boom_utils.reporting.results import PAGE, read_json_object
 
@@ -76,10 +75,10 @@ def _verdicts(folder: Path) -> str:
     path = folder / "claims.csv"
     if not path.is_file():
         return ""
-    counts = Counter(pd.read_csv(path)["verdict"])
-    if set(counts) == {UNTESTED}:
+    counts = counts_of(pd.read_csv(path)["verdict"])
+    if not any(count for name, count in counts.items() if name != UNTESTED):
         return f"It tests no claim of the paper; [its models](results/{folder.name}/tables/models.md)."
-    words = ", ".join(f"{counts[name]} {name}" for name in (SUPPORTED, REFUTED, INCONCLUSIVE, UNTESTED))
+    words = ", ".join(f"{count} {name}" for name, count in counts.items())
     return f"Comparisons that test claims of the paper: {words}."
 
 

@@ -1,7 +1,7 @@
 """Forgetting along a training: loss on watched rows of every dataset at some points, and how much of it was lost again.
 
 The paper explains the scheduling strategies by catastrophic forgetting and gives no measure of it. The kit's: mean
-InfoNCE at the end minus the lowest at any earlier point. Intervals resample batches, paired: every
+InfoNCE at the end minus the lowest at any earlier point. Intervals are over batches, paired: every
 point meets the same ones. They say how far a number would move with other batches, not with other seeds.
 """
 
@@ -14,8 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from boom_utils.errors import ResultsError, bullet_list
-from boom_utils.evaluation.interaction import batch_draws, loss_estimate
-from boom_utils.evaluation.statistics import Bootstrap, Estimate
+from boom_utils.evaluation.statistics import Estimate, plain_mean
 from boom_utils.training.batch_losses import BatchLosses
 
 Watched = Mapping[str, Sequence[tuple[float, BatchLosses]]]
@@ -42,14 +41,14 @@ class Forgotten:
     end: float
 
 
-def loss_curves(watched: Watched, bootstrap: Bootstrap | None = None) -> dict[str, list[CurvePoint]]:
+def loss_curves(watched: Watched, confidence: float = 0.95) -> dict[str, list[CurvePoint]]:
     """Points (share of steps, loss, low, high) of every dataset of one model.
 
     `boom_utils.reporting.interaction.forgetting_curves` draws them; ``low`` and ``high`` are the interval over batches.
 
     Args:
         watched: Dataset -> (share of steps done, losses there), as `read_watched` reads them.
-        bootstrap: How intervals are made.
+        confidence: Of the intervals.
 
     Returns:
         Dataset -> points, in order; losses in nats.
@@ -64,12 +63,12 @@ def loss_curves(watched: Watched, bootstrap: Bootstrap | None = None) -> dict[st
     _check(watched)
     curves = {}
     for dataset, points in watched.items():
-        found = [(share, loss_estimate(losses, dataset, bootstrap)) for share, losses in points]
+        found = [(share, plain_mean(losses.values).estimate(confidence)) for share, losses in points]
         curves[dataset] = [(share, estimate.value, estimate.low, estimate.high) for share, estimate in found]
     return curves
 
 
-def forgotten(watched: Watched, bootstrap: Bootstrap | None = None) -> dict[str, Forgotten]:
+def forgotten(watched: Watched, confidence: float = 0.95) -> dict[str, Forgotten]:
     """How much of every dataset one training lost again, by dataset.
 
     The point of the lowest loss is chosen once, on all batches, and is the same in every draw. The lowest of several
@@ -77,7 +76,7 @@ def forgotten(watched: Watched, bootstrap: Bootstrap | None = None) -> dict[str,
 
     Args:
         watched: As for `loss_curves`.
-        bootstrap: How intervals are made.
+        confidence: Of the intervals.
 
     Returns:
         Dataset -> the difference of the end to the best earlier point.
@@ -90,14 +89,12 @@ def forgotten(watched: Watched, bootstrap: Bootstrap | None = None) -> dict[str,
     >>> found.lowest_at, found.difference.value
     (0.5, 0.375)
     """
-    bootstrap = bootstrap or Bootstrap()
     _check(watched, to_the_end=True)
     found = {}
     for dataset, points in watched.items():
         *earlier, (_, end) = points
         share, lowest = min(earlier, key=lambda point: point[1].mean)
-        change = np.subtract(end.values, lowest.values)
-        difference = bootstrap.estimate(end.mean - lowest.mean, batch_draws(change, dataset, bootstrap))
+        difference = plain_mean(np.subtract(end.values, lowest.values)).estimate(confidence)
         found[dataset] = Forgotten(difference, lowest.mean, share, end.mean)
     return found
 

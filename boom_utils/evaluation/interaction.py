@@ -4,10 +4,10 @@ The paper takes, for each pair of datasets, the difference between their loss wh
 each is trained alone, and clusters datasets by it. Which loss it is, how long is trained and how clusters are joined is
 not known. The kit's choices: held-out InfoNCE; a pair's number is the mean of both directions; average linkage.
 
-Intervals resample held-out batches, paired: all models meet the same ones. They say how far a number would move with
-other held-out batches, not with other training seeds.
+Intervals are Student's over held-out batches, paired: all models meet the same ones. They say how far a number would
+move with other held-out batches, not with other training seeds. Of one batch there is none.
 
-Shapes: N datasets, B bootstrap draws.
+Shapes: N datasets.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boom_utils.errors import ConfigError, ResultsError, bullet_list
-from boom_utils.evaluation.comparison import student_ratio
-from boom_utils.evaluation.statistics import Bootstrap, Estimate
+from boom_utils.evaluation.statistics import Estimate, Measured, added, plain_mean
 from boom_utils.training.batch_losses import BatchLosses
 
 Matrix = NDArray[np.float64]
@@ -96,14 +95,14 @@ class Interaction:
 def interaction_matrix(
     separate: Mapping[str, ModelLosses],
     joint: Mapping[tuple[str, str], ModelLosses],
-    bootstrap: Bootstrap | None = None,
+    confidence: float = 0.95,
 ) -> Interaction:
     """Joint minus separate held-out loss of every pair of datasets, in the order of ``separate``.
 
     Args:
         separate: Dataset -> losses of the model trained on it alone, its own among them.
         joint: Pair of datasets (in either order, once) -> losses of the model trained on both, on both of them.
-        bootstrap: How intervals are made.
+        confidence: Of the intervals.
 
     Returns:
         Differences with intervals, nats: negative where the two help one another.
@@ -118,7 +117,7 @@ def interaction_matrix(
     >>> found.pair("nq", "stsb").value
     0.125
     """
-    names, bootstrap = tuple(separate), bootstrap or Bootstrap()
+    names = tuple(separate)
     problems = _problems(separate, joint)
     if problems:
         raise ResultsError(
@@ -127,7 +126,7 @@ def interaction_matrix(
             fix="train and evaluate every dataset alone and every pair, on the same held-out batches",
         )
     found = {name: np.zeros((len(names), len(names))) for name in _MATRICES}
-    draws: dict[tuple[int, int], np.ndarray] = {}
+    changes: dict[tuple[int, int], Measured] = {}
 
     def put(kind: str, place: tuple[int, int], estimate: Estimate) -> None:
         for end, value in (("", estimate.value), ("low", estimate.low), ("high", estimate.high)):
@@ -135,15 +134,14 @@ def interaction_matrix(
 
     for a, b in permutations(range(len(names)), 2):
         together = _pair(joint, names[a], names[b])[names[a]]
-        change = np.subtract(together.values, separate[names[a]][names[a]].values)
-        draws[a, b] = batch_draws(change, names[a], bootstrap)
-        put("changes", (a, b), bootstrap.estimate(float(change.mean()), draws[a, b]))
+        changes[a, b] = plain_mean(np.subtract(together.values, separate[names[a]][names[a]].values))
+        put("changes", (a, b), changes[a, b].estimate(confidence))
     for a, b in combinations(range(len(names)), 2):
-        value = float(found["changes"][a, b] + found["changes"][b, a]) / 2
+        both = added([(0.5, changes[a, b]), (0.5, changes[b, a])])
         for place in ((a, b), (b, a)):
-            put("", place, bootstrap.estimate(value, (draws[a, b] + draws[b, a]) / 2))
+            put("", place, both.estimate(confidence))
     batches = tuple(len(separate[name][name].values) for name in names)
-    return Interaction(names, batches, bootstrap.confidence, **found)
+    return Interaction(names, batches, confidence, **found)
 
 
 def _pair(joint: Mapping[tuple[str, str], ModelLosses], a: str, b: str) -> ModelLosses:
@@ -162,32 +160,6 @@ def _problems(separate: Mapping[str, ModelLosses], joint: Mapping[tuple[str, str
         elif theirs is not None and (ours.batches, len(ours.values)) != (theirs.batches, len(theirs.values)):
             found.append(f"{a} with {b}: other batches of {a} than alone")
     return found
-
-
-def loss_estimate(losses: BatchLosses, dataset: str, bootstrap: Bootstrap | None = None) -> Estimate:
-    """Mean loss of one model on ``dataset``, with its interval over batches; for curves of forgetting."""
-    bootstrap = bootstrap or Bootstrap()
-    return bootstrap.estimate(losses.mean, batch_draws(np.array(losses.values), dataset, bootstrap))
-
-
-def batch_draws(values_N: np.ndarray, dataset: str, bootstrap: Bootstrap) -> np.ndarray:
-    """Means of values drawn anew from few batches, float (B,), far enough apart for an interval of percentiles.
-
-    A few numbers know little of their own spread: of two, no draw lies outside them. So deviations are widened as for
-    few tasks, see `boom_utils.evaluation.comparison`. One batch knows nothing of it: its draws are NaN, and so is its
-    interval.
-
-    Args:
-        values_N: One value a batch.
-        dataset: Whose batches they are: other models' are drawn alike.
-        bootstrap: How many draws, for which confidence.
-    """
-    count, mean = len(values_N), values_N.mean()
-    if count == 1:
-        return np.full(bootstrap.draws, np.nan)
-    drawn_B = values_N[bootstrap.positions(dataset, count)].mean(axis=1)
-    widened = math.sqrt(count / (count - 1)) * student_ratio(count - 1, bootstrap.confidence)
-    return np.asarray(mean + (drawn_B - mean) * widened)
 
 
 @dataclass(frozen=True, eq=False)

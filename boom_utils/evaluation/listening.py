@@ -7,6 +7,7 @@ such values keeps the score of every subset, of which no interval over samples c
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from mteb.abstasks import (
 )
 from mteb.abstasks.text.summarization import AbsTaskSummarization
 
-from boom_utils.evaluation.metrics import GOLD, GROUP, SUBSET
+from boom_utils.evaluation.statistics import DRAW, GOLD, GROUP, SUBSET
 
 _PREDICTED = {"cosine_spearman": "cosine_scores", "spearman": "similarity_scores"}
 """Rank correlation -> what mteb makes it of."""
@@ -144,12 +145,48 @@ class KeepsTestRows(_Listening, AbsTaskClassification):  # type: ignore[misc]
 class KeepsExperiments(_Listening, AbsTaskClustering):  # type: ignore[misc]
     """Clustering: the V-measure of every experiment; the levels of a hierarchy are groups."""
 
+    clustered: int = 1
+
     def _evaluate_subset(self, *args: Any, **options: Any) -> Any:
-        scores = super()._evaluate_subset(*args, **options)
+        twice = _Twice(self.seed)
+        if self.clustered == 2:
+            self.rng_state = twice
+        with twice:
+            scores = super()._evaluate_subset(*args, **options)
         for level, values in scores["v_measures"].items():
-            numbers = map(str, range(len(values)))
-            self.samples.put(f"{self.group}/{level}", numbers, {"value": [float(value) for value in values]})
+            columns = {"value": [float(value) for value in values]}
+            if self.clustered == 2:
+                columns[DRAW] = [float(number // 2) for number in range(len(values))]
+            self.samples.put(f"{self.group}/{level}", map(str, range(len(values))), columns)
         return scores
+
+
+class _Twice(random.Random):
+    """Draws the same texts twice in a row, the second time in another order: k-means then starts elsewhere.
+
+    From the first draw on one thread is enough: k-means of some hundred texts waits for its threads most of the time.
+    """
+
+    last: Sequence[int] = ()
+    limits: Any = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *unused: object) -> None:
+        if self.limits:
+            self.limits.restore_original_limits()
+
+    def choices(self, population: Any, *args: Any, **options: Any) -> list[Any]:
+        """New ones, or the last ones in another order."""
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+        self.limits = self.limits or threadpool_limits(1)
+        again, self.last = self.last, ()
+        if again:
+            return self.sample(again, len(again))
+        self.last = super().choices(population, *args, **options)
+        return [*self.last]
 
 
 class KeepsPairs(_Listening, AbsTaskSTS):  # type: ignore[misc]

@@ -137,7 +137,7 @@ def _quiet() -> Iterator[None]:
 def _check_samples(task: str, score: float, samples: dict[str, Any]) -> None:
     """The score made of the kept values must be mteb's (which rounds nDCG, MAP and mean accuracy to 5 digits)."""
     columns = {name: np.asarray(values) for name, values in samples["columns"].items()}
-    made = TaskSamples(samples["metric"], tuple(samples["ids"]), columns).score()
+    made = TaskSamples(samples["metric"], tuple(samples["ids"]), columns).score
     # A rank correlation of a constant is NaN for mteb and 0 here.
     if abs(made - score) > 1e-4:
         raise EvaluationError(

@@ -1,42 +1,37 @@
-"""Intervals: bootstrap over queries within tasks, for one model and for the paired difference of two.
+"""Scores with their variance by queries, tasks and seeds; intervals and p values of Student's distribution; Holm.
 
-What is resampled is said everywhere: here the queries, pairs or test rows of each task, never seeds or tasks. An
-interval therefore says how far the score would move with other queries, not with another training run. Where a score is
-the mean over groups (subsets of languages, say), samples are drawn within their group. For clustering
-mteb's experiments are resampled, see `boom_utils.evaluation.metrics.mean_of_experiments`.
+What could have come out otherwise is said everywhere, as levels of a `Measured` number:
 
-Shapes: T tasks, S samples of a task, B bootstrap draws.
+- ``queries``: other queries, pairs or texts of the same tasks. A score is the mean of one value a sample, or is made so
+  by the jackknife (rank correlation, average precision); its variance is that of a mean. It is what a bootstrap over
+  the samples tends to, without the error of its draws. Models are paired: the variance is that of the difference.
+- ``tasks``: other tasks of the same kind, from the spread of the scores (or differences) over the tasks.
+- ``seeds``: other training runs, see `boom_utils.evaluation.seed_spread`.
+
+Degrees of freedom over several tasks are Satterthwaite's. Nothing is drawn: the same values give the same numbers.
+
+Shapes: T tasks, S samples of a task, G parts of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 
-from boom_utils.artifacts import derive_seed
 from boom_utils.errors import ResultsError
-from boom_utils.evaluation.metrics import (
-    GOLD,
-    GROUP,
-    SUBSET,
-    max_average_precision,
-    mean_of_experiments,
-    mean_value,
-    spearman,
-)
 
-SCORES: Mapping[str, Callable[[Mapping[str, np.ndarray], np.ndarray], np.ndarray]] = {
-    "cosine_spearman": spearman,
-    "spearman": spearman,
-    "max_ap": max_average_precision,
-    "v_measure": mean_of_experiments,
-}
-"""Metrics that are no plain mean of one value a sample: columns and draws of positions (B, S) -> scores (B,)."""
-POSITIONS_AT_ONCE = 2**22
-"""Most positions of draws in memory: a task of a benchmark may have a hundred thousand samples."""
+GOLD, GROUP, SUBSET, DRAW = "gold", "group", "subset", "draw"
+"""Columns with a meaning of their own: the right answer; the number of a sample's group, where a score is the mean over
+groups; the score of a group of which nothing else is known; which texts a clustering experiment was made on."""
+RANKED = ("cosine_spearman", "spearman")
+_MOST_PARTS = 500
+"""Samples are left out one at a time, or in this many parts."""
+_SMALLEST = -15
+"""Power of ten below which p values are not told apart."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,8 @@ class TaskSamples:
     """The values behind one score of one model.
 
     Args:
-        metric: One of `SCORES` (each names its columns), or any metric that is the mean of the column ``value``.
+        metric: ``spearman``, ``cosine_spearman`` and ``max_ap`` are made of several columns; any other is the mean of
+            the column ``value``, of which ``v_measure`` has one an experiment.
         ids: Query ids or row numbers, the same for every model of a task.
         columns: float (S,) each; ``group`` numbers the groups, if there are several; ``subset`` stands alone.
     """
@@ -53,44 +49,73 @@ class TaskSamples:
     ids: tuple[str, ...]
     columns: Mapping[str, np.ndarray]
 
+    @cached_property
     def score(self) -> float:
-        """The score itself."""
+        """The score itself: with groups, the mean of theirs."""
+        return float(np.mean([_score(self, part) for part in self.groups]))
+
+    @cached_property
+    def groups(self) -> list[slice]:
+        """Where the samples of every group are."""
         if SUBSET in self.columns:
-            return float(np.mean(self.columns[SUBSET]))
-        return float(self.scores(np.arange(len(self.ids))[None, :])[0])
-
-    def scores(self, draws_BS: np.ndarray) -> np.ndarray:
-        """The score of every draw of sample positions, float (B,): with groups, the mean of theirs.
-
-        Position s of a draw is from the group of sample s. NaN where no values of samples are known.
-        """
-        if SUBSET in self.columns:
-            return np.full(len(draws_BS), np.nan)
-        rule = SCORES.get(self.metric, mean_value)
-        if rule is spearman and GOLD not in self.columns:
-            rule = mean_value  # one rank correlation a sample, as of summaries
-        scores = []
-        for start, end in self.groups:
-            columns = {name: values_S[start:end] for name, values_S in self.columns.items()}
-            scores.append(rule(columns, draws_BS[:, start:end] - start))
-        return np.asarray(np.mean(scores, axis=0))
-
-    @property
-    def groups(self) -> list[tuple[int, int]]:
-        """First and last position (plus one) of every group of samples that stand together."""
+            return [slice(0, len(self.ids))]
         number_S = self.columns.get(GROUP, np.zeros(len(self.ids)))
         ends = np.flatnonzero(np.append(number_S[1:] != number_S[:-1], True)) + 1
-        return [(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        return [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
-    def drawn(self, task: str, bootstrap: Bootstrap) -> np.ndarray:
-        """The score of every bootstrap draw, float (B,)."""
-        blocks = bootstrap.blocks(task, len(self.ids), self.groups)
-        return np.concatenate([self.scores(positions_bS) for positions_bS in blocks])
+    @cached_property
+    def values(self) -> list[np.ndarray]:
+        """Values of every group whose mean is its score, float (S,); pseudo-values (G,) where it is no plain mean."""
+        if SUBSET in self.columns:
+            return [np.full(2, np.nan)]
+        return [
+            self.columns["value"][part] if "value" in self.columns else _pseudo_values(self, part)
+            for part in self.groups
+        ]
+
+
+def _score(samples: TaskSamples, kept: slice | np.ndarray) -> float:
+    """The score of some samples."""
+    columns = {name: values[kept] for name, values in samples.columns.items() if name != GROUP}
+    if (plain := columns.get(SUBSET, columns.get("value"))) is not None:
+        return float(np.mean(plain))
+    gold = columns.pop(GOLD)
+    return max((_spearman if samples.metric in RANKED else average_precision)(gold, one) for one in columns.values())
+
+
+def _pseudo_values(samples: TaskSamples, part: slice) -> np.ndarray:
+    """The jackknife's values of one group: how much the score leans on each sample, float (G,)."""
+    positions = np.arange(part.start, part.stop)
+    parts = positions % min(len(positions), _MOST_PARTS)
+    whole, count = _score(samples, part), int(parts.max()) + 1
+    without = np.array([_score(samples, positions[parts != number]) for number in range(count)])
+    return np.asarray(whole + (count - 1) * (without.mean() - without))
+
+
+def _spearman(gold_S: np.ndarray, predicted_S: np.ndarray) -> float:
+    """Rank correlation, ties given their mean rank; 0 if one of the two is constant."""
+    x_S, y_S = (_ranks(values) - (len(values) + 1) / 2 for values in (gold_S, predicted_S))
+    spread = math.sqrt(float(x_S @ x_S) * float(y_S @ y_S))
+    return float(x_S @ y_S) / spread if spread else 0.0
+
+
+def _ranks(values_S: np.ndarray) -> np.ndarray:
+    """From 1, ties given their mean rank; scipy's takes a millisecond, and the jackknife asks some 40,000 times."""
+    _, place_S, count = np.unique(values_S, return_inverse=True, return_counts=True)
+    return np.asarray((count.cumsum() - (count - 1) / 2)[place_S])
+
+
+def average_precision(gold_S: np.ndarray, predicted_S: np.ndarray) -> float:
+    """Sum over thresholds of precision times gain in recall; equal predictions share one (as in scikit-learn)."""
+    order = np.argsort(-predicted_S, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(predicted_S[order]) != 0, True))
+    right = gold_S[order].cumsum()[ends]
+    return float((right / (ends + 1) * np.diff(right, prepend=0.0)).sum() / right[-1]) if right[-1] else 0.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval; ``low`` and ``high`` are percentiles of the bootstrap draws."""
+    """A value with its interval."""
 
     value: float
     low: float
@@ -103,69 +128,162 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Bootstrap:
-    """How intervals are made: number of draws, confidence, seed."""
+class Measured:
+    """A mean, or a difference of two, with its variance by level.
 
-    draws: int = 2000
-    confidence: float = 0.95
-    seed: int = 0
+    Args:
+        value: The number.
+        levels: What could have been otherwise -> variance by it, and the degrees of freedom that is known from.
+    """
 
-    def positions(self, task: str, samples: int) -> np.ndarray:
-        """Sample positions of every draw, int (B, S); the same for every model, so differences are paired."""
-        return np.concatenate(list(self.blocks(task, samples, [(0, samples)])))
+    value: float
+    levels: Mapping[str, tuple[float, float]]
 
-    def blocks(self, task: str, samples: int, groups: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
-        """`positions` a few draws at a time, int (b, S), with each position drawn from its own group.
+    def also(self, level: str, variance: float, freedom: float) -> Measured:
+        """The same number with one more level."""
+        return Measured(self.value, {**self.levels, level: (variance, freedom)})
 
-        Args:
-            task: Names the random stream.
-            samples: S.
-            groups: First and last position (plus one) of every group.
+    @property
+    def error(self) -> float:
+        """Standard error over all levels."""
+        return math.sqrt(sum(variance for variance, _ in self.levels.values()))
+
+    def estimate(self, confidence: float = 0.95) -> Estimate:
+        """The value with its interval."""
+        half = self._reach((1 - confidence) / 2)
+        return Estimate(self.value, self.value - half, self.value + half)
+
+    def _reach(self, tail: float) -> float:
+        """How far from the value an interval goes that leaves out ``tail`` on either side.
+
+        Every level's deviation is multiplied by Student's quantile of its own degrees of freedom (Cochran, 1964): with
+        a level of two degrees of freedom those of Welch and Satterthwaite give intervals that miss too often.
         """
-        rng = np.random.default_rng(derive_seed(self.seed, "bootstrap", task))
-        sizes = [end - start for start, end in groups]
-        # One group takes the plain call, which draws from the stream as it always has.
-        low, high = (np.repeat([pair[end] for pair in groups], sizes) for end in (0, 1))
-        bounds: tuple[Any, Any] = (0, samples) if len(groups) == 1 else (low, high)
-        step = max(1, POSITIONS_AT_ONCE // max(1, samples))
-        for first in range(0, self.draws, step):
-            yield rng.integers(*bounds, size=(min(step, self.draws - first), samples))
+        from scipy.stats import t
 
-    def estimate(self, value: float, drawn_B: np.ndarray) -> Estimate:
-        """The percentile interval of the draws around ``value``."""
-        tail = (1 - self.confidence) / 2
-        low, high = np.quantile(drawn_B, [tail, 1 - tail])
-        return Estimate(value, float(low), float(high))
+        return math.sqrt(sum(variance * float(t.isf(tail, df)) ** 2 for variance, df in self.levels.values()))
+
+    def p_above(self, limit: float) -> float:
+        """One-sided p value of the true number lying at ``limit`` or below it; 1 where nothing is known."""
+        from scipy.optimize import brentq
+
+        gap = self.value - limit
+        if math.isnan(self.error) or self.error == 0:
+            return 0.0 if self.error == 0 and gap > 0 else 1.0
+        if self._reach(10.0**_SMALLEST) <= abs(gap):
+            tail = 10.0**_SMALLEST
+        else:
+            tail = 10 ** float(brentq(lambda power: self._reach(10**power) - abs(gap), _SMALLEST, math.log10(0.5)))
+        return tail if gap > 0 else 1 - tail
+
+    def p_below(self, limit: float) -> float:
+        """One-sided p value of the true number lying at ``limit`` or above it."""
+        return Measured(-self.value, self.levels).p_above(-limit)
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided p value of zero: below 1 - confidence where the interval of that confidence excludes zero."""
+        return min(1.0, 2 * min(self.p_above(0.0), self.p_below(0.0)))
 
 
-def score_draws(tasks: Mapping[str, TaskSamples], bootstrap: Bootstrap) -> dict[str, np.ndarray]:
-    """Bootstrap scores of one model on each task, float (B,) each; made once, used by `mean_estimate`."""
-    return {name: task.drawn(name, bootstrap) for name, task in tasks.items()}
+def plain_mean(values_N: Sequence[float] | np.ndarray, level: str = "queries") -> Measured:
+    """The mean of a few numbers; of one alone the interval is not known.
+
+    >>> plain_mean([1.0, 2.0, 3.0]).estimate()
+    Estimate(value=2.0, low=-0.484..., high=4.484...)
+    """
+    values, count = np.asarray(values_N, dtype=float), len(values_N)
+    variance = float(values.var(ddof=1)) / count if count > 1 else math.nan
+    return Measured(float(values.mean()), {level: (variance, max(1, count - 1))})
 
 
-def mean_estimate(
-    tasks: Mapping[str, TaskSamples], draws: Mapping[str, np.ndarray], names: Sequence[str], bootstrap: Bootstrap
-) -> Estimate:
-    """Mean score over the tasks ``names`` of one model, each task with the same weight.
+def added(parts: Sequence[tuple[float, Measured]]) -> Measured:
+    """A weighted sum of independent numbers, as one over queries."""
+    variances = [(weight**2 * variance, df) for weight, one in parts for variance, df in one.levels.values()]
+    total = sum(variance for variance, _ in variances)
+    known = sum(variance**2 / df for variance, df in variances)
+    value = sum(weight * one.value for weight, one in parts)
+    return Measured(value, {"queries": (total, total**2 / known if known else math.inf)})
+
+
+Run = Mapping[str, TaskSamples]
+"""One trained model: task -> the values behind its score."""
+
+
+def measure(runs: Sequence[tuple[float, Run]], tasks: Sequence[str], *, over_tasks: bool = False) -> Measured:
+    """A weighted sum of mean scores over the tasks, on the same queries: a mean over seeds, a difference of two models.
+
+    Args:
+        runs: Weight and samples of every run: ``[(0.5, a), (0.5, b), (-1, c)]``.
+        tasks: Names; each has the same weight.
+        over_tasks: Other tasks of their kind are a level instead of other queries of these. What they move is in the
+            spread over tasks, queries included; it is never taken for less than what queries alone do.
 
     Raises:
-        ResultsError: A task is missing: a mean over fewer tasks would be another number.
+        ResultsError: There are no tasks, one is missing, the runs were scored on different queries, or one task alone
+            is to stand for others.
     """
-    _require(tasks, names)
-    value = float(np.mean([tasks[name].score() for name in names]))
-    return bootstrap.estimate(value, np.mean([draws[name] for name in names], axis=0))
+    if not tasks:
+        raise ResultsError("a mean over no tasks")
+    missing = dict.fromkeys(name for _, run in runs for name in tasks if name not in run)
+    if missing:
+        raise ResultsError(f"n/a (missing: {', '.join(missing)})", fix="evaluate the missing tasks")
+    found = [_task([(weight, run[name]) for weight, run in runs], name) for name in tasks]
+    whole = added([(1 / len(tasks), one) for one in found])
+    if not over_tasks:
+        return whole
+    if len(tasks) < 2:
+        raise ResultsError("one task does not stand for others", expected="two at least", found=tasks)
+    wide = plain_mean([one.value for one in found], "tasks")
+    return wide if not wide.error < whole.error else Measured(wide.value, {"tasks": (whole.error**2, len(tasks) - 1)})
 
 
-def difference_estimate(
-    ours: Mapping[str, TaskSamples], theirs: Mapping[str, TaskSamples], names: Sequence[str], bootstrap: Bootstrap
-) -> Estimate:
-    """Paired difference of two models' mean scores over the tasks ``names``, on the same draws of queries.
+def _task(runs: Sequence[tuple[float, TaskSamples]], name: str) -> Measured:
+    """A weighted sum of scores of one task, paired by sample."""
+    first = runs[0][1]
+    if any(one.ids != first.ids for _, one in runs):
+        raise ResultsError("models were scored on different queries", where=name, fix="evaluate them again")
+    values = [one.values for _, one in runs]
+    combined = [
+        sum(weight * own[group] for (weight, _), own in zip(runs, values, strict=True))
+        for group in range(len(values[0]))
+    ]
+    draws = first.columns.get(DRAW)
+    parts = [
+        _experiments(np.asarray(moved), None if draws is None else draws[part])
+        if first.metric == "v_measure"
+        else plain_mean(np.asarray(moved))
+        for moved, part in zip(combined, first.groups, strict=True)
+    ]
+    value = sum(weight * one.score for weight, one in runs)
+    return Measured(value, added([(1 / len(parts), part) for part in parts]).levels)
+
+
+def _experiments(values_S: np.ndarray, draw_S: np.ndarray | None) -> Measured:
+    """The mean of clustering experiments, each on texts drawn anew with replacement.
+
+    How far it would move with other texts is how far the draws of texts lie apart. Where every draw was clustered twice
+    from other starts, the part of k-means is known and taken out; it is left in the mean, divided by the experiments.
+    Where it was clustered once, single experiments are taken: too wide, rather than too narrow.
+    """
+    count = len(values_S)
+    if draw_S is None or count < 4:
+        single = plain_mean(values_S)
+        return Measured(single.value, {"queries": (count * single.error**2, max(1, count - 1))})
+    pairs = values_S[np.argsort(draw_S, kind="stable")].reshape(-1, 2)
+    starts = float(np.mean(np.diff(pairs, axis=1) ** 2)) / 2
+    texts = max(0.0, float(pairs.mean(axis=1).var(ddof=1)) - starts / 2)
+    return Measured(float(values_S.mean()), {"queries": (texts + starts / count, len(pairs) - 1)})
+
+
+def difference_estimate(ours: Run, theirs: Run, names: Sequence[str], confidence: float = 0.95) -> Estimate:
+    """Paired difference of two models' mean scores over the tasks ``names``, with its interval over queries.
 
     Args:
         ours: Task -> the values behind the one model's score.
         theirs: The same of the other model.
         names: The tasks of the mean.
-        bootstrap: How the interval is made.
+        confidence: Of the interval.
 
     Returns:
         Ours minus theirs, in the unit of the scores.
@@ -173,24 +291,40 @@ def difference_estimate(
     Raises:
         ResultsError: A task is missing, or the two were scored on different queries.
 
-    >>> good, bad = (TaskSamples("accuracy", ("a", "b"), {"value": np.array(v)}) for v in ([1.0, 1.0], [1.0, 0.0]))
-    >>> gap = difference_estimate({"task": good}, {"task": bad}, ["task"], Bootstrap(draws=200))
-    >>> gap.value, gap.low, gap.high
-    (0.5, 0.0, 1.0)
+    >>> good, bad = (TaskSamples("accuracy", ("a", "b"), {"value": np.array(v)}) for v in ([1.0, 0.9], [0.5, 0.4]))
+    >>> difference_estimate({"task": good}, {"task": bad}, ["task"]).value
+    0.5
     """
-    _require(ours, names)
-    _require(theirs, names)
-    for name in names:
-        if ours[name].ids != theirs[name].ids:
-            raise ResultsError("two models were scored on different queries", where=name, fix="evaluate both again")
-    value = float(np.mean([ours[name].score() - theirs[name].score() for name in names]))
-    draws = []
-    for name in names:
-        draws.append(ours[name].drawn(name, bootstrap) - theirs[name].drawn(name, bootstrap))
-    return bootstrap.estimate(value, np.mean(draws, axis=0))
+    return measure([(1.0, ours), (-1.0, theirs)], names).estimate(confidence)
 
 
-def _require(tasks: Mapping[str, TaskSamples], names: Sequence[str]) -> None:
-    missing = [name for name in names if name not in tasks]
-    if missing:
-        raise ResultsError(f"n/a (missing: {', '.join(missing)})", fix="evaluate the missing tasks")
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's adjusted p values: those below alpha are significant with a family-wise error of at most alpha.
+
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure", 1979.
+
+    Raises:
+        ResultsError: A p value is not between 0 and 1.
+    """
+    wrong = {name: p for name, p in p_values.items() if not 0 <= p <= 1}
+    if wrong:
+        raise ResultsError("these are not p values", found=wrong, expected="0 to 1")
+    adjusted: dict[str, float] = {}
+    so_far = 0.0
+    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        so_far = max(so_far, min(1.0, (len(p_values) - place) * p_values[name]))
+        adjusted[name] = so_far
+    return {name: adjusted[name] for name in p_values}
+
+
+def gatekeeping(primary: Mapping[str, float], secondary: Mapping[str, float], alpha: float) -> dict[str, float]:
+    """Adjusted p values of primary and secondary comparisons; all errors together stay at most ``alpha``.
+
+    Primary ones share alpha equally (Bonferroni). Those that are decided pass their part on to the secondary ones,
+    which share it by Holm; while none is decided, no secondary one is. Source: Dmitrienko, Offen and Westfall,
+    "Gatekeeping strategies for clinical trials that do not require all primary effects to be significant", 2003.
+    """
+    adjusted = {name: min(1.0, len(primary) * p) for name, p in primary.items()}
+    open_share = float(np.mean([p < alpha for p in adjusted.values()])) if primary else 1.0
+    later = {name: min(1.0, p / open_share) if open_share else 1.0 for name, p in holm(secondary).items()}
+    return adjusted | later

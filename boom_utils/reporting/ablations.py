@@ -92,24 +92,25 @@ def method_table(results: Results) -> pd.DataFrame:
     """
     rows = []
     for number, group in enumerate(method_groups(results), start=1):
-        plain = plain_multislerp(results, group)
         for merge in group:
+            plain = plain_multislerp(results, group, weights_kind(results, merge))
             row: dict[str, Any] = {"group": number, "merged": members_text(results, merge), "model": merge}
             row |= {"method": method_label(results, merge), "parameters": _parameters(results, merge)}
             row |= _against(results, merge, results.reference)
             for domain in results.domains if plain else []:
                 gap, verdict = compared(results, merge, str(plain), results.tasks(domain))
+                same = weights_kind(results, merge) == weights_kind(results, str(plain))
+                row |= {"multislerp": plain if same else f"{plain}, other weights"}
                 row |= estimate_columns(f"{domain} minus multislerp", gap)
                 row |= {f"{domain} verdict against multislerp": verdict}
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def plain_multislerp(results: Results, group: Sequence[str]) -> str | None:
-    """The merge by multislerp on the weights in a group of `method_groups`, by ratio if there are several."""
+def plain_multislerp(results: Results, group: Sequence[str], weights: str = "by ratio") -> str | None:
+    """The merge by multislerp on the weights in a group of `method_groups`, with these weights if there are several."""
     found = [merge for merge in group if method_of(results, merge) == ("multislerp", False)]
-    by_ratio = [merge for merge in found if weights_kind(results, merge) == "by ratio"]
-    return next(iter(by_ratio or found), None)
+    return next(iter([merge for merge in found if weights_kind(results, merge) == weights] or found), None)
 
 
 def method_label(results: Results, merge: str) -> str:
@@ -165,9 +166,9 @@ def pareto_table(results: Results) -> pd.DataFrame:
 
 
 def pareto_models(results: Results) -> list[str]:
-    """Batch-level shuffled members and the BOOM variants; none for a study without variants."""
-    found = variants(results)
-    return [*(name for name in results.shuffled if name in results.models), *found] if found else []
+    """The base, which costs nothing, batch-level shuffled members and the BOOM variants; none without variants."""
+    found, base = variants(results), [name for name in ("base",) if name in results.models]
+    return [*base, *results.shuffled, *found] if found else []
 
 
 def pareto_front(results: Results, domain: str) -> list[str]:
@@ -180,6 +181,30 @@ def pareto_front(results: Results, domain: str) -> list[str]:
             front.append(name)
             best = negative
     return front
+
+
+def merge_table(results: Results) -> pd.DataFrame:
+    """Every merge beside the base, the mean of what was merged and the best of it, with paired differences.
+
+    The best is chosen for each domain on the very tasks of the difference, which therefore is a little too low. Where
+    a part was not scored, only the base stands beside the merge.
+    """
+    rows = []
+    for merge in (name for name in results.models if name in results.parts):
+        row: dict[str, Any] = {"model": merge, "what": describe(results, merge)}
+        parts = results.parts[merge] if {*results.parts[merge]} <= {*results.models} else []
+        for domain in results.domains:
+            tasks = results.tasks(domain)
+            row |= estimate_columns(domain, results.domain_mean(merge, domain))
+            beside: dict[str, Any] = {"base": "base"} if "base" in results.models else {}
+            if parts:
+                best = max(parts, key=lambda part: results.domain_mean(part, domain).value)
+                row[f"{domain} best part"] = best
+                beside |= {"mean part": parts, "best part": best}
+            for name, other in beside.items():
+                row |= estimate_columns(f"{domain} minus {name}", results.difference(merge, other, tasks))
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def dataset_table(results: Results) -> pd.DataFrame:
@@ -249,6 +274,7 @@ ABLATION_TABLES: dict[str, Table] = {
     "granularities": granularity_table,
     "methods": method_table,
     "variants": variant_table,
+    "merges": merge_table,
     "pareto": pareto_table,
     "datasets": dataset_table,
 }

@@ -443,7 +443,7 @@ def _colour(results: Results, model: str) -> str:
 
 def interval_text(results: Results) -> str:
     """What intervals are, for an axis."""
-    return f"{100 * results.bootstrap.confidence:g} % interval over {results.levels}"
+    return f"{100 * results.confidence:g} % interval over {results.levels}"
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from typing import Any
 
 import pandas as pd
 
 from boom_utils.config import trained_members
+from boom_utils.evaluation.seed_spread import moved
 from boom_utils.reporting.experiments import average_merges, boom_merge
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import ROLES, Table, compared, estimate_columns
@@ -55,7 +58,7 @@ def headline_table(results: Results) -> pd.DataFrame:
             row |= estimate_columns(f"{domain} minus {full}", gap) | {f"{domain} verdict": verdict}
             tasks = results.tasks(domain)
             if model != full and len(tasks) > 1:
-                wider = results.difference(model, str(full), tasks, draw_tasks=True)
+                wider = results.difference(model, str(full), tasks, over_tasks=True)
                 row |= estimate_columns(f"{domain} minus {full}{WIDER}", wider)
         row["corpus passes"] = results.cost(model)
         row["examples"] = sum(members[name]["examples"] for name in results.behind(model) if name in members)
@@ -81,4 +84,24 @@ def cost_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-HEADLINE_TABLES: dict[str, Table] = {"headline": headline_table, "costs": cost_table}
+def seed_table(results: Results) -> pd.DataFrame:
+    """How far seeds move the mean of each model that has several, beside what one spread for all members expects.
+
+    One row a model: standard deviations of its seeds, in points; empty for a study of one seed.
+    """
+    rows = []
+    for model in results.study.get("seeds", {}):
+        seeds = results.seeds(model)
+        units = moved(results.shares(model)) * len(seeds)  # shares are those of the mean over seeds
+        row: dict[str, Any] = {"model": model, "seeds": len(seeds), "members' variance in it": round(units, 4)}
+        for domain in results.domains:
+            tasks = results.tasks(domain)
+            found, spread = [results.run_mean(name, tasks) for name in seeds], results.spread(tasks)
+            expected = math.sqrt(units * spread[0]) if spread else math.nan
+            row |= {f"{domain} deviation": round(100 * statistics.stdev(found), 3)}
+            row |= {f"{domain} deviation expected": round(100 * expected, 3)}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+HEADLINE_TABLES: dict[str, Table] = {"headline": headline_table, "costs": cost_table, "seeds": seed_table}

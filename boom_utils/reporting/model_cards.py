@@ -123,7 +123,7 @@ def _section(results: Results, model: str) -> list[str]:
     return [
         "## Scores",
         f"Times 100, on the evaluation sets of the study ({results.study['profile']}); none of these numbers is the "
-        f"paper's. Intervals: {100 * results.bootstrap.confidence:g} %, bootstrap over queries, pairs or test rows of "
+        f"paper's. Intervals: {100 * results.confidence:g} %, over queries, pairs or test rows of "
         "each task. They say how far a number would move with others of these, not with other seeds."
         + (f" Differences to `{other}` are paired." if other else ""),
         table(head, means),

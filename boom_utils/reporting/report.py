@@ -18,7 +18,6 @@ from boom_utils.reporting.figures import study_figures, write_figures
 from boom_utils.reporting.headline import HEADLINE_TABLES
 from boom_utils.reporting.page import page
 from boom_utils.reporting.published import PUBLISHED, read_published, shared_figures, side_by_side_tables
-from boom_utils.reporting.reach import REACH_TABLES
 from boom_utils.reporting.results import PAGE, Results, read_results
 from boom_utils.reporting.stored import run_name
 from boom_utils.reporting.tables import TABLES, write_tables
@@ -41,7 +40,7 @@ def write_report(folder: Path, out: Path, published: Path = PUBLISHED) -> dict[s
     results = read_results(folder)
     others = read_published(published) if published.is_dir() else None
     beside, shared = side_by_side_tables(others), shared_figures(results, others)
-    tables = {**TABLES, **ABLATION_TABLES, **HEADLINE_TABLES, **REACH_TABLES, **beside}
+    tables = {**TABLES, **ABLATION_TABLES, **HEADLINE_TABLES, **beside}
     written = write_tables(results, out / "tables", tables)
     written += write_figures(results, out / "figures", {**study_figures(results), **shared})
     written += write_claims(results, out, others.paper if others else ())

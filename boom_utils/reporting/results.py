@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ import pandas as pd
 
 from boom_utils.config import trained_members
 from boom_utils.errors import ResultsError
-from boom_utils.evaluation.comparison import Comparison, compare_drawn
-from boom_utils.evaluation.seed_spread import SeedSpread, moved, seed_spread, shares_of, with_spread
-from boom_utils.evaluation.statistics import Bootstrap, Estimate, TaskSamples, score_draws
+from boom_utils.evaluation.seed_spread import mean_shares, moved, seed_spread, shares_of
+from boom_utils.evaluation.statistics import Estimate, Measured, TaskSamples, measure, plain_mean
 from boom_utils.reporting.roles import (
     SHUFFLED,
     compared_schedules,
@@ -57,9 +55,9 @@ class Results:
         return str(self.study["evaluation"]["reference"])
 
     @property
-    def bootstrap(self) -> Bootstrap:
-        """How intervals are made."""
-        return Bootstrap(*(self.study["evaluation"][key] for key in ("bootstrap_draws", "confidence", "seed")))
+    def confidence(self) -> float:
+        """Of all intervals."""
+        return float(self.study["evaluation"]["confidence"])
 
     @property
     def shuffled(self) -> list[str]:
@@ -175,78 +173,67 @@ class Results:
         Raises:
             ResultsError: There are no tasks.
         """
-        if not tasks:
-            raise ResultsError("a mean over no tasks", found=model)
-        made = self.seeds(model)
-        found, shares, spread = self._compared([made], tasks), self.shares(model), self.spread(tasks)
-        if not shares or spread is None:
-            return found.estimate
-        return with_spread(found, spread, moved(shares, {}), len(made), self.bootstrap).estimate
+        return self.comparison(model, None, tasks).estimate(self.confidence)
 
     def run_mean(self, name: str, tasks: list[str]) -> float:
         """Mean score of one run, which is the model of one seed, over ``tasks``."""
-        return float(self._scores([name], tasks).mean())
+        return float(np.mean([self._at(name, task).score for task in tasks]))
 
-    def difference(self, model: str, other: str, tasks: list[str], *, draw_tasks: bool = False) -> Estimate:
+    def difference(
+        self, model: str, other: str | Sequence[str], tasks: list[str], *, over_tasks: bool = False
+    ) -> Estimate:
         """Paired difference of two models' means over ``tasks``; see `comparison`."""
-        return self.comparison(model, other, tasks, draw_tasks=draw_tasks).estimate
+        return self.comparison(model, other, tasks, over_tasks=over_tasks).estimate(self.confidence)
 
-    def comparison(self, model: str, other: str, tasks: list[str], *, draw_tasks: bool = False) -> Comparison:
-        """What is known of the difference of two models' means over ``tasks``, from draws that are made once.
+    def comparison(
+        self, model: str, other: str | Sequence[str] | None, tasks: list[str], *, over_tasks: bool = False
+    ) -> Measured:
+        """A model's mean over ``tasks`` and its seeds, or how far it is from another's, or from the mean of several.
 
-        Seeds are paired; of two models of which one has more seeds, those that both have are compared. Where some
-        models of the study have several, the spread of seeds they show is a second level of every comparison; see
-        `boom_utils.evaluation.seed_spread`. With ``draw_tasks``, tasks are one too: other tasks of their kind.
+        The difference is that of the means that tables show: over all seeds of either side. Where some models of the
+        study have several, the spread they show is a level of every number, as far as the two sides differ in what was
+        trained; see `boom_utils.evaluation.seed_spread`. Merges of the same members with the same weights differ in
+        nothing that this knows of: then only seeds of both say how far they move, and with one each ``seeds`` is no
+        level.
+
+        Args:
+            model: Its name.
+            other: What it is compared with; None for nothing.
+            tasks: Names.
+            over_tasks: Other tasks of their kind are a level too.
 
         Raises:
             ResultsError: There are no tasks, or the two models were scored on different queries.
         """
-        if not tasks:
-            raise ResultsError("a comparison over no tasks", found=f"{model} and {other}")
-        ours, theirs = self._paired(model, other)
-        for task in tasks:
-            if len({self._at(name, task).ids for name in (*ours, *theirs)}) > 1:
-                raise ResultsError("two models were scored on different queries", where=task, fix="evaluate both again")
-        found, shares = self._compared([ours, theirs], tasks, draw_tasks), [*map(self.shares, (model, other))]
-        spread = self.spread(tasks) if any(shares) else None
-        return with_spread(found, spread, moved(*shares), len(ours), self.bootstrap) if spread else found
+        others = [] if other is None else [other] if isinstance(other, str) else [*other]
+        sides = [(1.0, model), *((-1 / len(others), name) for name in others)]
+        runs = [(weight / len(self.seeds(name)), run) for weight, name in sides for run in self.seeds(name)]
+        samples = [(weight, {task: self._at(run, task) for task in tasks}) for weight, run in runs]
+        found = measure(samples, tasks, over_tasks=over_tasks)
+        if (spread := self.spread(tasks)) and (units := moved(mean_shares([(w, self.shares(m)) for w, m in sides]))):
+            return found.also("seeds", units * spread[0], spread[1])
+        counts = {len(self.seeds(name)) for _, name in sides}
+        if len(others) == 1 and len(counts) == 1 and counts != {1} and self.shares(model):
+            gaps = [
+                self.run_mean(a, tasks) - self.run_mean(b, tasks)
+                for a, b in zip(*map(self.seeds, (model, others[0])), strict=True)
+            ]
+            return found.also("seeds", *plain_mean(gaps).levels["queries"])
+        return found
 
-    def shares(self, model: str) -> dict[str, float]:
-        """The trained members in a model; see `shares_of`."""
-        return shares_of(model, self.study["members"], self.study["merges"])
+    def shares(self, model: str) -> dict[tuple[str, int], float]:
+        """The trained members in the mean of a model's seeds: member and number of the seed -> share."""
+        one, seeds = shares_of(model, self.study["members"], self.study["merges"]), len(self.seeds(model))
+        return {(name, number): share / seeds for name, share in one.items() for number in range(seeds)}
 
-    def _paired(self, model: str, other: str) -> tuple[list[str], list[str]]:
-        """The models of the seeds that two models have in common; what nobody trained is the same for every seed."""
-        made = [self.seeds(name) for name in (model, other)]
-        counts = [len(names) for name, names in zip((model, other), made, strict=True) if self.shares(name)]
-        common = min(counts, default=1)
-        ours, theirs = (names[:common] if len(names) >= common else names * common for names in made)
-        return ours, theirs
-
-    def _compared(self, sides: list[list[str]], tasks: list[str], draw_tasks: bool = False) -> Comparison:
-        """A mean over runs and tasks, or the difference of two, by queries alone."""
-        drawn = [self._drawn(made, tasks).mean(axis=0) for made in sides]
-        values = [float(self._scores(made, tasks).mean()) for made in sides]
-        queries = min(len(self._at(sides[0][0], task).ids) for task in tasks)
-        gap, value = (drawn[0] - drawn[1], values[0] - values[1]) if len(sides) == 2 else (drawn[0], values[0])
-        return compare_drawn(gap, value, queries, self.bootstrap, draw_tasks=draw_tasks)
-
-    def spread(self, tasks: list[str]) -> SeedSpread | None:
-        """The spread of seeds of one member, from all models that have several; None where none has."""
+    def spread(self, tasks: list[str]) -> tuple[float, float] | None:
+        """Variance of one run of one member, from all models that have several seeds; None where none has."""
         many = {model: list(names) for model, names in self.study.get("seeds", {}).items()}
         if not many:
             return None
         count = min(map(len, many.values()))
-        scores_MS = np.array([self._scores(names[:count], tasks).mean(axis=1) for names in many.values()])
-        return seed_spread(scores_MS, [self.shares(model) for model in many])
-
-    def _scores(self, made: list[str], tasks: list[str]) -> np.ndarray:
-        """Score of every model on every task, (R, T)."""
-        return np.array([[self._score(name, task) for task in tasks] for name in made])
-
-    def _drawn(self, made: list[str], tasks: list[str]) -> np.ndarray:
-        """Scores of every model, task and draw, float (R, T, B)."""
-        return np.array([[self._draws(name, task) for task in tasks] for name in made])
+        scores_MS = np.array([[self.run_mean(name, tasks) for name in names[:count]] for names in many.values()])
+        return seed_spread(scores_MS, [shares_of(model, self.study["members"], self.study["merges"]) for model in many])
 
     @property
     def parts(self) -> dict[str, list[str]]:
@@ -259,27 +246,6 @@ class Results:
         except KeyError:
             where, fix = self.folder / "samples.parquet", "run the study again"
             raise ResultsError("a score is missing", where=where, found=f"nothing of {model}/{task}", fix=fix) from None
-
-    def _score(self, model: str, task: str) -> float:
-        known = self._known
-        if (model, task) not in known:
-            known[model, task] = self._at(model, task).score()
-        return known[model, task]
-
-    def _draws(self, model: str, task: str) -> np.ndarray:
-        """Bootstrap scores of one model on one task: made once for all the tables and figures they are in."""
-        known = self._drawn_before
-        if (model, task) not in known:
-            known[model, task] = score_draws({task: self._at(model, task)}, self.bootstrap)[task]
-        return known[model, task]
-
-    @functools.cached_property
-    def _known(self) -> dict[tuple[str, str], float]:
-        return {}
-
-    @functools.cached_property
-    def _drawn_before(self) -> dict[tuple[str, str], np.ndarray]:
-        return {}
 
     def stored_result(self, model: str, task: str) -> dict[str, Any]:
         """The result of mteb itself for a model and task; empty where it is not kept."""

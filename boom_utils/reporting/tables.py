@@ -15,7 +15,7 @@ import pandas as pd
 from boom_utils.artifacts import write_text
 from boom_utils.config import EvaluationConfig
 from boom_utils.evaluation.benchmarks import tasks_by_domain
-from boom_utils.evaluation.statistics import Bootstrap, Estimate, TaskSamples, mean_estimate, score_draws
+from boom_utils.evaluation.statistics import Estimate, TaskSamples, measure
 from boom_utils.reporting.experiments import average_merges, updates
 from boom_utils.reporting.results import Results, read_json_object
 from boom_utils.reporting.roles import SHUFFLED
@@ -295,14 +295,12 @@ def score_frame(scores: Mapping[str, Mapping[str, TaskSamples]], evaluation: Eva
     >>> list(score_frame({"base": samples}, study.profile.evaluation))[-2:]
     ['in-domain mean', 'out-of-domain mean']
     """
-    bootstrap = Bootstrap(evaluation.bootstrap_draws, evaluation.confidence, evaluation.seed)
     domains = tasks_by_domain(evaluation)
     groups = {name: [name] for names in domains.values() for name in names}
     groups |= {f"{domain} mean": names for domain, names in domains.items()}
     rows = {}
     for model, samples in scores.items():
-        draws = score_draws(samples, bootstrap)
-        found = {name: mean_estimate(samples, draws, tasks, bootstrap) for name, tasks in groups.items()}
+        found = {n: measure([(1.0, samples)], tasks).estimate(evaluation.confidence) for n, tasks in groups.items()}
         rows[model] = {
             name: f"{100 * e.value:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}]" for name, e in found.items()
         }
@@ -357,7 +355,10 @@ def write_tables(results: Results, out: Path, more: Mapping[str, Table] | None =
         frame = make(results)
         if frame.empty:
             continue
-        for suffix, text in (("csv", frame.to_csv(index=False, lineterminator="\n")), ("md", markdown(frame))):
+        for suffix, text in (
+            ("csv", frame.to_csv(index=False, lineterminator="\n")),
+            ("md", markdown(frame, "not scored" if name == "merges" else "reference")),
+        ):
             write_text(out / f"{name}.{suffix}", text)
             written.append(out / f"{name}.{suffix}")
     return written

@@ -12,7 +12,7 @@ from typing import Any
 from boom_utils.artifacts import naming
 from boom_utils.data.files import MOST_SHOWN, downloads_folder
 from boom_utils.errors import ConfigError, bullet_list, nearest
-from boom_utils.evaluation.statistics import Bootstrap, mean_estimate
+from boom_utils.evaluation.statistics import measure
 from boom_utils.model_folder import check_folder, whole_folder
 from boom_utils.study.graph import Study
 from boom_utils.study.scoring import local_task, profile_benchmarks, scoring_of
@@ -121,12 +121,9 @@ def find_tasks(study: Study, names: Sequence[str] = ()) -> list[Any]:
 def _table(study: Study, found: Any) -> str:
     """One line a task: metric, score, interval, samples, seconds; then what failed."""
     options = study.profile.evaluation
-    bootstrap = Bootstrap(options.bootstrap_draws, options.confidence, options.seed)
     rows = [("task", "metric", "score", f"{100 * options.confidence:g} % interval", "n", "s")]
     for one in found.scored:
-        made = {one.task: one.samples}
-        drawn = {one.task: one.samples.drawn(one.task, bootstrap)}
-        value = mean_estimate(made, drawn, [one.task], bootstrap)
+        value = measure([(1.0, {one.task: one.samples})], [one.task]).estimate(options.confidence)
         interval = f"{value.low:.4f} .. {value.high:.4f}" if value.low == value.low else "n/a"
         seconds = "kept" if one.before else f"{one.facts['seconds']:.1f}"
         rows.append((one.task, one.samples.metric, f"{value.value:.4f}", interval, str(one.facts["samples"]), seconds))

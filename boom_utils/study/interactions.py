@@ -79,24 +79,22 @@ def _losses(profile: Profile, manifest: Manifest, trained: MemberConfig, nodes: 
 
 def _interaction(profile: Profile, config: InteractionConfig, losses: Mapping[str, Node]) -> Node:
     """Joint minus separate losses of every pair, and the clusters."""
-    sets, evaluation = {_name(profile, chosen): chosen for chosen in _sets(profile)}, profile.evaluation
+    sets = {_name(profile, chosen): chosen for chosen in _sets(profile)}
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
         from boom_utils.evaluation.interaction import clusters, interaction_matrix
-        from boom_utils.evaluation.statistics import Bootstrap
         from boom_utils.reporting.results import read_json_object
         from boom_utils.training.batch_losses import losses_from_json
 
         measured = {name: losses_from_json(read_json_object(found[name].path / _LOSSES)) for name in sets}
         separate = {chosen[0]: measured[name] for name, chosen in sets.items() if len(chosen) == 1}
         joint = {(chosen[0], chosen[1]): measured[name] for name, chosen in sets.items() if len(chosen) == 2}
-        bootstrap = Bootstrap(evaluation.bootstrap_draws, evaluation.confidence, evaluation.seed)
-        matrix = interaction_matrix(separate, joint, bootstrap)
+        matrix = interaction_matrix(separate, joint, profile.evaluation.confidence)
         grouped = clusters(matrix, config.clusters)
         write_json(out / FILE, {**matrix.as_json(), "clusters": grouped.as_json()})
         return {"clusters": [list(group) for group in grouped.groups]}
 
     described = {"sets": {name: list(chosen) for name, chosen in sets.items()}, "clusters": config.clusters}
-    rules = evaluation.model_dump(mode="json", include={"bootstrap_draws", "confidence", "seed"})
+    rules = {"confidence": profile.evaluation.confidence}
     label = "interaction of the datasets"
     return Node("interaction", VERSION["interaction"], label, {**described, "intervals": rules}, make, losses)

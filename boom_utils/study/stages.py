@@ -28,8 +28,8 @@ VERSION: Mapping[str, int] = {
     "merge": 2,
     "geometry": 2,
     "losses": 2,
-    "interaction": 2,
-    "scores": 2,
+    "interaction": 3,
+    "scores": 3,
     "results": 10,
     "report": 9,
 }
