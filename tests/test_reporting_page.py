@@ -412,6 +412,6 @@ def test_a_click_on_a_header_sorts_by_numbers_and_says_so(in_browser: tuple[int,
 
 def test_the_ledger_is_filtered_by_verdict(in_browser: tuple[int, Mapping[str, Any]]) -> None:
     _, found = in_browser
-        assert {one.partition(" on these ")[0] for one in found["filtered"]} == {"supported"}
+    assert {one.partition(" on these ")[0] for one in found["filtered"]} == {"supported"}
     assert found["pressed"] == "true"
     assert found["said"].startswith(f"{len(found['filtered'])} of ")
