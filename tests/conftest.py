@@ -208,25 +208,39 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def bert_folder(folder: Path, *, pooling: str = "mean", normalize: bool = True) -> Path:
-    """A tiny random BERT as sentence-transformers itself saves one: two sides seen, [CLS] and [SEP], 64 positions."""
+def bert_folder(
+    folder: Path, *, pooling: str = "mean", normalize: bool = True, kind: str = "bert", modules: Any = None, **said: Any
+) -> Path:
+    """A tiny random model as sentence-transformers itself saves one: a BERT with [CLS] and [SEP], 64 positions.
+
+    Args:
+        folder: Gets it.
+        pooling: Of the usual modules, as ``normalize``.
+        normalize: Whether they end with it.
+        kind: Of transformer.
+        modules: Makes other modules behind the transformer.
+        said: What else the model is told.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
     from tokenizers import BertWordPieceTokenizer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import AutoConfig, AutoModel, BertTokenizerFast
 
     words = BertWordPieceTokenizer()
     words.train_from_iterator(TEXTS, vocab_size=300, show_progress=False)
     plain = folder.with_name(f"{folder.name}-plain")
     tokenizer = BertTokenizerFast(tokenizer_object=words._tokenizer, model_max_length=64)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    ends = {} if kind == "bert" else {"pad_token_id": 0, "eos_token_id": 3, "embedding_size": 32}
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), max_position_embeddings=64, **sizes, **ends)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        bert = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes))
-    bert.save_pretrained(plain)
-    tokenizer.save_pretrained(plain)
-    modules = [Transformer(str(plain), max_seq_length=48), Pooling(32, pooling_mode=pooling)]
-    SentenceTransformer(modules=[*modules, *([Normalize()] if normalize else [])], device="cpu").save(str(folder))
+        AutoModel.from_config(config).save_pretrained(plain)
+        tokenizer.save_pretrained(plain)
+        usual = [Pooling(32, pooling_mode=pooling), *([Normalize()] if normalize else [])]
+        behind = usual if modules is None else modules()
+        whole = [Transformer(str(plain), max_seq_length=48), *behind]
+        SentenceTransformer(modules=whole, device="cpu", **said).save(str(folder))
     return folder
 
 
