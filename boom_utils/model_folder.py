@@ -162,14 +162,9 @@ def model_files(folder: Path) -> list[Path]:
         CheckpointError: modules.json is malformed or names a place outside the folder.
     """
     top = [*(folder / name for name in _MODEL_FILES), *folder.glob("sentence_*_config.json")]
-    inside = [path for module in module_folders(folder) for path in module_files(folder, module)]
+    inside = [path for module in module_folders(folder) for path in (folder / module).rglob("*")]
+    inside = [path for path in inside if path.name in _MODEL_FILES or path.name.endswith(_OF_MODULES)]
     return sorted(path for path in {*top, *inside} if path.is_file())
-
-
-def module_files(folder: Path, module: str) -> list[Path]:
-    """The files of a module in a subfolder: settings, vocabulary, weights."""
-    files = (path for path in (folder / module).rglob("*") if path.is_file())
-    return sorted(path for path in files if path.name in _MODEL_FILES or path.name.endswith(_OF_MODULES))
 
 
 def model_parts(path: Path, exists: Callable[[Path], bool] = Path.exists) -> tuple[Path, ...]:
