@@ -41,22 +41,16 @@ Rows = list[dict[str, Any]]
 ROWS: Rows = [{"query": f"query {n}", "pos": [f"passage {n}"], "neg": [f"other {n}", "more"]} for n in range(10)]
 EXAMPLES = [TrainingExample(row["query"], tuple(row["pos"]), tuple(row["neg"])) for row in ROWS]
 PAIRS = [TrainingExample(one.query, one.pos) for one in EXAMPLES]
+TRIPLETS = [{"anchor": e.query, "positive": e.pos[0], "negative_1": e.neg[0], "negative_2": "more"} for e in EXAMPLES]
+GRADED = [{"sentence1": "one", "sentence2": f"two {n}", "score": n / 2} for n in range(10)]
+LABELLED = [{"text": f"text {n}", "label": n % 3} for n in range(10)]
 SHAPES: dict[str, tuple[Rows, list[Any]]] = {
     "FlagEmbedding": (ROWS, EXAMPLES),
     "FlagEmbedding, no negatives": ([{**row, "neg": []} for row in ROWS], PAIRS),
-    "triplets": (
-        [{"anchor": e.query, "positive": e.pos[0], "negative_1": e.neg[0], "negative_2": "more"} for e in EXAMPLES],
-        EXAMPLES,
-    ),
+    "triplets": (TRIPLETS, EXAMPLES),
     "pairs": ([{"question": row["query"], "answer": row["pos"][0]} for row in ROWS], PAIRS),
-    "graded": (
-        [{"sentence1": "one", "sentence2": f"two {n}", "score": n / 2} for n in range(10)],
-        [("one", f"two {n}", n / 2) for n in range(10)],
-    ),
-    "labelled": (
-        [{"text": f"text {n}", "label": n % 3} for n in range(10)],
-        [(f"text {n}", str(n % 3), "train") for n in range(10)],
-    ),
+    "graded": (GRADED, [tuple(row.values()) for row in GRADED]),
+    "labelled": (LABELLED, [(row["text"], str(row["label"]), "train") for row in LABELLED]),
 }
 KINDS = ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.json", "b.json", "a.csv", "a.tsv.gz", "a.parquet"]
 KINDS += ["a.arrow", "b.arrow"]

@@ -197,20 +197,16 @@ def test_rows_that_hold_or_nearly_repeat_an_evaluated_text_are_dropped_or_report
 
 def test_limits_draw_by_seed_and_keep_every_relevant_document(own: Own, tmp_path: Path) -> None:
     limits = {"train_rows": 30, "evaluation_queries": 10, "evaluation_documents": 15}
-    facts = own.convert(tmp_path / "a", **limits)
-    assert facts["rows"] == {"evaluation/faq_held_out": 10, "train/faq": 30}
-    own.convert(tmp_path / "b", **limits)
-    own.convert(tmp_path / "c", **limits, seed=1)
-    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.jsonl"))
-    assert len(files) == 4
-    for file in files:
-        one, same, other = ((tmp_path / name / file).read_bytes() for name in "abc")
-        assert one == same != other
+    for name, seed in zip("abc", (0, 0, 1), strict=True):
+        facts = own.convert(tmp_path / name, **limits, seed=seed)
+        assert facts["rows"] == {"evaluation/faq_held_out": 10, "train/faq": 30}
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.jsonl")]
+    contents = [[(tmp_path / name / file).read_bytes() for name in "abc"] for file in files]
+    assert len([one for one, same, other in contents if one == same != other]) == len(files) == 4
     folder = tmp_path / "a/evaluation/faq_held_out"
     documents = [one["id"] for one in read_jsonl(folder / "corpus.jsonl")]
     relevant = {one["document"] for one in read_jsonl(folder / "qrels.jsonl")}
-    assert len(set(documents)) == 15
-    assert relevant <= set(documents)
+    assert (len(set(documents)), relevant <= set(documents)) == (15, True)
     assert {*documents[:10]} != relevant  # no order that gives them away
 
 
@@ -315,13 +311,8 @@ def test_rows_of_the_hub_are_converted_and_what_they_say_otherwise_is_reported(h
     rows = [{**row, "prompt": "Find the answer.", "type": "normal"} for row in ROWS[:9]]
     content = save(tmp_path / "lines.jsonl", rows).read_bytes()
     hub.repos["o/d"] = {"lines.jsonl": content}
-    stated: dict[str, Any] = {
-        "repo": "o/d",
-        "files": ["lines.jsonl"],
-        "licence": "mit",
-        "homepage": "https://example.org",
-    }
-    stated |= {"rows": {"value": 8, "source": "stated"}, "select": 7}
+    stated: dict[str, Any] = {"repo": "o/d", "files": ["lines.jsonl"], "select": 7}
+    stated |= {"licence": "mit", "homepage": "https://example.org", "rows": {"value": 8, "source": "stated"}}
     raw: dict[str, Any] = {"name": "tiny", "description": "Of the hub.", "source": {"kind": "hub_files"}}
     raw |= {"benchmarks": ["MTEB(eng, v2)"], "datasets": [{**QUESTIONS, "id": "nq", "hub": stated}]}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw))
