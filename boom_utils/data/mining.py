@@ -215,18 +215,15 @@ def message_text(node: ast.expr | None) -> str:
 _RULER = r"[ ]*([-=~])\{}{{2,}}[ ]*$"
 _FIELD = r":(?:param|parameter|arg|type|returns?|rtype|raises?|keyword|key|kwarg|yields?)\b[^`\n]*?:"
 _TITLES = (
-    "Args?|Arguments|Params|Parameters|Other Parameters|Keyword Args|Keyword Arguments|Kwargs|Returns?|Yields?|Raises|"
-    "Examples?|Example usage|Usage|Notes?|Attributes|References|See also|Warnings?|Todo|Tips?|Methods|Options|Input|"
-    "Output|Related|Call signatures"
+    "Args?|Arguments|Parameters|Keyword Arguments|Returns?|Yields?|Raises|Examples?|Example usage|Usage|Notes?|Tips?|"
+    "Todo|Attributes|References|See also|Methods|Options|Input|Output|Related|Call signatures"
 )
 _UNDERLINED = rf"^(?!{_RULER.format(1)})[ ]*(?P<underlined>\S+(?:[ ]+\S+){{0,4}})[ ]*\n{_RULER.format(3)}"
 _HEADING = re.compile(rf"{_UNDERLINED}|^(?P<title>(?=[A-Z])(?i:{_TITLES}))::?[ ]*$", re.M)
 PARAMETER_SECTIONS = frozenset({"args", "arg", "arguments", "params", "parameters", "other parameters"})
 _NUMPY_ITEM = re.compile(r"(\*{0,2}\w+(?:\s*,\s*\*{0,2}\w+)*)(?:\s*:.*)?$")
 _GOOGLE_ITEM = re.compile(r"[`*\\]*(\w+)`?\s*(?:\(.*?\))?\s*:(?:\s+(.*))?$")
-_SPHINX_ITEM = re.compile(
-    rf"^[ ]*:(?:param|parameter|arg)\s+(?:[^:\n]*?\s)?\*{{0,2}}(\w+)\s*:[ ]*(.*(?:\n[ ]+(?!{_FIELD})\S.*)*)", re.M
-)
+_SPHINX_ITEM = re.compile(rf"^[ ]*:param\s+(?:[^:\n]*?\s)?\*{{0,2}}(\w+)\s*:[ ]*(.*(?:\n[ ]+(?!{_FIELD})\S.*)*)", re.M)
 _DEEPER = r"(?:(?:[ ]*\n)*\1[ ]+\S.*\n?)"
 # Code blocks, directives and fields, doctests, literal blocks, rulers and bullets, and what is left of them.
 _BLOCKS: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -285,9 +282,9 @@ def parse_docstring(raw: str) -> tuple[str, str, dict[str, str]]:
 
 
 def _parameters(title: str, section: str) -> Iterator[tuple[str, str]]:
-    """Names and descriptions of the parameters in one section; Sphinx fields stand before the first one."""
+    """Names and descriptions of the parameters in one section; Sphinx fields stand in any other."""
     if title not in PARAMETER_SECTIONS:
-        yield from _SPHINX_ITEM.findall(section) if not title or title.startswith("keyword") else ()
+        yield from _SPHINX_ITEM.findall(section)
         return
     for item in re.split(r"\n(?=\S)", textwrap.dedent(section).strip("\n")):
         header, _, below = item.partition("\n")
