@@ -137,9 +137,9 @@ def updated(scheduled: Path) -> Path:
 def test_the_same_results_give_the_same_bytes(updated: Path, tmp_path: Path) -> None:
     written = [write_report(updated, tmp_path / name)["written"] for name in ("one", "two")]
     assert written[0] == written[1]
-    assert {"tables/schedules.csv", "figures/schedule_strips.svg", "figures/schedule_losses.png"} <= set(written[0])
+    assert {"tables/schedules.csv", "figures/schedule_strips.svg", "figures/schedule_losses.svg"} <= set(written[0])
     assert {"tables/incremental.csv", "figures/incremental_comparison.svg"} <= set(written[0])
-    assert {"claims.md", "claims.csv", "figures/pareto.png"} <= set(written[0])
+    assert {"claims.md", "claims.csv", "figures/pareto.svg"} <= set(written[0])
     for name in written[0]:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 

@@ -16,6 +16,8 @@ from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -127,7 +129,9 @@ def test_every_link_of_the_page_leads_somewhere(folder: Path, elements: Elements
 def test_nothing_is_loaded_from_anywhere(elements: Elements) -> None:
     assert not elements.all("link") + elements.all("iframe") + elements.all("object")
     for attributes in elements.all("img"):
-        assert attributes["src"].startswith("data:image/svg+xml;base64,")
+        kind, _, drawing = attributes["src"].partition(",")
+        assert kind == "data:image/svg+xml"
+        assert ElementTree.fromstring(unquote(drawing)).tag == "{http://www.w3.org/2000/svg}svg"
         assert len(attributes["alt"]) > 20
     assert [attributes for attributes in elements.all("script") if attributes] == []
     style = "".join(text for stack, text in elements.text if stack[-1:] == ("style",))

@@ -100,7 +100,8 @@ def _score(artifact: Artifact, task: str) -> dict[str, Any]:
     """A score, what it was made with, and mteb's own result as compact JSON."""
     facts, path = dict(artifact.facts), artifact.path / f"{task}.json"
     known = {name: facts.pop(name, None) for name in ("metric", "main_score", "mteb_version", "revision", "prompt")}
-    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    result.pop("evaluation_phases", None)  # when encoding began and ended: a third of the bytes, and optional
     return {
         "metric": known.pop("metric"),
         "value": known.pop("main_score"),
@@ -109,7 +110,7 @@ def _score(artifact: Artifact, task: str) -> dict[str, Any]:
         "key": artifact.key[:KEY_LETTERS],
         "sha256": artifact.digest,
         "made_from": artifact.record["inputs"]["model"]["key"][:KEY_LETTERS],
-        "result": result and json.dumps(result, separators=(",", ":"), ensure_ascii=False),
+        "result": json.dumps(result, separators=(",", ":"), ensure_ascii=False) if result else None,
     }
 
 
