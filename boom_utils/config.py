@@ -180,6 +180,9 @@ class SubsetConfig(Frozen):
     complement_of: Name | None = None
     mode: Literal["independent", "nested"] = "independent"
     seed: int = 0
+    part: tuple[int, int] | None = Field(
+        default=None, description="(2, 3): of the second of three parts of every dataset's rows, which share no row"
+    )
 
     @model_validator(mode="after")
     def _one_rule(self) -> SubsetConfig:
@@ -191,8 +194,8 @@ class SubsetConfig(Frozen):
         return self
 
     def rule(self) -> dict[str, Any]:
-        """The rule as JSON. It speaks of new data only if there are some: their arrival changes no older subset."""
-        return self.model_dump(mode="json", exclude={"new_data"} if self.new_data is None else None)
+        """The rule as JSON. It speaks of new data and parts only if there are some: they change no older subset."""
+        return self.model_dump(mode="json", exclude={name for name in ("new_data", "part") if not getattr(self, name)})
 
 
 class ScheduleConfig(Frozen):
@@ -296,6 +299,11 @@ class SeedsConfig(Frozen):
 
     count: int = Field(ge=2, le=99, description="the first seed is that of the profile's own lines")
     models: tuple[Name, ...] = Field(min_length=1, description="members and merges")
+    own_rows: bool = Field(
+        default=False,
+        description="every seed has rows of its own, so that their spread is that of other training data too; "
+        "`corpus.train_rows` is then shared out among the seeds",
+    )
 
 
 class EvaluationConfig(Frozen):

@@ -10,7 +10,8 @@ from conftest import plain_smoke
 
 from boom_utils.artifacts import Node, Workspace
 from boom_utils.config import Profile
-from boom_utils.errors import ConfigError
+from boom_utils.data.sampling import draw_subset
+from boom_utils.errors import ConfigError, DataError
 from boom_utils.study.graph import Study
 from boom_utils.study.seeds import seeds_of, with_seeds
 from boom_utils.yaml_files import parse
@@ -66,6 +67,24 @@ def test_what_a_further_seed_goes_on_from_and_what_it_leaves_over_are_of_its_own
     assert members["on.seed2"].start == "boom.seed2"
     assert "boom.seed2" in {merge.name for merge in whole.merges}
     assert whole.subset("rest.seed2").complement_of == "p20.seed2"
+
+
+def test_seeds_with_rows_of_their_own_share_none_and_keep_their_ratios() -> None:
+    profile = seeded(["full", "boom"])
+    assert profile.seeds is not None
+    own = profile.model_copy(update={"seeds": profile.seeds.model_copy(update={"own_rows": True})})
+    rows, whole = {"a": 300, "b": 31}, with_seeds(own)
+    subset = next(one.subset for one in whole.members if one.name == "full")
+    drawn = [draw_subset(rows, whole.subset(name)) for name in (subset, f"{subset}.seed2", f"{subset}.seed3")]
+    for dataset, count in rows.items():
+        found = [one[dataset].tolist() for one in drawn]
+        assert sorted(row for ids in found for row in ids) == [*range(count)]
+    small = next(one.subset for one in whole.members if one.name == "s20")
+    assert len(draw_subset(rows, whole.subset(small))["a"]) == 20
+    assert set(draw_subset(rows, whole.subset(small))["a"]) <= set(drawn[0]["a"])
+    with pytest.raises(DataError, match="3 parts cannot be made of c"):
+        draw_subset({"c": 2}, whole.subset(small))
+    assert "part" not in profile.subset(small).rule()
 
 
 @pytest.fixture

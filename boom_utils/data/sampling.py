@@ -116,15 +116,30 @@ def draw_subset(
         share = subset.new_data if dataset in new else subset.ratio
         if share is not None:
             generator = np.random.default_rng(derive_seed(subset.seed, "subset", *stream, dataset))
-            drawn[dataset] = np.sort(generator.permutation(count)[: subset_size(share, count)]).astype(np.uint32)
+            mine = part_rows(subset, dataset, count)
+            chosen = generator.permutation(len(mine))[: subset_size(share, len(mine))]
+            drawn[dataset] = np.sort(mine[chosen]).astype(np.uint32)
     return drawn
+
+
+def part_rows(subset: SubsetConfig, dataset: str, count: int) -> RowIds:
+    """The rows of a dataset that a subset is drawn from: all, or its part of them, the same for every subset of it.
+
+    Raises:
+        DataError: There are fewer rows than parts.
+    """
+    number, parts = subset.part or (1, 1)
+    if count < parts:
+        raise DataError(f"{parts} parts cannot be made of {dataset}", found=f"{count} rows", fix="take more train_rows")
+    shuffled = np.random.default_rng(derive_seed(0, "parts", dataset)).permutation(count)
+    return np.sort(shuffled[number - 1 :: parts]).astype(np.uint32)
 
 
 def _complement(rows: Mapping[str, int], subset: SubsetConfig, other: Subset | None) -> dict[str, RowIds]:
     if other is None or other.name != subset.complement_of or other.corpus_rows != rows:
         what = f"subset '{subset.name}' complements '{subset.complement_of}', which was not drawn from these rows"
         raise DataError(what, found=other and other.name, fix="draw that subset from the same rows first")
-    left = {name: np.setdiff1d(np.arange(count, dtype=np.uint32), other.rows[name]) for name, count in rows.items()}
+    left = {name: np.setdiff1d(part_rows(subset, name, count), other.rows[name]) for name, count in rows.items()}
     if none := [name for name, ids in sorted(left.items()) if not len(ids)]:
         log.warning("subset %s: '%s' left no row of %s", subset.name, other.name, ", ".join(none))
     return dict(sorted(left.items()))

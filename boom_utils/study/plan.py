@@ -257,6 +257,8 @@ class _Planner:
             share = subset.new_data if name in profile.corpus.new_datasets else profile.ratio(subset)
             complement = subset.complement_of is not None
             rows = self.rows[name] if member.cluster is None else None  # a cluster is found by the interaction analysis
+            if rows is not None and subset.part:
+                rows //= subset.part[1]
             parts.append(None if rows is None else self._dataset(dataset, rows, share or 0.0, training, complement))
         known = [part for part in parts if part is not None]
         counted = {name: _sum([p[name] for p in known] or [UNKNOWN]) for name in ("examples", "steps", "tokens")}

@@ -1,7 +1,8 @@
 """Models made with several seeds: everything behind them again, under names of their own.
 
 The first seed is that of the profile's own lines; the others are copies of these lines (``boom.seed2`` of ``s20.seed2``
-of ``p20.seed2``). Copies are members and merges like any other, but no table shows them: results pool them.
+of ``p20.seed2``). With ``own_rows`` each seed draws from rows of its own, a part of every dataset. Copies are members
+and merges like any other, but no table shows them: results pool them.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ def with_seeds(profile: Profile) -> Profile:
     behind = _closure(profile.seeds.models, parts)
     drawn_from = {subset.name: (subset.complement_of,) if subset.complement_of else () for subset in profile.subsets}
     drawn = _closure([member.subset for member in profile.members if member.name in behind], drawn_from)
-    subsets, members, merges = [*profile.subsets], [*profile.members], [*profile.merges]
+    count, subsets = profile.seeds.count, [*profile.subsets]
+    if profile.seeds.own_rows:
+        subsets = [one.model_copy(update={"part": (1, count)}) for one in subsets]
+    members, merges = [*profile.members], [*profile.merges]
     scored = {*profile.seeds.models} & {*profile.scored_models}
-    for number in range(2, profile.seeds.count + 1):
+    for number in range(2, count + 1):
         later = STRIDE * (number - 1)
         for subset in (one for one in profile.subsets if one.name in drawn):
             named = subset.complement_of and run_name(subset.complement_of, number)
             change = {"name": run_name(subset.name, number), "seed": subset.seed + later, "complement_of": named}
+            change |= {"part": (number, count)} if profile.seeds.own_rows else {}
             subsets.append(subset.model_copy(update=change))
         for member in (one for one in profile.members if one.name in behind):
             change = {
