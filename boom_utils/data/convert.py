@@ -30,7 +30,7 @@ from boom_utils.data.manifest import Dataset, EvaluationTask, HttpsFiles, Instal
 from boom_utils.data.mining import corpus_fingerprint
 from boom_utils.data.overlap import find_overlap, task_domains
 from boom_utils.data.rows import training_rows
-from boom_utils.data.text_files import Raw
+from boom_utils.data.text_files import Raw, Shape
 from boom_utils.errors import DataError, bullet_list
 from boom_utils.progress import progress
 
@@ -126,7 +126,7 @@ def make_examples(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]
     records = {name: work.candidates(name) for name in progress(list(source.sets), len(source.sets), "candidates")}
     work.refuse_empty()
     trained = {
-        _short(name): iter_examples(work.file(name)) if found is None else texts_of(found.parts["train"])
+        _short(name): iter_examples(work.file(name)) if found is None else texts_of(found[1])
         for name, found in records.items()
     }
     overlap = find_overlap(trained, work.evaluated, near=source.near)
@@ -219,10 +219,10 @@ class _Work:
         self.evaluated[task.id] = made.evaluated or [text for part in made.texts.values() for text in part]
         self.fitted_on[task.dataset] |= made.fitted_on
         self.dropped[name] += made.dropped
-        words = {f"{file}_words": _word_numbers(map(_words, part)) for file, part in made.texts.items()}
+        words = {f"{file}_words": _word_numbers([*map(_words, part)]) for file, part in made.texts.items()}
         self.sets[name] = {"rows": len(made.files["queries" if "queries" in made.files else "test"]), **words}
 
-    def candidates(self, name: str) -> Raw | None:
+    def candidates(self, name: str) -> tuple[Shape, pa.Table] | None:
         """Records of a set without what classifiers are fitted on; examples are written as they are, for now."""
         found, dataset = self.source.training(name), self.source.sets[name]
         if not isinstance(found, Raw):
@@ -233,20 +233,19 @@ class _Work:
             keep = [unwanted.isdisjoint(map(normalise, (one.query, *one.pos))) for one in texts_of(records)]
             self.dropped[name]["classifiers of the evaluation are fitted on it"] += keep.count(False)
             records = records.filter(pa.array(keep, pa.bool_()))
-        return Raw(found.shape, {"train": records}, ())
+        return found.shape, records
 
-    def write_rows(self, name: str, records: Raw | None, offending: np.ndarray) -> None:
+    def write_rows(self, name: str, records: tuple[Shape, pa.Table] | None, offending: np.ndarray) -> None:
         """Write a training set without what is evaluated, if that is to be dropped, and with what its rows lack."""
         corpus, dataset, dropped = self.corpus, self.source.sets[name], self.dropped[name]
         offending = offending[: None if corpus.overlap == "drop" else 0]
         dropped["a text is evaluated, or nearly so"] += len(offending)
         if records is not None:
-            keep = np.ones(records.parts["train"].num_rows, dtype=bool)
+            shape, table = records
+            keep, generator = np.ones(table.num_rows, dtype=bool), self._generator("train", dataset.id)
             keep[offending] = False
-            table, generator = records.parts["train"].filter(keep), self._generator("train", dataset.id)
-            rows, left_out = training_rows(
-                records.shape, table, dataset, corpus.hard_negatives, corpus.train_rows, generator
-            )
+            most = corpus.hard_negatives, corpus.train_rows
+            rows, left_out = training_rows(shape, table.filter(keep), dataset, *most, generator)
             dropped += left_out
             self._write(name, rows)
             return
@@ -296,9 +295,7 @@ def _words(text: str) -> int:
     return len(text.split())
 
 
-def _word_numbers(counts: Iterable[int]) -> dict[str, float]:
+def _word_numbers(counts: Sequence[int] | array[int]) -> dict[str, float]:
     """Minimum, median, 95th percentile and maximum of some numbers of words; zeros where there are none."""
-    found = np.fromiter(counts, dtype=np.int64)
-    found = found if len(found) else np.zeros(1, dtype=np.int64)
-    values = {"min": found.min(), "median": np.median(found), "p95": np.percentile(found, 95), "max": found.max()}
-    return {name: round(float(value), 1) for name, value in values.items()}
+    found = np.percentile(counts or [0], (0, 50, 95, 100)).round(1).tolist()
+    return dict(zip(("min", "median", "p95", "max"), found, strict=True))

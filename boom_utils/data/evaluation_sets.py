@@ -37,9 +37,7 @@ FIT_A_LABEL = 16
 FIT_ROWS = 1000
 
 KINDS: dict[str, tuple[str, ...]] = {
-    "retrieval": ("pairs", "judged"),
-    "code": ("pairs", "judged"),
-    "code_retrieval": ("pairs", "judged"),
+    **dict.fromkeys(("retrieval", "code", "code_retrieval"), ("pairs", "judged")),
     "reranking": ("candidates",),
     "classification": ("labelled",),
     "clustering": ("labelled",),

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -184,29 +185,13 @@ class KnownTexts:
 # --- overlap ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Shared:
-    """What one evaluation set shares with one training set.
+class Match(NamedTuple):
+    """An evaluated text, the text of a training row that repeats it (both normalised), and the row, from 0."""
 
-    Args:
-        exact: The distinct evaluated texts that a training text repeats.
-        near: Those that a training text nearly repeats.
-        rows: Training rows that hold such a text, from 0.
-        examples: Up to three pairs of an evaluated and a training text, normalised, of the first rows.
-    """
-
-    exact: set[str] = field(default_factory=set)
-    near: set[str] = field(default_factory=set)
-    rows: set[int] = field(default_factory=set)
-    examples: list[Mapping[str, Any]] = field(default_factory=list)
-
-    def add(self, evaluated: str, trained: str, similarity: float, row: int) -> None:
-        """Note that a text of a row repeats an evaluated one."""
-        (self.exact if evaluated == trained else self.near).add(evaluated)
-        self.rows.add(row)
-        example = {"evaluated": evaluated, "trained": trained, "similarity": round(similarity, 4)}
-        if len(self.examples) < EXAMPLES and example not in self.examples:
-            self.examples.append(example)
+    evaluated: str
+    trained: str
+    similarity: float
+    row: int
 
 
 @dataclass(frozen=True)
@@ -214,38 +199,35 @@ class Overlap:
     """What evaluation and training sets share.
 
     Args:
-        shared: By the names of the evaluation set and the training set; every pair is there.
+        shared: By the names of the evaluation set and the training set, in the order of the rows; every pair is there.
         texts: Distinct texts of every evaluation set.
     """
 
-    shared: Mapping[tuple[str, str], Shared]
+    shared: Mapping[tuple[str, str], Sequence[Match]]
     texts: Mapping[str, int]
 
     @property
     def ledger(self) -> list[dict[str, Any]]:
         """One entry a pair of sets: distinct evaluated texts shared (exact, near), offending rows, up to 3 examples."""
-        counts = {pair: self.seen(pair[0], [pair[1]]) for pair in sorted(self.shared)}
-        return [
-            {
-                "evaluation": task,
-                "trained_on": name,
-                **counts[task, name],
-                "rows": len(self.shared[task, name].rows),
-                "examples": self.shared[task, name].examples,
-            }
-            for task, name in counts
-        ]
+        found = []
+        for (task, name), matches in sorted(self.shared.items(), key=lambda entry: entry[0]):
+            pairs = dict.fromkeys((one.evaluated, one.trained, round(one.similarity, 4)) for one in matches)
+            keys = ("evaluated", "trained", "similarity")
+            examples = [dict(zip(keys, pair, strict=True)) for pair in islice(pairs, EXAMPLES)]
+            counts = {**self.seen(task, [name]), "rows": len({one.row for one in matches}), "examples": examples}
+            found.append({"evaluation": task, "trained_on": name, **counts})
+        return found
 
     def offending(self, name: str) -> NDArray[np.int64]:
         """Rows of a training set that hold an evaluated text, exact or near: ascending int64, from 0."""
-        rows = set[int]().union(*(found.rows for (_, of), found in self.shared.items() if of == name))
+        rows = {one.row for (_, of), matches in self.shared.items() if of == name for one in matches}
         return np.array(sorted(rows), dtype=np.int64)
 
     def seen(self, task: str, trained: Iterable[str]) -> dict[str, int]:
         """Distinct texts of one evaluation set that some training sets repeat: exactly, and only nearly."""
-        pairs = [self.shared[task, name] for name in trained]
-        exact = set[str]().union(*(found.exact for found in pairs))
-        return {"exact": len(exact), "near": len(set[str]().union(*(found.near for found in pairs)) - exact)}
+        matches = [one for name in trained for one in self.shared[task, name]]
+        exact = {one.evaluated for one in matches if one.evaluated == one.trained}
+        return {"exact": len(exact), "near": len({one.evaluated for one in matches} - exact)}
 
 
 def find_overlap(
@@ -267,7 +249,7 @@ def find_overlap(
         for text in distinct:
             tasks_of[text].append(task)
     known = KnownTexts(tasks_of, near=near)
-    shared = {(task, name): Shared() for task in texts_of for name in trained}
+    shared: dict[tuple[str, str], list[Match]] = {(task, name): [] for task in texts_of for name in trained}
     for name, rows in sorted(trained.items()) if texts_of else ():
         start = 0
         for batch in batches(rows, ROWS_AT_ONCE):
@@ -277,7 +259,7 @@ def find_overlap(
                 for text in texts:
                     for repeated, similarity in found[text].items() if text in found else ():
                         for task in tasks_of[repeated]:
-                            shared[task, name].add(repeated, text, similarity, row)
+                            shared[task, name].append(Match(repeated, text, similarity, row))
             start += len(batch)
     return Overlap(shared, {task: len(texts) for task, texts in texts_of.items()})
 
@@ -293,22 +275,12 @@ def task_domains(tasks: Iterable[EvaluationTask], trained: Collection[str], over
         overlap: What the sets share.
 
     Returns:
-        One entry a task: its domain, its distinct texts, how many of them training texts repeat (exact, near), the
-        share of both, and the same two counts for each training set that repeats any.
+        One entry a task: its domain, its distinct texts, how many of them training texts repeat (exact, near), and the
+        share of both.
     """
     found = []
     for task in tasks:
         texts, counts = overlap.texts[task.id], overlap.seen(task.id, trained)
-        seen = {name: overlap.seen(task.id, [name]) for name in sorted(trained)}
-        found.append(
-            {
-                "task": task.id,
-                "dataset": task.dataset,
-                "domain": task.domain(trained),
-                "texts": texts,
-                **counts,
-                "seen": round(sum(counts.values()) / max(1, texts), 6),
-                "seen_in": {name: some for name, some in seen.items() if any(some.values())},
-            }
-        )
+        share = round(sum(counts.values()) / max(1, texts), 6)
+        found.append({"task": task.id, "domain": task.domain(trained), "texts": texts, **counts, "seen": share})
     return found
