@@ -25,6 +25,7 @@ from boom_utils.config import CorpusConfig
 from boom_utils.data import mining
 from boom_utils.data.evaluation_sets import EvaluationSet, Limits, evaluation_set
 from boom_utils.data.examples import Labelled, Split, TrainingExample, hash_share, normalise
+from boom_utils.data.fetching import used_datasets
 from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
 from boom_utils.data.mining import PLACEHOLDER, Definition, Mined, clean_text, is_readable, truncate_words
 from boom_utils.data.rows import NEGATIVES, POSITIVES, example, labelled_examples
@@ -302,8 +303,7 @@ class PythonDocs:
             raise ManifestError(
                 f"python_docs has no rule for {', '.join(unknown)}", where=manifest.name, expected=", ".join(DATASETS)
             )
-        arriving = [dataset.id for dataset in manifest.datasets if dataset.role == "new_data"]
-        trained = {f"train/{name}": manifest.dataset(name) for name in (*corpus.datasets, *arriving)}
+        trained = {f"train/{dataset.id}": dataset for dataset in used_datasets(manifest, corpus, ())}
         self.sets: Mapping[str, Dataset] = {**trained, "pretraining": manifest.dataset(PAIRS)}
         self.tasks: Sequence[EvaluationTask] = [manifest.task(name) for name in tasks]
         self._manifest, self._corpus, self._mined = manifest, corpus, mining.mine(manifest)
