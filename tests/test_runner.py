@@ -534,7 +534,7 @@ def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.C
         "merge": ["--plan", "--shard-gb", "--threads"],
         "data fetch": ["--manifest", "--offline", "--only", "--profile"],
         **{name: ["--on-bad-line", "--profile"] for name in data[1:]},
-        "report": ["--profile", "--results"],
+        "report": ["--mteb", "--profile", "--results"],
         "trace": ["--all"],
         "card": ["--profile"],
         "push": ["--dry-run", "--profile", "--public", "--repo", "--yes"],
