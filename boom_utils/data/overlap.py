@@ -105,8 +105,8 @@ class _Index:
         """A text, a known text that is near to it, and their similarity, for every such pair."""
         places, hashes = self._hashed(texts)
         # No text may have many more shingles than a known one; of its own, it has at least as many as fall apart here.
-        apart = np.zeros((len(texts), 2**12), dtype=bool)
-        apart[places, (hashes >> np.uint64(52)).astype(np.int64)] = True
+        apart = np.zeros((len(texts), 2**10), dtype=bool)
+        apart[places, (hashes >> np.uint64(54)).astype(np.int64)] = True
         at_least, at_most = apart.sum(1), np.bincount(places, minlength=len(texts))
         looked = self._table[self._slots(hashes)] & (at_least <= self._sizes.max() / THRESHOLD + 1e-9)[places]
         places, hashes = places[looked], hashes[looked]
