@@ -71,7 +71,7 @@ def test_intervals_cover_and_tests_err_as_often_as_they_say_also_where_members_a
     found = [compared(rng, ours, theirs, runs) for _ in range(trials)]
     missed = np.mean([one.estimate().excludes_zero for one in found])
     assert missed == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / trials))
-    assert np.mean([one.p_value < 0.05 for one in found]) == pytest.approx(missed, abs=0.01)
+    assert all((one.p_value < 0.05) == one.estimate().excludes_zero for one in found[:50])
 
 
 def test_one_model_with_seeds_is_enough_and_has_few_degrees_of_freedom() -> None:

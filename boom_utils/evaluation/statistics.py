@@ -183,7 +183,7 @@ class Measured:
     @property
     def p_value(self) -> float:
         """Two-sided p value of zero: below 1 - confidence where the interval of that confidence excludes zero."""
-        return min(1.0, 2 * min(self.p_above(0.0), self.p_below(0.0)))
+        return min(1.0, 2 * Measured(abs(self.value), self.levels).p_above(0.0))
 
 
 def plain_mean(values_N: Sequence[float] | np.ndarray, level: str = "queries") -> Measured:
