@@ -24,7 +24,6 @@ import pandas as pd
 import yaml
 
 from boom_utils.artifacts import write_text
-from boom_utils.config import trained_members
 from boom_utils.evaluation.statistics import Measured, gatekeeping
 from boom_utils.reporting.ablations import plain_multislerp, ratio_text
 from boom_utils.reporting.experiments import (
@@ -182,7 +181,6 @@ def _judged(results: Results, rows: Sequence[Row]) -> dict[tuple[str, str], dict
     cells = {}
     for row in rows:
         found, wider = measured[row.name, False], measured.get((row.name, True))
-        limits = ["" if "seeds" in found.levels else NO_SEEDS, _weights_text(results, row)]
         cell: dict[str, Any] = {"rank": row.rank, "comparison": row.name, "unit": "points", "verdict": DESCRIBED}
         cell |= estimate_columns("difference", found.estimate(results.confidence))
         if wider:
@@ -193,7 +191,7 @@ def _judged(results: Results, rows: Sequence[Row]) -> dict[tuple[str, str], dict
             cell |= {"p (corrected)": float(f"{p_values[0]:.3g}")}
             holds = examine(found, row.expected)[1]
             cell["verdict"] = verdict(holds, decided[0], decided[1], "seeds" in found.levels)
-        cells[row.name, row.expected] = cell | {"what limits it": "; ".join(filter(None, limits))}
+        cells[row.name, row.expected] = cell | {"what limits it": "" if "seeds" in found.levels else NO_SEEDS}
     return cells
 
 
@@ -213,16 +211,6 @@ def counts_of(verdicts: Iterable[str]) -> dict[str, int]:
     """How many rows have each of `VERDICTS`, whatever these are limited to."""
     counts = Counter(str(one).split(HERE)[0] for one in verdicts)
     return {name: counts[name] for name in VERDICTS}
-
-
-def _weights_text(results: Results, row: Row) -> str:
-    """That two merges of the same members differ in their weights too, where their method is what is compared."""
-    ours, theirs = row.models
-    if not {ours, theirs} <= {*results.parts} or method_of(results, ours) == method_of(results, theirs):
-        return ""
-    kinds = [weights_kind(results, merge) for merge in row.models]
-    same = {*trained_members(ours, results.parts)} == {*trained_members(theirs, results.parts)}
-    return f"other weights: {kinds[0]} against {kinds[1]}" if same and kinds[0] != kinds[1] else ""
 
 
 def paper_difference(cells: Sequence[PaperCell], row: Row) -> str:
