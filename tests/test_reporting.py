@@ -78,6 +78,7 @@ GEOMETRY = {
 def folder(tmp_path: Path) -> Path:
     root = tmp_path / "results"
     study = {
+        "profile": "made-up",
         "models": list(SKILL),
         "members": {"half": {**MEMBER, "ratio": 0.5, "passes": 0.5, "subset": "p50"}, "full": MEMBER},
         "merges": {"merged": {"method": "multislerp", "members": ["half", "full"], "weights": [0.5, 1.0]}},

@@ -115,6 +115,17 @@ def test_results_keep_the_artifacts_behind_them_and_no_others(study: Study, publ
     assert (published / "study.json").stat().st_size < 100_000
 
 
+def test_results_before_all_are_gathered_have_the_numbers_of_those_that_are(study: Study, published: Path) -> None:
+    early, late = study.results_of(["full", "boom"]), read_results(published)
+    assert {*early.models} == {"full", "boom"}
+    for model in ("full", "boom"):
+        for task, samples in early.samples(model).items():
+            gathered = late.samples(model)[task]
+            assert (samples.metric, samples.ids) == (gathered.metric, gathered.ids)
+            assert np.array_equal(samples.columns["value"], gathered.columns["value"])
+    assert early.training_log("full") == late.training_log("full") != []
+
+
 def test_lists_are_short_unless_all_is_asked_for(published: Path) -> None:
     short, whole = (trace_text(published / "tables" / "tasks.csv", whole=whole) for whole in (False, True))
     assert "scores of boom on exception_class" not in short

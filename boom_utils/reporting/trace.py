@@ -94,7 +94,7 @@ def workspace_sources(root: Path, records: Iterable[Mapping[str, Any]]) -> Sourc
         WorkspaceError: An input's folder is gone.
     """
     found: Sources = {}
-    waiting = deque(records)
+    waiting, queued = deque(records), set[str]()
     while waiting:
         record = waiting.popleft()
         if (key := record["key"][:KEY_LETTERS]) in found:
@@ -103,8 +103,9 @@ def workspace_sources(root: Path, records: Iterable[Mapping[str, Any]]) -> Sourc
         corpus = corpus_entries(record["config"]) if record["stage"] == "examples" else ()
         found[key] = Source(record["stage"], record["label"], record["digest"], inputs, corpus)
         for made in record["inputs"].values():
-            if made["key"][:KEY_LETTERS] not in found:
-                folder = root / made["stage"] / made["key"][:KEY_LETTERS]
+            folder = root / made["stage"] / made["key"][:KEY_LETTERS]
+            if folder.name not in queued:
+                queued.add(folder.name)
                 if (parent := _read_record(folder)) is None:
                     what = f"what {record['label']} was made from is gone"
                     raise WorkspaceError(what, where=folder, fix="run the study again")
