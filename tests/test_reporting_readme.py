@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from reading import LINK, with_values
 from readme_results import BEGIN, END, results_section, with_results
 
 from boom_utils.artifacts import PROJECT_ROOT, write_json, write_text
 from boom_utils.errors import ResultsError
-from boom_utils.reporting.reading import LINK, with_values
 from boom_utils.reporting.tables import NO_BREAK_SPACE
 
 README = PROJECT_ROOT / "README.md"

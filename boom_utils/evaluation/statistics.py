@@ -189,8 +189,9 @@ class Measured:
 def plain_mean(values_N: Sequence[float] | np.ndarray, level: str = "queries") -> Measured:
     """The mean of a few numbers; of one alone the interval is not known.
 
-    >>> plain_mean([1.0, 2.0, 3.0]).estimate()
-    Estimate(value=2.0, low=-0.484..., high=4.484...)
+    >>> found = plain_mean([1.0, 2.0, 3.0]).estimate()
+    >>> found.value, round(found.low, 3), round(found.high, 3)
+    (2.0, -0.484, 4.484)
     """
     values, count = np.asarray(values_N, dtype=float), len(values_N)
     variance = float(values.var(ddof=1)) / count if count > 1 else math.nan
@@ -219,9 +220,16 @@ def measure(runs: Sequence[tuple[float, Run]], tasks: Sequence[str], *, over_tas
         over_tasks: Other tasks of their kind are a level instead of other queries of these. What they move is in the
             spread over tasks, queries included; it is never taken for less than what queries alone do.
 
+    Returns:
+        The sum with its variance by level, in the unit of the scores.
+
     Raises:
         ResultsError: There are no tasks, one is missing, the runs were scored on different queries, or one task alone
             is to stand for others.
+
+    >>> good, bad = (TaskSamples("accuracy", ("a", "b"), {"value": np.array(v)}) for v in ([1.0, 0.75], [0.5, 0.25]))
+    >>> measure([(1.0, {"task": good}), (-1.0, {"task": bad})], ["task"]).value
+    0.5
     """
     if not tasks:
         raise ResultsError("a mean over no tasks")
@@ -291,7 +299,7 @@ def difference_estimate(ours: Run, theirs: Run, names: Sequence[str], confidence
     Raises:
         ResultsError: A task is missing, or the two were scored on different queries.
 
-    >>> good, bad = (TaskSamples("accuracy", ("a", "b"), {"value": np.array(v)}) for v in ([1.0, 0.9], [0.5, 0.4]))
+    >>> good, bad = (TaskSamples("accuracy", ("a", "b"), {"value": np.array(v)}) for v in ([1.0, 0.75], [0.5, 0.25]))
     >>> difference_estimate({"task": good}, {"task": bad}, ["task"]).value
     0.5
     """

@@ -259,10 +259,23 @@ class Results:
 
 
 def read_samples(folder: Path) -> TaskSamples:
-    """The values behind one score, from the folder that holds its ``samples.json``.
+    """The values behind one score.
+
+    Args:
+        folder: Holds ``samples.json``: the artifact of one model and task.
+
+    Returns:
+        The values, checked.
 
     Raises:
         ResultsError: The file is missing, malformed or empty.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> stored = {"metric": "accuracy", "ids": ["0", "1"], "columns": {"value": [1, 0]}}
+    >>> _ = (folder / "samples.json").write_text(json.dumps(stored))
+    >>> read_samples(folder).score
+    0.5
     """
     path = folder / "samples.json"
     stored = read_json_object(path)
