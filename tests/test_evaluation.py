@@ -223,7 +223,7 @@ def test_sets_that_contradict_themselves_are_refused(
 
 def test_a_missing_or_broken_file_of_a_set_is_named(words: None, tmp_path: Path) -> None:
     task = reranking_task(tmp_path / "set")
-    for broken, found in (('{"query": "q1", "docu', "top_ranked.jsonl:1"), ('{"query": NaN}', "NaN")):
+    for broken, found in (('{"query": "q1", "docu', "top_ranked.jsonl:1"), ('{"query": NaN}', "top_ranked.jsonl:1")):
         (task.folder / "top_ranked.jsonl").write_text(broken, encoding="utf-8")
         with pytest.raises(EvaluationError, match=f"(?s)cannot be read.*{found}"):
             evaluate_task("mock", tmp_path, task, tmp_path)
