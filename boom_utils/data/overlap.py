@@ -97,7 +97,9 @@ class _Index:
         self._needed = numbers - missing
         held, owners = np.concatenate(chosen), np.repeat(np.arange(len(texts)), numbers)
         order = np.argsort(held, kind="stable")
-        self._held, self._owners = held[order], owners[order]
+        self._owners = owners[order]
+        self._held, starts = np.unique(held[order], return_index=True)
+        self._starts = np.append(starts, len(held))  # the owners of a shingle stand together
         self._table = np.zeros(2**_BITS, dtype=bool)  # a quick look: most shingles of a text are of no known one
         self._table[self._slots(held)] = True
 
@@ -110,9 +112,13 @@ class _Index:
         at_least, at_most = apart.sum(1), np.bincount(places, minlength=len(texts))
         looked = self._table[self._slots(hashes)] & (at_least <= self._sizes.max() / THRESHOLD + 1e-9)[places]
         places, hashes = places[looked], hashes[looked]
-        first, last = (np.searchsorted(self._held, hashes, side) for side in ("left", "right"))
-        owners = [self._owners[one:end] for one, end in zip(first.tolist(), last.tolist(), strict=True)]
-        hits = np.repeat(places, last - first) * len(self._texts) + np.concatenate([self._owners[:0], *owners])
+        found = np.minimum(np.searchsorted(self._held, hashes), len(self._held) - 1)
+        is_known = self._held[found] == hashes
+        places, first, last = places[is_known], self._starts[found[is_known]], self._starts[found[is_known] + 1]
+        numbers = last - first
+        # All owners of all shingles: runs from first to last, one after the other.
+        runs = np.repeat(first - (np.cumsum(numbers) - numbers), numbers) + np.arange(numbers.sum())
+        hits = np.repeat(places, numbers) * len(self._texts) + self._owners[runs]
         pairs, counts = np.unique(hits, return_counts=True)
         place, owner = np.divmod(pairs, len(self._texts))
         size = self._sizes[owner]
