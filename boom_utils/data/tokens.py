@@ -21,7 +21,7 @@ from boom_utils.errors import DataError
 Tokenize = Callable[[Sequence[str], int], list[list[int]]]
 """(texts, most tokens) -> token ids of each text, special tokens included."""
 
-_ROWS_A_BATCH = 8192
+_ROWS_A_BATCH = 24_576
 """Rows that are in memory together, and form one record batch; a text they share is tokenised once."""
 _TEXTS_AT_ONCE = 8192
 """Texts that are tokenised in one call: a tokenizer's lists take some ten times the memory of arrays."""
