@@ -67,7 +67,7 @@ def corpus_bars(frame: pd.DataFrame) -> Figure:
     bars(axis, known["rows"].tolist(), [_colour(family) for family in known["family"]], "{:,.0f}")
     texts = {family: f"{family}: {100 * rows / shares.sum():.0f} %" for family, rows in shares.items()}
     handles = [Patch(facecolor=_colour(str(family)), label=text) for family, text in texts.items()]
-    axis.legend(handles=handles, frameon=False, fontsize=8, loc="lower right")
+    figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside upper center", ncols=3)
     return figure
 
 
