@@ -24,7 +24,7 @@ from boom_utils.cli import main
 from boom_utils.config import Profile
 from boom_utils.data import files
 from boom_utils.data.fetching import chosen_datasets, files_of
-from boom_utils.data.files import HubFile, HubSet, RemoteFile, fetch, fetch_hub, hub_paths, read_lock
+from boom_utils.data.files import HubFile, HubSet, RemoteFile, fetch, fetch_hub, hub_errors, hub_paths, read_lock
 from boom_utils.data.manifest import load_manifest
 from boom_utils.errors import BoomError, ConfigError, DownloadError, ManifestError
 from boom_utils.study.check import check_machine
@@ -400,3 +400,16 @@ def test_check_says_whether_the_files_can_be_had(
     monkeypatch.setattr("urllib.request.urlopen", refused)
     assert check_machine("tiny") == 1 and "does not give the others (connection refused)" in caplog.text
     assert asked == ["HEAD"]
+
+
+def test_what_must_not_be_asked_offline_names_the_variable_also_behind_an_error_of_another_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE forbids"), hub_errors("owner/name"):
+        try:
+            raise OfflineModeIsEnabled("offline")
+        except OfflineModeIsEnabled as error:
+            raise ConnectionError("not reachable") from error

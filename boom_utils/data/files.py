@@ -269,11 +269,13 @@ def hub_errors(where: object, kind: type[BoomError] | None = None) -> Iterator[N
     except BoomError:
         raise
     except Exception as error:
-        for cause in (error, error.__cause__, error.__context__):
+        causes = (error, error.__cause__, error.__context__)
+        for cause in causes:
             for class_, statuses, what, fix in known:
                 if isinstance(cause, class_) or _status(cause) in statuses:
                     raise (kind or ConfigError)(what, where=where, fix=fix) from None
-        if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        # `datasets` hides the library's error behind one of its own.
+        if any(isinstance(cause, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) for cause in causes):
             missing = re.search(r"file\(s\) are missing \((.*?)\)\. ", str(error))
             what = "it is not, or not whole, in the hub's cache on this machine, and "
             what += "HF_HUB_OFFLINE forbids to fetch it" if offline() else "the hub does not give it"
