@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
+    _add_build(commands)
     _add_plan(commands)
     _add_train(commands)
     _add_merge(commands)
@@ -104,6 +105,13 @@ def _add_run(commands: Any) -> None:
     run.add_argument(
         "--force-unlock", action="store_true", help="take over the lock of a run on a machine that is gone"
     )
+
+
+def _add_build(commands: Any) -> None:
+    build = commands.add_parser("build", help="make named artifacts of a study, and what they are made of")
+    build.add_argument("nodes", nargs="+", metavar="NODE", help="as boom plan --json names them: member/full")
+    _with_profile(build, _build)
+    build.add_argument("--receipt", type=Path, metavar="FILE", help="write key, digest and seconds of each there")
 
 
 def _add_plan(commands: Any) -> None:
@@ -233,6 +241,20 @@ def _train(options: argparse.Namespace) -> None:
     log.info("%s", artifact.path)
 
 
+def _build(options: argparse.Namespace) -> None:
+    from boom_utils.artifacts import write_json
+
+    study = _opened(options)
+    nodes = {name: study.node(name) for name in options.nodes}  # an unknown name is an error before anything is made
+    made = {name: study.workspace.build(node) for name, node in nodes.items()}
+    if options.receipt is not None:
+        receipt = {
+            name: {"key": artifact.key, "digest": artifact.digest, "seconds": artifact.record["wall_seconds"]}
+            for name, artifact in made.items()
+        }
+        write_json(options.receipt, receipt)
+
+
 def _run(options: argparse.Namespace) -> None:
     from boom_utils.study.runner import RunOptions, run
 
@@ -335,12 +357,13 @@ def _plan_merge(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    import torch
+
     from boom_utils.study.evaluating import evaluate_model
-    from boom_utils.study.sharing import cuda_devices
 
     if options.devices is not None and options.devices < 1:
         raise ConfigError("--devices is a number of devices", expected="1 or more", found=options.devices)
-    devices = options.devices or cuda_devices()
+    devices = options.devices or max(1, torch.cuda.device_count())
     done = evaluate_model(_opened(options), options.model, options.tasks, options.out, devices)
     log.info("%s\n%s", done.table, done.folder)
     return 1 if done.failed else 0

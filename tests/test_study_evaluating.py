@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from conftest import TEXTS, tiny_config
 from made_up_tasks import NAME, benchmark, retrieval_split, task_class
 from mteb.abstasks import AbsTaskRetrieval
 
-from boom_utils.artifacts import Artifact, Node, Workspace
+from boom_utils.artifacts import Artifact
 from boom_utils.cli import main
 from boom_utils.config import PROFILES, Profile
 from boom_utils.data.examples import write_jsonl
@@ -24,7 +23,6 @@ from boom_utils.evaluation.benchmarks import BenchmarkTask
 from boom_utils.evaluation.collection import Candidate, Collection, collect_scores
 from boom_utils.evaluation.run import Scoring
 from boom_utils.evaluation.tasks import LocalTask
-from boom_utils.study import sharing
 from boom_utils.study.evaluating import find_model, find_tasks
 from boom_utils.study.graph import Study
 from boom_utils.training.base_model import random_encoder
@@ -193,39 +191,3 @@ def test_models_and_tasks_that_are_not_there_are_named(profile: Path, model: Can
     assert [task.name for task in find_tasks(study)] == ["parameter_question", "summary_to_description", "Fine"]
     with pytest.raises(ConfigError, match=r"(?s)no task 'fine'; did you mean 'Fine'.*no task 'sts'"):
         find_tasks(study, ["fine", "sts"])
-
-
-# --- studies on several devices ---------------------------------------------------------------------------------------
-
-
-def test_several_devices_share_the_benchmarks_of_a_study_the_largest_first_and_leave_what_fails(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    data = {"default": {"test": retrieval_split({"q1": "a"})}}
-    classes = [task_class(AbsTaskRetrieval, "Retrieval", "ndcg_at_10", data, name=name) for name in ("One", "Two")]
-    benchmark(monkeypatch, *classes)
-    content = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
-    content["evaluation"] |= {"in_domain_benchmarks": [NAME]}
-    profile, made, workers = Profile.model_validate(content), [], []
-
-    def build_one(profile: Profile, root: Path, name: str) -> None:
-        assert source_made == [1]
-        made.append(name)
-        raise OSError("no memory")
-
-    def pool(count: int) -> Any:
-        workers.append(count)
-        return ThreadPoolExecutor(1)
-
-    source_made: list[int] = []
-    source = Node("base", 1, "base", {}, lambda out, _: source_made.append(1))
-    missing = {
-        f"scores/base/{name}": Node("scores", 1, name, {}, dict, {"model": source}) for name in ("Two", "One", "sts")
-    }
-    monkeypatch.setattr(sharing, "build_one", build_one)
-    monkeypatch.setattr(collection, "device_pool", pool)
-    for devices, expected in ((1, []), (8, ["scores/base/Two", "scores/base/One"])):
-        monkeypatch.setattr(sharing, "cuda_devices", lambda devices=devices: devices)
-        sharing.share_scores(profile, Workspace(tmp_path), missing)
-        assert made == expected
-    assert workers == [2]

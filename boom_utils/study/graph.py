@@ -33,7 +33,6 @@ from boom_utils.reporting.roles import (
 )
 from boom_utils.study import bases, gathering, interactions, members, merges, scoring, stages
 from boom_utils.study.seeds import seeds_of, with_seeds
-from boom_utils.study.sharing import share_scores
 from boom_utils.training.schedules import schedule_stages
 
 log = logging.getLogger(__name__)
@@ -126,7 +125,6 @@ class Study:
         if ready:
             log.info("%s: %d of %d up to date", label, len(ready), len(names))
         missing = [name for name in names if name not in ready]
-        share_scores(self.profile, self.workspace, {name: self.node(name) for name in missing})
         made = {name: self.build(name) for name in progress(missing, len(missing), label)}
         if many := sum(self.node(name).one_of_many for name in missing):
             log.info("%s: %d made, done in %.1f s", label, many, time.monotonic() - began)
