@@ -28,7 +28,7 @@ from boom_utils.reporting.claims import (
     verdict,
     write_claims,
 )
-from boom_utils.reporting.published import NOT_FILLED, PaperCell
+from boom_utils.reporting.published import NOT_FILLED
 from boom_utils.reporting.results import Results, read_results
 
 BOOM = "BOOM of samples {20, 40, 60, 80, 100} % beats batch-level shuffling"
@@ -225,13 +225,14 @@ def test_the_page_counts_the_verdicts_and_has_a_table_for_every_part(
 def test_the_papers_difference_stands_beside_ours_once_a_reader_filled_both_values(folder: Path) -> None:
     results = read_results(folder)
 
-    def cell(row: str, value: float, column: str = "in-domain") -> PaperCell:
-        return PaperCell("2", row, column, value, 7)
+    def cell(row: str, value: float, column: str = "in-domain") -> tuple[str, str, str, float]:
+        return "2", row, column, value
 
     compared = "boom minus full, in-domain"
 
-    def said(*cells: PaperCell) -> str:
-        return str(claims_table(results, cells).set_index("comparison").loc[compared, "paper"])
+    def said(*cells: tuple[str, str, str, float]) -> str:
+        paper = pd.DataFrame(cells, columns=["table", "row", "column", "value"])
+        return str(claims_table(results, paper).set_index("comparison").loc[compared, "paper"])
 
     assert said() == said(cell("boom", 64.5)) == NOT_FILLED
     assert said(cell("boom", 64.5), cell("full", 64.25, "out-of-domain")) == NOT_FILLED

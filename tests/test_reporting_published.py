@@ -1,36 +1,34 @@
-"""Published scores: read strictly, shown with what keeps them from being compared, never averaged over fewer tasks."""
+"""What others published: read strictly, shown with what keeps it from being compared, no mean over fewer tasks."""
 
 from __future__ import annotations
 
-import io
-from collections import defaultdict
 from pathlib import Path
 
-import matplotlib as mpl
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import SHARED
 from made_up_results import samples_of, score_rows
 
 from boom_utils.artifacts import PROJECT_ROOT
+from boom_utils.config import Profile, load_profile, profile_names
 from boom_utils.errors import ResultsError
-from boom_utils.reporting.panels import STYLE
 from boom_utils.reporting.published import (
     Published,
+    benchmark_table,
+    deviations_table,
+    means_of,
     paper_table,
-    published_figure,
-    published_table,
     read_published,
 )
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.stored import Numbers
-from boom_utils.reporting.tables import markdown
+from boom_utils.study.deviations import PAPER_PROFILE, deviations, source_of
 
 COMMITTED = PROJECT_ROOT / "results" / "published"
 ENGLISH, CODE, RTEB = "MTEB(eng, v2)", "MTEB(Code, v1)", "RTEB(beta) open tasks"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HEADER = "model,revision,benchmark,task,task_type,main_score,source"
+ONE, TWO = "ICT-TIME-and-Querit/one", "ICT-TIME-and-Querit/two"
 
 
 def score_line(model: str, task: str, score: object, *, revision: str = "r1", mteb: str = "1.0") -> str:
@@ -40,31 +38,21 @@ def score_line(model: str, task: str, score: object, *, revision: str = "r1", mt
 
 
 SCORES = [
-    *(score_line("o/one", task, score) for task, score in {"a": 10, "b": 20, "s": 60}.items()),
-    *(score_line("o/two", task, score, mteb="2.0") for task, score in {"a": 12.5, "s": 70}.items()),
-]
-MEANS = [
-    'model,revision,benchmark,tasks_found,tasks_in_benchmark,mean_task,mean_type,"per_type(mean,n)",missing',
-    'o/one,r1,Toy,3,3,30,37.5,"{""Retrieval"": [15.0, 2], ""STS"": [60.0, 1]}",',
-    'o/two,*,Toy,2,3,41.25,41.25,"{""Retrieval"": [12.5, 1], ""STS"": [70, 1]}",b',
+    *(score_line(ONE, task, score) for task, score in {"a": 10, "b": 20, "s": 60}.items()),
+    *(score_line(TWO, task, score, mteb="2.0") for task, score in {"a": 12.5, "s": 70}.items()),
 ]
 
 
-def write(folder: Path, scores: list[str] = SCORES, means: list[str] = MEANS, paper: str = "") -> Path:
+def write(folder: Path, scores: list[str] = SCORES, paper: str = "", header: str = HEADER) -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / "published_scores.csv").write_text("\n".join([HEADER, *scores]) + "\n")
-    (folder / "published_means.csv").write_text("\n".join(means) + "\n")
+    (folder / "published_scores.csv").write_text("\n".join([header, *scores]) + "\n")
     (folder / "paper_tables.csv").write_text("table,row,column,value,page\n" + paper)
     return folder
 
 
-def ours(
-    folder: Path, tasks: tuple[str, ...] = ("a", "b", "s"), version: str = "1.0", prompt: str | None = "p"
-) -> Results:
+def ours(folder: Path, tasks: tuple[str, ...] = ("a", "b", "s"), prompt: str | None = "p") -> Results:
     """Two models scored 0.5 and 0.25 on every query of each task."""
-    values = {"full": 0.5, "merged": 0.25}
-    samples = {(model, task): samples_of([value, value]) for model, value in values.items() for task in tasks}
-    numbers = Numbers(samples, score_rows(samples, {"mteb_version": version}))
+    samples = {(m, t): samples_of([value, value]) for m, value in (("full", 0.5), ("merged", 0.25)) for t in tasks}
     domains = {task: "out-of-domain" if task == "s" else "in-domain" for task in tasks}
     study = {
         "models": ["full", "merged"],
@@ -73,7 +61,7 @@ def ours(
         "tasks": [{"name": name, "domain": domain, "prompt": prompt} for name, domain in domains.items()],
         "evaluation": {"reference": "full", "confidence": 0.95},
     }
-    return Results(folder, study, numbers)
+    return Results(folder, study, Numbers(samples, score_rows(samples, {"mteb_version": "1.0"})))
 
 
 @pytest.fixture(scope="module")
@@ -84,77 +72,54 @@ def committed() -> Published:
 # --- the committed files ----------------------------------------------------------------------------------------------
 
 
-def test_means_computed_from_the_scores_are_the_published_means() -> None:
-    scores = pd.read_csv(COMMITTED / "published_scores.csv")
-    means = pd.read_csv(COMMITTED / "published_means.csv")
-    assert len(means) == 35
-    for _, mean in means.iterrows():
-        own = scores[(scores.model == mean.model) & (scores.benchmark == mean.benchmark)]
-        if mean.revision != "*":
-            own = own[own.revision.isin(mean.revision.split("+"))]
-        assert len(own) == own.task.nunique() == mean.tasks_found
-        assert own.main_score.mean() == pytest.approx(mean.mean_task, abs=1e-3)
-        assert own.groupby("task_type").main_score.mean().mean() == pytest.approx(mean.mean_type, abs=1e-3)
+def test_means_are_those_of_complete_sets_of_tasks_only(committed: Published) -> None:
+    shown = {}
+    for benchmark in committed.benchmarks:
+        for label, rows in committed.scores.query("benchmark == @benchmark").groupby("label"):
+            shown[benchmark, label] = means_of(rows.set_index("task")["main_score"], committed.tasks(benchmark))
+    assert len(shown) == 35
+    assert sum(means is not None for means in shown.values()) == 15
+    assert shown[ENGLISH, "BOOM_4B_v1 @447ab885"] is None, "a task is missing"
+    assert shown[ENGLISH, "BOOM_4B_v1 @33fb3454"] == pytest.approx((69.933, 64.940), abs=1e-3)
+    assert shown[ENGLISH, "NV-Embed-v2"] is not None, "two revisions, each of other tasks"
 
 
-def test_the_table_shows_the_published_mean_exactly_where_no_task_is_missing(committed: Published) -> None:
-    shown, means = 0, pd.read_csv(COMMITTED / "published_means.csv").fillna({"missing": ""})
-    means = means.set_index(["model", "revision", "benchmark"])
-    for benchmark, entries in committed.entries.items():
-        table = published_table(None, committed, benchmark).set_index("task")
-        for entry in entries:
-            by_task, by_type = table[entry.label]["mean (task)"], table[entry.label]["mean (type)"]
-            stated = means.loc[(entry.model, entry.revision, benchmark)]
-            if stated.missing:
-                assert by_task == by_type == f"n/a (missing: {', '.join(sorted(stated.missing.split(';')))})"
-            else:
-                assert by_task == pytest.approx(stated.mean_task, abs=1e-3)
-                assert by_type == pytest.approx(stated.mean_type, abs=1e-3)
-                shown += 1
-    assert shown == 15
-
-
-def test_every_benchmark_has_its_full_set_of_tasks_also_those_nobody_has_scored(committed: Published) -> None:
-    assert {name: len(tasks) for name, tasks in committed.tasks.items()} == {ENGLISH: 41, CODE: 12, RTEB: 17}
-    assert "SWEbenchCodeRetrieval" in committed.tasks[RTEB]
-    table = published_table(None, committed, RTEB)
-    row = table[table.task == "SWEbenchCodeRetrieval"].iloc[0]
-    assert {row[entry.label] for entry in committed.entries[RTEB]} == {"n/a"}
-
-
-def test_the_two_revisions_of_one_model_stay_apart(committed: Published) -> None:
-    labels = [entry.label for entry in committed.entries[ENGLISH]]
-    assert {"BOOM_4B_v1 @33fb3454", "BOOM_4B_v1 @447ab885"} <= set(labels)
-    assert len(labels) == len(set(labels))
+def test_every_benchmark_has_its_full_set_of_tasks_also_those_nobody_has_scored(
+    committed: Published, tmp_path: Path
+) -> None:
+    assert {name: len(committed.tasks(name)) for name in committed.benchmarks} == {ENGLISH: 41, CODE: 12, RTEB: 17}
+    table = benchmark_table(ours(tmp_path), committed, RTEB)
+    row = table.set_index("task").loc["SWEbenchCodeRetrieval"]
+    assert set(row[[name for name in row.index if name.startswith("BOOM_4B_v1") and "note" not in name]]) == {"n/a"}
 
 
 def test_the_slot_for_the_papers_tables_is_committed_empty(committed: Published) -> None:
     assert (COMMITTED / "paper_tables.csv").read_text() == "table,row,column,value,page\n"
-    assert not committed.paper
+    assert committed.paper.empty
 
 
+@pytest.mark.promise(33)
 @pytest.mark.skipif(not (SHARED / "published").is_dir(), reason="the files these were taken from are not here")
-def test_the_committed_files_are_those_they_were_taken_from() -> None:
-    for name in ("published_scores.csv", "published_means.csv"):
-        assert (COMMITTED / name).read_bytes() == (SHARED / "published" / name).read_bytes()
+def test_the_committed_scores_are_those_they_were_taken_from() -> None:
+    name = "published_scores.csv"
+    assert (COMMITTED / name).read_bytes() == (SHARED / "published" / name).read_bytes()
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(33)
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (score_line("o/two", "b", "nan"), "main_score is 'nan', expected a number from 0 to 100"),
-        (score_line("o/two", "b", "inf"), "main_score is 'inf', expected a number"),
-        (score_line("o/two", "b", ""), "main_score is '', expected a number"),
-        (score_line("o/two", "b", 100.1), "main_score is '100.1', expected a number from 0 to 100"),
-        (score_line("o/two", "b", -0.1), "main_score is '-0.1', expected a number"),
-        (score_line("o/one", "a", 10), r"the same as line 2 \(o/one, r1, Toy, a\)"),
-        (score_line("", "b", 10), "model is empty"),
-        (score_line("o/two", "b", 10) + ",more", "not 7 cells"),
-        (score_line("o/two", "b", 10)[:-20], "source is not"),
-        (score_line("o/two", "b", 10).replace(COMMIT, "main"), "source is not"),
+        *(
+            (score_line(TWO, "b", score), f"main_score is '{score}', expected a number from 0 to 100")
+            for score in ("nan", "inf", "", 100.1, -0.1)
+        ),
+        (score_line(ONE, "a", 10), "task is 'a', expected no two rows with the same model, revision, benchmark, task"),
+        (score_line("", "b", 10), "model is '', expected some text"),
+        (score_line(TWO, "b", 10)[:-20], "source is .*, expected ADDRESS/COMMIT"),
+        (score_line(TWO, "b", 10).replace(COMMIT, "main"), "source is .*, expected ADDRESS/COMMIT"),
     ],
 )
 def test_a_wrong_score_is_an_error_with_file_and_line(line: str, said: str, tmp_path: Path) -> None:
@@ -163,31 +128,21 @@ def test_a_wrong_score_is_an_error_with_file_and_line(line: str, said: str, tmp_
 
 
 def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
-    lines = [*SCORES, score_line("o/two", "b", 101), score_line("o/two", "b", "x")]
+    lines = [*SCORES, score_line(TWO, "b", 101), score_line(TWO, "b", "x")]
     with pytest.raises(ResultsError, match=r"(?s)line 7: .*line 8: .*paper_tables\.csv, line 2: page is '0'"):
         read_published(write(tmp_path, lines, paper="3,full,in-domain,70,0\n"))
 
 
-@pytest.mark.parametrize(
-    ("header", "said"),
-    [
-        (HEADER + ",note", "unknown column 'note'"),
-        (HEADER.removesuffix(",source"), "missing column 'source'"),
-        (HEADER + ",task", "repeated column 'task'"),
-    ],
-)
-def test_another_set_of_columns_is_an_error(header: str, said: str, tmp_path: Path) -> None:
-    path = write(tmp_path) / "published_scores.csv"
-    path.write_text(path.read_text().replace(HEADER, header, 1))
-    with pytest.raises(ResultsError, match=f"published_scores.csv, line 1: {said}"):
-        read_published(tmp_path)
+@pytest.mark.parametrize("header", [HEADER + ",note", HEADER.removesuffix(",source"), HEADER + ",task"])
+def test_another_set_of_columns_is_an_error(header: str, tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"published_scores.csv, line 1: the columns are .*, expected model, "):
+        read_published(write(tmp_path, [], header=header))
 
 
-@pytest.mark.parametrize("name", ["published_scores.csv", "published_means.csv", "paper_tables.csv"])
+@pytest.mark.parametrize("name", ["published_scores.csv", "paper_tables.csv"])
 def test_a_missing_file_and_one_cut_short_are_errors(name: str, tmp_path: Path) -> None:
     path = write(tmp_path) / name
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-12])
+    path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(ResultsError, match=name):
         read_published(tmp_path)
     path.unlink()
@@ -195,51 +150,24 @@ def test_a_missing_file_and_one_cut_short_are_errors(name: str, tmp_path: Path) 
         read_published(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ("r1,Toy,3,3,30,", "r1,Toy,3,3,31,", "line 2: mean_task is 31.0, the scores give 30.0"),
-        ("30,37.5", "30,30", "line 2: mean_type is 30.0, the scores give 37.5"),
-        ("Toy,2,3,", "Toy,3,3,", "line 3: tasks_found is 3, the scores give 2"),
-        ("Toy,2,3,", "Toy,2,4,", "line 3: tasks_in_benchmark is 4, the scores give 3"),
-        (']}",b', ']}",', "line 3: missing is , the scores give b"),
-        ("o/two,*", "o/two,r9", "line 5: no row of published_means.csv is over this score"),
-    ],
-)
-def test_a_mean_that_its_scores_do_not_give_is_an_error(old: str, new: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(ResultsError, match=said):
-        read_published(write(tmp_path, means=[line.replace(old, new) for line in MEANS]))
-
-
-def test_two_revisions_with_a_score_of_one_task_are_not_mixed(tmp_path: Path) -> None:
-    with pytest.raises(ResultsError, match="o/two has two scores of a among its revisions"):
-        read_published(write(tmp_path, [*SCORES, score_line("o/two", "a", 9, revision="r2")]))
-
-
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def test_ours_stand_first_and_every_note_says_what_differs(tmp_path: Path) -> None:
-    published = read_published(write(tmp_path / "published"))
-    table = published_table(ours(tmp_path), published, "Toy").set_index("task")
+    table = benchmark_table(ours(tmp_path), read_published(write(tmp_path / "p")), "Toy").set_index("task")
     assert list(table)[1::2] == ["full", "merged", "one", "two"]
-    assert table["full"]["a"] == 50
-    assert table["full note"]["a"] == "mteb 1.0"
+    assert table.loc["a", ["full", "full note"]].tolist() == [50, "mteb 1.0"]
     assert table["one note"]["a"] == "prompt not published"
     assert table["two note"]["a"] == "mteb 2.0, ours 1.0; prompt not published"
-    assert table["two"]["b"] == "n/a"
-    assert table["two note"]["b"] == ""
-    assert table["one"]["mean (task)"] == 30
-    assert table["one"]["mean (type)"] == 37.5
-    assert table["two"]["mean (task)"] == "n/a (missing: b)"
-    assert "| a | Retrieval | 50 | mteb 1.0 |" in markdown(table.reset_index())
+    assert table.loc["b", ["two", "two note"]].tolist() == ["n/a", ""]
+    assert table["one"].tolist()[-2:] == [30, 37.5]
+    assert set(table["two"].tolist()[-2:]) == {"n/a (missing: b)"}
 
 
 def test_our_own_mean_over_fewer_tasks_is_not_available_either(tmp_path: Path) -> None:
-    published = read_published(write(tmp_path / "published"))
-    table = published_table(ours(tmp_path, tasks=("a", "b")), published, "Toy").set_index("task")
-    assert table["full"]["mean (task)"] == table["full"]["mean (type)"] == "n/a (missing: s)"
-    assert table["full"]["a"] == 50
+    published = read_published(write(tmp_path / "p"))
+    table = benchmark_table(ours(tmp_path, tasks=("a", "b")), published, "Toy").set_index("task")
+    assert table["full"].tolist() == [50, 50, "n/a", *["n/a (missing: s)"] * 2]
 
 
 @pytest.mark.parametrize(
@@ -247,62 +175,85 @@ def test_our_own_mean_over_fewer_tasks_is_not_available_either(tmp_path: Path) -
     [("p", "p", ""), ("q", "p", "another prompt than ours"), ("q", None, "our prompt not stated")],
 )
 def test_prompts_are_compared_where_both_are_known(prompt: str, own: str | None, note: str, tmp_path: Path) -> None:
-    path = write(tmp_path / "published") / "published_scores.csv"
-    lines = [HEADER + ",prompt", *(f"{line},{prompt}" for line in SCORES)]
-    path.write_text("\n".join(lines))
-    table = published_table(ours(tmp_path, prompt=own), read_published(path.parent), "Toy").set_index("task")
+    folder = write(tmp_path / "p", [f"{line},{prompt}" for line in SCORES], header=HEADER + ",prompt")
+    table = benchmark_table(ours(tmp_path, prompt=own), read_published(folder), "Toy").set_index("task")
     assert table["one note"]["a"] == note
 
 
-def test_without_ours_each_number_has_its_own_version_beside_it(committed: Published) -> None:
-    labels = ["BOOM_4B_v1 @33fb3454", "NV-Embed-v2"]
-    table = published_table(None, committed, ENGLISH, labels).set_index("task")
-    assert list(table)[1::2] == labels
-    assert table["BOOM_4B_v1 @33fb3454 note"]["SCIDOCS"] == "mteb 1.39.7"
-    assert "mteb version not stated; revision not stated" in set(table["NV-Embed-v2 note"])
-    assert "revisions 7604d305, external" in table["NV-Embed-v2 note"]["mean (task)"]
-    assert table["BOOM_4B_v1 @33fb3454 note"]["mean (task)"] == ""
-
-
-def test_an_unknown_benchmark_or_model_is_an_error_that_names_the_known_ones(committed: Published) -> None:
-    with pytest.raises(ResultsError, match=r"(?s)no benchmark 'MTEB'.*MTEB\(Code, v1\)"):
-        published_table(None, committed, "MTEB")
-    with pytest.raises(ResultsError, match="nothing is published of BOOM"):
-        published_table(None, committed, CODE, ["BOOM"])
-
-
 def test_the_papers_column_says_not_filled_until_somebody_fills_it(tmp_path: Path) -> None:
-    results, folder = ours(tmp_path), write(tmp_path / "published")
-    table = paper_table(results, read_published(folder), "3")
-    assert list(table.paper) == ["not filled"] * 4
-    assert list(table.ours) == [50, 50, 25, 25]
+    results, folder = ours(tmp_path), tmp_path / "p"
+    table = paper_table(results, read_published(write(folder)))
+    assert table["paper"].tolist() == ["not filled"] * 4
+    assert table["ours"].tolist() == [50, 50, 25, 25]
     filled = "3,merged,in-domain,1.5,7\n3,merged,elsewhere,2.5,7\n4,full,in-domain,9.5,8\n"
-    table = paper_table(results, read_published(write(folder, paper=filled)), "3")
-    assert list(table.paper) == ["not filled", "not filled", 1.5, "not filled", 2.5]
-    assert list(table.page) == ["", "", "7", "", "7"]
-    assert np.isnan(table.ours.iloc[-1])
+    table = paper_table(results, read_published(write(folder, paper=filled))).query("table == '3'")
+    assert table["paper"].tolist() == ["not filled", "not filled", 1.5, "not filled", 2.5]
+    assert table["page"].tolist() == ["", "", "7", "", "7"]
+    assert pd.isna(table["ours"].iloc[-1])
 
 
-# --- figure -----------------------------------------------------------------------------------------------------------
+# --- settings ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_figure_has_a_point_for_every_score_and_hollow_ones_for_other_versions(tmp_path: Path) -> None:
-    published = read_published(write(tmp_path / "published"))
-    figure = published_figure(published, "Toy", ours(tmp_path))
-    points: dict[str, list[float]] = defaultdict(list)
-    for line in figure.axes[0].lines:
-        for x in line.get_xdata():
-            points["hollow" if line.get_markerfacecolor() == "none" else "full"].append(float(x))
-    assert sorted(points["hollow"]) == [12.5, 70]
-    assert sorted(points["full"]) == [10, 20, 25, 25, 25, 50, 50, 50, 60]
-    assert len(figure.axes[0].get_yticks()) == 3
+@pytest.fixture(scope="module")
+def paper() -> Profile:
+    return load_profile(PAPER_PROFILE)
 
 
-def test_equal_scores_draw_equal_bytes(committed: Published) -> None:
-    drawn = []
-    for _ in range(2):
-        stream = io.BytesIO()
-        with mpl.rc_context(STYLE):
-            published_figure(committed, CODE).savefig(stream, format="svg", metadata={"Date": None})
-        drawn.append(stream.getvalue())
-    assert drawn[0] == drawn[1]
+def ledger(entries: list[dict[str, str | None]]) -> pd.DataFrame:
+    return deviations_table(Results(Path(), {"deviations": entries})).set_index("key")
+
+
+def test_a_value_that_differs_stands_first_with_the_papers_and_its_source(paper: Profile) -> None:
+    found = ledger(deviations(load_profile("smoke"), paper))
+    row = found.loc["training.temperature"]
+    assert row["this study"] == f"{load_profile('smoke').training.temperature:g}"
+    assert row["paper's value"] == f"{paper.training.temperature:g}"
+    assert (row["status"], row["source"]) == ("differs", "authors' script")
+    assert found.loc["training.num_train_epochs", "status"] == "same"
+    for key in ("evaluation.confidence", "base_model.vocab_size", "members.continued"):
+        assert found.loc[key, ["status", "paper's value", "source"]].tolist() == ["ours", "not known", "ours"]
+    assert found["status"].drop_duplicates().tolist() == ["differs", "same", "ours"]
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_value_of_every_profile_is_in_its_ledger(name: str, paper: Profile) -> None:
+    profile = load_profile(name)
+    found = ledger(deviations(profile, paper))
+    assert found.index.is_unique
+    for part in ("corpus", "base_model", "training", "evaluation"):
+        for field in type(getattr(profile, part)).model_fields:
+            assert any(key == f"{part}.{field}" or key.startswith(f"{part}.{field}.") for key in found.index), field
+    for group in ("subsets", "members", "merges"):
+        assert {f"{group}.{entry.name}" for entry in getattr(profile, group)} <= {*found.index}
+    assert set(found["source"]) <= {"paper", "authors' script", "model card", "third-party summary", "ours"}
+    assert not found.isna().any().any()
+
+
+def test_a_profiles_own_source_makes_its_value_the_papers(paper: Profile) -> None:
+    found = {entry["key"]: entry for entry in deviations(paper, paper)}
+    for key in {*paper.sources} & {*found}:
+        assert found[key]["source"] == paper.sources[key].partition(":")[0]
+        assert (found[key]["paper"] == found[key]["value"]) == (found[key]["source"] != "ours")
+
+
+def test_a_key_speaks_for_all_below_it_that_have_none_of_their_own() -> None:
+    sources = {"members": "paper: all of them", "members.a": "ours: this one"}
+    assert source_of(sources, "members.b") == ("paper", "all of them")
+    assert source_of(sources, "members.a") == ("ours", "this one")
+    assert source_of(sources, "merges.a") == ("ours", "")
+
+
+def test_line_breaks_spaces_at_the_ends_and_values_that_are_not_set_can_be_seen(paper: Profile) -> None:
+    template = paper.evaluation.model_copy(update={"query_template": "{prompt}\n{query} "})
+    base = paper.base_model.model_copy(update={"revision": None})
+    changed = paper.model_copy(update={"evaluation": template, "base_model": base})
+    found = {entry["key"]: entry["value"] for entry in deviations(changed, paper)}
+    assert found["evaluation.query_template"] == "'{prompt}\\n{query} '"
+    assert found["base_model.revision"] == "not set"
+
+
+def test_results_without_deviations_have_no_ledger_and_malformed_ones_are_refused() -> None:
+    assert ledger([]).empty
+    with pytest.raises(ResultsError, match="no note, source"):
+        ledger([{"key": "a", "value": "1", "paper": None}])

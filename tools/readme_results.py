@@ -17,7 +17,7 @@ from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import PROFILES
 from boom_utils.errors import ResultsError
 from boom_utils.reporting.claims import UNTESTED, counts_of
-from boom_utils.reporting.published import NOT_FILLED, Published, means_of, read_published, released
+from boom_utils.reporting.published import NOT_FILLED, Published, means_of, read_published
 from boom_utils.reporting.results import PAGE, read_json_object
 
 BEGIN, END = "<!-- results: begin, written by tools/readme_results.py -->", "<!-- results: end -->"
@@ -84,25 +84,22 @@ def _verdicts(folder: Path) -> str:
 
 def _published(published: Published) -> Iterator[str]:
     """Means of the released models, over complete sets of tasks only."""
-    paper = f"{len(published.paper)} filled in" if published.paper else NOT_FILLED
+    paper = f"{len(published.paper)} filled in" if len(published.paper) else NOT_FILLED
     yield (
         "**Published by others.** Means (task) of the models that the authors released, as mteb's results repository "
         "has their scores; not measured here, not verified to be the paper's. Versions of mteb differ, so do prompts. "
         f"Numbers from the paper's tables: {paper}."
     )
     rows: dict[str, dict[str, str]] = {}
-    for benchmark, entries in published.entries.items():
-        for entry in entries:
-            if entry.label not in released(published, benchmark):
-                continue
-            versions = sorted({score.mteb_version or "not stated" for score in entry.scores.values()})
-            missing = sorted({*published.tasks[benchmark]} - {*entry.scores})
-            scores = {task: score.score for task, score in entry.scores.items()}
-            by_task, _ = means_of(scores, published.tasks[benchmark])  # what is stated there is rounded
-            mean = f"n/a (missing: {', '.join(missing)})" if missing else f"{by_task:.2f}"
-            model = f"{entry.model.split('/')[-1]} at {entry.revision[:8]}"
-            rows.setdefault(model, {})[benchmark] = f"{mean}, mteb {' and '.join(versions)}"
-    columns = {name: f"{name}, {len(tasks)} tasks" for name, tasks in published.tasks.items()}
+    sizes = {benchmark: published.tasks(benchmark) for benchmark in published.benchmarks}
+    for benchmark, types in sizes.items():
+        for (name, revision), scores in published.released(benchmark).groupby(["model", "revision"], sort=False):
+            means = means_of(scores.set_index("task")["main_score"], types)
+            missing = f"n/a (missing: {', '.join(sorted({*types} - {*scores['task']}))})"
+            versions = " and ".join(sorted(scores["mteb"].replace("", "not stated").unique()))
+            model = f"{name.split('/')[-1]} at {revision[:8]}"
+            rows.setdefault(model, {})[benchmark] = f"{f'{means[0]:.2f}' if means else missing}, mteb {versions}"
+    columns = {name: f"{name}, {len(types)} tasks" for name, types in sizes.items()}
     yield _lines(
         ["model", *columns.values()],
         [[model, *(cells.get(name, "") for name in columns)] for model, cells in rows.items()],

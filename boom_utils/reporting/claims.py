@@ -37,7 +37,7 @@ from boom_utils.reporting.experiments import (
     weights_kind,
 )
 from boom_utils.reporting.headline import WIDER
-from boom_utils.reporting.published import NOT_FILLED, PaperCell
+from boom_utils.reporting.published import NOT_FILLED
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import estimate_columns, markdown
 
@@ -122,7 +122,7 @@ def paper_update(results: Results) -> Update | None:
     return min(found, key=lambda update: update.weight != _CORE_WEIGHT, default=None)
 
 
-def claims_table(results: Results, paper: Sequence[PaperCell] = ()) -> pd.DataFrame:
+def claims_table(results: Results, paper: pd.DataFrame | None = None) -> pd.DataFrame:
     """The ledger: one row a claim and comparison, or one that says that the study does not test it.
 
     ``difference`` is in points of a score of 0 to 100, or in the unit named beside it; ``…, over tasks too`` is its
@@ -213,14 +213,15 @@ def counts_of(verdicts: Iterable[str]) -> dict[str, int]:
     return {name: counts[name] for name in VERDICTS}
 
 
-def paper_difference(cells: Sequence[PaperCell], row: Row) -> str:
+def paper_difference(paper: pd.DataFrame | None, row: Row) -> str:
     """The difference of two models in a table of the paper, as far as a reader has filled both values in.
 
     Args:
-        cells: As in ``results/published/paper_tables.csv``: ``row`` is a model of ours, ``column`` a group of tasks.
+        paper: As `Published.paper`: ``row`` is a model of ours, ``column`` a group of tasks.
         row: The two models and the group.
     """
-    values = {(cell.table, cell.row): cell.value for cell in cells if cell.column == row.where}
+    cells = () if paper is None else paper[paper["column"] == row.where].itertuples()
+    values = {(cell.table, cell.row): cell.value for cell in cells}
     for table in sorted({table for table, _ in values}):
         if {(table, name) for name in row.models} <= {*values}:
             return f"{values[table, row.models[0]] - values[table, row.models[1]]:+.6g} (table {table})"
@@ -258,7 +259,7 @@ def _conflicts(results: Results) -> dict[str, Any]:
     return _counted(text + f"surely not for {not_so}", "% of pairs", bounds, 0.5, note)
 
 
-def write_claims(results: Results, out: Path, paper: Sequence[PaperCell] = ()) -> list[Path]:
+def write_claims(results: Results, out: Path, paper: pd.DataFrame | None = None) -> list[Path]:
     """Write the ledger as ``claims.csv`` and ``claims.md`` into ``out``."""
     frame = claims_table(results, paper)
     write_text(out / "claims.csv", frame.to_csv(index=False, lineterminator="\n"))

@@ -24,9 +24,8 @@ from markupsafe import Markup, escape
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTESTED
-from boom_utils.reporting.deviations import UNKNOWN
 from boom_utils.reporting.headline import BOOM, WIDER
-from boom_utils.reporting.published import Published, measured_scores, released, table_name
+from boom_utils.reporting.published import Published, measured_scores, table_name
 from boom_utils.reporting.results import Results
 
 MINUS = "\N{MINUS SIGN}"
@@ -72,7 +71,7 @@ def page(results: Results, folder: Path, files: Collection[str], published: Publ
 
     Args:
         results: The study.
-        folder: Of the report: holds its tables, figures, claims and deviations.
+        folder: Of the report: holds its tables, figures and claims.
         files: Their names in it; others in the folder are no part of the page.
         published: What others published; None where it is not at hand.
     """
@@ -86,9 +85,8 @@ def page(results: Results, folder: Path, files: Collection[str], published: Publ
     names = {kind: _names(files, f"{kind}/", suffix) for kind, suffix in (("tables", ".csv"), ("figures", ".svg"))}
     captions = yaml.safe_load(_text("page.yaml"))
     if published:
-        for benchmark in published.tasks:
-            for kind, texts in _published_captions(results, published, benchmark).items():
-                captions[kind][table_name(benchmark)] = texts
+        for benchmark in published.benchmarks:
+            captions["tables"][table_name(benchmark)] = _published_caption(results, published, benchmark)
     main = "headline" if "headline" in names["tables"] else "models"
     layout: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "extensions": ["jinja2.ext.do"]}
     loader = PackageLoader("boom_utils", "reporting")
@@ -176,15 +174,6 @@ def _claims(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
     return frame[[*first, *(name for name in frame if name not in (*first, *last)), *last]]
 
 
-def _deviations(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
-    """A second column says whether a value differs; those that do come first."""
-    known = frame["paper's value"].fillna(UNKNOWN) != UNKNOWN
-    same = frame["this study"] == frame["paper's value"]
-    frame.insert(1, "status", pd.Series("ours", frame.index).mask(known & same, "same").mask(known & ~same, "differs"))
-    order = ["differs", "same", "ours"]
-    return frame.sort_values("status", key=lambda column: column.map(order.index), kind="stable")
-
-
 def _published(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
     """Every score has as many decimals."""
     return frame.map(lambda cell: cell if (number := number_of(cell)) is None else f"{number:.2f}")
@@ -194,23 +183,19 @@ _SHAPES: dict[str, Callable[[pd.DataFrame, Results], pd.DataFrame]] = {
     "headline": _headline,
     "studied": _tasks,
     "claims": _claims,
-    "deviations": _deviations,
     "published": _published,
 }
 """First word of a table's name -> what is shown of it; the others are shown as they are."""
 
 
-def _published_captions(results: Results, published: Published, benchmark: str) -> dict[str, list[str]]:
-    """Title and caption of a benchmark's table and figure."""
-    labels, ours = released(published, benchmark), measured_scores(results, published.tasks[benchmark])
-    shown = [entry for entry in published.entries[benchmark] if entry.label in labels]
-    note = "This study has scored no task of this benchmark."
-    if ours:
-        note = "Beside a score of theirs stands what keeps it from being compared: another mteb version or prompt."
-    note += f" Revisions: {', '.join(f'{one.model} at {one.revision[:8]}' for one in shown)}."
-    hollow = "Hollow: mteb version not stated, or not that of the first model."
-    who = "ours beside the released models'" if ours else "the released models', theirs"
-    return {"tables": [f"{benchmark}: {who}", note], "figures": [f"Published scores and ours: {benchmark}", hollow]}
+def _published_caption(results: Results, published: Published, benchmark: str) -> tuple[str, str]:
+    """Title and caption of a benchmark's table."""
+    ours = len(measured_scores(results, published.tasks(benchmark)))
+    note = "Beside a score of theirs stands what keeps it from being compared: another mteb version or prompt."
+    shown = published.released(benchmark)[["model", "revision"]].drop_duplicates()
+    revisions = ", ".join(f"{model} at {revision[:8]}" for model, revision in shown.to_numpy())
+    note = f"{note if ours else 'This study has scored no task of this benchmark.'} Revisions: {revisions}."
+    return f"{benchmark}: {'ours beside the released models' if ours else 'the released models, theirs'}", note
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------

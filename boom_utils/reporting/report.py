@@ -1,4 +1,4 @@
-"""All tables and figures of a results folder, its claims, its deviations and its page, in one call.
+"""All tables and figures of a results folder, its claims and its page, in one call.
 
 Nothing but the folder is read, besides what others published: no workspace, no torch, no mteb.
 """
@@ -13,18 +13,17 @@ from boom_utils.artifacts import write_text
 from boom_utils.errors import ConfigError, ResultsError, nearest
 from boom_utils.reporting.ablations import ABLATION_TABLES
 from boom_utils.reporting.claims import write_claims
-from boom_utils.reporting.deviations import write_deviations
 from boom_utils.reporting.figures import study_figures, write_figures
 from boom_utils.reporting.headline import HEADLINE_TABLES
 from boom_utils.reporting.page import page
-from boom_utils.reporting.published import PUBLISHED, read_published, shared_figures, side_by_side_tables
+from boom_utils.reporting.published import PUBLISHED, published_tables, read_published
 from boom_utils.reporting.results import PAGE, Results, read_results
 from boom_utils.reporting.stored import run_name
 from boom_utils.reporting.tables import TABLES, write_tables
 
 
 def write_report(folder: Path, out: Path, published: Path = PUBLISHED) -> dict[str, Any]:
-    """Write ``tables/``, ``figures/``, claims, deviations and ``report.html`` to ``out``.
+    """Write ``tables/``, ``figures/``, claims and ``report.html`` to ``out``.
 
     Args:
         folder: The results; may be ``out`` itself.
@@ -39,12 +38,10 @@ def write_report(folder: Path, out: Path, published: Path = PUBLISHED) -> dict[s
     """
     results = read_results(folder)
     others = read_published(published) if published.is_dir() else None
-    beside, shared = side_by_side_tables(others), shared_figures(results, others)
-    tables = {**TABLES, **ABLATION_TABLES, **HEADLINE_TABLES, **beside}
+    tables = {**TABLES, **ABLATION_TABLES, **HEADLINE_TABLES, **published_tables(others)}
     written = write_tables(results, out / "tables", tables)
-    written += write_figures(results, out / "figures", {**study_figures(results), **shared})
-    written += write_claims(results, out, others.paper if others else ())
-    written += write_deviations(results, out)
+    written += write_figures(results, out / "figures", study_figures(results))
+    written += write_claims(results, out, others.paper if others else None)
     names = [path.relative_to(out).as_posix() for path in written]
     write_text(out / PAGE, page(results, out, names, others))
     written.append(out / PAGE)
