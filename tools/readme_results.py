@@ -93,11 +93,11 @@ def _published(published: Published) -> Iterator[str]:
     rows: dict[str, dict[str, str]] = {}
     sizes = {benchmark: published.tasks(benchmark) for benchmark in published.benchmarks}
     for benchmark, types in sizes.items():
-        for (name, revision), scores in published.released(benchmark).groupby(["model", "revision"], sort=False):
+        for label, scores in published.released(benchmark).groupby("label", sort=False):
             means = means_of(scores.set_index("task")["main_score"], types)
             missing = f"n/a (missing: {', '.join(sorted({*types} - {*scores['task']}))})"
             versions = " and ".join(sorted(scores["mteb"].replace("", "not stated").unique()))
-            model = f"{name.split('/')[-1]} at {revision[:8]}"
+            model = f"{str(label).partition(' @')[0]} at {scores['revision'].iloc[0][:8]}"
             rows.setdefault(model, {})[benchmark] = f"{f'{means[0]:.2f}' if means else missing}, mteb {versions}"
     columns = {name: f"{name}, {len(types)} tasks" for name, types in sizes.items()}
     yield _lines(

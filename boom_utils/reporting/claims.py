@@ -220,8 +220,8 @@ def paper_difference(paper: pd.DataFrame | None, row: Row) -> str:
         paper: As `Published.paper`: ``row`` is a model of ours, ``column`` a group of tasks.
         row: The two models and the group.
     """
-    cells = () if paper is None else paper[paper["column"] == row.where].itertuples()
-    values = {(cell.table, cell.row): cell.value for cell in cells}
+    cells = [] if paper is None else paper[paper["column"] == row.where].to_dict("records")
+    values = {(str(cell["table"]), str(cell["row"])): float(cell["value"]) for cell in cells}
     for table in sorted({table for table, _ in values}):
         if {(table, name) for name in row.models} <= {*values}:
             return f"{values[table, row.models[0]] - values[table, row.models[1]]:+.6g} (table {table})"

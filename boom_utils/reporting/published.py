@@ -107,7 +107,9 @@ def _read(path: Path, key: list[str], problems: list[str]) -> pd.DataFrame:
         problems.append(f"{path.name}: {'the file is missing' if isinstance(error, FileNotFoundError) else error}")
         return pd.DataFrame(columns=columns)
     if {*frame} - {"prompt"} != {*columns}:
-        problems.append(f"{path.name}, line 1: the columns are {', '.join(frame)}, expected {', '.join(columns)}")
+        problems.append(
+            f"{path.name}, line 1: the columns are {', '.join(map(str, frame))}, expected {', '.join(columns)}"
+        )
         return pd.DataFrame(columns=columns)
     wrong = [(name, "some text", frame[name].fillna("").str.strip() == "") for name in columns]
     for name, (low, high) in _NUMBERS.items():
@@ -138,7 +140,7 @@ def means_of(scores: pd.Series[float], types: Mapping[str, str]) -> tuple[float,
     """
     if {*types} - {*scores.index}:
         return None
-    return float(scores.mean()), float(scores.groupby(types).mean().mean())
+    return float(scores.mean()), float(scores.groupby(scores.index.map(dict(types))).mean().mean())
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -178,7 +180,7 @@ def benchmark_table(results: Results, published: Published, benchmark: str) -> p
     """
     types = published.tasks(benchmark)
     ours = measured_scores(results, types)
-    first = ours.drop_duplicates("task").set_index("task")
+    first = {row["task"]: row for row in ours.drop_duplicates("task").to_dict("records")}
     frame = pd.DataFrame({"task": [*types, "mean (task)", "mean (type)"], "type": [*types.values(), "", ""]})
     for label, found in pd.concat([ours, published.released(benchmark)]).groupby("label", sort=False):
         rows = found.set_index("task")
@@ -188,7 +190,7 @@ def benchmark_table(results: Results, published: Published, benchmark: str) -> p
         frame[str(label)] = pd.Series(
             [*shown, *([round(mean, 4) for mean in means] if means else [missing] * 2)], dtype=object
         )
-        notes = {task: _note(row, first.loc[task] if task in first.index else None) for task, row in rows.iterrows()}
+        notes = {row["task"]: _note(row, first.get(row["task"])) for row in found.to_dict("records")}
         frame[f"{label} note"] = [*(notes.get(task, "") for task in types), *[_mixture(rows)] * 2]
     return frame
 
@@ -205,7 +207,7 @@ def measured_scores(results: Results, tasks: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["label", "task", "main_score", "mteb", "prompt", "revision"])
 
 
-def _note(row: pd.Series[Any], ours: pd.Series[Any] | None) -> str:
+def _note(row: Mapping[Any, Any], ours: Mapping[Any, Any] | None) -> str:
     """What keeps one score from being compared with ours; its mteb version where there is no score of ours."""
     version = f"mteb {row['mteb'] or 'version not stated'}"
     parts = ["revision not stated"] if row["revision"] == "external" else []
@@ -271,5 +273,5 @@ def deviations_table(results: Results) -> pd.DataFrame:
     frame = pd.DataFrame(facts, columns=list(names)).rename(columns=names)
     known, same = frame["paper's value"].notna(), frame["this study"] == frame["paper's value"]
     status = pd.Series("ours", frame.index).mask(known & same, "same").mask(known & ~same, "differs")
-    frame.insert(1, "status", pd.Categorical(status, ["differs", "same", "ours"]))
+    frame.insert(1, "status", status.astype(pd.CategoricalDtype(["differs", "same", "ours"])))
     return frame.fillna({"paper's value": "not known"}).sort_values("status", kind="stable", ignore_index=True)
