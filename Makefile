@@ -6,7 +6,7 @@ PROFILE ?= smoke
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lab check clean
+.PHONY: help setup reproduce test lab check cluster clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,10 @@ lab: setup ## JupyterLab on notebooks/
 
 check: setup ## versions, devices, disk space
 	$(BIN)/python -m boom_utils check
+
+cluster: setup ## .venv-cluster with Snakemake, for studies on several machines (README)
+	$(PYTHON) -m venv .venv-cluster
+	.venv-cluster/bin/python -m pip install --quiet --disable-pip-version-check -r workflow/requirements.lock
 
 clean: ## remove the workspace and smoke results (not .venv)
 	rm -rf workspace results/smoke

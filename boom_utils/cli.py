@@ -19,6 +19,7 @@ from boom_utils.progress import log_to_stdout, quick_processes
 
 if TYPE_CHECKING:
     from boom_utils.study.graph import Study
+    from boom_utils.study.plan import StudyPlan
 
 log = logging.getLogger("boom_utils.cli")
 _FULL = "free some space, or use another disk (BOOM_HOME, --results, OUT); what is finished is kept"
@@ -91,8 +92,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _with_profile(parser: argparse.ArgumentParser, command: Any) -> None:
     """Let a command know a profile."""
-    parser.add_argument("--profile", default="smoke", metavar="P", help="name of a profile, or a .yaml file (smoke)")
+    shown = "name of a profile, or a .yaml file (smoke)"
+    parser.add_argument("--profile", type=_profile, default="smoke", metavar="P", help=shown)
     parser.set_defaults(command=command)
+
+
+def _profile(argument: str) -> str:
+    """Notebooks and jobs run in other folders: a profile that is a file has its whole path."""
+    return str(Path(argument).resolve()) if argument.endswith((".yaml", ".yml")) else argument
 
 
 def _add_run(commands: Any) -> None:
@@ -118,6 +125,8 @@ def _add_plan(commands: Any) -> None:
     plan = commands.add_parser("plan", help="what a study would cost: examples, steps, tokens, FLOPs, time, disk")
     _with_profile(plan, _plan)
     plan.add_argument("--json", action="store_true", help="as JSON, with the graph of artifacts and their inputs")
+    plan.add_argument("--jobs", type=Path, metavar="FILE", help="only write the jobs of a cluster (workflow/Snakefile)")
+    plan.add_argument("--gpus", type=int, metavar="N", help="most devices of such a job; 0: processors only")
     plan.add_argument("--query-tokens", type=float, metavar="N", help="mean tokens of a query (its limit)")
     plan.add_argument("--passage-tokens", type=float, metavar="N", help="mean tokens of a passage (its limit)")
     plan.add_argument(
@@ -280,8 +289,26 @@ def _plan(options: argparse.Namespace) -> None:
     if options.json:  # nothing else goes to stdout
         logging.getLogger("boom_utils").setLevel(logging.ERROR)
         log.setLevel(logging.INFO)
-    made = plan_study(Study(load_profile(options.profile)), Assumptions(*given, options.tokens_per_second))
+    study = Study(load_profile(options.profile))
+    made = plan_study(study, Assumptions(*given, options.tokens_per_second))
+    if options.jobs is not None:
+        _write_jobs(study, made, options)
+        return
     log.info("%s", json.dumps(made.as_json(), indent=1, allow_nan=False) if options.json else plan_text(made))
+
+
+def _write_jobs(study: Study, plan: StudyPlan, options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from boom_utils.artifacts import write_json
+    from boom_utils.study.jobs import jobs_of
+
+    if options.gpus is not None and options.gpus < 0:
+        raise ConfigError("--gpus is a number of devices", expected="0 or more", found=options.gpus)
+    jobs = jobs_of(study, plan, options.gpus)
+    place = {"profile": options.profile, "workspace": str(study.workspace.root.resolve())}
+    write_json(options.jobs, {**place, "jobs": [asdict(job) for job in jobs]})
+    log.info("%s: %d jobs for %d nodes", options.jobs, len(jobs), len(study.nodes))
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import TEXTS, bert_folder
+import yaml
+from conftest import HANGS, TEXTS, bert_folder
 
-from boom_utils.artifacts import Workspace
+from boom_utils.artifacts import PROJECT_ROOT, Workspace
 from boom_utils.cli import main
 from boom_utils.config import load_profile
 from boom_utils.data.examples import write_jsonl
 from boom_utils.study.graph import Study
+from boom_utils.study.jobs import Job, jobs_of
 from boom_utils.study.own_data import OwnData, write_own_study
+from boom_utils.study.plan import Assumptions, plan_study
+
+WORKFLOW = PROJECT_ROOT / "workflow"
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +72,102 @@ def test_an_unknown_node_is_an_error_before_anything_is_made(
     assert main(["build", "subset/p40", "member/ful", "--profile", str(profile)]) == 2
     assert "no 'member/ful'; did you mean 'member/full'?" in capsys.readouterr().out
     assert not workspace.root.exists()
+
+
+# --- boom plan --jobs -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Study, dict[int | None, list[Job]]]]:
+    """Studies, and their jobs with the devices of the profile and without any."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        measured = {"parameters": 2e6, "matrices": 1e6, "flops_per_second": 1e9}
+        patch.setattr("boom_utils.machine.measure", lambda *_: measured)
+        for name in ("smoke", "paper-0.6b"):
+            study = Study(load_profile(name), Workspace(tmp_path_factory.mktemp(name)))
+            plan = plan_study(study, Assumptions(30, 100))
+            found[name] = study, {most: jobs_of(study, plan, most) for most in (None, 0)}
+    return found
+
+
+@pytest.mark.parametrize("name", ["smoke", "paper-0.6b"])
+def test_every_node_is_in_one_job_and_everything_it_is_made_of_comes_before(
+    name: str, studies: dict[str, tuple[Study, dict[int | None, list[Job]]]]
+) -> None:
+    study, jobs = studies[name][0], studies[name][1][None]
+    names, made, done = {id(node): name for name, node in study.nodes.items()}, set(), {}
+    for job in jobs:
+        assert {*job.after} <= {*done}, job.name
+        for node in job.nodes:
+            assert node not in made
+            inputs = {names[id(child)] for child in study.nodes[node].inputs.values()}
+            assert inputs <= made
+            assert inputs <= {*job.nodes}.union(*(done[other] for other in job.after)), "it waits for what it reads"
+            made.add(node)
+        done[job.name] = {*job.nodes}
+    assert made == {*study.nodes}
+    assert len(jobs) < len(study.nodes) / 3
+    assert {job.kind for job in jobs} == {"data", "base", "tokens", "member", "pair", "merge", "scores", "report"}
+
+
+def test_the_bundles_of_the_paper_are_a_model_or_a_pair_or_all_scores_of_a_model_and_ask_for_its_devices(
+    studies: dict[str, tuple[Study, dict[int | None, list[Job]]]],
+) -> None:
+    study, jobs = studies["paper-0.6b"]
+    by_name = {job.name: job for job in jobs[None]}
+    assert (len(study.nodes), len(by_name)) == (4736, 643)
+    full, scores, pair = by_name["member/full"], by_name["scores/full"], by_name["pair/pair-1-2"]
+    assert full.nodes == ("plan/full", "member/full")
+    assert pair.nodes == tuple(f"interaction/{kind}/pair-1-2" for kind in ("plan", "member", "losses"))
+    assert {*scores.nodes} == {name for name in study.nodes if name.startswith("scores/full/")}
+    assert [job.gpus for job in (full, pair, scores, by_name["merge/boom"])] == [8, 8, 1, 0]
+    assert not any(job.gpus for job in jobs[0])
+    assert not any(job.gpus for job in studies["smoke"][1][None]), "a tiny base is trained on processors"
+    assert all(job.minutes > 0 and job.mem_mb > 0 for some in jobs.values() for job in some)
+
+
+def test_jobs_keep_their_keys_until_what_they_do_changes(tmp_path: Path, profile: Path) -> None:
+    def keys(ratio: float) -> dict[str, str]:
+        content = yaml.safe_load(profile.read_text(encoding="utf-8"))
+        content["subsets"][0]["ratio"] = ratio
+        (changed := profile.with_name("changed.yaml")).write_text(yaml.safe_dump(content), encoding="utf-8")
+        study = Study(load_profile(changed), Workspace(tmp_path))
+        return {job.name: job.key for job in jobs_of(study, plan_study(study, Assumptions(9, 9, tokens_per_second=9)))}
+
+    before, again, after = keys(0.4), keys(0.4), keys(0.5)
+    assert before == again
+    assert {name for name in before if before[name] == after[name]} == {
+        *("base", "tokens", "member/s70", "member/full", "scores/base", "scores/s70", "scores/full")
+    }
+
+
+# --- Snakemake --------------------------------------------------------------------------------------------------------
+
+
+def test_snakemake_makes_a_study_that_a_run_finds_up_to_date(
+    profile: Path, workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snakemake = shutil.which(
+        "snakemake", path=f"{PROJECT_ROOT / '.venv-cluster' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    )
+    if snakemake is None:
+        pytest.skip("Snakemake is not installed (make cluster)")
+    content = yaml.safe_load(profile.read_text(encoding="utf-8"))
+    content |= {"subsets": content["subsets"][-1:], "members": content["members"][-1:], "merges": []}
+    (small := profile.with_name("small.yaml")).write_text(yaml.safe_dump(content), encoding="utf-8")
+    jobs = tmp_path / "jobs.json"
+    assert main(["plan", "--profile", str(small), "--jobs", str(jobs), "--gpus", "0", "--tokens-per-second", "9"]) == 0
+    command = [snakemake, "--snakefile", str(WORKFLOW / "Snakefile"), "--profile", str(WORKFLOW / "profiles" / "local")]
+    command += ["--retries", "0", "--config", f"jobs={jobs}", "threads=1", f"boom={sys.executable} -m boom_utils"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS, check=False)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    study = Study(load_profile(small), workspace)
+    found = workspace.find_all(study.nodes)
+    assert {*found} == {*study.nodes}
+    receipts = [json.loads(path.read_text(encoding="utf-8")) for path in (workspace.root / "receipts").rglob("*.json")]
+    assert {name: facts["digest"] for one in receipts for name, facts in one.items()} == {
+        name: artifact.digest for name, artifact in found.items()
+    }
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS, check=False)
+    assert "Nothing to be done" in again.stderr + again.stdout

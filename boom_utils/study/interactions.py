@@ -28,8 +28,7 @@ def interaction_nodes(profile: Profile, manifest: Manifest, nodes: Nodes, execut
         return {}
     made: dict[str, Node] = {}
     losses: dict[str, Node] = {}
-    for chosen in _sets(profile):
-        trained = MemberConfig(name=_name(profile, chosen), subset=config.subset, seed=config.seed, datasets=chosen)
+    for trained in interaction_members(profile, config):
         plan_node = replace(plan(profile, manifest, trained, nodes), one_of_many=True)
         made[f"interaction/plan/{trained.name}"] = plan_node
         known = {**nodes, f"plan/{trained.name}": plan_node}
@@ -38,6 +37,12 @@ def interaction_nodes(profile: Profile, manifest: Manifest, nodes: Nodes, execut
         losses[trained.name] = _losses(profile, manifest, trained, {**known, "model": model})
     made |= {f"interaction/losses/{name}": node for name, node in losses.items()}
     return {**made, "interaction": _interaction(profile, config, losses)}
+
+
+def interaction_members(profile: Profile, config: InteractionConfig) -> list[MemberConfig]:
+    """The models of the analysis: one for every dataset and one for every pair."""
+    given = {"subset": config.subset, "seed": config.seed}
+    return [MemberConfig(name=_name(profile, chosen), datasets=chosen, **given) for chosen in _sets(profile)]
 
 
 def _sets(profile: Profile) -> list[tuple[str, ...]]:

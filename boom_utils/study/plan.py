@@ -25,6 +25,7 @@ from boom_utils.config import MemberConfig, TinyBase, TrainingConfig
 from boom_utils.data.manifest import Dataset, Manifest
 from boom_utils.data.sampling import subset_size
 from boom_utils.study.graph import Study
+from boom_utils.study.interactions import interaction_members
 from boom_utils.study.members import datasets_of
 from boom_utils.training.plan import DatasetRules
 
@@ -86,10 +87,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """Costs of all models, the graph they are in, and what the numbers rest on."""
+    """Costs of all models, the graph they are in, and what the numbers rest on; ``pairs`` are in no sum."""
 
     profile: str
     models: tuple[Cost, ...]
+    pairs: tuple[Cost, ...]
     tokens_bytes: float
     nodes: tuple[Mapping[str, Any], ...]
     unknown_rows: tuple[str, ...]
@@ -168,11 +170,14 @@ class _Planner:
         profile, disk = self.study.whole, {"model_bytes": self.weights[0] * BYTES_A_WEIGHT}
         costs = [self._base(disk), *(self._member(member, disk) for member in profile.members)]
         costs += [Cost(m.name, "merge", f"merge/{m.name}" in self.found, disk) for m in profile.merges]
+        analysis = interaction_members(profile, profile.interaction) if profile.interaction else []
+        pairs = [self._member(member, disk) for member in analysis]
         rows = {name: self.rows[name] for name in (*profile.corpus.datasets, *profile.corpus.new_datasets)}
         unknown = tuple(name for name, count in rows.items() if count is None)
         stored = [UNKNOWN if count is None else count * self._texts(name).stored * 4 for name, count in rows.items()]
         said = tuple(self._said(len(unknown)))
-        return StudyPlan(profile.name, tuple(costs), _sum(stored), _graph(self.study, self.found), unknown, said)
+        nodes = _graph(self.study, self.found)
+        return StudyPlan(profile.name, tuple(costs), tuple(pairs), _sum(stored), nodes, unknown, said)
 
     @cached_property
     def rows(self) -> dict[str, int | None]:

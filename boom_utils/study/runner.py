@@ -79,7 +79,7 @@ def run(study: Study, profile_argument: str, options: RunOptions) -> dict[str, P
 
     Args:
         study: The opened study.
-        profile_argument: What the notebooks get as ``profile``: a name, or the path of a YAML file.
+        profile_argument: What the notebooks get as ``profile``: a name, or the whole path of a YAML file.
         options: What to run.
 
     Returns:
@@ -91,7 +91,7 @@ def run(study: Study, profile_argument: str, options: RunOptions) -> dict[str, P
         WorkspaceError: Another run holds the workspace.
     """
     chosen = choose(options.only, options.start)
-    values = typed_parameters(chosen, {"profile": _absolute_profile(profile_argument), **options.parameters})
+    values = typed_parameters(chosen, {"profile": profile_argument, **options.parameters})
     warn_of_another_python()
     executed = study.workspace.root / "executed" / study.profile.name
     with run_lock(study, force=options.force_unlock):
@@ -349,11 +349,6 @@ def results_folder(study: Study, results: Path | None = None) -> Path:
     if results is None and not os.access(root if root.is_dir() else PROJECT_ROOT, os.W_OK):
         root = study.workspace.root / "results"
     return root / study.profile.name
-
-
-def _absolute_profile(argument: str) -> str:
-    """Notebooks run in their own folder, so a profile given as a file is passed by its absolute path."""
-    return str(Path(argument).resolve()) if argument.endswith((".yaml", ".yml")) else argument
 
 
 @contextmanager
