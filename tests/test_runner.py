@@ -515,14 +515,17 @@ def test_a_terminal_that_is_not_utf_8_gets_escapes_and_no_traceback(environment:
 def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.CaptureFixture[str]) -> None:
     options = {}
     data = ("data fetch", "data convert", "data sample", "data overlap")
-    for command in ("run", "plan", "train", "merge", *data, "report", "trace", "card", "push", "check"):
+    for command in ("run", "build", "plan", "train", "merge", *data, "report", "trace", "card", "push", "check"):
         with pytest.raises(SystemExit):
             main([*command.split(), "--help"])
         options[command] = sorted(set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"})
     assert options == {
         "run": ["--force-unlock", "--from", "--only", "--profile", "--results", "--set"],
+        "build": ["--profile", "--receipt"],
         "plan": [
             "--device-tflops",
+            "--gpus",
+            "--jobs",
             "--json",
             "--mfu",
             "--passage-tokens",
