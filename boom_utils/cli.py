@@ -116,7 +116,7 @@ def _add_run(commands: Any) -> None:
 
 def _add_build(commands: Any) -> None:
     build = commands.add_parser("build", help="make named artifacts of a study, and what they are made of")
-    build.add_argument("nodes", nargs="+", metavar="NODE", help="as boom plan --json names them: member/full")
+    build.add_argument("nodes", nargs="+", metavar="NODE", help="name of an artifact: member/full, scores/boom/sts")
     _with_profile(build, _build)
     build.add_argument("--receipt", type=Path, metavar="FILE", help="write key, digest and seconds of each there")
 
