@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -306,6 +306,65 @@ class SeedsConfig(Frozen):
     )
 
 
+class Comparison(Frozen):
+    """Models beside the one they are compared with."""
+
+    baseline: Name | None = None
+    models: tuple[Name, ...] = ()
+
+
+class IncrementalModels(Comparison):
+    """Models before and after new data arrive, beside the one that is retrained on everything."""
+
+    core_ratios: tuple[Name, ...] = Field(default=(), description="updates that differ in their old data, ascending")
+    weights: tuple[Name, ...] = Field(default=(), description="updates that differ in their weight, ascending")
+
+
+class Granularities(Frozen):
+    """Merges of one model a dataset, a family of tasks, or a cluster of datasets."""
+
+    dataset: Name | None = None
+    family: Name | None = None
+    cluster: Name | None = None
+
+
+class Experiments(Frozen):
+    """Which models answer which question: tables, figures, claims and notebooks read it, and no model is made by it."""
+
+    full: Name | None = Field(default=None, description="the member of the full corpus, batch-level shuffled")
+    boom: Name | None = Field(default=None, description="of `variants`, the one that `full` is compared with first")
+    sampled: tuple[Name, ...] = Field(default=(), description="members of samples of all old datasets, and `full`")
+    variants: tuple[Name, ...] = Field(default=(), description="merges of `sampled` by Multi-SLERP")
+    controls: tuple[Name, ...] = Field(default=(), description="other averages of `sampled`")
+    scheduling: Comparison | None = Field(default=None, description="members of the same batches in other orders")
+    granularities: Granularities | None = None
+    methods: tuple[tuple[Name, ...], ...] = Field(default=(), description="each: merges of the same members")
+    incremental: IncrementalModels | None = None
+
+    def names(self) -> list[tuple[str, str]]:
+        """Every name in it, behind the key that it is found under."""
+        return [(f"experiments.{key}", name) for key, value in self.model_dump().items() for name in _names_in(value)]
+
+    def of(self, models: Collection[str]) -> Experiments:
+        """What is left of it with some models only; one that is left alone is compared with nothing."""
+        kept = _with_names(self.model_dump(), models)
+        alone = [key for key in ("scheduling", "incremental") if kept[key] and len({*_names_in(kept[key])}) < 2]
+        return Experiments.model_validate(kept | dict.fromkeys(alone))
+
+
+def _names_in(value: Any) -> list[str]:
+    parts = value.values() if isinstance(value, dict) else value or ()
+    return [value] if isinstance(value, str) else [name for part in parts for name in _names_in(part)]
+
+
+def _with_names(value: Any, names: Collection[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_names(part, names) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(kept for part in value if (kept := _with_names(part, names)))
+    return value if value in names else None
+
+
 class EvaluationConfig(Frozen):
     """Tasks of the corpus and mteb benchmarks by domain, at least one of either, and how intervals are made."""
 
@@ -338,6 +397,7 @@ class Profile(Frozen):
     interaction: InteractionConfig | None = None
     watch: WatchConfig | None = None
     seeds: SeedsConfig | None = None
+    experiments: Experiments = Experiments()
     sources: Mapping[str, str] = Field(
         default={}, description="dotted key -> where its value comes from (`config_checks.SOURCES`), colon, note"
     )

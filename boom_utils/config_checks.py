@@ -45,6 +45,7 @@ def unresolved(profile: Profile) -> list[str]:
     uses.append(("evaluation.reference", "scored model", profile.evaluation.reference, profile.scored_models))
     if profile.seeds is not None:
         uses += [("seeds", "member or merge", name, [*members, *merges]) for name in profile.seeds.models]
+    uses += [(key, "member or merge", name, [*members, *merges]) for key, name in profile.experiments.names()]
     uses += _more_uses(profile, [*members, *merges])
     problems = [
         f"{who}: no {kind} '{name}'{nearest(name, known)}" for who, kind, name, known in uses if name not in known

@@ -28,7 +28,7 @@ from hypothesis import settings
 from smoke_run import Run, Started
 
 from boom_utils.artifacts import PROJECT_ROOT
-from boom_utils.config import PROFILES, TinyBase, TrainingConfig
+from boom_utils.config import PROFILES, Experiments, TinyBase, TrainingConfig
 from boom_utils.data.examples import TrainingExample
 from boom_utils.data.tokens import TextRules, TokenTable, write_tokens
 from boom_utils.models import Encoder
@@ -120,7 +120,14 @@ def plain_smoke() -> dict[str, Any]:
     content["merges"] = [one for one in content["merges"] if one["name"] in ("plain-mean", "boom", "boom-updated")]
     content["subsets"] = [one for one in content["subsets"] if one["name"] != "new-only"]
     del content["interaction"]
-    return content
+    return only_known(content)
+
+
+def only_known(content: dict[str, Any]) -> dict[str, Any]:
+    """A profile's content whose experiments name the members and merges that are left in it."""
+    known = [one["name"] for one in (*content["members"], *content["merges"])]
+    experiments = Experiments.model_validate(content["experiments"]).of(known)
+    return {**content, "experiments": experiments.model_dump(mode="json")}
 
 
 def tiny_config(**changes: object) -> TinyBase:

@@ -108,6 +108,27 @@ def merges() -> dict[str, dict[str, Any]]:
     return found
 
 
+def experiments() -> dict[str, Any]:
+    updated = [f"updated-{round(100 * (core or 0))}" for core in CORES]
+    weights = ["updated-w25", "updated-40", "updated-w75"]
+    return {
+        "full": "full",
+        "boom": "boom",
+        "sampled": [*RATIOS],
+        "variants": [*SETS, "boom-equal"],
+        "controls": ["mean"],
+        "scheduling": {"baseline": "full", "models": [*STAGES]},
+        "granularities": {"dataset": "datasets", "family": "families", "cluster": "clusters"},
+        "methods": [[*FAMILY_METHODS, "slerp-all"], ["boom", "boom-equal", "boom-vectors", "mean"]],
+        "incremental": {
+            "baseline": "retrained",
+            "models": ["boom", *updated, "updated-w25", "updated-w75", "retrained", "on-0", "on-40"],
+            "core_ratios": updated,
+            "weights": weights,
+        },
+    }
+
+
 def unscored() -> set[str]:
     hidden = {name for name in members() if name.startswith(("only-", "family-", "cluster-", "update-", "s50"))}
     return hidden | {"slerp-1", "slerp-2"}
@@ -199,6 +220,7 @@ def write_made_up_results(
             for name, (domain, new) in TASKS.items()
         ],
         "evaluation": {"reference": "full", "confidence": 0.95},
+        "experiments": experiments(),
     }
     samples = {}
     for model in models:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import HANGS
+from conftest import HANGS, only_known
 from docstring_examples import examples, needs_a_finished_run
 from docstring_examples import run as run_example
 from smoke_run import CANARY, Run, command, environment
@@ -331,7 +331,7 @@ def small_profile(folder: Path, **training: float) -> Path:
     content["evaluation"]["in_domain"] = ["parameter_overlap_sts"]
     content["evaluation"]["out_of_domain"] = ["parameter_question_held_out"]
     profile = folder / "killed.yaml"
-    profile.write_text(yaml.safe_dump(content), encoding="utf-8")
+    profile.write_text(yaml.safe_dump(only_known(content)), encoding="utf-8")
     return profile
 
 

@@ -29,7 +29,6 @@ from boom_utils.reporting.figures import (
 from boom_utils.reporting.panels import STYLE
 from boom_utils.reporting.report import write_report
 from boom_utils.reporting.results import read_results
-from boom_utils.reporting.roles import incremental_models
 from boom_utils.reporting.stored import Numbers, read_numbers, write_numbers
 from boom_utils.reporting.tables import (
     checks_table,
@@ -86,6 +85,7 @@ def folder(tmp_path: Path) -> Path:
             {"name": name, "family": "retrieval", "domain": domain, "new_data": False} for name, domain in TASKS.items()
         ],
         "evaluation": {"reference": "full", "confidence": 0.95},
+        "experiments": {"full": "full", "boom": "merged", "sampled": ["half", "full"], "variants": ["merged"]},
     }
     write_json(root / "study.json", study)
     samples = {(model, task): scores(model, task) for model in SKILL for task in TASKS}
@@ -108,6 +108,7 @@ def scheduled(folder: Path) -> Path:
     alike = {"sets": "half", "stages": "full", "seeds": "full"}
     samples = {(model, task): scores(other, task) for model, other in alike.items() for task in TASKS}
     add_numbers(folder, samples | {("stages", "gamma"): scores("merged", "gamma")}, dict.fromkeys(SCHEDULES, "bbaa"))
+    study["experiments"]["scheduling"] = {"baseline": "full", "models": ["sets", "stages"]}
     write_json(folder / "study.json", study)
     return folder
 
@@ -130,6 +131,10 @@ def updated(scheduled: Path) -> Path:
     }
     samples |= {("fresh", "delta"): scores("base", "delta"), ("fresh", "gamma"): scores("full", "gamma")}
     add_numbers(scheduled, samples, dict.fromkeys(INCREMENTAL, "aabn"))
+    study["experiments"]["incremental"] = {
+        "baseline": "retrained",
+        "models": ["merged", "update", "fresh", "retrained"],
+    }
     write_json(scheduled / "study.json", study)
     return scheduled
 
@@ -203,12 +208,6 @@ def test_a_study_with_one_schedule_has_no_table_and_no_figures_of_schedules(fold
         assert draw(results).axes, "a notebook of such a study still runs"
 
 
-def test_members_with_other_schedules_are_not_among_those_to_merge(scheduled: Path) -> None:
-    results = read_results(scheduled)
-    assert results.shuffled == ["half", "full"]
-    assert list(checks_table(results).model) == ["base", "half", "full", "merged"]
-
-
 def test_an_update_is_compared_with_retraining_on_old_new_and_other_tasks(updated: Path) -> None:
     results = read_results(updated)
     assert results.task_groups == {"old": ["alpha", "beta"], "new": ["delta"], "out-of-domain": ["gamma"]}
@@ -240,9 +239,6 @@ def test_models_that_know_new_data_are_in_the_overall_tables_and_not_in_those_of
     updated: Path,
 ) -> None:
     results = read_results(updated)
-    assert results.shuffled == ["half", "full"]
-    assert results.schedules == {"full": "full", "sets": "full", "stages": "full"}
-    assert results.static_merges == ["merged"]
     assert [text.get_text() for text in task_deltas(results).axes[0].get_xticklabels()] == ["merged"]
     assert {"update", "retrained", "fresh"} <= set(model_table(results).model)
     checked = ["base", "half", "full", "merged", "update", "fresh", "retrained"]
@@ -250,36 +246,17 @@ def test_models_that_know_new_data_are_in_the_overall_tables_and_not_in_those_of
     assert member_table(results).set_index("member")["new data"].to_dict()["update"] == 1.0
 
 
-def test_a_schedule_with_hyper_parameters_of_its_own_is_not_compared_and_they_are_said(scheduled: Path) -> None:
+def test_hyper_parameters_of_its_own_are_said_of_a_member(scheduled: Path) -> None:
     study = json.loads((scheduled / "study.json").read_text())
     study["members"]["sets"]["training"] = {"learning_rate": 2e-5, "num_train_epochs": None}
-    write_json(scheduled / "study.json", study)
-    results = read_results(scheduled)
-    assert results.schedules == {"full": "full", "stages": "full"}
-    what = model_table(results).set_index("model")["what"]
+    what = model_table(replace(read_results(scheduled), study=study)).set_index("model")["what"]
     assert what["sets"].endswith("learning_rate 2e-05")
-
-
-def test_a_schedule_of_new_data_is_not_compared_with_those_of_old_data(updated: Path) -> None:
-    study = json.loads((updated / "study.json").read_text())
-    study["members"]["other"] = {**study["members"]["retrained"], "schedule": "sequential_datasets"}
-    study["models"].append("other")
-    results = replace(read_results(updated), study=study)
-    assert "other" not in results.schedules
-    assert "retrained" not in results.schedules
-    assert results.incremental[-2:] == ["retrained", "other"]
-
-
-def test_the_models_of_the_incremental_setting_are_found_through_merges_of_merges() -> None:
-    members = {name: {"new_data": None} for name in "abc"} | {name: {"new_data": 1.0} for name in ("u", "v", "all")}
-    merges = {"old": ["a", "b"], "one": ["old", "u"], "two": ["one", "v"], "beside": ["a", "c"]}
-    assert incremental_models(members, merges) == ["old", "u", "v", "one", "two", "all"]
-    assert incremental_models({"a": {"new_data": None}}, {"old": ["a"]}) == []
 
 
 def test_without_a_retrained_model_an_update_is_shown_and_compared_with_nothing(updated: Path) -> None:
     study = json.loads((updated / "study.json").read_text())
-    del study["members"]["retrained"]
+    study["experiments"]["incremental"]["baseline"] = None
+    study["models"].remove("retrained")
     results = replace(read_results(updated), study=study)
     table = incremental_table(results)
     assert list(table.model) == ["merged", "update", "fresh"]
@@ -401,5 +378,5 @@ def test_a_folder_that_holds_no_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match=r"study\.json"):
         read_results(tmp_path)
     write_json(tmp_path / "study.json", {"models": []})
-    with pytest.raises(ResultsError, match="no tasks, evaluation, members, merges"):
+    with pytest.raises(ResultsError, match="no tasks, evaluation, members, merges, experiments"):
         read_results(tmp_path)

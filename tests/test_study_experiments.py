@@ -66,6 +66,13 @@ def test_members_name_datasets_clusters_and_models_that_there_are() -> None:
     )
 
 
+def test_experiments_name_models_that_there_are() -> None:
+    said = problem({"experiments": {"boom": "bom", "scheduling": {"baseline": "ful", "models": ["two-stages"]}}})
+    assert "experiments.boom: no member or merge 'bom'; did you mean 'boom'?" in said
+    assert "experiments.scheduling: no member or merge 'ful'" in said
+    assert "no member or merge 'two-stages'; did you mean 'two-stage'?" in said
+
+
 def test_a_member_cannot_go_on_from_what_is_made_of_it() -> None:
     members = [*content()["members"]]
     members[0] = {**members[0], "start": "boom"}

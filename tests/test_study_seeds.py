@@ -114,7 +114,7 @@ def test_a_study_has_nodes_for_every_seed_and_other_keys_for_each(tmp_path: Any)
     assert f"scores/s20.seed3/{task}" not in study.nodes
     assert f"scores/boom.seed2/{task}" in study.nodes_of("06_merging_ablations")
     assert f"scores/boom.seed2/{task}" not in study.nodes_of("03_merge")
-    assert study.group("merges").count("boom.seed2") == 0
+    assert study.group("averages").count("boom.seed2") == 0
 
 
 def test_a_further_seed_changes_no_key_of_the_first(tmp_path: Any) -> None:

@@ -7,7 +7,6 @@ else ``inconclusive``, before any correction for their number: claims are judged
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,13 @@ from boom_utils.evaluation.statistics import Estimate
 from boom_utils.merging.parameters import METHOD_RULES
 from boom_utils.reporting.experiments import (
     GRANULARITIES,
-    boom_merge,
     granularity_merges,
-    granularity_of,
+    members_text,
     merged_members,
     method_groups,
-    method_of,
-    ratios,
+    method_label,
+    plain_multislerp,
+    ratio_text,
     read_interaction,
     variants,
     weights_kind,
@@ -65,8 +64,7 @@ def granularity_rows(results: Results) -> dict[str, str]:
     if not merges:
         return {}
     first = {results.reference: "reference"}
-    boom = boom_merge(results)
-    if boom:
+    if boom := results.experiments.boom:
         first[boom] = "BOOM: one model a sample"
     return first | {merge: GRANULARITIES[kind] for merge, kind in merges.items()}
 
@@ -105,31 +103,6 @@ def method_table(results: Results) -> pd.DataFrame:
                 row |= {f"{domain} verdict against multislerp": verdict}
             rows.append(row)
     return pd.DataFrame(rows)
-
-
-def plain_multislerp(results: Results, group: Sequence[str], weights: str = "by ratio") -> str | None:
-    """The merge by multislerp on the weights in a group of `method_groups`, with these weights if there are several."""
-    found = [merge for merge in group if method_of(results, merge) == ("multislerp", False)]
-    return next(iter([merge for merge in found if weights_kind(results, merge) == weights] or found), None)
-
-
-def method_label(results: Results, merge: str) -> str:
-    """``ties``, ``multislerp (task vectors)``, ``slerp (chain)``; equal weights are said where others are possible."""
-    method, task_vectors = method_of(results, merge)
-    notes = ["task vectors"] if task_vectors else []
-    notes += ["chain"] if any(part in results.parts for part in results.parts[merge]) else []
-    return f"{method} ({', '.join(notes)})" if notes else method
-
-
-def members_text(results: Results, merge: str) -> str:
-    """What the members of a merge have in common: how many, of which ratios or granularity."""
-    kind, count = granularity_of(results, merge), len(merged_members(results, merge))
-    return f"{count} models, {GRANULARITIES[kind] if kind else ratio_text(results, merge)}"
-
-
-def ratio_text(results: Results, merge: str) -> str:
-    """The ratios of a merge in per cent: ``{20, 40, 60, 80, 100}``."""
-    return "{" + ", ".join(f"{100 * ratio:g}" for ratio in ratios(results, merge)) + "}"
 
 
 def variant_table(results: Results) -> pd.DataFrame:

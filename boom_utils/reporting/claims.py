@@ -25,12 +25,13 @@ import yaml
 
 from boom_utils.artifacts import write_text
 from boom_utils.evaluation.statistics import Measured, gatekeeping
-from boom_utils.reporting.ablations import plain_multislerp, ratio_text
 from boom_utils.reporting.experiments import (
     Update,
     granularity_merges,
     method_groups,
     method_of,
+    plain_multislerp,
+    ratio_text,
     read_interaction,
     updates,
     variants,

@@ -27,18 +27,18 @@ from boom_utils.errors import ResultsError
 from boom_utils.evaluation.statistics import Estimate
 from boom_utils.reporting.ablations import (
     granularity_rows,
-    members_text,
-    method_label,
     pareto_front,
     pareto_models,
-    plain_multislerp,
-    ratio_text,
 )
 from boom_utils.reporting.experiments import (
     Update,
     average_merges,
     core_sweep,
+    members_text,
     method_groups,
+    method_label,
+    plain_multislerp,
+    ratio_text,
     read_interaction,
     updates,
     variants,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from boom_utils.config import trained_members
 from boom_utils.evaluation.seed_spread import moved
-from boom_utils.reporting.experiments import average_merges, boom_merge
+from boom_utils.reporting.experiments import average_merges
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import ROLES, Table, compared, estimate_columns
 
@@ -26,7 +26,7 @@ def headline_models(results: Results) -> dict[str, str]:
 
     Empty for a study without a model of the full corpus or without a BOOM merge.
     """
-    full, boom = results.full, boom_merge(results)
+    full, boom = results.full, results.experiments.boom
     if full is None or boom is None:
         return {}
     found = {"base": BASE} if "base" in results.models else {}

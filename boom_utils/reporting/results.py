@@ -5,24 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from boom_utils.config import trained_members
+from boom_utils.config import Experiments, trained_members
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.seed_spread import mean_shares, moved, seed_spread, shares_of
 from boom_utils.evaluation.statistics import Estimate, Measured, TaskSamples, measure, plain_mean
-from boom_utils.reporting.roles import (
-    SHUFFLED,
-    compared_schedules,
-    from_base,
-    incremental_models,
-    shuffled_members,
-    updated_merges,
-)
 from boom_utils.reporting.stored import RUN, Numbers, checked, read_numbers, rows_of
 
 PAGE = "report.html"
@@ -59,44 +52,36 @@ class Results:
         """Of all intervals."""
         return float(self.study["evaluation"]["confidence"])
 
-    @property
-    def shuffled(self) -> list[str]:
-        """Scored members of the static setting trained with batch-level shuffling on all datasets, in table order."""
-        return [name for name in shuffled_members(self.study["members"]) if name in self.models]
+    @cached_property
+    def experiments(self) -> Experiments:
+        """Which of the scored models belong to which experiment."""
+        return Experiments.model_validate(self.study["experiments"]).of(self.models)
 
     @property
-    def static_merges(self) -> list[str]:
-        """Scored merged models that know old data only."""
-        updated = updated_merges(self.study["members"], self.parts)
-        return [name for name in self.study["merges"] if name not in updated and name in self.models]
+    def shuffled(self) -> list[str]:
+        """Scored members of samples of all old datasets, trained with batch-level shuffling."""
+        return [*self.experiments.sampled]
 
     @property
     def incremental(self) -> list[str]:
-        """Scored models that know new data, after those they update; see `incremental_models`."""
-        found = incremental_models(self.study["members"], self.parts)
-        return [name for name in found if name in self.models]
+        """Scored models before and after the new data arrive."""
+        return [*self.experiments.incremental.models] if self.experiments.incremental else []
 
     @property
     def full(self) -> str | None:
-        """The member trained on all old data with batch-level shuffling: the reference, or the first there is."""
-        members = self.study["members"]
-        found = [name for name in self.shuffled if members[name]["ratio"] == 1.0 and name in self.models]
-        return self.reference if self.reference in found else next(iter(found), None)
+        """The member trained on all old data with batch-level shuffling."""
+        return self.experiments.full
 
     @property
     def retrained(self) -> str | None:
-        """The member trained on all old and all new data with batch-level shuffling: what updates are compared with."""
-        wanted = {"schedule": SHUFFLED, "ratio": 1.0, "new_data": 1.0}
-        for name, facts in self.study["members"].items():
-            if name in self.models and from_base(facts) and all(facts[key] == wanted[key] for key in wanted):
-                return str(name)
-        return None
+        """The member trained on all old and all new data: what updates are compared with."""
+        return self.experiments.incremental.baseline if self.experiments.incremental else None
 
     @property
     def schedules(self) -> dict[str, str]:
-        """Scored members that differ in nothing but their schedule; see `compared_schedules`."""
-        found = compared_schedules(self.study["members"])
-        return {name: baseline for name, baseline in found.items() if {name, baseline} <= {*self.models}}
+        """Scored members of the same batches in other orders -> the one they are compared with, which stands first."""
+        found = self.experiments.scheduling
+        return dict.fromkeys((found.baseline, *found.models), found.baseline) if found and found.baseline else {}
 
     def tasks(self, domain: str) -> list[str]:
         """Names of the tasks of a domain (``in-domain`` or ``out-of-domain``)."""
@@ -304,9 +289,10 @@ def read_results(folder: Path) -> Results:
     ['random', 'base']
     """
     study = read_json_object(folder / "study.json")
-    missing = [key for key in ("models", "tasks", "evaluation", "members", "merges") if key not in study]
+    missing = [key for key in ("models", "tasks", "evaluation", "members", "merges", "experiments") if key not in study]
     if missing:
-        raise ResultsError("study.json lacks keys", where=folder / "study.json", found=f"no {', '.join(missing)}")
+        found, fix = f"no {', '.join(missing)}", "run the study again"
+        raise ResultsError("study.json lacks keys", where=folder / "study.json", found=found, fix=fix)
     return Results(folder, study, read_numbers(folder))
 
 

@@ -18,8 +18,8 @@ from boom_utils.evaluation.benchmarks import tasks_by_domain
 from boom_utils.evaluation.statistics import Estimate, TaskSamples, measure
 from boom_utils.reporting.experiments import average_merges, updates
 from boom_utils.reporting.results import Results, read_json_object
-from boom_utils.reporting.roles import SHUFFLED
 
+SHUFFLED = "batch_shuffled"
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 ROLES = {"random": "random initialisation", "base": "base, before fine-tuning"}
 SCHEDULES = {

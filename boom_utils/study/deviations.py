@@ -10,7 +10,7 @@ from boom_utils.config_checks import entries_of
 
 PAPER_PROFILE = "paper-0.6b"
 """The profile whose sources say what the paper's values are."""
-_LEFT_OUT = ("name", "description", "sources")
+_LEFT_OUT = ("name", "description", "experiments", "sources")
 _OURS = "ours"
 
 

@@ -152,6 +152,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
         "tasks": task_facts(profile, manifest, benchmarks),
         **_benchmark_facts(benchmarks),
         "evaluation": profile.evaluation.model_dump(mode="json"),
+        "experiments": profile.experiments.model_dump(mode="json", exclude_defaults=True),
         "families": {name: manifest.dataset(name).family for name in used},
         "deviations": deviations(profile, load_profile(PAPER_PROFILE)),
         "environment": {**found["base"].record["environment"], "device": _devices(found, members)},

@@ -24,13 +24,6 @@ from boom_utils.machine import warn_of_emulation
 from boom_utils.merging.recipe import make_recipe
 from boom_utils.progress import log_to_stdout, progress
 from boom_utils.reporting.results import Results
-from boom_utils.reporting.roles import (
-    compared_schedules,
-    incremental_models,
-    is_restricted,
-    shuffled_members,
-    updated_merges,
-)
 from boom_utils.study import bases, gathering, interactions, members, merges, scoring, stages
 from boom_utils.study.seeds import seeds_of, with_seeds
 from boom_utils.training.schedules import schedule_stages
@@ -43,13 +36,13 @@ NOTEBOOKS: Mapping[str, tuple[str, ...]] = {
         "random",
         "base",
         "tokens",
-        "plan/{shuffled}",
-        "member/{shuffled}",
+        "plan/{sampled}",
+        "member/{sampled}",
         "scores/random/",
         "scores/base/",
-        "scores/{shuffled}/",
+        "scores/{sampled}/",
     ),
-    "03_merge": ("merge/{merges}", "geometry", "scores/{merges}/"),
+    "03_merge": ("merge/{averages}", "geometry", "scores/{averages}/"),
     "04_incremental_updates": (
         "subset/{new_subsets}",
         "tokens/new",
@@ -67,15 +60,21 @@ NOTEBOOKS: Mapping[str, tuple[str, ...]] = {
         "scores/{restricted}/",
         "geometry/compared",
         "merge/{comparisons}",
-        "scores/{shuffled:seeds}/",
-        "scores/{merges:seeds}/",
+        "scores/{sampled:seeds}/",
+        "scores/{averages:seeds}/",
         "scores/{comparisons:seeds}/",
     ),
-    "07_tables_and_figures": ("results", "report"),
+    "07_tables_and_figures": (
+        "plan/{rest}",
+        "member/{rest}",
+        "scores/{rest:seeds}/",
+        "results",
+        "report",
+    ),
     "08_your_own_data": ("examples", "base"),  # its own study has nodes of its own
 }
 """Which nodes each notebook makes or loads: a name, all names under a folder (``scores/base/``), or one for every name
-of a group of `Study.group` (``plan/{shuffled}``), with all seeds of each where it says so (``scores/{merges:seeds}/``).
+of a group of `Study.group` (``plan/{sampled}``), with all its seeds where it says so (``scores/{averages:seeds}/``).
 """
 
 
@@ -155,39 +154,30 @@ class Study:
         return Results(self.workspace.root, facts, gathering.numbers_of(found))
 
     def group(self, name: str) -> list[str]:
-        """Names of the models or subsets of a group, in the profile's order.
+        """Names of the models or subsets of a group, as `boom_utils.config.Experiments` declares them.
 
-        The static setting knows old data only. ``shuffled``: its members trained with batch-level shuffling on all
-        datasets. ``schedules``: those trained with another schedule, and those of the first group that they are
-        compared with. ``restricted``: those trained on some of the datasets. ``merges``: what is merged from the first
-        group by Multi-SLERP or the plain mean of weights; ``comparisons``: all other merges of the static setting.
-        ``incremental``: all models that know new data, and those that they update. ``subsets`` and ``new_subsets``:
-        subsets without and with new data.
+        ``sampled``, ``schedules`` (the one they are compared with comes first) and ``incremental``. ``averages``:
+        merges of ``sampled``; ``comparisons``: all other merges of old data; ``restricted``: the members behind these
+        that are not ``sampled``; ``rest``: members in none of these. ``subsets`` and ``new_subsets``: subsets without
+        and with new data.
         """
-        facts, profile = self.profile.member_facts(), self.profile
-        parts = {merge.name: merge.members for merge in profile.merges}
-        shuffled, baselines = shuffled_members(facts), compared_schedules(facts).values()
-        restricted = [name for name, one in facts.items() if is_restricted(one) and one["new_data"] is None]
-        updated = updated_merges(facts, parts)
-        others = [name for name, one in facts.items() if one["new_data"] is None]
-        others = [name for name in others if name not in (*shuffled, *restricted)]
-        static = [merge for merge in profile.merges if merge.name not in updated]
-        plain = [
-            merge.name
-            for merge in static
-            if merge.method in ("linear", "multislerp") and not merge.task_vectors
-            if {*profile.trained_members(merge.name)} <= {*shuffled}
-        ]
-        return {
-            "shuffled": shuffled,
-            "schedules": [name for name in facts if name in others or name in baselines],
-            "restricted": restricted,
-            "merges": plain,
-            "comparisons": [merge.name for merge in static if merge.name not in plain],
-            "incremental": incremental_models(facts, parts),
-            "subsets": [subset.name for subset in profile.subsets if subset.new_data is None],
-            "new_subsets": [subset.name for subset in profile.subsets if subset.new_data is not None],
-        }[name]
+        profile, found = self.profile, self.profile.experiments
+        compared, updated = found.scheduling, found.incremental.models if found.incremental else ()
+        averages, members = [*found.controls, *found.variants], [member.name for member in profile.members]
+        merged = [merge.name for merge in profile.merges if merge.name not in (*averages, *updated)]
+        behind = {member for merge in merged for member in profile.trained_members(merge)} - {*found.sampled}
+        groups = {
+            "sampled": [*found.sampled],
+            "schedules": [compared.baseline, *compared.models] if compared and compared.baseline else [],
+            "incremental": [*updated],
+            "averages": averages,
+            "comparisons": merged,
+            "restricted": [name for name in members if name in behind],
+        }
+        groups["rest"] = [name for name in members if not any(name in group for group in groups.values())]
+        groups["subsets"] = [subset.name for subset in profile.subsets if subset.new_data is None]
+        groups["new_subsets"] = [subset.name for subset in profile.subsets if subset.new_data is not None]
+        return groups[name]
 
     def nodes_of(self, notebook: str) -> dict[str, Node]:
         """The nodes that ``notebook`` makes or loads, by name."""

@@ -12,7 +12,6 @@ from boom_utils.artifacts import Node, write_json
 from boom_utils.cards import CARD, Provenance, training_data
 from boom_utils.config import MemberConfig, PretrainedBase, Profile, WatchConfig
 from boom_utils.data.manifest import Dataset, Manifest
-from boom_utils.reporting.roles import compared_schedules
 from boom_utils.study.gathering import passes
 from boom_utils.study.stages import VERSION, Inputs, Nodes, model_nodes, prompts_of
 from boom_utils.training.base_source import source_kind
@@ -142,7 +141,8 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
         "name": config.name,
         "restart_rate": restart,
     }
-    watch = profile.watch if config.name in compared_schedules(profile.member_facts()) else None
+    compared = profile.experiments.scheduling
+    watch = profile.watch if compared and config.name in (compared.baseline, *compared.models) else None
     start = "base" if config.start is None else model_nodes(profile)[config.start]
     inputs = {"base": nodes[start], **_tokens(profile, config, nodes), "plan": nodes[f"plan/{config.name}"]}
     if watch is not None:  # the name of its file counts: members that are not watched stay as they are

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from boom_utils.cards import CARD, Provenance, training_data
 from boom_utils.config import MergeConfig, Profile
 from boom_utils.data.manifest import Manifest
 from boom_utils.merging.parameters import METHOD_RULES
-from boom_utils.reporting.roles import is_restricted, shuffled_members
 from boom_utils.study.stages import VERSION, Inputs, Nodes, model_nodes
 
 
@@ -76,23 +74,19 @@ def merge(profile: Profile, manifest: Manifest, config: MergeConfig, nodes: Node
 
 
 def geometry_nodes(profile: Profile, nodes: Nodes) -> dict[str, Node]:
-    """Inner products with their base: of the scored batch-level shuffled members, and of those that methods compare."""
-    shuffled = [name for name in shuffled_members(profile.member_facts()) if name in profile.scored_models]
-    made = {"geometry": _geometry(shuffled, nodes)}
+    """Inner products with their base: of the scored members of samples, and of those that methods compare."""
+    samples = [name for name in profile.experiments.sampled if name in profile.scored_models]
+    made = {"geometry": _geometry(samples, nodes)}
     if compared := compared_members(profile):
         made["geometry/compared"] = _geometry(compared, nodes)
     return made
 
 
 def compared_members(profile: Profile) -> list[str]:
-    """The members that most merges share, where methods are compared on them; none where every merge has its own."""
-    sets = [frozenset(profile.trained_members(merge.name)) for merge in profile.merges]
-    restricted = {name for name, facts in profile.member_facts().items() if is_restricted(facts)}
-    counts = Counter(found for found in sets if found <= restricted)
-    if not counts or max(counts.values()) < 2:
-        return []
-    most = max(counts, key=lambda found: counts[found])
-    return [member.name for member in profile.members if member.name in most]
+    """The members that methods are compared on first, unless these are samples of all datasets; else none."""
+    groups = profile.experiments.methods
+    found = {*profile.trained_members(groups[0][0])} if groups else set()
+    return [] if found & {*profile.experiments.sampled} else [one.name for one in profile.members if one.name in found]
 
 
 def _geometry(names: list[str], nodes: Nodes) -> Node:

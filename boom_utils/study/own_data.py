@@ -134,6 +134,14 @@ def _profile(own: OwnData, like: Profile, datasets: list[str], folder: Path) -> 
             {"name": "plain-mean", "method": "linear", "members": [*members.values()], "weights": "equal"},
             {"name": "boom", "method": "multislerp", "members": [*members.values()], "weights": "ratio"},
         ],
+        "experiments": {
+            "full": "full",
+            "boom": "boom",
+            "sampled": [*members.values()],
+            "variants": ["boom"],
+            "controls": ["plain-mean"],
+            "methods": [["plain-mean", "boom"]],
+        },
         "evaluation": {"in_domain": [*datasets], "reference": "full"},
     }
 

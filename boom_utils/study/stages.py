@@ -30,7 +30,7 @@ VERSION: Mapping[str, int] = {
     "losses": 2,
     "interaction": 3,
     "scores": 3,
-    "results": 10,
+    "results": 11,
     "report": 9,
 }
 
