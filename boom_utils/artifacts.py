@@ -1,7 +1,8 @@
 """The workspace: every stage is a function of (name, version, config, inputs) and writes one folder.
 
-A folder is built under a temporary name, completed by ``record.json`` and then renamed, so an artifact is either
-whole or absent. Asking again for the same key returns the folder at once, in a notebook and headless alike.
+A folder is built under a name of its own, completed by ``record.json`` and then renamed, so an artifact is either
+whole or absent, whoever else makes it at the same time. Asking again for the same key returns the folder at once, in a
+notebook and headless alike.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +34,8 @@ log = logging.getLogger(__name__)
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 RECORD = "record.json"
+CHECKPOINTS = "checkpoints"
+"""Folder of a stage from which its next attempt goes on."""
 RECORDED_PACKAGES = (
     *("torch", "transformers", "tokenizers", "sentence-transformers", "datasets"),
     *("peft", "safetensors", "mteb", "numba", "numpy", "pandas"),
@@ -166,7 +171,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically; NaN and infinities are refused."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """``value`` as indented JSON; NaN and infinities are refused."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def default_workspace() -> Path:
@@ -202,13 +212,16 @@ def _git_commit() -> str | None:
         return None
 
 
-def process_alive(pid: Any) -> bool:
-    """Whether a process of that number runs on this machine; False for anything that is not a number."""
+def process_alive(pid: Any, seen: float = math.inf) -> bool:
+    """Whether a process of that number, begun before the time ``seen`` (s), runs here; False for what is no number."""
+    import psutil
+
     try:
-        os.kill(int(pid), 0)
-    except (OSError, TypeError, ValueError):
+        process = psutil.Process(int(pid))
+        # Numbers are used again, soon where each container has its own; clocks differ a little.
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= seen + 2
+    except (psutil.Error, TypeError, ValueError):
         return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -257,7 +270,7 @@ class Node:
         config: JSON-able description of everything else the output depends on.
         inputs: Nodes whose artifacts the stage reads.
         make: Writes the outputs into the given empty folder; returns facts for the record.
-        resumable: The folder of an attempt that failed is given to ``make`` again, with what is in it.
+        kept: Names of files and folders, such as checkpoints, that ``make`` finds again after an attempt that failed.
         observations: Outputs that say how it went, not what came out (a log with times): nothing that is made from the
             artifact depends on them, so they are not part of its digest.
         one_of_many: Its beginning and end are not worth a log line of their own.
@@ -269,7 +282,7 @@ class Node:
     config: Mapping[str, Any]
     make: Make = field(repr=False)
     inputs: Mapping[str, Node] = field(default_factory=dict)
-    resumable: bool = False
+    kept: tuple[str, ...] = ()
     observations: tuple[str, ...] = ()
     one_of_many: bool = False
 
@@ -277,6 +290,83 @@ class Node:
     def log_level(self) -> int:
         """Of the lines that say how far it is."""
         return logging.DEBUG if self.one_of_many else logging.INFO
+
+
+class _Attempt:
+    """A folder in which one process makes one artifact: no other process writes there.
+
+    Checkpoints of an earlier attempt are taken over by renaming its folder, so one taker gets all of them. An attempt
+    that lives on another machine, or seems dead and is not, finds its folder gone and cannot finish.
+
+    Args:
+        root: Folder of all attempts.
+        name: Of the artifact.
+        kept: Names of what is taken over; nothing for most stages.
+    """
+
+    def __init__(self, root: Path, name: str, kept: Sequence[str]) -> None:
+        self.root, self.name, self.kept = root, name, kept
+        self.path = self._new(f"{platform.node()}-{os.getpid()}")
+        root.mkdir(parents=True, exist_ok=True)
+        for other in sorted(root.glob(f"{name}.*"), key=self._checkpointed, reverse=True):
+            host, pid = other.name.removeprefix(f"{name}.").rsplit("-", 2)[:2]
+            age = time.time() - (changed := _changed(other))
+            here = host == platform.node()
+            if here and process_alive(pid, changed):
+                continue
+            if self._checkpointed(other) and not self.path.exists():
+                self._take_over(other)
+            elif here or host == _LEFT or age > _A_DAY:
+                shutil.rmtree(other, ignore_errors=True)
+        self.path.mkdir(exist_ok=True)
+        self._inode = self.path.stat().st_ino
+
+    def _new(self, owner: str) -> Path:
+        return self.root / f"{self.name}.{owner}-{secrets.token_hex(4)}"
+
+    def _checkpointed(self, path: Path) -> float:
+        """When something to go on with was last written; 0 if there is nothing."""
+        return max((_changed(path / name) for name in self.kept), default=0)
+
+    def _take_over(self, other: Path) -> None:
+        try:
+            other.rename(self.path)
+        except FileNotFoundError:
+            return  # somebody else was first
+        for path in [path for path in self.path.iterdir() if path.name not in self.kept]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    @property
+    def lost(self) -> bool:
+        """Whether another attempt has taken the folder; one that was made again under its name is another folder."""
+        return not self.path.exists() or self.path.stat().st_ino != self._inode
+
+    def complete(self, record: Mapping[str, Any]) -> None:
+        """Write the record; unlike `write_json` this never makes the folder again that somebody took."""
+        path = self.path / f".{RECORD}.tmp"
+        with path.open("x", encoding="utf-8") as handle:
+            handle.write(json_text(record))
+            handle.flush()
+            os.fsync(handle.fileno())
+        path.rename(self.path / RECORD)
+
+    def end(self, *, keep: bool) -> None:
+        """Leave checkpoints to the next attempt; throw all else away."""
+        if keep and not self.lost and self._checkpointed(self.path):
+            self.path.rename(self._new(f"{_LEFT}-0"))
+        else:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+_LEFT, _A_DAY = "left", 24 * 3600.0
+
+
+def _changed(path: Path) -> float:
+    """When a file or folder was last changed (s); 0 if there is none."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0
 
 
 class Workspace:
@@ -352,30 +442,51 @@ class Workspace:
         return Artifact(folder, record)
 
     def _make(self, node: Node, inputs: Mapping[str, Artifact], folder: Path, key: str) -> Artifact:
-        temporary = self.root / ".tmp" / f"{node.stage}-{folder.name}"
-        if not node.resumable:
-            shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process: the lock says nobody else is at it
-        shutil.rmtree(folder, ignore_errors=True)  # a folder without a record, or whose files are gone
-        temporary.mkdir(parents=True, exist_ok=True)
+        attempt = _Attempt(self.root / ".tmp", f"{node.stage}-{folder.name}", node.kept)
         log.log(node.log_level, "%s: started", node.label)
         began = time.perf_counter()
         try:
-            with naming(temporary):
-                facts = node.make(temporary, inputs) or {}
+            with naming(attempt.path):
+                facts = node.make(attempt.path, inputs) or {}
                 seconds = round(time.perf_counter() - began, 3)
-                record = self._record(node, inputs, key, facts, seconds, temporary)
-                write_json(temporary / RECORD, record)
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                temporary.rename(folder)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise self._disk_full(node, error) from error
-            raise
+                if not attempt.lost:
+                    attempt.complete(self._record(node, inputs, key, facts, seconds, attempt.path))
+                    return self._publish(node, attempt.path, folder, seconds)
+        except Exception as error:
+            if not attempt.lost:
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    raise self._disk_full(node, error) from error
+                raise
+            log.debug("%s: its folder was taken", node.label, exc_info=True)
         finally:
-            if not node.resumable:
-                shutil.rmtree(temporary, ignore_errors=True)
-        log.log(node.log_level, "%s: done in %.1f s", node.label, seconds)
-        return Artifact(folder, record)
+            attempt.end(keep=not (folder / RECORD).exists())
+        if found := self._read(folder):
+            return found
+        raise WorkspaceError(
+            f"another process goes on with {node.label}",
+            where=attempt.path,
+            fix="let it finish, then run again: what it makes is used",
+        )
+
+    def _publish(self, node: Node, attempt: Path, folder: Path, seconds: float) -> Artifact:
+        """Rename a complete attempt to its place; if another one came first, that is the artifact."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                attempt.rename(folder)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                if found := self._read(folder):
+                    log.info("%s: another process was first; its result is used", node.label)
+                    return found
+                # A folder without a record, or whose files are gone.
+                broken = attempt.with_name(f"{attempt.name}-broken")
+                folder.rename(broken)
+                shutil.rmtree(broken)
+            else:
+                log.log(node.log_level, "%s: done in %.1f s", node.label, seconds)
+                return Artifact(folder, json.loads((folder / RECORD).read_text(encoding="utf-8")))
 
     def _record(
         self, node: Node, inputs: Mapping[str, Artifact], key: str, facts: Mapping[str, Any], seconds: float, out: Path

@@ -5,16 +5,23 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from conftest import HANGS
 
 from boom_utils.artifacts import (
+    CHECKPOINTS,
     PROJECT_ROOT,
     RECORD,
     Artifact,
@@ -228,23 +235,87 @@ def test_seeds_of_different_names_differ_and_do_not_depend_on_the_hash_seed() ->
     assert said == {f"{derive_seed(3, 'x', 1)}\n".encode()}
 
 
-def test_a_resumable_artifact_goes_on_in_the_folder_of_the_attempt_that_failed(tmp_path: Path) -> None:
+def test_an_attempt_goes_on_from_the_checkpoints_of_the_one_that_failed_and_from_nothing_else(tmp_path: Path) -> None:
     seen: list[list[str]] = []
 
     def make(out: Path, _: Mapping[str, Artifact]) -> None:
-        seen.append(sorted(path.name for path in out.iterdir()))
-        write_text(out / f"step-{len(seen)}", "x")
+        seen.append(sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()))
+        write_text(out / CHECKPOINTS / f"step-{len(seen)}", "x")
+        write_text(out / f"half-{len(seen)}", "x")
         if len(seen) < 3:
             raise KeyboardInterrupt if len(seen) == 1 else ValueError
 
     workspace = Workspace(tmp_path)
     for error in (KeyboardInterrupt, ValueError):
         with pytest.raises(error):
-            workspace.build(Node("a", 1, "a", {}, make, resumable=True))
-    artifact = workspace.build(Node("a", 1, "a", {}, make, resumable=True))
-    assert seen == [[], ["step-1"], ["step-1", "step-2"]]
-    assert sorted(artifact.record["outputs"]) == ["step-1", "step-2", "step-3"]
+            workspace.build(Node("a", 1, "a", {}, make, kept=(CHECKPOINTS,)))
+    artifact = workspace.build(Node("a", 1, "a", {}, make, kept=(CHECKPOINTS,)))
+    assert seen == [[], ["checkpoints/step-1"], ["checkpoints/step-1", "checkpoints/step-2"]]
+    assert sorted(artifact.record["outputs"]) == [*(f"checkpoints/step-{n}" for n in (1, 2, 3)), "half-3"]
     assert not list((tmp_path / ".tmp").iterdir())
+
+
+@pytest.mark.parametrize("kept", [(), (CHECKPOINTS,)])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_where_locks_do_not_hold_two_writers_in_lock_step_make_one_whole_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: tuple[str, ...], elsewhere: bool
+) -> None:
+    """The second begins between two files of the first; on another machine it cannot know that the first one lives."""
+    monkeypatch.setattr("boom_utils.artifacts.locked", lambda *_: nullcontext())
+    began, go_on, found = threading.Event(), threading.Event(), []
+    names = (f"{CHECKPOINTS}/1", "model", f"{CHECKPOINTS}/2", "card")
+
+    def first(out: Path, _: Mapping[str, Artifact]) -> None:
+        for name in names[:2]:
+            write_text(out / name, name)
+        began.set()
+        assert go_on.wait(HANGS)
+        for name in names[2:]:
+            write_text(out / name, name)
+
+    def second(out: Path, _: Mapping[str, Artifact]) -> None:
+        found.extend(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+        write_text(out / names[0], names[0])
+        go_on.set()
+        if not (elsewhere and kept):
+            thread.result(HANGS)  # the first one ends before the second has written all
+        for name in names[1:]:
+            write_text(out / name, name)
+
+    with ThreadPoolExecutor() as pool:
+        thread = pool.submit(Workspace(tmp_path).build, Node("a", 1, "a", {}, first, kept=kept))
+        assert began.wait(HANGS)
+        monkeypatch.setattr("platform.node", lambda: "another" if elsewhere else platform.uname().node)
+        made = Workspace(tmp_path).build(Node("a", 1, "a", {}, second, kept=kept))
+        try:
+            assert thread.result(HANGS).path == made.path
+        except WorkspaceError as error:
+            assert elsewhere and kept and "another process goes on with a" in str(error)
+    assert found == ([names[0]] if elsewhere and kept else [])
+    assert sorted(made.record["outputs"]) == sorted(names) and made.damaged_files() == []
+    assert not list((tmp_path / ".tmp").iterdir())
+
+
+def test_what_killed_attempts_left_is_removed_when_nobody_can_live_in_it(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    old, workspace, node = time.time() - 2 * 24 * 3600, Workspace(tmp_path), Counter().node("a")
+    key = workspace.build(node).path.name
+    shutil.rmtree(tmp_path / "a")
+    left = {
+        f"{platform.node()}-{ended.pid}-1": True,
+        f"{platform.node()}-{os.getpid()}-1": False,
+        f"{platform.node()}-{os.getpid()}-2": True,  # of a process that had the number before: older than this one
+        "else.where-1-1": False,
+        "else.where-1-2": True,
+    }
+    for name in left:
+        write_text(tmp_path / ".tmp" / f"a-{key}.{name}" / "half.txt", "half")
+        if name.endswith("2"):
+            os.utime(tmp_path / ".tmp" / f"a-{key}.{name}", (old, old))
+    workspace.build(node)
+    there = {path.name.removeprefix(f"a-{key}.") for path in (tmp_path / ".tmp").iterdir()}
+    assert there == {name for name, gone in left.items() if not gone}
 
 
 def test_what_only_says_how_it_went_is_recorded_but_nothing_depends_on_it(tmp_path: Path) -> None:

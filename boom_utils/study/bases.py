@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from boom_utils.artifacts import Node
+from boom_utils.artifacts import CHECKPOINTS, Node
 from boom_utils.config import PretrainedBase, Profile, TinyBase
 from boom_utils.data.manifest import Manifest
 from boom_utils.study.stages import VERSION, Inputs, Nodes, named_prompts, prompts_of
@@ -51,7 +51,9 @@ def tiny_model(profile: Profile, config: TinyBase, manifest: Manifest, nodes: No
     described = {"base_model": config.model_dump(mode="json"), "prompt": prompt}
     inputs = {"random": nodes["random"], "examples": nodes["examples"]}
     log_file = ("training_log.jsonl",)
-    return Node("base", VERSION["base"], "base model", described, make, inputs, resumable=True, observations=log_file)
+    return Node(
+        "base", VERSION["base"], "base model", described, make, inputs, kept=(CHECKPOINTS,), observations=log_file
+    )
 
 
 def pretrained_model(config: PretrainedBase, prompts: dict[str, str]) -> Node:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boom_utils.artifacts import Node, write_json
+from boom_utils.artifacts import CHECKPOINTS, Node, write_json
 from boom_utils.cards import CARD, Provenance, training_data
 from boom_utils.config import MemberConfig, PretrainedBase, Profile, WatchConfig
 from boom_utils.data.manifest import Dataset, Manifest
@@ -156,7 +156,7 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
         described,
         make,
         inputs,
-        resumable=True,
+        kept=(CHECKPOINTS, WATCHED_LOSSES),
         observations=("training_log.jsonl", CARD),
     )
 

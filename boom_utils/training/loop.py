@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from boom_utils import __version__
-from boom_utils.artifacts import derive_seed, write_text
+from boom_utils.artifacts import CHECKPOINTS, derive_seed, write_text
 from boom_utils.config import TrainingConfig
 from boom_utils.errors import ConfigError
 from boom_utils.models import Encoder
@@ -38,7 +38,6 @@ from boom_utils.training.watch import Watcher
 
 log = logging.getLogger(__name__)
 LOG = "training_log.jsonl"
-CHECKPOINTS = "checkpoints"
 MEASURED = ("seconds", "tokens_per_second", "peak_memory_mb")
 """Fields of the log that differ from run to run; all others are the same for the same job."""
 
