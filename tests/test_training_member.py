@@ -27,6 +27,7 @@ from boom_utils.training.base_model import random_encoder
 from boom_utils.training.loop import LOG, MEASURED
 from boom_utils.training.member import MemberJob, train_member
 from boom_utils.training.plan import DatasetRules
+from boom_utils.training.processes import Launcher, StopAsked
 
 COUNTS = {"seed": 0, "steps": 2, "examples": 8}
 PROMPTS = {"toy": "Instruct: find it\nQuery: "}
@@ -99,7 +100,7 @@ def test_processes_that_die_without_a_word_are_an_error_with_the_end_of_their_ou
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [sys.executable, "-c", "import os; print('last words', flush=True); os.kill(os.getpid(), 9)"]
-    monkeypatch.setattr(module._Launch, "_command", lambda self: words)
+    monkeypatch.setattr(module._Launch, "_command", lambda *_: words)
     with pytest.raises(TrainingError, match=r"(?s)a training process died.*last words.*too little memory"):
         train_member(member_job(tmp_path), tmp_path / "out", processes=2)
 
@@ -157,6 +158,27 @@ def test_stopping_two_processes_saves_a_checkpoint_which_one_process_refuses_unl
         patch.setattr(module, "train", lambda *given: original(*given[:-1], lambda: next(stop)))
         train_member(allowed, out)
     assert len(lines_of(out)) == made + 2
+
+
+def test_a_process_stops_when_its_launcher_asks_or_is_gone_whatever_numbers_processes_have_where_it_runs() -> None:
+    code = (
+        "import sys\nfrom boom_utils.training.processes import Launcher\n"
+        "launcher = Launcher()\nprint(launcher.address, flush=True)\nsys.stdin.readline()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    asked = StopAsked(process.stdout.readline().strip())
+    assert not asked() and not asked()
+    process.kill()
+    process.wait()
+    assert asked()
+    launcher = Launcher()
+    asked = StopAsked(launcher.address)
+    assert not asked()
+    launcher.ask_to_stop()
+    assert asked()
 
 
 def test_processes_whose_parent_is_killed_save_and_end(tmp_path: Path) -> None:

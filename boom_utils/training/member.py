@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from boom_utils import errors
-from boom_utils.artifacts import process_alive, write_json
+from boom_utils.artifacts import write_json
 from boom_utils.cards import Card, Cost, Provenance, write_card
 from boom_utils.config import TrainingConfig
 from boom_utils.data.tokens import open_tokens
@@ -33,7 +33,7 @@ from boom_utils.training.gradients import TrainingJob
 from boom_utils.training.held_out import HeldOutOptions
 from boom_utils.training.loop import check_shares, remove_checkpoints, train
 from boom_utils.training.plan import BatchPlan, DatasetRules
-from boom_utils.training.processes import Processes, joined
+from boom_utils.training.processes import Launcher, Processes, StopAsked, joined
 from boom_utils.training.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def train_member(job: MemberJob, out: Path, processes: int = 1) -> dict[str, Any
 
 
 def _train_here(
-    job: MemberJob, out: Path, processes: Processes | None = None, parent: int | None = None
+    job: MemberJob, out: Path, processes: Processes | None = None, stop: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
     encoder = Encoder.load(job.base)
     encoder.spec = replace(encoder.spec, prompts={**encoder.spec.prompts, **job.prompts})
@@ -128,10 +128,6 @@ def _train_here(
     if job.watch is not None:
         watched = job.watch.jobs(tables, job.rules, HeldOutOptions(job.config, job.base, job.watch.seed))
     training = TrainingJob(tables, job.rules, plan, job.config, job.label, job.restart_rate, watched)
-
-    def stop() -> bool:
-        return parent is not None and ((out / _STOP).exists() or not process_alive(parent))
-
     facts = train(encoder, training, out, processes, job.allow_changes, stop)
     if processes is None or processes.first:
         encoder.save(out)
@@ -166,7 +162,7 @@ def _card(job: MemberJob, trained: Mapping[str, Cost], facts: Mapping[str, Any])
 
 
 _FOLDER = "processes"
-_STOP, _JOB, _FACTS, _OUTPUT = (f"{_FOLDER}/{name}" for name in ("stop", "job.json", "facts.json", "output.log"))
+_JOB, _FACTS, _OUTPUT = (f"{_FOLDER}/{name}" for name in ("job.json", "facts.json", "output.log"))
 
 
 def usable_processes(job: MemberJob) -> int:
@@ -194,8 +190,9 @@ class _Launch:
         """Start the processes, pass their lines on, and return rank 0's facts."""
         shutil.rmtree(self.out / _FOLDER, ignore_errors=True)
         write_json(self.out / _JOB, self.job.to_json())
+        launcher = Launcher()
         process = subprocess.Popen(
-            self._command(),
+            self._command(launcher.address),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -208,14 +205,14 @@ class _Launch:
             self._follow(process)
         except KeyboardInterrupt:
             log.info("stopping %d processes: this step is finished and a checkpoint is written first", self.count)
-            (self.out / _STOP).touch()
+            launcher.ask_to_stop()
             self._follow(process)
             raise
         return self._result(process.wait())
 
-    def _command(self) -> list[str]:
+    def _command(self, launcher: str) -> list[str]:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.count)]
-        return [*torchrun, "--module", "boom_utils.training.member", str(self.out), str(os.getpid())]
+        return [*torchrun, "--module", "boom_utils.training.member", str(self.out), launcher]
 
     def _follow(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -244,13 +241,14 @@ class _Launch:
         return facts
 
 
-def worker(out: Path, parent: int) -> int:
+def worker(out: Path, launcher: str) -> int:
     """One of the processes that torchrun started; what `_Launch` reads back is files."""
     rank = int(os.environ["RANK"])
     log_to_stdout(_MARK, logging.INFO if rank == 0 else logging.WARNING)
     try:
         with joined() as processes:
-            facts = _train_here(MemberJob.from_json(json.loads((out / _JOB).read_text())), out, processes, parent)
+            job = MemberJob.from_json(json.loads((out / _JOB).read_text(encoding="utf-8")))
+            facts = _train_here(job, out, processes, StopAsked(launcher) if processes.first else lambda: False)
             if processes.first:
                 write_json(out / _FACTS, facts)
             processes.barrier()
@@ -266,4 +264,4 @@ def worker(out: Path, parent: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(worker(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(worker(Path(sys.argv[1]), sys.argv[2]))

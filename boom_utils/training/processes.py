@@ -85,6 +85,46 @@ def _like(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
+class Launcher:
+    """What the process that starts the others keeps for them: a small server, which ends when it does."""
+
+    def __init__(self) -> None:
+        self._store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"localhost:{self._store.port}"
+
+    def ask_to_stop(self) -> None:
+        """Let every `StopAsked` of this launcher say so."""
+        self._store.set(_STOP, "")
+
+
+class StopAsked:
+    """Whether the launcher asked to stop, or is gone; the first process asks, and all agree by `Processes.total`.
+
+    A connection tells it, not a process number: that of the launcher means nothing on another machine.
+
+    Args:
+        launcher: Its `Launcher.address`.
+    """
+
+    def __init__(self, launcher: str) -> None:
+        host, port = launcher.rsplit(":", 1)
+        self._store = dist.TCPStore(host, int(port), is_master=False)
+
+    def __call__(self) -> bool:
+        """True from the moment on when training should save and end."""
+        try:
+            return self._store.check([_STOP])
+        except dist.DistError:  # the connection broke
+            return True
+
+
+_STOP = "stop"
+
+
 def this_process() -> Processes:
     """This process alone, on the first CUDA device where there is one."""
     cuda = torch.cuda.is_available()
