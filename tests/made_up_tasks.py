@@ -14,8 +14,7 @@ from mteb import TaskMetadata
 from mteb.abstasks import AbsTask
 
 from boom_utils.evaluation import run
-from boom_utils.evaluation.benchmarks import BenchmarkTask, find_benchmarks
-from boom_utils.evaluation.random_state import random_state_kept
+from boom_utils.evaluation.benchmarks import BenchmarkTask, find_benchmarks, random_state_kept
 
 NAME = "made-up"
 

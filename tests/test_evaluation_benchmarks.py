@@ -26,10 +26,15 @@ from boom_utils.cli import main
 from boom_utils.config import PROFILES, Profile, load_profile
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.errors import ConfigError, DownloadError, EvaluationError
-from boom_utils.evaluation import benchmark_data, benchmarks, run
-from boom_utils.evaluation.benchmark_data import fetch_benchmarks
-from boom_utils.evaluation.benchmarks import RELEASED, BenchmarkTask, find_benchmarks, instruction_of
-from boom_utils.evaluation.random_state import random_state_kept
+from boom_utils.evaluation import benchmarks, run
+from boom_utils.evaluation.benchmarks import (
+    RELEASED,
+    BenchmarkTask,
+    fetch_benchmarks,
+    find_benchmarks,
+    instruction_of,
+    random_state_kept,
+)
 from boom_utils.evaluation.statistics import TaskSamples
 from boom_utils.reporting.results import read_samples
 from boom_utils.reporting.tables import score_frame
@@ -48,10 +53,7 @@ def test_the_benchmarks_of_the_paper_have_the_tasks_they_had_then_each_once() ->
     )
     assert len(found.tasks) == 41 + 12 + 16 + 13 - 1  # AppsRetrieval is in two
     assert found.tasks["AppsRetrieval"].benchmark == "MTEB(Code, v1)"
-    left_out = found.left_out["RTEB(beta)"]
-    assert len(left_out) == 14 and "after the paper" in left_out["SWEbenchCodeRetrieval"]
-    assert sum("not public" in reason for reason in left_out.values()) == 13
-    assert not any(found.left_out[name] for name in NAMES if name != "RTEB(beta)")
+    assert "SWEbenchCodeRetrieval" not in found.tasks  # added after the paper
 
 
 def test_a_task_of_many_languages_keeps_those_its_benchmark_names() -> None:
@@ -285,7 +287,7 @@ def test_fetched_data_are_scored_offline(monkeypatch: pytest.MonkeyPatch, hub: H
         assert stored["dataset_revision"] == REVISION and str(tmp_path) not in json.dumps(stored)
     with random_state_kept():
         made = benchmarks.make_benchmark_task(tasks["TinyRetrieval"])
-        benchmark_data.load_benchmark_data(made, tasks["TinyRetrieval"], tmp_path / "datasets")
+        benchmarks.load_benchmark_data(made, tasks["TinyRetrieval"], tmp_path / "datasets")
     assert made.metadata.dataset == {"path": "tiny/retrieval", "revision": REVISION}
     assert len(fetch_benchmarks(tasks.values())) == 2 and len(hub.requests) == asked
 

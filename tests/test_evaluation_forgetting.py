@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import sem, t
 
 from boom_utils.errors import ResultsError
-from boom_utils.evaluation.forgetting import forgotten, loss_curves
+from boom_utils.evaluation.interaction import forgotten, loss_curves
 from boom_utils.reporting.interaction import forgetting_curves
 from boom_utils.training.batch_losses import BatchLosses
 
@@ -74,12 +74,9 @@ def test_curves_are_what_the_figure_draws() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ([], "a: shares of steps not ascending"),
-        (points(1.0), "a: 1 point"),
-        (points(2.0, 1.0, shares=(0.0, 0.5)), "up to 50 % of the steps, not up to the end"),
-        (points(2.0, 1.0, shares=(1.0, 0.5)), "not ascending"),
-        (points(2.0, 1.0, 3.0, shares=(0.0, 1.0, 1.5)), "not ascending"),
-        (points(2.0, 1.0, shares=(0.0, float("nan"))), "not ascending"),
+        ([], r"a: 0 point\(s\)"),
+        (points(1.0), r"a: 1 point\(s\)"),
+        (points(2.0, 1.0, shares=(0.0, 0.5)), "not up to the end"),
         ([points(2.0)[0], (1.0, points(1.0, batches="others")[0][1])], "points on different batches"),
         ([points(2.0)[0], (1.0, BatchLosses((1.0,), 4, 0, "same"))], "points on different batches"),
     ],

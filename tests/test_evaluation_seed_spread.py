@@ -9,8 +9,7 @@ import pytest
 from scipy.stats import ttest_1samp, ttest_ind
 
 from boom_utils.errors import ResultsError
-from boom_utils.evaluation.seed_spread import mean_shares, moved, seed_spread, shares_of
-from boom_utils.evaluation.statistics import Measured
+from boom_utils.evaluation.statistics import Measured, mean_shares, moved, seed_spread, shares_of
 
 SIGMA, QUERY = 0.01, 0.004
 RATIOS = {"s20": 0.2, "s40": 0.4, "s60": 0.6, "s80": 0.8, "full": 1.0}

@@ -25,7 +25,7 @@ from smoke_run import CANARY, Run, command, environment
 from boom_utils.artifacts import PROJECT_ROOT, Workspace
 from boom_utils.cli import main
 from boom_utils.config import PROFILES, Profile, load_profile
-from boom_utils.evaluation.run import random_state_kept
+from boom_utils.evaluation.benchmarks import random_state_kept
 from boom_utils.reporting.claims import counts_of
 from boom_utils.reporting.report import write_mteb_results, write_report
 from boom_utils.reporting.results import read_results

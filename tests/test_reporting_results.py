@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_up_results import write_made_up_results
 
-from boom_utils.evaluation.seed_spread import mean_shares, moved, shares_of
+from boom_utils.evaluation.statistics import mean_shares, moved, shares_of
 from boom_utils.reporting.ablations import merge_table
 from boom_utils.reporting.headline import seed_table
 from boom_utils.reporting.results import Results, read_results

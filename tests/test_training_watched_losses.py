@@ -94,6 +94,6 @@ def test_a_loss_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
 
 
 def test_reading_and_comparing_needs_no_torch() -> None:
-    names = "boom_utils.training.watched_losses, boom_utils.evaluation.forgetting"
+    names = "boom_utils.training.watched_losses, boom_utils.evaluation.interaction"
     code = f"import sys, {names}; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

@@ -1,23 +1,31 @@
-"""Benchmarks of mteb: which tasks they are, restricted to the splits and subsets they name, and how each is prompted.
+"""Benchmarks of mteb: which tasks they are, restricted to the splits and subsets they name, their prompts and data.
 
-Asking needs no network; mteb is imported only when there is a benchmark to ask for.
+Asking needs no network; mteb is imported only when there is a benchmark to ask for. The data are fetched once into the
+hub's cache at the revision mteb names, and read from there: a task loads them by path, so that nothing asks the hub,
+which the loaders of mteb do even when all is in the libraries' own cache. ``BOOM_MIRROR`` works as for a corpus.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
+import logging
+import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from boom_utils.config import EvaluationConfig
-from boom_utils.errors import ConfigError, bullet_list, nearest
-from boom_utils.evaluation.random_state import random_state_kept
+from boom_utils.data.files import MEGABYTE, MOST_SHOWN, hub_snapshot
+from boom_utils.errors import BoomError, ConfigError, DownloadError, EvaluationError, bullet_list, nearest
+
+log = logging.getLogger(__name__)
 
 LISTS = Path(__file__).with_name("benchmark_lists.yaml")
 RELEASED = Path(__file__).with_name("released_prompts.yaml")
@@ -25,7 +33,9 @@ RELEASED = Path(__file__).with_name("released_prompts.yaml")
 _KEYED = ("name", "family", "metric", "splits", "subsets", "dataset")
 UNKNOWN_SIZE = 10**7
 """Characters of a task whose texts nobody counted."""
-CLOSED = "closed: its data are not public"
+_ENDS = ("parquet", "json", "jsonl", "csv", "tsv", "txt", "gz", "zip", "zst", "bz2", "xz", "arrow", "md")
+PATTERNS = tuple(f"*.{end}" for end in _ENDS)
+"""Files that `datasets` reads; README.md says which of them belong together."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class BenchmarkTask:
         languages: Of these subsets.
         dataset: Repository on the hub and its revision.
         instruction: What the template is filled with, and where it is from (`instruction_of`).
-        characters: Of its texts, as mteb counted them; None where it did not.
+        size: How much there is to encode, about: characters, as mteb counted them.
         prompt: Put before queries.
     """
 
@@ -55,13 +65,8 @@ class BenchmarkTask:
     languages: tuple[str, ...]
     dataset: tuple[str, str]
     instruction: tuple[str, str]
-    characters: int | None = None
+    size: int = UNKNOWN_SIZE
     prompt: str = ""
-
-    @property
-    def size(self) -> int:
-        """How much there is to encode, about: characters."""
-        return self.characters or UNKNOWN_SIZE
 
     def described(self) -> dict[str, Any]:
         """Everything of it that a score depends on, as JSON."""
@@ -75,17 +80,29 @@ class Benchmarks:
     Args:
         tasks: Name -> task; one that two of them have is here once.
         members: Benchmark -> names of its tasks.
-        left_out: Benchmark -> task of the installed mteb that is not scored -> why.
     """
 
     tasks: Mapping[str, BenchmarkTask]
     members: Mapping[str, tuple[str, ...]]
-    left_out: Mapping[str, Mapping[str, str]]
 
 
 def mteb_version() -> str:
     """Version of the installed mteb; it is not imported."""
     return importlib.metadata.version("mteb")
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Put the global random generators back as they were: mteb seeds all three when it is imported or makes a task."""
+    import torch
+
+    kept = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])  # noqa: NPY002
 
 
 def find_benchmarks(names: Sequence[str]) -> Benchmarks:
@@ -98,9 +115,9 @@ def find_benchmarks(names: Sequence[str]) -> Benchmarks:
         ConfigError: mteb has no such benchmark, lacks a task of a list, or two of them define a task differently.
     """
     tasks: dict[str, BenchmarkTask] = {}
-    members, left_out, problems = {}, {}, []
+    members, problems = {}, []
     for benchmark in names:
-        found, left_out[benchmark] = _tasks_of(benchmark)
+        found = _tasks_of(benchmark)
         members[benchmark] = tuple(found)
         for name, task in found.items():
             first = tasks.setdefault(name, task)
@@ -112,7 +129,7 @@ def find_benchmarks(names: Sequence[str]) -> Benchmarks:
             found=bullet_list(problems),
             fix="name one of them in the profile",
         )
-    return Benchmarks(tasks, members, left_out)
+    return Benchmarks(tasks, members)
 
 
 def tasks_by_domain(evaluation: EvaluationConfig, found: Benchmarks | None = None) -> dict[str, list[str]]:
@@ -141,21 +158,15 @@ def tasks_by_domain(evaluation: EvaluationConfig, found: Benchmarks | None = Non
     return {domain: names for domain, names in domains.items() if names}
 
 
-def _tasks_of(benchmark: str) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:
-    """Tasks of one benchmark, and those left out."""
+def _tasks_of(benchmark: str) -> dict[str, BenchmarkTask]:
+    """Tasks of one benchmark: those fixed in this kit, or all whose data are public."""
     installed, fixed = _installed(benchmark), _yaml(LISTS).get(benchmark)
-    left_out = {name: CLOSED for name, task in installed.items() if not task.metadata.is_public}
-    if fixed is None:
-        wanted = [name for name in installed if name not in left_out]
-    else:
-        wanted, unknown = fixed["tasks"], "not in the list that is fixed in this kit"
-        reasons = {name: entry["reason"] for entry in fixed["left_out"] for name in entry["tasks"]}
-        left_out = {name: reasons.get(name, unknown) for name in installed if name not in wanted}
+    wanted = fixed["tasks"] if fixed else [name for name, task in installed.items() if task.metadata.is_public]
     if missing := [name for name in wanted if name not in installed]:
         raise ConfigError(
             f"the installed mteb lacks tasks of {benchmark}", found=", ".join(missing), fix="install the locked version"
         )
-    return {name: _described(installed[name], benchmark) for name in wanted}, left_out
+    return {name: _described(installed[name], benchmark) for name in wanted}
 
 
 @functools.cache
@@ -187,9 +198,7 @@ def _installed(benchmark: str) -> dict[str, Any]:
 def _described(task: Any, benchmark: str) -> BenchmarkTask:
     metadata, subsets = task.metadata, tuple(task.hf_subsets)
     spoken = metadata.hf_subsets_to_langscripts
-    counted = [
-        (metadata.descriptive_stats or {}).get(split, {}).get("number_of_characters") for split in task.eval_splits
-    ]
+    counts = [(metadata.descriptive_stats or {}).get(one, {}).get("number_of_characters") for one in task.eval_splits]
     return BenchmarkTask(
         name=metadata.name,
         benchmark=benchmark,
@@ -200,19 +209,86 @@ def _described(task: Any, benchmark: str) -> BenchmarkTask:
         languages=tuple(sorted({language for subset in subsets for language in spoken[subset]})),
         dataset=(metadata.dataset["path"], metadata.dataset["revision"]),
         instruction=instruction_of(task),
-        characters=sum(counted) if all(counted) else None,
+        size=sum(counts) if all(counts) else UNKNOWN_SIZE,
     )
 
 
 def make_benchmark_task(task: BenchmarkTask) -> Any:
-    """A new mteb task that keeps the values behind its score in ``samples``; see `boom_utils.evaluation.listening`.
+    """A new mteb task that keeps the values behind its score in ``samples``; see `boom_utils.evaluation.samples`.
 
     Raises:
         ConfigError: The installed mteb has no such benchmark.
     """
-    from boom_utils.evaluation.listening import listening_class
+    from boom_utils.evaluation.samples import keeping_class
 
     given = _installed(task.benchmark)[task.name]
-    made = listening_class(type(given))()
+    made = keeping_class(type(given))()
     made.hf_subsets, made._eval_splits = list(task.subsets), list(task.splits)
     return made
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def fetch_benchmarks(tasks: Iterable[BenchmarkTask]) -> dict[str, int]:
+    """Fetch the data of some tasks, one repository after the other; what cannot be had does not stop the rest.
+
+    Args:
+        tasks: Of which benchmarks ever.
+
+    Returns:
+        Repository -> bytes of its files.
+
+    Raises:
+        DownloadError: At least one repository could not be fetched; the others are there.
+    """
+    sizes: dict[str, int] = {}
+    problems = []
+    for repo, revision in dict.fromkeys(task.dataset for task in tasks):
+        try:
+            folder = hub_snapshot(repo, PATTERNS, revision)
+        except BoomError as error:
+            problems.append(f"{repo}: {error.what}")
+            continue
+        sizes[repo] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        log.info("benchmark data: %s: %.1f MB", repo, sizes[repo] / MEGABYTE)
+    if problems:
+        raise DownloadError(
+            f"the data of {len(problems)} benchmark datasets could not be fetched, {len(sizes)} are there",
+            found=bullet_list(problems, MOST_SHOWN),
+            fix="run again, what is finished is kept; offline, set BOOM_MIRROR=<folder>",
+        )
+    return sizes
+
+
+def load_benchmark_data(made: Any, task: BenchmarkTask, cache: Path | None) -> None:
+    """Have an mteb task load its data: those of the hub's cache or the mirror, fetched now where they are not there.
+
+    Args:
+        made: The task.
+        task: What it is made of.
+        cache: Where `datasets` keeps what it reads; None leaves all to mteb and the Hugging Face libraries.
+
+    Raises:
+        EvaluationError: The data cannot be had or read.
+    """
+    import datasets
+
+    kept, before = made.metadata, datasets.config.HF_DATASETS_CACHE
+    try:
+        if cache is not None:
+            with suppress(DownloadError):  # mteb's own loader may have them elsewhere
+                folder = hub_snapshot(task.dataset[0], PATTERNS, task.dataset[1])
+                made.metadata = kept.model_copy(update={"dataset": {**kept.dataset, "path": str(folder.resolve())}})
+                datasets.config.HF_DATASETS_CACHE = cache
+        made.load_data()
+    except Exception as error:  # whatever the libraries say when data are not there
+        raise EvaluationError(
+            f"the data of {task.name} cannot be loaded",
+            where=f"datasets/{task.dataset[0]} at {task.dataset[1]}",
+            found=error.what if isinstance(error, BoomError) else f"{type(error).__name__}: {str(error)[:200]}",
+            fix="boom data fetch --profile <the profile>, where there is a network; what is there is then used offline",
+        ) from error
+    finally:
+        datasets.config.HF_DATASETS_CACHE = before
+        made.__dict__.pop("metadata", None)

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from boom_utils.artifacts import digest_of, sha256_file, write_json, write_text
+from boom_utils.artifacts import digest_of, sha256_file, write_json
 from boom_utils.errors import BoomError
 from boom_utils.evaluation.benchmarks import BenchmarkTask, mteb_version
-from boom_utils.evaluation.run import Scoring, evaluate_task
+from boom_utils.evaluation.run import Scoring, evaluate_task, write_result
 from boom_utils.evaluation.statistics import TaskSamples
 from boom_utils.evaluation.tasks import LocalTask
 from boom_utils.model_folder import content_hash
@@ -74,7 +74,7 @@ class Collection:
 def collect_scores(
     model: Candidate, tasks: Sequence[Task], out: Path, scoring: Scoring, devices: int = 1
 ) -> Collection:
-    """Score a model on some tasks, the largest first; what is finished is kept at once, a failure stops no other task.
+    """Score a model on some tasks; what is finished is kept at once, a failure stops no other task.
 
     Args:
         model: What to score.
@@ -87,7 +87,7 @@ def collect_scores(
     for task in tasks:
         if (found := _read(_samples_path(model, revision, task, out), _made_with(revision, task, scoring))) is not None:
             done[task.name] = found
-    missing = sorted((task for task in tasks if task.name not in done), key=lambda task: task.size, reverse=True)
+    missing = [task for task in tasks if task.name not in done]
     if done:
         log.info("%s: %d of %d tasks up to date", model.name, len(done), len(tasks))
     jobs = [_Job(model, revision, task, out, scoring) for task in missing]
@@ -182,18 +182,6 @@ def _take_device(numbers: Any, workers: int) -> None:
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
-
-
-def write_result(model: str, revision: str, result: Mapping[str, Any], out: Path) -> None:
-    """Write a result of mteb where `mteb.ResultCache` reads it: of one model and revision, on the task it names."""
-    from mteb.models import ModelMeta
-
-    folder = out / "results" / f"boom__{model}" / revision
-    meta = ModelMeta.create_empty({"name": f"boom/{model}", "revision": revision})
-    write_json(folder / "model_meta.json", json.loads(json.dumps(meta.to_dict(), default=str)))
-    write_text(
-        folder / f"{result['task_name']}.json", json.dumps(result, indent=2, ensure_ascii=False)
-    )  # NaN is mteb's
 
 
 def _samples_path(model: Candidate, revision: str, task: Task, out: Path) -> Path:

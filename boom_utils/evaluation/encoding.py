@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,16 +25,8 @@ from boom_utils.progress import progress
 BLOCK = 8192
 """Texts that are tokenised and sorted by length together; of a corpus of millions no more are held at a time."""
 Similarity = Callable[[Any, Any], Any]
-MOST_KEPT = 4 * 2**30
-"""Most bytes of embeddings that are kept for the next task, on a machine with enough memory."""
-
-
-def kept_bytes() -> int:
-    """How many bytes of embeddings are kept here: `MOST_KEPT`, at most a quarter of the memory."""
-    try:
-        return min(MOST_KEPT, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
-    except (AttributeError, OSError, ValueError):  # a system that does not tell
-        return MOST_KEPT // 8
+MOST_KEPT = 2**30
+"""Most bytes of embeddings that are kept for the next task."""
 
 
 class EmbeddingCache:
@@ -44,11 +36,11 @@ class EmbeddingCache:
     only the same block in the same order gives the same bytes as encoding anew. Two tasks over one corpus have that.
 
     Args:
-        size: Most bytes that are kept; None: `kept_bytes`.
+        size: Most bytes that are kept.
     """
 
-    def __init__(self, size: int | None = None) -> None:
-        self.size = kept_bytes() if size is None else size
+    def __init__(self, size: int = MOST_KEPT) -> None:
+        self.size = size
         self._kept, self._bytes = OrderedDict[tuple[str, bytes], np.ndarray](), 0
 
     def encode(self, encoder: Encoder, texts: Sequence[str], prompt: str, tokens_per_batch: int | None) -> np.ndarray:
@@ -136,11 +128,5 @@ def similarities(name: str) -> tuple[Similarity, Similarity]:
 
 def _blocks(inputs: Iterable[Any]) -> Iterator[list[str]]:
     """Texts of batches, `BLOCK` at a time."""
-    waiting: list[str] = []
-    for batch in inputs:
-        waiting += batch["text"]
-        while len(waiting) >= BLOCK:
-            yield waiting[:BLOCK]
-            waiting = waiting[BLOCK:]
-    if waiting:
-        yield waiting
+    texts = chain.from_iterable(batch["text"] for batch in inputs)
+    return iter(lambda: list(islice(texts, BLOCK)), [])

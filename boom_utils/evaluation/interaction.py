@@ -1,11 +1,15 @@
-"""Which datasets help and which disturb one another: held-out loss of joint minus separate training, and clusters.
+"""Held-out losses compared: which datasets help and which disturb one another, and what a training forgets again.
 
-The paper takes, for each pair of datasets, the difference between their loss when they are trained together and when
-each is trained alone, and clusters datasets by it. Which loss it is, how long is trained and how clusters are joined is
-not known. The kit's choices: held-out InfoNCE; a pair's number is the mean of both directions; average linkage.
+**Interaction.** The paper takes, for each pair of datasets, the difference between their loss when they are trained
+together and when each is trained alone, and clusters datasets by it. Which loss it is, how long is trained and how
+clusters are joined is not known. The kit's choices: held-out InfoNCE; a pair's number is the mean of both directions;
+average linkage.
 
-Intervals are Student's over held-out batches, paired: all models meet the same ones. They say how far a number would
-move with other held-out batches, not with other training seeds. Of one batch there is none.
+**Forgetting.** The paper explains the scheduling strategies by catastrophic forgetting and gives no measure of it. The
+kit's: mean InfoNCE at the end of a training minus the lowest at any earlier point.
+
+Intervals are Student's over held-out batches, paired: all models, or points, meet the same ones. They say how far a
+number would move with other batches, not with other training seeds. Of one batch there is none.
 
 Shapes: N datasets.
 """
@@ -14,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import combinations, permutations
 from typing import Any
 
@@ -22,13 +26,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boom_utils.errors import ConfigError, ResultsError, bullet_list
-from boom_utils.evaluation.statistics import Estimate, Measured, added, plain_mean
+from boom_utils.evaluation.statistics import Estimate, added, plain_mean
 from boom_utils.training.batch_losses import BatchLosses
 
 Matrix = NDArray[np.float64]
 ModelLosses = Mapping[str, BatchLosses]
 """Held-out losses of one model, by dataset."""
 _MATRICES = ("changes", "changes_low", "changes_high", "values", "low", "high")
+Watched = Mapping[str, Sequence[tuple[float, BatchLosses]]]
+"""Dataset -> share of the steps done (0 to 1) and losses there, as `training.watched_losses.read_watched` gives it."""
+CurvePoint = tuple[float, float, float, float]
+"""Share of the steps done, loss, lower and upper end of its interval (nats)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +69,15 @@ class Interaction:
 
     def pair(self, a: str, b: str) -> Estimate:
         """Mean difference of a pair, with its interval."""
-        return _cell((self.values, self.low, self.high), self._place(a, b))
+        return self._cell(a, b, "values", "low", "high")
 
     def change(self, of: str, trained_with: str) -> Estimate:
         """Difference of the loss of one dataset when it is trained with another, with its interval."""
-        return _cell((self.changes, self.changes_low, self.changes_high), self._place(of, trained_with))
+        return self._cell(of, trained_with, "changes", "changes_low", "changes_high")
 
-    def _place(self, a: str, b: str) -> tuple[int, int]:
-        return self.datasets.index(a), self.datasets.index(b)
+    def _cell(self, a: str, b: str, *matrices: str) -> Estimate:
+        place = self.datasets.index(a), self.datasets.index(b)
+        return Estimate(*(float(getattr(self, name)[place]) for name in matrices))
 
     def as_json(self) -> dict[str, Any]:
         """Plain lists and numbers."""
@@ -79,17 +88,9 @@ class Interaction:
 
     @classmethod
     def from_json(cls, stored: Any) -> Interaction:
-        """The inverse of `as_json`.
-
-        Raises:
-            ResultsError: A field is missing or of another shape.
-        """
-        try:
-            names, batches = tuple(map(str, stored["datasets"])), tuple(map(int, stored["batches"]))
-            matrices = [np.array(stored[name], np.float64).reshape(len(names), len(batches)) for name in _MATRICES]
-            return cls(names, batches, float(stored["confidence"]), *matrices)
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(error) from None
+        """The inverse of `as_json`."""
+        matrices = [np.array(stored[name], np.float64) for name in _MATRICES]
+        return cls(tuple(stored["datasets"]), tuple(stored["batches"]), stored["confidence"], *matrices)
 
 
 def interaction_matrix(
@@ -125,23 +126,17 @@ def interaction_matrix(
             found=bullet_list(problems),
             fix="train and evaluate every dataset alone and every pair, on the same held-out batches",
         )
-    found = {name: np.zeros((len(names), len(names))) for name in _MATRICES}
-    changes: dict[tuple[int, int], Measured] = {}
-
-    def put(kind: str, place: tuple[int, int], estimate: Estimate) -> None:
-        for end, value in (("", estimate.value), ("low", estimate.low), ("high", estimate.high)):
-            found["_".join(filter(None, (kind, end))) or "values"][place] = value
-
+    changes, values = np.zeros((2, 3, len(names), len(names)))
+    measured = {}
     for a, b in permutations(range(len(names)), 2):
         together = _pair(joint, names[a], names[b])[names[a]]
-        changes[a, b] = plain_mean(np.subtract(together.values, separate[names[a]][names[a]].values))
-        put("changes", (a, b), changes[a, b].estimate(confidence))
+        measured[a, b] = plain_mean(np.subtract(together.values, separate[names[a]][names[a]].values))
+        changes[:, a, b] = astuple(measured[a, b].estimate(confidence))
     for a, b in combinations(range(len(names)), 2):
-        both = added([(0.5, changes[a, b]), (0.5, changes[b, a])])
-        for place in ((a, b), (b, a)):
-            put("", place, both.estimate(confidence))
+        both = added([(0.5, measured[a, b]), (0.5, measured[b, a])]).estimate(confidence)
+        values[:, a, b] = values[:, b, a] = astuple(both)
     batches = tuple(len(separate[name][name].values) for name in names)
-    return Interaction(names, batches, confidence, **found)
+    return Interaction(names, batches, confidence, *changes, *values)
 
 
 def _pair(joint: Mapping[tuple[str, str], ModelLosses], a: str, b: str) -> ModelLosses:
@@ -204,18 +199,9 @@ class Clusters:
 
     @classmethod
     def from_json(cls, stored: Any) -> Clusters:
-        """The inverse of `as_json`.
-
-        Raises:
-            ResultsError: A field is missing or does not fit the others.
-        """
-        try:
-            names, labels = tuple(map(str, stored["datasets"])), tuple(map(int, stored["labels"]))
-            tree = np.array(stored["linkage"], dtype=np.float64).reshape(max(1, len(names) - 1), 4)
-            dict(zip(names, labels, strict=True))
-            return cls(names, labels, tree, float(stored["shift"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(error) from None
+        """The inverse of `as_json`."""
+        tree = np.array(stored["linkage"], np.float64)
+        return cls(tuple(stored["datasets"]), tuple(stored["labels"]), tree, stored["shift"])
 
 
 def clusters(interaction: Interaction, count: int | None = None, threshold: float | None = None) -> Clusters:
@@ -241,7 +227,7 @@ def clusters(interaction: Interaction, count: int | None = None, threshold: floa
     >>> clusters(seen, threshold=0.0).groups
     (('nq', 'fiqa'), ('sts',))
     """
-    from scipy.cluster.hierarchy import linkage
+    from scipy.cluster.hierarchy import cut_tree, linkage
     from scipy.spatial.distance import squareform
 
     size = len(interaction.datasets)
@@ -258,36 +244,105 @@ def clusters(interaction: Interaction, count: int | None = None, threshold: floa
     distances = values - shift
     np.fill_diagonal(distances, 0.0)
     tree = np.asarray(linkage(squareform(distances, checks=False), method="average"), dtype=np.float64)
+    joined = size - count if count is not None else int((tree[:, 2] <= float(threshold or 0) - shift).sum())
+    # Not `fcluster`: where distances are equal it gives fewer clusters than are asked for.
+    found = dict(zip(order, cut_tree(tree, n_clusters=size - joined)[:, 0].tolist(), strict=True))
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(found[n] for n in range(size)), start=1)}
     for row in tree:  # nodes below N are datasets: back to the order of the interaction
         row[:2] = sorted(order[int(node)] if node < size else node for node in row[:2])
-    joined = size - count if count is not None else int((tree[:, 2] <= float(threshold or 0) - shift).sum())
-    return Clusters(interaction.datasets, _labels(tree, joined), tree, shift)
+    return Clusters(interaction.datasets, tuple(numbers[found[n]] for n in range(size)), tree, shift)
 
 
-def _labels(tree: Matrix, joined: int) -> tuple[int, ...]:
-    """Clusters after the first joins of a tree, numbered by their first dataset.
+# --- forgetting -------------------------------------------------------------------------------------------------------
 
-    Not scipy's ``fcluster``: where distances are equal it gives fewer clusters than are asked for.
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What a training lost again of one dataset.
+
+    Args:
+        difference: Loss at the end minus the lowest loss at an earlier point, nats, paired over batches. Positive:
+            forgotten; negative: the end is the best of all points.
+        lowest: The lowest mean loss at an earlier point, nats.
+        lowest_at: Share of the steps done there; the first such point.
+        end: Mean loss at the end, nats.
     """
-    size = len(tree) + 1
-    members = {number: {number} for number in range(size)}
-    for number, row in enumerate(tree[:joined]):
-        members[size + number] = members.pop(int(row[0])) | members.pop(int(row[1]))
-    numbers: dict[int, int] = {}
-    for label, group in enumerate(sorted(members.values(), key=min), start=1):
-        numbers |= dict.fromkeys(group, label)
-    return tuple(numbers[number] for number in range(size))
+
+    difference: Estimate
+    lowest: float
+    lowest_at: float
+    end: float
 
 
-def _cell(matrices: Sequence[Matrix], place: tuple[int, int]) -> Estimate:
-    value, low, high = (float(matrix[place]) for matrix in matrices)
-    return Estimate(value, low, high)
+def loss_curves(watched: Watched, confidence: float = 0.95) -> dict[str, list[CurvePoint]]:
+    """Points (share of steps, loss, low, high) of every dataset of one model.
+
+    `boom_utils.reporting.interaction.forgetting_curves` draws them; ``low`` and ``high`` are the interval over batches.
+
+    Args:
+        watched: Dataset -> (share of steps done, losses there), as `read_watched` reads them.
+        confidence: Of the intervals.
+
+    Returns:
+        Dataset -> points, in order; losses in nats.
+
+    Raises:
+        ResultsError: A dataset has no point, or points on different batches; all problems.
+
+    >>> start, end = (BatchLosses(v, rows=8, rows_in_no_batch=0, batches="b") for v in ((2.0, 1.0), (0.5, 0.5)))
+    >>> [(share, loss) for share, loss, low, high in loss_curves({"nq": [(0.0, start), (1.0, end)]})["nq"]]
+    [(0.0, 1.5), (1.0, 0.5)]
+    """
+    _check(watched)
+    curves = {}
+    for dataset, points in watched.items():
+        found = [(share, plain_mean(losses.values).estimate(confidence)) for share, losses in points]
+        curves[dataset] = [(share, estimate.value, estimate.low, estimate.high) for share, estimate in found]
+    return curves
 
 
-def _damaged(error: Exception) -> ResultsError:
-    return ResultsError(
-        "this is not an interaction of datasets",
-        expected="what as_json gives",
-        found=repr(error),
-        fix="compute it again",
-    )
+def forgotten(watched: Watched, confidence: float = 0.95) -> dict[str, Forgotten]:
+    """How much of every dataset one training lost again, by dataset.
+
+    The point of the lowest loss is chosen once, on all batches, and is the same in every draw. The lowest of several
+    points is a little too low by chance, and so the difference a little too high.
+
+    Args:
+        watched: As for `loss_curves`.
+        confidence: Of the intervals.
+
+    Returns:
+        Dataset -> the difference of the end to the best earlier point.
+
+    Raises:
+        ResultsError: As `loss_curves`, or the end of the training or a point before it is missing.
+
+    >>> half, end = (BatchLosses(v, rows=8, rows_in_no_batch=0, batches="b") for v in ((0.5, 0.5), (1.0, 0.75)))
+    >>> found = forgotten({"nq": [(0.5, half), (1.0, end)]})["nq"]
+    >>> found.lowest_at, found.difference.value
+    (0.5, 0.375)
+    """
+    _check(watched, points=2)
+    found = {}
+    for dataset, points in watched.items():
+        *earlier, (_, end) = points
+        share, lowest = min(earlier, key=lambda point: point[1].mean)
+        difference = plain_mean(np.subtract(end.values, lowest.values)).estimate(confidence)
+        found[dataset] = Forgotten(difference, lowest.mean, share, end.mean)
+    return found
+
+
+def _check(watched: Watched, *, points: int = 1) -> None:
+    """The same batches at every point, and as many points up to the end as are needed."""
+    problems = [] if watched else ["no dataset"]
+    for dataset, found in watched.items():
+        if len(found) < points or (points > 1 and found[-1][0] != 1):
+            problems.append(f"{dataset}: {len(found)} point(s), and not up to the end of the training")
+        if len({(losses.batches, len(losses.values)) for _, losses in found}) > 1:
+            problems.append(f"{dataset}: points on different batches")
+    if problems:
+        raise ResultsError(
+            "these losses along a training cannot be compared",
+            found=bullet_list(problems),
+            fix="train it again with a watch",
+        )

@@ -7,8 +7,9 @@ pooling, normalisation, length, dtype): mteb tells scores apart by revision alon
 from __future__ import annotations
 
 import functools
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +20,17 @@ import numpy as np
 import torch
 from mteb.models import ModelMeta
 
-from boom_utils.artifacts import write_json
+from boom_utils.artifacts import write_json, write_text
 from boom_utils.errors import EvaluationError
-from boom_utils.evaluation.benchmark_data import load_benchmark_data
-from boom_utils.evaluation.benchmarks import BenchmarkTask, make_benchmark_task, mteb_version
+from boom_utils.evaluation.benchmarks import (
+    BenchmarkTask,
+    load_benchmark_data,
+    make_benchmark_task,
+    mteb_version,
+    random_state_kept,
+)
 from boom_utils.evaluation.encoding import MtebEncoder
-from boom_utils.evaluation.listening import compare_as_model
-from boom_utils.evaluation.random_state import random_state_kept
+from boom_utils.evaluation.samples import compare_as_model, table
 from boom_utils.evaluation.statistics import TaskSamples
 from boom_utils.evaluation.tasks import LocalTask, build_task
 from boom_utils.machine import Precision, dtype_of
@@ -82,21 +87,28 @@ def evaluate_task(
     """
     scoring = scoring or Scoring()
     encoder, revision = _loaded(folder, scoring.precision)
-    meta = ModelMeta.create_empty({"name": f"boom/{model}", "revision": revision})
     symmetric = isinstance(task, LocalTask) and task.kind in SYMMETRIC
     passage_prompt = scoring.passage_prompt
-    wrapped = MtebEncoder(encoder, meta, task.prompt, prompt_documents=symmetric, passage_prompt=passage_prompt)
-    options: dict[str, Any] = {"cache": None, "co2_tracker": False, "show_progress_bar": False}
+    wrapped = MtebEncoder(
+        encoder, _meta(model, revision), task.prompt, prompt_documents=symmetric, passage_prompt=passage_prompt
+    )
     with random_state_kept(), _quiet():
         made = build_task(task) if isinstance(task, LocalTask) else make_benchmark_task(task)
         if isinstance(task, BenchmarkTask):
             load_benchmark_data(made, task, scoring.downloads and scoring.downloads.parent / "datasets")
         compare_as_model(made, wrapped.similarity_name)
+        metric = made.metadata.main_score
         result = mteb.evaluate(
-            wrapped, made, encode_kwargs={"batch_size": 1024, "show_progress_bar": False}, **options
+            wrapped,
+            made,
+            cache=None,
+            co2_tracker=False,
+            show_progress_bar=False,
+            encode_kwargs={"batch_size": 1024, "show_progress_bar": False},
+            prediction_folder=out,
         ).task_results[0]
     result.to_disk(out / f"{task.name}.json")
-    score, samples = float(result.get_score()), made.samples.table()
+    score, samples = float(result.get_score()), table(metric, made.samples)
     _check_samples(task.name, score, samples)
     write_json(out / "samples.json", samples)
     made_with = {"prompt": task.prompt, "template": scoring.template, "dtype": scoring.precision}
@@ -106,13 +118,26 @@ def evaluate_task(
         made_with["instruction_from"] = task.instruction[1]
     return {
         "main_score": score,
-        "metric": samples["metric"],
+        "metric": metric,
         "samples": len(samples["ids"]),
         "revision": revision,
         "mteb_version": mteb_version(),
         **made_with,
         **_spec(encoder),
     }
+
+
+def write_result(model: str, revision: str, result: Mapping[str, Any], out: Path) -> None:
+    """Write a result of mteb where `mteb.ResultCache` reads it: of one model and revision, on the task it names."""
+    folder = out / "results" / f"boom__{model}" / revision
+    meta = _meta(model, revision).to_dict()
+    write_json(folder / "model_meta.json", json.loads(json.dumps(meta, default=str)))
+    text = json.dumps(result, indent=2, ensure_ascii=False)  # with mteb's NaN
+    write_text(folder / f"{result['task_name']}.json", text)
+
+
+def _meta(model: str, revision: str) -> ModelMeta:
+    return ModelMeta.create_empty({"name": f"boom/{model}", "revision": revision})
 
 
 def _spec(encoder: Encoder) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from boom_utils.config import trained_members
+from boom_utils.errors import ResultsError
 from boom_utils.evaluation.interaction import Clusters, Interaction
 from boom_utils.reporting.results import Results, read_json_object
 
@@ -158,5 +159,9 @@ def read_interaction(results: Results) -> tuple[Interaction, Clusters | None] | 
     if not path.is_file():
         return None
     stored = read_json_object(path)
-    found = Clusters.from_json(stored["clusters"]) if stored.get("clusters") else None
-    return Interaction.from_json(stored), found
+    try:
+        found = Clusters.from_json(stored["clusters"]) if stored.get("clusters") else None
+        return Interaction.from_json(stored), found
+    except (KeyError, TypeError, ValueError) as error:
+        fix = "run the study again"
+        raise ResultsError("this is not an interaction of datasets", where=path, found=repr(error), fix=fix) from error

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from boom_utils.config import trained_members
-from boom_utils.evaluation.seed_spread import moved
+from boom_utils.evaluation.statistics import moved
 from boom_utils.reporting.experiments import average_merges
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import ROLES, Table, compared, estimate_columns

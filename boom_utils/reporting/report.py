@@ -88,7 +88,7 @@ def write_mteb_results(results: Results, out: Path) -> None:
     Raises:
         ResultsError: The results keep none.
     """
-    from boom_utils.evaluation.collection import write_result
+    from boom_utils.evaluation.run import write_result
 
     for row in results.numbers.scores.to_dict("records"):
         if not isinstance(row.get("result"), str):

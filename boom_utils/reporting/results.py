@@ -14,8 +14,17 @@ import pandas as pd
 
 from boom_utils.config import Experiments, trained_members
 from boom_utils.errors import ResultsError
-from boom_utils.evaluation.seed_spread import mean_shares, moved, seed_spread, shares_of
-from boom_utils.evaluation.statistics import Estimate, Measured, TaskSamples, measure, plain_mean
+from boom_utils.evaluation.statistics import (
+    Estimate,
+    Measured,
+    TaskSamples,
+    mean_shares,
+    measure,
+    moved,
+    plain_mean,
+    seed_spread,
+    shares_of,
+)
 from boom_utils.reporting.stored import RUN, Numbers, checked, read_numbers, rows_of
 
 PAGE = "report.html"
@@ -177,9 +186,9 @@ class Results:
 
         The difference is that of the means that tables show: over all seeds of either side. Where some models of the
         study have several, the spread they show is a level of every number, as far as the two sides differ in what was
-        trained; see `boom_utils.evaluation.seed_spread`. Merges of the same members with the same weights differ in
-        nothing that this knows of: then only seeds of both say how far they move, and with one each ``seeds`` is no
-        level.
+        trained; see `boom_utils.evaluation.statistics.seed_spread`. Merges of the same members with the same weights
+        differ in nothing that this knows of: then only seeds of both say how far they move, and with one each ``seeds``
+        is no level.
 
         Args:
             model: Its name.

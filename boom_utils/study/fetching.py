@@ -9,7 +9,7 @@ from boom_utils.config import Profile, load_profile
 from boom_utils.data.fetching import chosen_datasets, fetch_datasets
 from boom_utils.data.files import MEGABYTE, downloads_folder
 from boom_utils.data.manifest import HttpsFiles, HubFiles, LocalFiles, load_manifest
-from boom_utils.evaluation.benchmark_data import fetch_benchmarks
+from boom_utils.evaluation.benchmarks import fetch_benchmarks
 from boom_utils.study.scoring import profile_benchmarks
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,6 @@ def _fetch_benchmarks(profile: Profile) -> None:
     found = profile_benchmarks(profile)
     for name, tasks in found.members.items():
         log.info("%s: %d tasks", name, len(tasks))
-        for reason in dict.fromkeys(found.left_out[name].values()):
-            left = [task for task, why in found.left_out[name].items() if why == reason]
-            log.info("  left out, %s: %s", reason, ", ".join(left))
     if found.tasks:
         sizes = fetch_benchmarks(found.tasks.values())
         log.info("benchmark data: %d repositories, %.1f MB", len(sizes), sum(sizes.values()) / MEGABYTE)

@@ -14,7 +14,6 @@ from boom_utils.artifacts import Artifact, Node, canonical_json, sha256_file, wr
 from boom_utils.config import MemberConfig, Profile, load_profile
 from boom_utils.data.examples import read_jsonl
 from boom_utils.data.manifest import Manifest
-from boom_utils.evaluation.benchmarks import Benchmarks
 from boom_utils.reporting.published import PUBLISHED, PUBLISHED_FILES
 from boom_utils.reporting.results import read_samples
 from boom_utils.reporting.stored import Numbers, run_of, write_numbers
@@ -150,22 +149,12 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
             if {*profile.trained_members(merge.name)} <= {*trained_on}
         },
         "tasks": task_facts(profile, manifest, benchmarks),
-        **_benchmark_facts(benchmarks),
         "evaluation": profile.evaluation.model_dump(mode="json"),
         "experiments": profile.experiments.model_dump(mode="json", exclude_defaults=True),
         "families": {name: manifest.dataset(name).family for name in used},
         "deviations": deviations(profile, load_profile(PAPER_PROFILE)),
         "environment": {**found["base"].record["environment"], "device": _devices(found, members)},
     }
-
-
-def _benchmark_facts(benchmarks: Benchmarks) -> dict[str, Any]:
-    """What each benchmark asks for, and what of it is not scored, with the reason; nothing where there is none."""
-    facts = {
-        name: {"tasks": list(tasks), "left_out": dict(benchmarks.left_out[name])}
-        for name, tasks in benchmarks.members.items()
-    }
-    return {"benchmarks": facts} if facts else {}
 
 
 def _pooled(profile: Profile, scored: Collection[str]) -> dict[str, list[str]]:

@@ -65,7 +65,7 @@ def read_points(folder: Path) -> list[WatchedPoint]:
 
 
 def read_watched(folder: Path) -> dict[str, list[tuple[float, BatchLosses]]]:
-    """Losses on the same rows at some points of one training; for `boom_utils.evaluation.forgetting`.
+    """Losses on the same rows at some points of one training; for `boom_utils.evaluation.interaction`.
 
     Args:
         folder: Of a trained member.

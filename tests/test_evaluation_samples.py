@@ -24,7 +24,7 @@ from mteb.mocks import mock_tasks
 from mteb.results import TaskResult
 from sklearn.exceptions import UndefinedMetricWarning
 
-from boom_utils.evaluation.random_state import random_state_kept
+from boom_utils.evaluation.benchmarks import random_state_kept
 from boom_utils.evaluation.statistics import measure
 from boom_utils.models import Encoder
 from boom_utils.reporting.results import read_samples
