@@ -176,9 +176,6 @@ def _add_evaluate(commands: Any) -> None:
         "--tasks", nargs="+", action="extend", default=[], metavar="T", help="only these tasks, or benchmarks"
     )
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="results in mteb's JSON; what is up to date stays")
-    evaluate.add_argument(
-        "--devices", type=int, metavar="N", help="devices (CPU: processes) that share the tasks (every CUDA device)"
-    )
 
 
 def _add_data(commands: Any) -> None:
@@ -384,14 +381,9 @@ def _plan_merge(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    import torch
-
     from boom_utils.study.evaluating import evaluate_model
 
-    if options.devices is not None and options.devices < 1:
-        raise ConfigError("--devices is a number of devices", expected="1 or more", found=options.devices)
-    devices = options.devices or max(1, torch.cuda.device_count())
-    done = evaluate_model(_opened(options), options.model, options.tasks, options.out, devices)
+    done = evaluate_model(_opened(options), options.model, options.tasks, options.out)
     log.info("%s\n%s", done.table, done.folder)
     return 1 if done.failed else 0
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mteb  # before any test: importing it seeds the global random generators
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from hub_server import REVISION, HubServer
 from made_up_tasks import NAME, benchmark, retrieval_split, task_class, use_words
-from mteb import TaskMetadata
 from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskRetrieval
 from released_prompts import installed_prompts, write_prompts
 
@@ -25,19 +21,15 @@ from boom_utils.artifacts import Node, Workspace
 from boom_utils.cli import main
 from boom_utils.config import PROFILES, Profile, load_profile
 from boom_utils.data.manifest import Manifest, load_manifest
-from boom_utils.errors import ConfigError, DownloadError, EvaluationError
+from boom_utils.errors import ConfigError, EvaluationError
 from boom_utils.evaluation import benchmarks, run
 from boom_utils.evaluation.benchmarks import (
     RELEASED,
     BenchmarkTask,
     fetch_benchmarks,
     find_benchmarks,
-    instruction_of,
     random_state_kept,
 )
-from boom_utils.evaluation.statistics import TaskSamples
-from boom_utils.reporting.results import read_samples
-from boom_utils.reporting.tables import score_frame
 from boom_utils.study import scoring
 
 NAMES = ("MTEB(eng, v2)", "MTEB(Code, v1)", "RTEB(beta)", "NanoBEIR")
@@ -80,15 +72,11 @@ def test_the_released_prompts_are_those_of_the_installed_mteb(request: pytest.Fi
 
 
 def test_a_prompt_is_the_released_one_then_the_tasks_own_then_that_of_its_kind() -> None:
-    known = {task.metadata.name: task for name in NAMES for task in mteb.get_benchmark(name).tasks}
-    assert instruction_of(known["STS12"]) == ("Retrieve semantically similar text.", "released")
-    own = instruction_of(known["BiorxivClusteringP2P.v2"])
-    assert own[1] == "task" and own[0].startswith("Identify the main category of Biorxiv")
-    assert instruction_of(known["NanoArguAnaRetrieval"]) == (
-        "Given a claim, find documents that refute the claim",
-        "task",
-    )
-    assert instruction_of(known["AILACasedocs"])[1] == "kind"
+    tasks = find_benchmarks(NAMES).tasks
+    assert tasks["STS12"].instruction == ("Retrieve semantically similar text.", "released")
+    claim = "Given a claim, find documents that refute the claim"
+    assert tasks["NanoArguAnaRetrieval"].instruction == (claim, "task")
+    assert tasks["AILACasedocs"].instruction[1] == "kind"
 
 
 # --- scores as nodes --------------------------------------------------------------------------------------------------
@@ -114,37 +102,15 @@ def smoke(**evaluation: Any) -> tuple[Profile, Manifest]:
 def base_scores(workspace: Path, **evaluation: Any) -> dict[str, Node]:
     """Nodes of the base's scores; the base is an empty file."""
     source = Node("base", 1, "base", {}, lambda out, _: (out / "x").write_text("x") and {})
-    nodes = scoring.score_nodes(*smoke(**evaluation), defaultdict(lambda: source), workspace / "downloads")
-    return {name.split("/")[2]: node for name, node in nodes.items() if name.startswith("scores/base/")}
-
-
-@pytest.mark.promise(29)
-def test_a_crash_after_k_tasks_keeps_k(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    broken = [True]
-
-    def data() -> Any:
-        if broken[0]:
-            raise OSError("the disk is gone")
-        return {"default": {"test": retrieval_split(JUDGED)}}
-
-    use_words(monkeypatch)
-    benchmark(monkeypatch, retrieval("One"), retrieval("Two"), retrieval("Three", data), retrieval("Four"))
-    workspace, nodes = Workspace(tmp_path), base_scores(tmp_path)
-    with pytest.raises(EvaluationError, match=r"(?s)data of Three cannot be loaded.*the disk is gone"):
-        for name in ("One", "Two", "Three", "Four"):
-            workspace.build(nodes[name])
-    assert [name for name in nodes if workspace.find(nodes[name])] == ["One", "Two"]
-    broken[0], done = False, workspace.build(nodes["One"])
-    artifact = workspace.build(nodes["Three"])
-    assert workspace.build(nodes["One"]).record == done.record
-    assert read_samples(artifact.path).score == pytest.approx(artifact.facts["main_score"], abs=1e-5)
+    nodes = scoring.score_nodes(*smoke(**evaluation), {"base": source}, source, workspace / "downloads")
+    return {name.split("/")[2]: node for name, node in nodes.items()}
 
 
 @pytest.mark.promise(29)
 def test_another_template_precision_revision_or_mteb_is_another_score(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    use_words(monkeypatch, Numbers())
+    use_words(monkeypatch)
     with monkeypatch.context() as patch:
         benchmark(patch, retrieval("One"))
         workspace, nodes = Workspace(tmp_path), base_scores(tmp_path)
@@ -164,15 +130,6 @@ def test_another_template_precision_revision_or_mteb_is_another_score(
     assert workspace.find(base_scores(tmp_path)["One"]) is None
 
 
-class Numbers:
-    """Reads a text behind its prompt."""
-
-    def encode(self, texts: list[str], prompt: str = "", tokens_per_batch: int | None = None) -> Any:
-        from made_up_tasks import Words
-
-        return Words().encode(texts)
-
-
 def test_study_facts_list_the_tasks_of_a_benchmark_beside_those_of_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark(monkeypatch, retrieval("One"), retrieval("Two"))
     profile, manifest = smoke()
@@ -180,20 +137,10 @@ def test_study_facts_list_the_tasks_of_a_benchmark_beside_those_of_the_corpus(mo
     shared = {"family": "retrieval", "domain": "in-domain", "new_data": False, "benchmark": NAME}
     shared |= {"metric": "ndcg_at_10", "languages": ["eng-Latn"]}
     assert facts[:2] == [{"name": "One", **shared}, {"name": "Two", **shared}]
-    assert [(one["name"], one["domain"], one["new_data"]) for one in facts[2:]] == [
-        ("docstring_to_code", "out-of-domain", True)
-    ]
-
-
-def test_a_mean_over_a_domain_is_over_the_corpus_and_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    benchmark(monkeypatch, retrieval("One"))
-    evaluation = smoke(in_domain=["exception_class"])[0].evaluation
-    domains = benchmarks.tasks_by_domain(evaluation)
-    assert domains == {"in-domain": ["exception_class", "One"], "out-of-domain": ["docstring_to_code"]}
-    values = {"exception_class": 0.2, "One": 0.4, "docstring_to_code": 0.9}
-    samples = {name: TaskSamples("m", ("a", "b"), {"value": np.full(2, value)}) for name, value in values.items()}
-    shown = score_frame({"base": samples}, evaluation).loc["base"]
-    assert shown["in-domain mean"].startswith("30.0 ") and shown["out-of-domain mean"].startswith("90.0 ")
+    (corpus,) = facts[2:]
+    assert (corpus["name"], corpus["domain"], corpus["new_data"]) == ("docstring_to_code", "out-of-domain", True)
+    domains = benchmarks.tasks_by_domain(profile.evaluation)
+    assert domains == {"in-domain": ["One", "Two"], "out-of-domain": ["docstring_to_code"]}
 
 
 def test_a_base_without_instructions_is_scored_without_prompts() -> None:
@@ -241,26 +188,17 @@ CLASSES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def repositories(request: pytest.FixtureRequest) -> None:
-    if "hub" in request.fixturenames:
-        repos = {"tiny/retrieval": dict(RETRIEVAL), "tiny/classes": dict(CLASSES)}
-        request.getfixturevalue("hub").repos.update(repos)
+@pytest.fixture
+def repositories(hub: HubServer) -> HubServer:
+    hub.repos.update({"tiny/retrieval": dict(RETRIEVAL), "tiny/classes": dict(CLASSES)})
+    return hub
 
 
 def hub_task(kind: type[AbsTask], mteb_type: str, repo: str, score: str) -> type[AbsTask]:
     """A task as mteb has them: its own loader reads the repository its metadata name."""
-    metadata = TaskMetadata(
-        name=f"Tiny{mteb_type}",
-        description="made up",
-        dataset={"path": repo, "revision": REVISION},
-        type=mteb_type,
-        category="t2t",
-        eval_splits=["test"],
-        eval_langs=["eng-Latn"],
-        main_score=score,
-    )
-    return type(f"Tiny{mteb_type}", (kind,), {"metadata": metadata})
+    metadata = task_class(kind, mteb_type, score, None, name=f"Tiny{mteb_type}").metadata
+    named = metadata.model_copy(update={"dataset": {"path": repo, "revision": REVISION}})
+    return type(f"Tiny{mteb_type}", (kind,), {"metadata": named})
 
 
 def tiny_tasks(monkeypatch: pytest.MonkeyPatch) -> dict[str, BenchmarkTask]:
@@ -272,8 +210,10 @@ def tiny_tasks(monkeypatch: pytest.MonkeyPatch) -> dict[str, BenchmarkTask]:
 
 
 @pytest.mark.promise(6)
-def test_fetched_data_are_scored_offline(monkeypatch: pytest.MonkeyPatch, hub: HubServer, tmp_path: Path) -> None:
-    tasks = tiny_tasks(monkeypatch)
+def test_fetched_data_are_scored_offline(
+    monkeypatch: pytest.MonkeyPatch, repositories: HubServer, tmp_path: Path
+) -> None:
+    hub, tasks = repositories, tiny_tasks(monkeypatch)
     assert set(fetch_benchmarks(tasks.values())) == {"tiny/retrieval", "tiny/classes"}
     assert not hub.gets("picture.png")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -292,23 +232,10 @@ def test_fetched_data_are_scored_offline(monkeypatch: pytest.MonkeyPatch, hub: H
     assert len(fetch_benchmarks(tasks.values())) == 2 and len(hub.requests) == asked
 
 
-def test_what_cannot_be_fetched_keeps_nothing_else_from_coming_and_the_next_run_goes_on(
-    monkeypatch: pytest.MonkeyPatch, hub: HubServer, tmp_path: Path
-) -> None:
-    tasks = tiny_tasks(monkeypatch)
-    hub.faults["queries/test.parquet"], hub.forever = [500], True
-    with pytest.raises(
-        DownloadError, match=r"(?s)1 benchmark datasets could not be fetched, 1 are there.*tiny/retrieval"
-    ):
-        fetch_benchmarks(tasks.values())
-    hub.faults["queries/test.parquet"], came = [], hub.gets("corpus/test.parquet")
-    assert len(fetch_benchmarks(tasks.values())) == 2
-    assert hub.gets("corpus/test.parquet") == came
-
-
 def test_the_data_of_a_profile_are_those_of_its_corpus_and_its_benchmarks(
-    monkeypatch: pytest.MonkeyPatch, hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, repositories: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    hub = repositories
     tiny_tasks(monkeypatch)
     monkeypatch.setenv("BOOM_HOME", str(tmp_path / "home"))
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(smoke()[0].model_dump(mode="json")), encoding="utf-8")
@@ -318,23 +245,18 @@ def test_the_data_of_a_profile_are_those_of_its_corpus_and_its_benchmarks(
     said = capsys.readouterr().out
     assert "it is mined from installed distributions" in said and "made-up: 2 tasks" in said
     assert "tiny/classes: it is gated" in said and "1 are there" in said
+    came = hub.gets("corpus/test.parquet")
     hub.gated.clear()
     assert main(words) == 0
-    assert "benchmark data: 2 repositories" in capsys.readouterr().out
+    assert "benchmark data: 2 repositories" in capsys.readouterr().out and hub.gets("corpus/test.parquet") == came
 
 
-def test_absent_data_name_the_command_that_fetches_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use_words(monkeypatch)
-    task = tiny_tasks(monkeypatch)["TinyRetrieval"]
-    with pytest.raises(EvaluationError, match=r"(?s)data of TinyRetrieval.*tiny/retrieval at 0123.*boom data fetch"):
-        run.evaluate_task("m", tmp_path, task, tmp_path, run.Scoring(downloads=tmp_path / "downloads"))
-
-
-def test_data_that_are_not_there_are_fetched_when_they_are_needed(
-    monkeypatch: pytest.MonkeyPatch, hub: HubServer, tmp_path: Path
+def test_absent_data_are_fetched_when_they_are_needed_or_name_the_command_that_does(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     use_words(monkeypatch)
-    task = tiny_tasks(monkeypatch)["TinyRetrieval"]
-    with random_state_kept():
-        facts = run.evaluate_task("m", tmp_path, task, tmp_path, run.Scoring(downloads=tmp_path / "downloads"))
-    assert facts["main_score"] == 1.0
+    task, scoring = tiny_tasks(monkeypatch)["TinyRetrieval"], run.Scoring(downloads=tmp_path / "downloads")
+    with pytest.raises(EvaluationError, match=r"(?s)data of TinyRetrieval.*tiny/retrieval at 0123.*boom data fetch"):
+        run.evaluate_task("m", tmp_path, task, tmp_path, scoring)
+    request.getfixturevalue("hub").repos["tiny/retrieval"] = dict(RETRIEVAL)
+    assert run.evaluate_task("m", tmp_path, task, tmp_path, scoring)["main_score"] == 1.0

@@ -1,4 +1,4 @@
-"""Scores and their variance, by simulation: intervals cover, tests err as often as they say, families are corrected.
+"""Scores, their variance by level, by simulation: intervals cover, tests err as often as they say, families hold.
 
 Limits are four standard errors of a binomial share over the number of simulated data sets, around what is promised.
 """
@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
-from scipy.stats import sem, t, ttest_rel
+from scipy.stats import sem, spearmanr, t, ttest_ind, ttest_rel
+from sklearn.metrics import average_precision_score
 
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.statistics import (
@@ -21,8 +22,12 @@ from boom_utils.evaluation.statistics import (
     difference_estimate,
     gatekeeping,
     holm,
+    mean_shares,
     measure,
+    moved,
     plain_mean,
+    seed_spread,
+    shares_of,
 )
 
 TASKS = ("a", "b")
@@ -55,23 +60,18 @@ def simulated(count: int, make: Callable[[np.random.Generator], Measured], *key:
     return [make(np.random.default_rng([number, *key])) for number in range(count)]
 
 
-def covers(found: Measured, truth: float) -> bool:
-    estimate = found.estimate()
-    return estimate.low <= truth <= estimate.high
+def covered(found: list[Measured], truth: float) -> float:
+    return float(np.mean([one.estimate().low <= truth <= one.estimate().high for one in found]))
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
 def test_rank_correlation_and_average_precision_are_those_of_the_libraries_also_with_ties() -> None:
-    from scipy.stats import spearmanr
-    from sklearn.metrics import average_precision_score
-
     rng = np.random.default_rng(4)
     gold, predicted = rng.integers(0, 6, 60).astype(float), rng.normal(size=60)
-    assert samples("cosine_spearman", gold=gold, predicted=predicted).score == pytest.approx(
-        spearmanr(gold, predicted)[0]
-    )
+    found = samples("cosine_spearman", gold=gold, predicted=predicted)
+    assert found.score == pytest.approx(spearmanr(gold, predicted)[0])
     gold, first, second = rng.integers(0, 2, 40).astype(float), rng.integers(0, 9, 40) / 9, rng.normal(size=40)
     expected = max(average_precision_score(gold, values) for values in (first, second))
     assert samples("max_ap", gold=gold, first=first, second=second).score == pytest.approx(expected, abs=1e-12)
@@ -83,19 +83,19 @@ def test_the_error_of_a_score_that_is_no_mean_is_that_of_a_bootstrap(metric: str
     rng = np.random.default_rng(5)
     gold = rng.integers(0, 2 if metric == "max_ap" else 5, 150).astype(float)
     predicted = gold + rng.normal(0, 1.2, 150)
-    whole = samples(metric, gold=gold, predicted=predicted)
     drawn = rng.integers(0, 150, (1500, 150))
     scores = [samples(metric, gold=gold[row], predicted=predicted[row]).score for row in drawn]
-    assert measure([(1.0, {"a": whole})], ["a"]).error == pytest.approx(np.std(scores), rel=0.15)
+    whole = {"a": samples(metric, gold=gold, predicted=predicted)}
+    assert measure([(1.0, whole)], ["a"]).error == pytest.approx(np.std(scores), rel=0.15)
 
 
 def test_many_samples_are_left_out_in_parts_with_the_same_error() -> None:
     rng = np.random.default_rng(6)
     gold = rng.normal(size=2000)
     many = samples("spearman", gold=gold, predicted=gold + rng.normal(0, 1, 2000))
-    assert len(many.values[0]) == 500
-    few = {"a": samples("spearman", gold=gold[:500], predicted=many.columns["predicted"][:500])}
-    assert measure([(1.0, {"a": many})], ["a"]).error == pytest.approx(measure([(1.0, few)], ["a"]).error / 2, rel=0.15)
+    few = samples("spearman", gold=gold[:500], predicted=many.columns["predicted"][:500])
+    errors = [measure([(1.0, {"a": one})], ["a"]).error for one in (many, few)]
+    assert len(many.values[0]) == 500 and errors[0] == pytest.approx(errors[1] / 2, rel=0.15)
 
 
 # --- queries ----------------------------------------------------------------------------------------------------------
@@ -104,25 +104,21 @@ def test_many_samples_are_left_out_in_parts_with_the_same_error() -> None:
 @pytest.mark.promise(31)
 def test_a_difference_on_one_task_is_the_paired_t_test_and_nothing_is_drawn() -> None:
     ours, theirs = two_sides(np.random.default_rng(0), gap=0.02)
-    found, expected = (
-        measure([(1.0, ours), (-1.0, theirs)], ["a"]),
-        ttest_rel(ours["a"].values[0], theirs["a"].values[0]),
-    )
+    found = measure([(1.0, ours), (-1.0, theirs)], ["a"])
+    expected = ttest_rel(ours["a"].values[0], theirs["a"].values[0])
     assert found.p_value == pytest.approx(expected.pvalue)
-    low, high = expected.confidence_interval(0.95)
-    assert (found.estimate().low, found.estimate().high) == pytest.approx((low, high))
-    turned = measure([(1.0, ours), (-1.0, theirs)], ["b", "a"])
-    whole = compare(ours, theirs)
+    assert [found.estimate().low, found.estimate().high] == pytest.approx([*expected.confidence_interval(0.95)])
+    whole, turned = compare(ours, theirs), measure([(1.0, ours), (-1.0, theirs)], ["b", "a"])
     assert (whole.value, whole.error) == pytest.approx((turned.value, turned.error), abs=1e-15)
-    gap = difference_estimate(ours, theirs, TASKS)
-    assert (gap.low, gap.high) == (whole.estimate().low, whole.estimate().high)
+    assert difference_estimate(ours, theirs, TASKS) == whole.estimate()
+    assert whole.error < 0.8 * measure([(1.0, ours)], TASKS).error  # pairing narrows
 
 
 @pytest.mark.promise(31)
 def test_intervals_over_queries_cover_and_equal_models_are_told_apart_as_often_as_promised() -> None:
     count = 800
     found = simulated(count, lambda rng: compare(*two_sides(rng, gap=0.01)))
-    assert np.mean([covers(one, 0.01) for one in found]) == pytest.approx(0.95, abs=error(0.95, count))
+    assert covered(found, 0.01) == pytest.approx(0.95, abs=error(0.95, count))
     p = np.array([one.p_value for one in simulated(count, lambda rng: compare(*two_sides(rng)), 1)])
     for alpha in (0.05, 0.2, 0.5):
         assert (p < alpha).mean() == pytest.approx(alpha, abs=error(alpha, count))
@@ -132,7 +128,7 @@ def test_skewed_scores_are_covered_too() -> None:
     def one(rng: np.random.Generator) -> Measured:
         return measure([(1.0, {"a": samples(value=rng.beta(2, 1, 80)), "b": samples(value=rng.beta(1, 2, 80))})], TASKS)
 
-    assert np.mean([covers(found, 0.5) for found in simulated(600, one)]) == pytest.approx(0.95, abs=error(0.95, 600))
+    assert covered(simulated(600, one), 0.5) == pytest.approx(0.95, abs=error(0.95, 600))
 
 
 def test_a_p_value_agrees_with_its_interval_and_a_recipe_is_not_better_than_itself() -> None:
@@ -140,19 +136,7 @@ def test_a_p_value_agrees_with_its_interval_and_a_recipe_is_not_better_than_itse
     assert all((one.p_value < 0.05) == one.estimate().excludes_zero for one in found)
     assert {one.estimate().excludes_zero for one in found} == {True, False}
     ours, _ = two_sides(np.random.default_rng(0))
-    same = compare(ours, ours)
-    assert (same.estimate(), same.p_value) == (Estimate(0, 0, 0), 1)
-
-
-def test_pairing_narrows_the_interval_of_a_difference() -> None:
-    ability = np.random.default_rng(3).random(200)
-    ours, theirs = {"a": samples(value=ability + 0.02)}, {"a": samples(value=ability)}
-    gap = compare(ours, theirs)
-    assert gap.value == pytest.approx(0.02)
-    assert gap.error < 0.01 * measure([(1.0, ours)], ["a"]).error
-
-
-# --- clustering -------------------------------------------------------------------------------------------------------
+    assert (compare(ours, ours).estimate(), compare(ours, ours).p_value) == (Estimate(0, 0, 0), 1)
 
 
 def test_experiments_on_the_same_texts_take_what_k_means_does_out_of_the_interval() -> None:
@@ -177,15 +161,12 @@ def test_over_tasks_it_is_students_interval_of_the_tasks_and_covers_their_kind()
         rng = np.random.default_rng([number, 10])
         run = {f"t{n}": samples(value=rng.normal(luck, 0.1, 40)) for n, luck in enumerate(rng.normal(0, 0.05, 8))}
         zero = {name: samples(value=np.zeros(40)) for name in run}
-        found = compare(run, zero, over_tasks=True)
-        both.append(covers(found, 0.0))
-        alone.append(covers(compare(run, zero), 0.0))
-    means = [one.score for one in run.values()]
-    low, high = t.interval(0.95, 7, np.mean(means), sem(means))
-    assert (found.estimate().low, found.estimate().high) == pytest.approx((low, high))
-    assert list(found.levels) == ["tasks"]
-    assert 0.95 - error(0.95, 400) <= np.mean(both) <= 0.99
-    assert np.mean(alone) < 0.75
+        both.append(compare(run, zero, over_tasks=True))
+        alone.append(compare(run, zero))
+    means, last = [one.score for one in run.values()], both[-1].estimate()
+    assert (last.low, last.high) == pytest.approx(t.interval(0.95, 7, np.mean(means), sem(means)))
+    assert 0.95 - error(0.95, 400) <= covered(both, 0.0) <= 0.99
+    assert covered(alone, 0.0) < 0.75
 
 
 def test_tasks_that_happen_to_agree_do_not_make_an_interval_narrower_than_their_queries_do() -> None:
@@ -202,19 +183,23 @@ def test_holm_is_as_worked_out_by_hand_and_keeps_the_order_of_names() -> None:
     assert list(adjusted) == ["a", "b", "c", "d"]
     assert adjusted == pytest.approx({"b": 0.04, "c": 0.06, "a": 0.06, "d": 0.8})
     assert holm({"a": 0.6, "b": 0.7}) == {"a": 1, "b": 1}
-    assert holm({}) == {}
     with pytest.raises(ResultsError, match=r"(?s)not p values.*'b'"):
         holm({"a": 0.5, "b": math.nan})
 
 
-def test_secondary_comparisons_get_the_part_of_alpha_that_primary_ones_earned() -> None:
-    secondary = {"c": 0.004, "d": 0.03}
-    both = gatekeeping({"a": 0.01, "b": 0.02}, secondary, 0.05)
-    assert both == pytest.approx({"a": 0.02, "b": 0.04, "c": 0.008, "d": 0.03})
-    half = gatekeeping({"a": 0.01, "b": 0.5}, secondary, 0.05)
-    assert half == pytest.approx({"a": 0.02, "b": 1.0, "c": 0.016, "d": 0.06})
-    assert gatekeeping({"a": 0.3, "b": 0.5}, secondary, 0.05) == {"a": 0.6, "b": 1.0, "c": 1.0, "d": 1.0}
-    assert gatekeeping({}, secondary, 0.05) == holm(secondary)
+@pytest.mark.parametrize(
+    ("primary", "expected"),
+    [
+        ({"a": 0.01, "b": 0.02}, {"a": 0.02, "b": 0.04, "c": 0.008, "d": 0.03}),
+        ({"a": 0.01, "b": 0.5}, {"a": 0.02, "b": 1.0, "c": 0.016, "d": 0.06}),
+        ({"a": 0.3, "b": 0.5}, {"a": 0.6, "b": 1.0, "c": 1.0, "d": 1.0}),
+        ({}, {"c": 0.008, "d": 0.03}),
+    ],
+)
+def test_secondary_comparisons_get_the_part_of_alpha_that_primary_ones_earned(
+    primary: dict[str, float], expected: dict[str, float]
+) -> None:
+    assert gatekeeping(primary, {"c": 0.004, "d": 0.03}, 0.05) == pytest.approx(expected)
 
 
 def test_gatekeeping_keeps_the_family_wise_error_and_single_tests_do_not() -> None:
@@ -222,27 +207,113 @@ def test_gatekeeping_keeps_the_family_wise_error_and_single_tests_do_not() -> No
     for number in range(1500):
         p = np.random.default_rng(number).random(6)
         # The first is a true difference: it opens the gate, and is never an error itself.
-        primary, secondary = {"0": 1e-9, "1": p[1]}, {str(n): p[n] for n in range(2, 6)}
-        adjusted = gatekeeping(primary, secondary, 0.05)
+        adjusted = gatekeeping({"0": 1e-9, "1": p[1]}, {str(n): p[n] for n in range(2, 6)}, 0.05)
         together.append(any(adjusted[str(n)] < 0.05 for n in range(1, 6)))
         alone.append((p[1:] < 0.05).any())
     assert 0 < np.mean(together) <= 0.05 + error(0.05, 1500)
     assert np.mean(alone) > 0.15
 
 
-# --- refused ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.promise(30)
 def test_what_cannot_be_compared_is_refused_and_a_missing_task_does_not_make_a_mean_smaller() -> None:
     ours, theirs = two_sides(np.random.default_rng(0))
-    with pytest.raises(ResultsError, match=r"n/a \(missing: c\)"):
-        measure([(1.0, ours)], ["a", "c"])
-    with pytest.raises(ResultsError, match="over no tasks"):
-        measure([(1.0, ours)], [])
-    with pytest.raises(ResultsError, match=r"(?s)one task does not stand for others"):
-        measure([(1.0, ours)], ["a"], over_tasks=True)
-    with pytest.raises(ResultsError, match=r"(?s)different queries.*b"):
-        compare(ours, {**theirs, "b": samples(value=np.zeros(7))})
+    other = {**theirs, "b": samples(value=np.zeros(7))}
+    for runs, tasks, over, message in (
+        ([(1.0, ours)], ["a", "c"], False, r"n/a \(missing: c\)"),
+        ([(1.0, ours)], [], False, "over no tasks"),
+        ([(1.0, ours)], ["a"], True, "one task does not stand for others"),
+        ([(1.0, ours), (-1.0, other)], TASKS, False, r"(?s)different queries.*b"),
+    ):
+        with pytest.raises(ResultsError, match=message):
+            measure(runs, tasks, over_tasks=over)
     alone = plain_mean([0.5])
     assert math.isnan(alone.estimate().low) and alone.p_value == 1
+
+
+# --- seeds ------------------------------------------------------------------------------------------------------------
+
+SIGMA, QUERY = 0.01, 0.004
+RATIOS = {"s20": 0.2, "s40": 0.4, "s60": 0.6, "s80": 0.8, "full": 1.0}
+MEMBERS = {name: {"start": None} for name in (*RATIOS, "half", "rest", "two-stage", "update", "retrained")}
+MEMBERS |= {"continued": {"start": "boom"}}
+MERGES = {
+    "boom": {"method": "multislerp", "members": [*RATIOS], "weights": [*RATIOS.values()]},
+    "plain-mean": {"method": "linear", "members": [*RATIOS], "weights": [1.0] * 5},
+    "boom-80-100": {"method": "multislerp", "members": ["s80", "full"], "weights": [0.8, 1.0]},
+    "boom-halves": {"method": "multislerp", "members": ["half", "rest"], "weights": [0.5, 0.5]},
+    "boom-updated": {"method": "multislerp", "members": ["boom", "update"], "weights": [1.0, 1.0]},
+    "sum": {"method": "task_arithmetic", "members": ["half", "rest"], "weights": [1.0, 1.0]},
+    "between": {"method": "slerp", "members": ["half", "rest"], "weights": [1.0, 1.0], "parameters": {"t": 0.2}},
+}
+POOLED = ("full", "retrained", "boom", "plain-mean", "boom-80-100", "boom-halves", "boom-updated")
+"""Models with several seeds; many share members, as in a study of BOOM."""
+
+
+def shares(model: str) -> dict[str, float]:
+    return shares_of(model, MEMBERS, MERGES)
+
+
+def seeded(rng: np.random.Generator, models: tuple[str, ...], seeds: int) -> dict[str, np.ndarray]:
+    """Scores (S,) of models of equal quality, each moved by its members."""
+    moves = {name: rng.normal(0, SIGMA, seeds) for name in MEMBERS}
+    return {model: 0.5 + sum(share * moves[name] for name, share in shares(model).items()) for model in models}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "runs", "pooled"),
+    [
+        ("boom", "full", 3, POOLED),
+        ("boom-updated", "retrained", 3, POOLED),
+        ("boom", "plain-mean", 3, POOLED),
+        ("full", "two-stage", 1, POOLED),
+        ("continued", "boom", 1, POOLED),
+        ("boom", "base", 3, POOLED),
+        ("full", "base", 3, ("full",)),
+    ],
+)
+def test_intervals_with_seeds_cover_as_often_as_they_say_also_where_members_are_shared(
+    ours: str, theirs: str, runs: int, pooled: tuple[str, ...]
+) -> None:
+    trials, rng, found = 500, np.random.default_rng(7), []
+    units = moved(mean_shares([(1.0, shares(ours)), (-1.0, shares(theirs))]))
+    for _ in range(trials):  # the true difference is zero; queries move it too
+        scores = seeded(rng, (*dict.fromkeys((*pooled, ours, theirs)),), 3)
+        spread = seed_spread(np.array([scores[model] for model in pooled]), [shares(model) for model in pooled])
+        value = float((scores[ours] - scores[theirs])[:runs].mean()) + rng.normal(0, QUERY)
+        found.append(Measured(value, {"queries": (QUERY**2, 1e6)}).also("seeds", units * spread[0] / runs, spread[1]))
+    assert covered(found, 0.0) == pytest.approx(0.95, abs=error(0.95, trials))
+    assert (spread[1] == 2) == (pooled == ("full",))
+
+
+def test_the_variance_of_a_member_is_right_on_average_whatever_shares_members() -> None:
+    rng, made = np.random.default_rng(0), [shares(model) for model in POOLED]
+    spreads = [seed_spread(np.array([*seeded(rng, POOLED, 3).values()]), made) for _ in range(3000)]
+    variances = np.array([one[0] for one in spreads])
+    assert variances.mean() == pytest.approx(SIGMA**2, rel=0.05)
+    # Satterthwaite: a scaled chi-square of so many degrees of freedom has the same variance.
+    assert spreads[0][1] == pytest.approx(2 * variances.mean() ** 2 / variances.var(), rel=0.15)
+
+
+def test_with_models_that_share_nothing_it_is_the_t_test_of_their_seeds() -> None:
+    both = np.array([*seeded(np.random.default_rng(3), ("full", "retrained"), 5).values()])
+    variance, freedom = seed_spread(both, [{"full": 1.0}, {"retrained": 1.0}])
+    expected = ttest_ind(*both)
+    assert (both[0] - both[1]).mean() / math.sqrt(2 * variance / 5) == pytest.approx(expected.statistic)
+    assert freedom == pytest.approx(expected.df)
+
+
+def test_shares_follow_merges_of_merges_starts_and_the_rules_of_methods() -> None:
+    assert shares("boom") == pytest.approx({name: ratio / 3 for name, ratio in RATIOS.items()})
+    assert shares("boom-updated") == pytest.approx({**{n: r / 6 for n, r in RATIOS.items()}, "update": 0.5})
+    assert shares("continued") == pytest.approx({"continued": 1.0, **shares("boom")})
+    assert shares("sum") == {"half": 1.0, "rest": 1.0}
+    assert shares("between") == pytest.approx({"half": 0.8, "rest": 0.2})
+    assert shares("base") == {}
+
+
+@pytest.mark.parametrize(("shape", "made"), [((1, 1), [{"a": 1.0}]), ((2, 3), [{"a": 1.0}, {}]), ((0, 3), [])])
+def test_a_spread_of_one_seed_or_of_what_nobody_trained_is_refused(
+    shape: tuple[int, int], made: list[dict[str, float]]
+) -> None:
+    with pytest.raises(ResultsError, match="a trained model with two seeds"):
+        seed_spread(np.zeros(shape), made)

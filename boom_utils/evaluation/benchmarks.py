@@ -124,11 +124,8 @@ def find_benchmarks(names: Sequence[str]) -> Benchmarks:
             if (first.splits, first.subsets) != (task.splits, task.subsets):
                 problems.append(f"{name} has other splits or languages in {benchmark} than in {first.benchmark}")
     if problems:
-        raise ConfigError(
-            "a task is scored once, but two benchmarks define it differently",
-            found=bullet_list(problems),
-            fix="name one of them in the profile",
-        )
+        what, fix = "a task is scored once, but two benchmarks define it differently", "name one of them in the profile"
+        raise ConfigError(what, found=bullet_list(problems), fix=fix)
     return Benchmarks(tasks, members)
 
 
@@ -163,9 +160,8 @@ def _tasks_of(benchmark: str) -> dict[str, BenchmarkTask]:
     installed, fixed = _installed(benchmark), _yaml(LISTS).get(benchmark)
     wanted = fixed["tasks"] if fixed else [name for name, task in installed.items() if task.metadata.is_public]
     if missing := [name for name in wanted if name not in installed]:
-        raise ConfigError(
-            f"the installed mteb lacks tasks of {benchmark}", found=", ".join(missing), fix="install the locked version"
-        )
+        what, fix = f"the installed mteb lacks tasks of {benchmark}", "install the locked version"
+        raise ConfigError(what, found=", ".join(missing), fix=fix)
     return {name: _described(installed[name], benchmark) for name in wanted}
 
 
@@ -253,11 +249,9 @@ def fetch_benchmarks(tasks: Iterable[BenchmarkTask]) -> dict[str, int]:
         sizes[repo] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         log.info("benchmark data: %s: %.1f MB", repo, sizes[repo] / MEGABYTE)
     if problems:
-        raise DownloadError(
-            f"the data of {len(problems)} benchmark datasets could not be fetched, {len(sizes)} are there",
-            found=bullet_list(problems, MOST_SHOWN),
-            fix="run again, what is finished is kept; offline, set BOOM_MIRROR=<folder>",
-        )
+        what = f"the data of {len(problems)} benchmark datasets could not be fetched, {len(sizes)} are there"
+        fix = "run again, what is finished is kept; offline, set BOOM_MIRROR=<folder>"
+        raise DownloadError(what, found=bullet_list(problems, MOST_SHOWN), fix=fix)
     return sizes
 
 
@@ -283,12 +277,11 @@ def load_benchmark_data(made: Any, task: BenchmarkTask, cache: Path | None) -> N
                 datasets.config.HF_DATASETS_CACHE = cache
         made.load_data()
     except Exception as error:  # whatever the libraries say when data are not there
-        raise EvaluationError(
-            f"the data of {task.name} cannot be loaded",
-            where=f"datasets/{task.dataset[0]} at {task.dataset[1]}",
-            found=error.what if isinstance(error, BoomError) else f"{type(error).__name__}: {str(error)[:200]}",
-            fix="boom data fetch --profile <the profile>, where there is a network; what is there is then used offline",
-        ) from error
+        where = f"datasets/{task.dataset[0]} at {task.dataset[1]}"
+        found = error.what if isinstance(error, BoomError) else f"{type(error).__name__}: {str(error)[:200]}"
+        fix = "boom data fetch --profile <the profile>, where there is a network; what is there is then used offline"
+        what = f"the data of {task.name} cannot be loaded"
+        raise EvaluationError(what, where=where, found=found, fix=fix) from error
     finally:
         datasets.config.HF_DATASETS_CACHE = before
         made.__dict__.pop("metadata", None)

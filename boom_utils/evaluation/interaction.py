@@ -119,13 +119,9 @@ def interaction_matrix(
     0.125
     """
     names = tuple(separate)
-    problems = _problems(separate, joint)
-    if problems:
-        raise ResultsError(
-            "the interaction of datasets cannot be computed",
-            found=bullet_list(problems),
-            fix="train and evaluate every dataset alone and every pair, on the same held-out batches",
-        )
+    if problems := _problems(separate, joint):
+        fix = "train and evaluate every dataset alone and every pair, on the same held-out batches"
+        raise ResultsError("the interaction of datasets cannot be computed", found=bullet_list(problems), fix=fix)
     changes, values = np.zeros((2, 3, len(names), len(names)))
     measured = {}
     for a, b in permutations(range(len(names)), 2):
@@ -188,14 +184,8 @@ class Clusters:
 
     def as_json(self) -> dict[str, Any]:
         """Plain lists and numbers; ``groups`` is for readers."""
-        return {
-            "datasets": [*self.datasets],
-            "labels": [*self.labels],
-            "groups": [[*group] for group in self.groups],
-            "method": "average",
-            "shift": self.shift,
-            "linkage": self.linkage.tolist(),
-        }
+        names = {"datasets": [*self.datasets], "labels": [*self.labels], "groups": [[*group] for group in self.groups]}
+        return {**names, "method": "average", "shift": self.shift, "linkage": self.linkage.tolist()}
 
     @classmethod
     def from_json(cls, stored: Any) -> Clusters:
@@ -231,11 +221,8 @@ def clusters(interaction: Interaction, count: int | None = None, threshold: floa
     from scipy.spatial.distance import squareform
 
     size = len(interaction.datasets)
-    if (
-        (count is None) == (threshold is None)
-        or count not in (None, *range(1, size + 1))
-        or not math.isfinite(threshold or 0)
-    ):
+    in_range = count in (None, *range(1, size + 1)) and math.isfinite(threshold or 0)
+    if (count is None) == (threshold is None) or not in_range:
         expected = f"a count of 1 to {size} clusters, or a finite threshold, and not both"
         raise ConfigError("datasets cannot be clustered so", expected=expected, found=f"{count} and {threshold}")
     order = sorted(range(size), key=lambda n: interaction.datasets[n])
@@ -341,8 +328,5 @@ def _check(watched: Watched, *, points: int = 1) -> None:
         if len({(losses.batches, len(losses.values)) for _, losses in found}) > 1:
             problems.append(f"{dataset}: points on different batches")
     if problems:
-        raise ResultsError(
-            "these losses along a training cannot be compared",
-            found=bullet_list(problems),
-            fix="train it again with a watch",
-        )
+        what, fix = "these losses along a training cannot be compared", "train it again with a watch"
+        raise ResultsError(what, found=bullet_list(problems), fix=fix)

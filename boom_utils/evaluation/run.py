@@ -9,16 +9,15 @@ from __future__ import annotations
 import functools
 import json
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import mteb
-import numpy as np
 import torch
 from mteb.models import ModelMeta
+from sklearn.exceptions import UndefinedMetricWarning
 
 from boom_utils.artifacts import write_json, write_text
 from boom_utils.errors import EvaluationError
@@ -88,28 +87,25 @@ def evaluate_task(
     scoring = scoring or Scoring()
     encoder, revision = _loaded(folder, scoring.precision)
     symmetric = isinstance(task, LocalTask) and task.kind in SYMMETRIC
-    passage_prompt = scoring.passage_prompt
-    wrapped = MtebEncoder(
-        encoder, _meta(model, revision), task.prompt, prompt_documents=symmetric, passage_prompt=passage_prompt
-    )
-    with random_state_kept(), _quiet():
+    meta, passage_prompt = _meta(model, revision), scoring.passage_prompt
+    wrapped = MtebEncoder(encoder, meta, task.prompt, prompt_documents=symmetric, passage_prompt=passage_prompt)
+    with random_state_kept(), warnings.catch_warnings():
+        # The precision of a class that nobody predicts is 0, without a warning an experiment of a classification.
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
         made = build_task(task) if isinstance(task, LocalTask) else make_benchmark_task(task)
         if isinstance(task, BenchmarkTask):
             load_benchmark_data(made, task, scoring.downloads and scoring.downloads.parent / "datasets")
         compare_as_model(made, wrapped.similarity_name)
         metric = made.metadata.main_score
-        result = mteb.evaluate(
-            wrapped,
-            made,
-            cache=None,
-            co2_tracker=False,
-            show_progress_bar=False,
-            encode_kwargs={"batch_size": 1024, "show_progress_bar": False},
-            prediction_folder=out,
-        ).task_results[0]
+        options = {"cache": None, "co2_tracker": False, "show_progress_bar": False, "prediction_folder": out}
+        encoding = {"batch_size": 1024, "show_progress_bar": False}
+        result = mteb.evaluate(wrapped, made, encode_kwargs=encoding, **options).task_results[0]
     result.to_disk(out / f"{task.name}.json")
     score, samples = float(result.get_score()), table(metric, made.samples)
-    _check_samples(task.name, score, samples)
+    # mteb rounds nDCG, MAP and mean accuracy to 5 digits; a rank correlation of a constant is NaN for it and 0 here.
+    if abs((again := TaskSamples.from_json(samples).score) - score) > 1e-4:
+        what, fix = "the values behind the score do not make up mteb's score", "use the locked version of mteb"
+        raise EvaluationError(what, where=task.name, expected=score, found=again, fix=fix)
     write_json(out / "samples.json", samples)
     made_with = {"prompt": task.prompt, "template": scoring.template, "dtype": scoring.precision}
     if passage_prompt:
@@ -147,28 +143,3 @@ def _spec(encoder: Encoder) -> dict[str, Any]:
     usual = {"similarity": "cosine", "truncate_dim": None, "beyond": ()}
     left_out = {name for name, value in usual.items() if known.get(name) == value} | {"prompts", "default_prompt_name"}
     return {name: value for name, value in known.items() if name not in left_out}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without a warning an experiment of a classification: the precision of a class that nobody predicts is 0 then."""
-    from sklearn.exceptions import UndefinedMetricWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UndefinedMetricWarning)
-        yield
-
-
-def _check_samples(task: str, score: float, samples: dict[str, Any]) -> None:
-    """The score made of the kept values must be mteb's (which rounds nDCG, MAP and mean accuracy to 5 digits)."""
-    columns = {name: np.asarray(values) for name, values in samples["columns"].items()}
-    made = TaskSamples(samples["metric"], tuple(samples["ids"]), columns).score
-    # A rank correlation of a constant is NaN for mteb and 0 here.
-    if abs(made - score) > 1e-4:
-        raise EvaluationError(
-            "the values behind the score do not make up mteb's score",
-            where=task,
-            expected=score,
-            found=made,
-            fix="this mteb version scores differently: use the locked one",
-        )

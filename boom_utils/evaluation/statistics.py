@@ -50,6 +50,12 @@ class TaskSamples:
     ids: tuple[str, ...]
     columns: Mapping[str, np.ndarray]
 
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> TaskSamples:
+        """What samples.json holds."""
+        columns = {name: np.asarray(values, dtype=float) for name, values in stored["columns"].items()}
+        return cls(stored["metric"], tuple(stored["ids"]), columns)
+
     @cached_property
     def score(self) -> float:
         """The score itself: with groups, the mean of theirs."""
@@ -367,12 +373,8 @@ def shares_of(model: str, members: Mapping[str, Any], merges: Mapping[str, Any])
         start = members[model].get("start")
         return {model: 1.0} | (shares_of(start, members, merges) if start else {})
     facts = merges.get(model, {"members": []})
-    return mean_shares(
-        [
-            (weight, shares_of(part, members, merges))
-            for part, weight in zip(facts["members"], _weights(facts), strict=True)
-        ]
-    )
+    parts = zip(_weights(facts), facts["members"], strict=True)
+    return mean_shares([(weight, shares_of(part, members, merges)) for weight, part in parts])
 
 
 def mean_shares(parts: Sequence[tuple[float, Shares]]) -> dict[Any, float]:
@@ -427,9 +429,8 @@ def seed_spread(scores_MS: np.ndarray, shares: Sequence[Shares]) -> tuple[float,
     """
     models, seeds = scores_MS.shape
     if models < 1 or seeds < 2 or not all(shares):
-        raise ResultsError(
-            "a spread of seeds needs a trained model with two seeds, at least", found=f"{models} models, {seeds} seeds"
-        )
+        what = "a spread of seeds needs a trained model with two seeds, at least"
+        raise ResultsError(what, found=f"{models} models, {seeds} seeds")
     names = sorted({name for one in shares for name in one})
     shares_MK = np.array([[one.get(name, 0.0) for name in names] for one in shares])
     units_MM = shares_MK @ shares_MK.T  # covariances of the models, for members of variance 1

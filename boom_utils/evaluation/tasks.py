@@ -62,7 +62,7 @@ def build_task(task: LocalTask) -> AbsTask:
         raise EvaluationError(f"no task class for '{task.kind}'", where=task.name, expected=sorted(_KINDS))
     if not task.folder.is_dir():
         raise EvaluationError("the evaluation set is missing", where=task.folder, fix="make the examples again")
-    kind, mteb_type, metric = _KINDS[task.kind]
+    base, mteb_type, metric, names = _KINDS[task.kind]
     files = {path.name: sha256_file(path) for path in sorted(task.folder.iterdir())}
     metadata = TaskMetadata(
         name=task.name,
@@ -75,12 +75,14 @@ def build_task(task: LocalTask) -> AbsTask:
         main_score=metric,
     )
     # mteb drops the metadata an instance carries once it is scored, so each task is a class of its own.
-    return keeping_class(type(kind.__name__, (kind,), {"metadata": metadata, "folder": task.folder}))()
+    bound = {"metadata": metadata, "folder": task.folder, "files": names}
+    bases = (base,) if issubclass(base, _Local) else (_Local, base)
+    return keeping_class(type(base.__name__, bases, bound))()
 
 
 class _Local(AbsTask):  # type: ignore[misc]
     folder: Path
-    files: tuple[str, ...] = (SPLIT,)
+    files: tuple[str, ...]
     label_column_name = "label"
 
     def load_data(self, num_proc: int | None = None, **_: Any) -> None:
@@ -90,9 +92,8 @@ class _Local(AbsTask):  # type: ignore[misc]
             EvaluationError: They cannot be read, or are no set of this kind.
         """
         try:
-            self.dataset = {
-                "default": self.splits({name: read_jsonl(self.folder / f"{name}.jsonl") for name in self.files})
-            }
+            rows = {name: read_jsonl(self.folder / f"{name}.jsonl") for name in self.files}
+            self.dataset = {"default": self.splits(rows)}
         except (DataError, OSError, KeyError, TypeError, ValueError) as error:
             fix = "make the examples again"
             raise EvaluationError("an evaluation set is not usable", where=self.folder, found=error, fix=fix) from error
@@ -100,18 +101,14 @@ class _Local(AbsTask):  # type: ignore[misc]
 
     def splits(self, rows: dict[str, list[dict[str, Any]]]) -> Any:
         """What mteb calls splits, of the rows of each file."""
+        labels = {row.get("label") for row in rows[SPLIT]}
+        if len(labels) == 1 and labels != {None}:
+            raise ValueError("all texts or pairs have the same label")  # every model would have the same score
         return DatasetDict({name: Dataset.from_list(found) for name, found in rows.items()})
-
-    def check_labels(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Of one label alone every model would get the same score."""
-        if len({row["label"] for row in rows}) < 2:
-            raise ValueError("all texts or pairs have the same label")
 
 
 class LocalRetrieval(_Local, AbsTaskRetrieval):  # type: ignore[misc]
-    """Retrieval over corpus.jsonl, queries.jsonl and qrels.jsonl, where a judgement without ``score`` counts 1."""
-
-    files: tuple[str, ...] = ("corpus", "queries", "qrels")
+    """Retrieval, or reranking where there are candidates; a judgement without ``score`` counts 1."""
 
     def splits(self, rows: dict[str, list[dict[str, Any]]]) -> Any:
         """As mteb has them: documents, queries, judgements, and the documents to rank for every query."""
@@ -121,25 +118,9 @@ class LocalRetrieval(_Local, AbsTaskRetrieval):  # type: ignore[misc]
         ranked = {row["query"]: list(row["documents"]) for row in rows["top_ranked"]} if "top_ranked" in rows else None
         if unranked := [] if ranked is None else [query for query in relevant if not ranked.get(query)]:
             raise ValueError(f"no documents to rank for {', '.join(unranked[:5])}")  # mteb would leave them out
-        split = {
-            "corpus": Dataset.from_list([{"title": "", **row} for row in rows["corpus"]]),
-            "queries": Dataset.from_list(rows["queries"]),
-            "relevant_docs": dict(relevant),
-            "top_ranked": ranked,
-        }
-        return {SPLIT: split}
-
-
-class LocalReranking(LocalRetrieval):
-    """Retrieval among the documents that top_ranked.jsonl gives for a query."""
-
-    files = (*LocalRetrieval.files, "top_ranked")
-
-
-class LocalClassification(_Local, AbsTaskClassification):  # type: ignore[misc]
-    """Classification over train.jsonl and test.jsonl."""
-
-    files = ("train", SPLIT)
+        corpus = Dataset.from_list([{"title": "", **row} for row in rows["corpus"]])
+        queries = Dataset.from_list(rows["queries"])
+        return {SPLIT: {"corpus": corpus, "queries": queries, "relevant_docs": dict(relevant), "top_ranked": ranked}}
 
 
 class LocalClustering(_Local, AbsTaskClustering):  # type: ignore[misc]
@@ -158,7 +139,6 @@ class LocalClustering(_Local, AbsTaskClustering):  # type: ignore[misc]
 
     def splits(self, rows: dict[str, list[dict[str, Any]]]) -> Any:
         """The texts; no more are drawn for an experiment than there are."""
-        self.check_labels(rows[SPLIT])
         self.max_documents_per_cluster = min(len(rows[SPLIT]), CLUSTERED_TEXTS)
         return super().splits(rows)
 
@@ -192,26 +172,13 @@ class _Twice(random.Random):
         return [*self.last]
 
 
-class LocalSTS(_Local, AbsTaskSTS):  # type: ignore[misc]
-    """STS over test.jsonl with scores from 0 to 5."""
-
-    min_score, max_score = 0, 5
-
-
-class LocalPairClassification(_Local, AbsTaskPairClassification):  # type: ignore[misc]
-    """Pairs of test.jsonl with label 0 or 1."""
-
-    def splits(self, rows: dict[str, list[dict[str, Any]]]) -> Any:
-        """The pairs."""
-        self.check_labels(rows[SPLIT])
-        return super().splits(rows)
-
-
-_KINDS: dict[str, tuple[Any, str, str]] = {
-    **dict.fromkeys(("retrieval", "code", "code_retrieval"), (LocalRetrieval, "Retrieval", "ndcg_at_10")),
-    "reranking": (LocalReranking, "Reranking", "map_at_1000"),
-    "classification": (LocalClassification, "Classification", "accuracy"),
-    "clustering": (LocalClustering, "Clustering", "v_measure"),
-    "sts": (LocalSTS, "STS", "cosine_spearman"),
-    "pair_classification": (LocalPairClassification, "PairClassification", "max_ap"),
+_RETRIEVAL = ("corpus", "queries", "qrels")
+_KINDS: dict[str, tuple[Any, str, str, tuple[str, ...]]] = {
+    **dict.fromkeys(("retrieval", "code", "code_retrieval"), (LocalRetrieval, "Retrieval", "ndcg_at_10", _RETRIEVAL)),
+    "reranking": (LocalRetrieval, "Reranking", "map_at_1000", (*_RETRIEVAL, "top_ranked")),
+    "classification": (AbsTaskClassification, "Classification", "accuracy", ("train", SPLIT)),
+    "clustering": (LocalClustering, "Clustering", "v_measure", (SPLIT,)),
+    "sts": (AbsTaskSTS, "STS", "cosine_spearman", (SPLIT,)),  # scores from 0 to 5
+    "pair_classification": (AbsTaskPairClassification, "PairClassification", "max_ap", (SPLIT,)),
 }
+"""Kind -> class, mteb's name of the kind and of its main score, and the files of a set (``.jsonl``)."""

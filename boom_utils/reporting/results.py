@@ -274,8 +274,7 @@ def read_samples(folder: Path) -> TaskSamples:
     path = folder / "samples.json"
     stored = read_json_object(path)
     try:
-        columns = {name: np.asarray(values, dtype=float) for name, values in stored["columns"].items()}
-        samples = TaskSamples(stored["metric"], tuple(stored["ids"]), columns)
+        samples = TaskSamples.from_json(stored)
     except (KeyError, TypeError, ValueError) as error:
         raise ResultsError("these are not the values behind a score", where=path, found=repr(error)) from error
     return checked(samples, str(path))

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from boom_utils.artifacts import naming
+from boom_utils.artifacts import Artifact, Node, naming
 from boom_utils.data.files import MOST_SHOWN, downloads_folder
-from boom_utils.errors import ConfigError, bullet_list, nearest
+from boom_utils.errors import BoomError, ConfigError, bullet_list, nearest
 from boom_utils.evaluation.statistics import measure
-from boom_utils.model_folder import check_folder, whole_folder
+from boom_utils.model_folder import check_folder, content_hash, whole_folder
+from boom_utils.reporting.results import read_samples
 from boom_utils.study.graph import Study
-from boom_utils.study.scoring import local_task, profile_benchmarks, scoring_of
-from boom_utils.study.stages import model_nodes, prompts_of
+from boom_utils.study.scoring import Brought, profile_benchmarks, score_nodes
+from boom_utils.study.stages import model_nodes
 
 log = logging.getLogger(__name__)
 
@@ -36,33 +37,57 @@ class Evaluated:
     folder: Path
 
 
-def evaluate_model(
-    study: Study, model: str, tasks: Sequence[str] = (), out: Path | None = None, devices: int = 1
-) -> Evaluated:
-    """Score one model on the tasks of a profile; see `boom_utils.evaluation.collection`.
+def evaluate_model(study: Study, model: str, tasks: Sequence[str] = (), out: Path | None = None) -> Evaluated:
+    """Score one model on the tasks of a profile, as the study does; a failure stops no other task.
+
+    Scores are artifacts of the workspace like those of the study: what was made with just this stays.
 
     Args:
         study: The profile's.
         model: Name of one of its models that is made, or an encoder folder.
         tasks: Names of tasks, or of the profile's benchmarks; none takes all of the profile's.
-        out: Gets the results; None: ``evaluations`` in the workspace.
-        devices: CUDA devices, or processes, that share the tasks.
+        out: Gets the results as `mteb.ResultCache` reads them; None: ``evaluations`` in the workspace.
 
     Raises:
         ConfigError: There is no such model or task.
         CheckpointError: The folder is no encoder.
     """
-    from boom_utils.evaluation.collection import Candidate, collect_scores
-
     name, folder = find_model(study, model)
-    chosen, place = find_tasks(study, tasks), out or study.workspace.root / "evaluations"
-    scoring = scoring_of(study.profile, downloads_folder(study.workspace.root))
-    if model not in model_nodes(study.profile) and any(own := stated_prompts(folder)):
-        log.info("%s: queries get %r and documents %r, as its folder says, not the prompts of the profile", name, *own)
-        chosen, scoring = [replace(task, prompt=own[0]) for task in chosen], replace(scoring, passage_prompt=own[1])
+    wanted, place = find_tasks(study, tasks), out or study.workspace.root / "evaluations"
+    places, brought = model_nodes(study.profile), None
+    if model in places:
+        source = study.node(places[model])
+    else:
+        own = stated_prompts(folder)
+        brought = Brought(folder, own if any(own) else None)
+        source = Node("folder", 1, name, {"content": content_hash(folder)}, lambda *_: {})
+        if brought.prompts:
+            said = "%s: queries get %r and documents %r, as its folder says, not the prompts of the profile"
+            log.info(said, name, *brought.prompts)
+    downloads, examples = downloads_folder(study.workspace.root), study.node("examples")
+    nodes = score_nodes(study.profile, study.manifest, {name: source}, examples, downloads, brought)
+    scored, problems = dict[str, tuple[Artifact, bool]](), dict[str, str]()
+    for number, task in enumerate(wanted, 1):
+        node = nodes[f"scores/{name}/{task}"]
+        try:
+            kept = study.workspace.find(node) is not None
+            artifact = study.workspace.build(node)
+        except Exception as error:  # mteb, its loaders and scikit-learn raise what they like
+            log.debug("%s", task, exc_info=True)
+            problems[task] = str(error) if isinstance(error, BoomError) else f"{type(error).__name__}: {error!s:.500}"
+        else:
+            scored[task] = artifact, kept
+            _write_result(name, artifact, task, place)
+        log.info("task %d of %d: %s: %s", number, len(wanted), task, "failed" if task in problems else "done")
+    return Evaluated(_table(study, scored, problems), list(problems), place)
+
+
+def _write_result(name: str, artifact: Artifact, task: str, place: Path) -> None:
+    from boom_utils.evaluation.run import write_result
+
+    result = json.loads((artifact.path / f"{task}.json").read_text(encoding="utf-8"))
     with naming(place):
-        found = collect_scores(Candidate(name, folder), chosen, place, scoring, devices)
-    return Evaluated(_table(study, found), list(found.problems), place)
+        write_result(name, artifact.facts["revision"], result, place)
 
 
 def stated_prompts(folder: Path) -> tuple[str, str]:
@@ -98,45 +123,37 @@ def find_model(study: Study, model: str) -> tuple[str, Path]:
     return re.sub(r"[^A-Za-z0-9_.-]", "-", folder.resolve().name), folder
 
 
-def find_tasks(study: Study, names: Sequence[str] = ()) -> list[Any]:
-    """The tasks of a profile, or those named, as `boom_utils.evaluation.collection` takes them.
+def find_tasks(study: Study, names: Sequence[str] = ()) -> list[str]:
+    """The tasks of a profile, or those named, each once.
 
     Raises:
         ConfigError: Some are not the profile's; all of these are listed.
     """
-    profile, manifest = study.profile, study.manifest
-    benchmarks, prompts = profile_benchmarks(profile), prompts_of(profile, manifest, profile.evaluation.query_template)
-    local = (*profile.evaluation.in_domain, *profile.evaluation.out_of_domain)
-    known = [*local, *benchmarks.tasks]
+    profile, benchmarks = study.profile, profile_benchmarks(study.profile)
+    known = [*profile.evaluation.in_domain, *profile.evaluation.out_of_domain, *benchmarks.tasks]
     wanted = [one for name in names for one in benchmarks.members.get(name, (name,))] or known
     if unknown := [f"no task '{name}'{nearest(name, known)}" for name in wanted if name not in known]:
         raise ConfigError(f"profile '{profile.name}' has other tasks", found=bullet_list(unknown, MOST_SHOWN))
-    examples = study.build("examples").path if {*wanted} & {*local} else Path()
-    return [
-        benchmarks.tasks.get(name) or local_task(manifest, name, prompts[manifest.task(name).dataset], examples)
-        for name in dict.fromkeys(wanted)
-    ]
+    return list(dict.fromkeys(wanted))
 
 
-def _table(study: Study, found: Any) -> str:
+def _table(study: Study, scored: Mapping[str, tuple[Artifact, bool]], problems: Mapping[str, str]) -> str:
     """One line a task: metric, score, interval, samples, seconds; then what failed."""
-    options = study.profile.evaluation
-    rows = [("task", "metric", "score", f"{100 * options.confidence:g} % interval", "n", "s")]
-    for one in found.scored:
-        value = measure([(1.0, {one.task: one.samples})], [one.task]).estimate(options.confidence)
+    confidence = study.profile.evaluation.confidence
+    rows = [("task", "metric", "score", f"{100 * confidence:g} % interval", "n", "s")]
+    for task, (artifact, kept) in scored.items():
+        samples = read_samples(artifact.path)
+        value = measure([(1.0, {task: samples})], [task]).estimate(confidence)
         interval = f"{value.low:.4f} .. {value.high:.4f}" if value.low == value.low else "n/a"
-        seconds = "kept" if one.before else f"{one.facts['seconds']:.1f}"
-        rows.append((one.task, one.samples.metric, f"{value.value:.4f}", interval, str(one.facts["samples"]), seconds))
+        seconds = "kept" if kept else f"{artifact.record['wall_seconds']:.1f}"
+        rows.append((task, samples.metric, f"{value.value:.4f}", interval, str(len(samples.ids)), seconds))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    if len(rows) > 1:
-        lines.append(
-            "intervals: over queries, pairs, rows or experiments of a task; n/a: only subsets' scores are known"
-        )
-    lines = lines if len(rows) > 1 else []
-    if found.problems:
-        lines += ["", f"{len(found.problems)} tasks failed:" + bullet_list(_failures(found.problems), MOST_SHOWN)]
-        fixes = dict.fromkeys(line.strip() for text in found.problems.values() for line in text.splitlines())
+    note = "intervals: over queries, pairs, rows or experiments of a task; n/a: only subsets' scores are known"
+    lines = [*lines, note] if scored else []
+    if problems:
+        lines += ["", f"{len(problems)} tasks failed:" + bullet_list(_failures(problems), MOST_SHOWN)]
+        fixes = dict.fromkeys(line.strip() for text in problems.values() for line in text.splitlines())
         lines += [f"  {line}" for line in fixes if line.startswith("what to do: ")]
     return "\n".join(lines)
 

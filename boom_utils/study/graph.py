@@ -291,7 +291,9 @@ def _nodes(profile: Profile, manifest: Manifest, downloads: Path, execution: mem
     nodes |= interactions.interaction_nodes(profile, manifest, nodes, execution)
     nodes |= _model_nodes(whole, manifest, nodes, execution)
     nodes |= merges.geometry_nodes(profile, nodes)
-    nodes |= scoring.score_nodes(whole, manifest, nodes, downloads)
+    places = stages.model_nodes(whole)
+    scored = {model: nodes[places[model]] for model in whole.scored_models}
+    nodes |= scoring.score_nodes(whole, manifest, scored, nodes["examples"], downloads)
     nodes["results"] = gathering.results(profile, manifest, nodes)
     nodes["report"] = gathering.report(nodes)
     return nodes

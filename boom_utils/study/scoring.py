@@ -1,21 +1,20 @@
-"""The scores of a study: one node for every scored model and task, of the corpus or of a benchmark of mteb."""
+"""Scores: one node for a model and task, of the corpus or of a benchmark of mteb; a study's, or of any model folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boom_utils.artifacts import Make, Node
+from boom_utils.artifacts import Node
 from boom_utils.config import Profile, query_prompt
 from boom_utils.data.manifest import Manifest
 from boom_utils.errors import ConfigError
-from boom_utils.evaluation.benchmarks import Benchmarks, BenchmarkTask, find_benchmarks, mteb_version, tasks_by_domain
-from boom_utils.study.stages import VERSION, Inputs, Nodes, fixed_prompts, model_nodes, prompts_of
+from boom_utils.evaluation.benchmarks import Benchmarks, find_benchmarks, mteb_version, tasks_by_domain
+from boom_utils.study.stages import VERSION, Inputs, fixed_prompts, prompts_of
 
 if TYPE_CHECKING:
-    from boom_utils.evaluation.run import Scoring
     from boom_utils.evaluation.tasks import LocalTask
 
 
@@ -52,85 +51,70 @@ def task_facts(profile: Profile, manifest: Manifest, benchmarks: Benchmarks) -> 
     return facts
 
 
-def score_nodes(profile: Profile, manifest: Manifest, nodes: Nodes, downloads: Path) -> dict[str, Node]:
-    """``scores/<model>/<task>`` of every scored model.
+@dataclass(frozen=True)
+class Brought:
+    """A model folder that no study made.
+
+    Args:
+        folder: Where it is.
+        prompts: What it puts before queries and before documents by itself; None: it gets the prompts of the profile.
+    """
+
+    folder: Path
+    prompts: tuple[str, str] | None
+
+
+def score_nodes(
+    profile: Profile,
+    manifest: Manifest,
+    models: Mapping[str, Node],
+    examples: Node,
+    downloads: Path,
+    brought: Brought | None = None,
+) -> dict[str, Node]:
+    """``scores/<model>/<task>`` of some models on every task of a profile.
 
     Args:
         profile: What is studied.
         manifest: Its corpus.
-        nodes: All that come before.
+        models: Name -> node of each model.
+        examples: Node of the evaluation sets of the corpus.
         downloads: Where the data of benchmarks are.
+        brought: Where the model is, if it is not in its node's artifact.
     """
-    evaluation, places = profile.evaluation, model_nodes(profile)
-    prompts, benchmarks = prompts_of(profile, manifest, evaluation.query_template), profile_benchmarks(profile)
-    made: dict[str, Node] = {}
-    for model in profile.scored_models:
-        source = nodes[places[model]]
-        for name in (*evaluation.in_domain, *evaluation.out_of_domain):
-            prompt, inputs = prompts[manifest.task(name).dataset], {"model": source, "examples": nodes["examples"]}
-            made[f"scores/{model}/{name}"] = _local(profile, manifest, (model, name), prompt, inputs)
-        for name, task in benchmarks.tasks.items():
-            made[f"scores/{model}/{name}"] = _of_mteb(profile, model, source, task, downloads)
-    return made
+    evaluation, benchmarks = profile.evaluation, profile_benchmarks(profile)
+    prompts, passage_prompt = prompts_of(profile, manifest, evaluation.query_template), fixed_prompts(profile)[1]
+
+    def node(model: str, source: Node, name: str) -> Node:
+        task = benchmarks.tasks.get(name)
+        declared = manifest.task(name) if task is None else None
+        query = prompts[declared.dataset] if task is None else task.prompt
+        query, passage = (brought and brought.prompts) or (query, passage_prompt)
+
+        def make(out: Path, found: Inputs) -> Mapping[str, Any]:
+            from boom_utils.evaluation.run import Scoring, evaluate_task
+
+            folder = found["model"].path if brought is None else brought.folder
+            local = _local_task(manifest, name, query, found["examples"].path) if task is None else None
+            scoring = Scoring(evaluation.query_template, evaluation.precision, downloads, passage)
+            return evaluate_task(model, folder, local or replace(task, prompt=query), out, scoring)
+
+        # What a score depends on besides the model (its folder says length and pooling): another value, another score.
+        described = {"model": model, "task": declared.model_dump(mode="json") if task is None else task.described()}
+        described |= {"prompt": query, "precision": evaluation.precision, "mteb": mteb_version()}
+        described |= {"passage_prompt": passage} if passage else {}
+        inputs = {"model": source, **({"examples": examples} if task is None else {})}
+        label = f"scores of {model} on {name}"
+        return Node("scores", VERSION["scores"], label, described, make, inputs, one_of_many=True)
+
+    names = (*evaluation.in_domain, *evaluation.out_of_domain, *benchmarks.tasks)
+    return {f"scores/{model}/{name}": node(model, source, name) for model, source in models.items() for name in names}
 
 
-def local_task(manifest: Manifest, name: str, prompt: str, examples: Path) -> LocalTask:
-    """A task of the corpus as `boom_utils.evaluation` takes it.
-
-    Args:
-        manifest: The corpus.
-        name: One of its tasks.
-        prompt: Put before queries.
-        examples: Folder of the examples made of the corpus.
-    """
+def _local_task(manifest: Manifest, name: str, prompt: str, examples: Path) -> LocalTask:
+    """A task of the corpus as `boom_utils.evaluation` takes it."""
     from boom_utils.evaluation.tasks import LocalTask
 
     declared = manifest.task(name)
     origin = manifest.dataset(declared.dataset).origin
     return LocalTask(name, declared.family if origin is None else origin.task, examples / "evaluation" / name, prompt)
-
-
-def scoring_of(profile: Profile, downloads: Path | None = None) -> Scoring:
-    """How the models of a profile are scored."""
-    from boom_utils.evaluation.run import Scoring
-
-    options, passage_prompt = profile.evaluation, fixed_prompts(profile)[1]
-    return Scoring(options.query_template, options.precision, downloads, passage_prompt)
-
-
-def _local(
-    profile: Profile, manifest: Manifest, names: tuple[str, str], prompt: str, inputs: Mapping[str, Node]
-) -> Node:
-    """Scores of one model on one task of the corpus."""
-    model, name = names
-
-    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
-        from boom_utils.evaluation.run import evaluate_task
-
-        task = local_task(manifest, name, prompt, found["examples"].path)
-        return evaluate_task(model, found["model"].path, task, out, scoring_of(profile))
-
-    return _node(profile, model, manifest.task(name).model_dump(mode="json"), prompt, inputs, make)
-
-
-def _of_mteb(profile: Profile, model: str, source: Node, task: BenchmarkTask, downloads: Path) -> Node:
-    """Scores of one model on one task of mteb."""
-
-    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
-        from boom_utils.evaluation.run import evaluate_task
-
-        return evaluate_task(model, found["model"].path, task, out, scoring_of(profile, downloads))
-
-    return _node(profile, model, task.described(), task.prompt, {"model": source}, make)
-
-
-def _node(
-    profile: Profile, model: str, task: Mapping[str, Any], prompt: str, inputs: Mapping[str, Node], make: Make
-) -> Node:
-    """What a score depends on besides the model (its folder says length and pooling): another value, another score."""
-    made_with = {"prompt": prompt, "precision": profile.evaluation.precision, "mteb": mteb_version()}
-    if passage_prompt := fixed_prompts(profile)[1]:
-        made_with["passage_prompt"] = passage_prompt
-    label = f"scores of {model} on {task.get('id', task.get('name'))}"
-    described = {"model": model, "task": dict(task), **made_with}
-    return Node("scores", VERSION["scores"], label, described, make, inputs, one_of_many=True)
