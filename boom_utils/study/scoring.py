@@ -87,23 +87,22 @@ def score_nodes(
 
     def node(model: str, source: Node, name: str) -> Node:
         task = benchmarks.tasks.get(name)
-        declared = manifest.task(name) if task is None else None
-        query = prompts[declared.dataset] if task is None else task.prompt
+        query = prompts[manifest.task(name).dataset] if task is None else task.prompt
         query, passage = (brought and brought.prompts) or (query, passage_prompt)
 
         def make(out: Path, found: Inputs) -> Mapping[str, Any]:
             from boom_utils.evaluation.run import Scoring, evaluate_task
 
             folder = found["model"].path if brought is None else brought.folder
-            local = _local_task(manifest, name, query, found["examples"].path) if task is None else None
             scoring = Scoring(evaluation.query_template, evaluation.precision, downloads, passage)
-            return evaluate_task(model, folder, local or replace(task, prompt=query), out, scoring)
+            scored = replace(task, prompt=query) if task else _local_task(manifest, name, query, found["examples"].path)
+            return evaluate_task(model, folder, scored, out, scoring)
 
         # What a score depends on besides the model (its folder says length and pooling): another value, another score.
-        described = {"model": model, "task": declared.model_dump(mode="json") if task is None else task.described()}
-        described |= {"prompt": query, "precision": evaluation.precision, "mteb": mteb_version()}
-        described |= {"passage_prompt": passage} if passage else {}
-        inputs = {"model": source, **({"examples": examples} if task is None else {})}
+        asked = manifest.task(name).model_dump(mode="json") if task is None else task.described()
+        described = {"model": model, "task": asked, "prompt": query, "precision": evaluation.precision}
+        described |= {"mteb": mteb_version(), **({"passage_prompt": passage} if passage else {})}
+        inputs = {"model": source} if task else {"model": source, "examples": examples}
         label = f"scores of {model} on {name}"
         return Node("scores", VERSION["scores"], label, described, make, inputs, one_of_many=True)
 
