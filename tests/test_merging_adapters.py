@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from test_merging_checkpoints import make_encoder, write_json
 
 from boom_utils.errors import CheckpointError, MergeError
-from boom_utils.merging.adapters import AdapterCheckpoint
+from boom_utils.merging.checkpoints import AdapterCheckpoint
 from boom_utils.merging.family import open_checkpoints, reconcile
 from boom_utils.merging.recipe import load_recipe, make_recipe
 from boom_utils.merging.writer import merge
@@ -153,8 +153,8 @@ def test_a_pickled_adapter_or_module_of_it_is_refused(tmp_path, name):
         ({"peft_type": "LOHA"}, {}, "LOHA"),
         ({"init_lora_weights": "pissa"}, {}, "changes the base"),
         ({}, {"base_model.model.norm.weight": torch.ones(4)}, "no LoRA matrix"),
-        ({}, {"base_model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(1, 4)}, "lora_A alone"),
-        ({}, {LORA.format("A"): torch.ones(1, 3)}, "do not fit"),
+        ({}, {"base_model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(1, 4)}, "lora_A .1, 4. cannot"),
+        ({}, {LORA.format("A"): torch.ones(1, 3)}, "cannot be added to layers"),
         ({"base_model_name_or_path": "someone/model"}, {}, r"BASE\+ADAPTER"),
     ],
 )

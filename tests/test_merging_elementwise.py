@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from test_merging_checkpoints import CONFIG, write_json
 
-from boom_utils.merging.checkpoints import CHUNK
+from boom_utils.merging.checkpoints import CHUNK, Streams
 from boom_utils.merging.elementwise import ELEMENTWISE, _largest
 from boom_utils.merging.family import open_checkpoints
-from boom_utils.merging.parameters import Settings
-from boom_utils.merging.streaming import Streams
+from boom_utils.merging.methods import Settings
 
 
 def ties(base, models, weights, densities, normalized=True, scale=1.0):
@@ -54,8 +53,12 @@ def streamed(folder, method, rows, settings_):
     models = open_checkpoints([folder / f"m{number}" for number in range(len(rows))])
     merged = np.empty(rows.shape[1])
     with Streams(models, threads=2) as streams:
-        fill = ELEMENTWISE[method](streams, "w.weight", list(range(len(rows))), settings_)
-        streams.map("w.weight", lambda chunk, start: fill(chunk, merged[start : start + chunk.shape[1]]))
+
+        def merge(tensor):
+            fill = ELEMENTWISE[method](tensor, list(range(len(rows))), settings_)
+            tensor.map(lambda pieces: [fill(piece, merged[at : at + piece.shape[1]]) for at, piece in pieces])
+
+        list(streams.each(["w.weight"], merge))
     return merged
 
 

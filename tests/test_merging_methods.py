@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from boom_utils.errors import MergeError
 from boom_utils.merging.elementwise import ELEMENTWISE
 from boom_utils.merging.gram import (
-    FamilyGram,
     GramTable,
     TensorGram,
     cosines,
@@ -19,7 +18,7 @@ from boom_utils.merging.gram import (
     whole_model,
 )
 from boom_utils.merging.methods import METHODS, Settings, linear, linear_norm_matched, multislerp, used_weights
-from boom_utils.merging.parameters import METHOD_NAMES
+from boom_utils.merging.recipe import METHOD_NAMES
 
 BASES = [False, True]
 WEIGHTED = ["linear", "multislerp", "linear_norm_matched"]
@@ -402,7 +401,9 @@ def test_a_whole_model_is_the_sum_of_its_tensors():
 
 
 def test_inner_products_survive_being_saved(tmp_path):
-    tensors = tuple(FamilyGram(f"t{n}", 7, np.cov(np.random.default_rng(n).normal(size=(3, 7)))) for n in range(2))
+    tensors = tuple(
+        TensorGram(f"t{n}", 7, True, np.cov(np.random.default_rng(n).normal(size=(3, 7)))) for n in range(2)
+    )
     table = GramTable(("base", "a", "b"), ("1f", "2f", "3f"), True, tensors)
     save_grams(tmp_path / "one.npz", table)
     save_grams(tmp_path / "two.npz", table)
@@ -428,7 +429,7 @@ def test_a_family_is_seen_from_any_of_its_models(merge, data):
     with_base = data.draw(st.booleans())
     members, chosen = order[1:], order[0] if with_base else None
     raw = gram_of(rows[1:], rows[0]).matrix
-    view = FamilyGram("t", rows.shape[1], raw).view(members, chosen)
+    view = TensorGram("t", rows.shape[1], True, raw).view(members, chosen)
     direct = gram_of(rows[members], rows[chosen] if with_base else None)
     assert view.has_base == direct.has_base
     assert np.allclose(view.matrix, direct.matrix, rtol=1e-9, atol=1e-12)

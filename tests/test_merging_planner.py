@@ -11,10 +11,9 @@ from boom_utils.cli import main
 from boom_utils.errors import MergeError
 from boom_utils.merging.family import open_checkpoints
 from boom_utils.merging.gram import family_grams, load_grams, save_grams
-from boom_utils.merging.methods import METHODS
-from boom_utils.merging.parameters import METHOD_RULES, Settings
+from boom_utils.merging.methods import METHODS, Settings
 from boom_utils.merging.planner import coefficients_of, forecast, geometry_of, plan
-from boom_utils.merging.recipe import make_recipe
+from boom_utils.merging.recipe import METHOD_RULES, make_recipe
 from boom_utils.merging.writer import merge
 from boom_utils.reporting.merge_plan import plan_text
 

@@ -7,8 +7,8 @@ import yaml
 from conftest import HANGS
 
 from boom_utils.errors import MergeError
-from boom_utils.merging.parameters import places_of, value_at
-from boom_utils.merging.recipe import Recipe, load_recipe, make_recipe, recipe_yaml, weights_cancel
+from boom_utils.merging.methods import weights_cancel
+from boom_utils.merging.recipe import Recipe, load_recipe, make_recipe, places_of, recipe_yaml, value_at
 
 
 def recipe_data(*folders: object, **changes: object) -> dict[str, object]:
@@ -127,13 +127,13 @@ def test_weights_that_sum_to_zero_are_refused(folders, weights):
 
 
 def test_a_parameter_that_the_method_would_ignore_is_refused(folders):
-    assert "normalize is not a parameter of multislerp" in refused(
+    assert "parameters.normalize: unknown key; did you mean 'normalize_weights'?" in refused(
         recipe_data(*folders, parameters={"normalize": True})
     )
     given = recipe_data(*folders, merge_method="linear", parameters={"eps": 1e-6, "normalize_weights": True})
     text = refused(given)
-    assert "eps is not a parameter of linear" in text
-    assert "normalize_weights is not a parameter of linear" in text
+    assert "parameters.eps: unknown key" in text
+    assert "parameters.normalize_weights: unknown key" in text
     assert "no use for a base" in refused(recipe_data(*folders, merge_method="linear", base_model="base"))
 
 

@@ -17,7 +17,7 @@ from boom_utils.data.examples import TrainingExample, write_examples
 from boom_utils.data.sampling import draw_subset
 from boom_utils.errors import ConfigError
 from boom_utils.evaluation.interaction import Clusters
-from boom_utils.merging.parameters import METHOD_NAMES
+from boom_utils.merging.recipe import METHOD_NAMES
 from boom_utils.reporting.results import read_json_object
 from boom_utils.study.gathering import passes
 from boom_utils.study.graph import Study

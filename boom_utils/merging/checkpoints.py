@@ -1,11 +1,15 @@
-"""A lazy view of a model folder under unified tensor names."""
+"""Lazy views of model folders under unified tensor names, and several models read together, piece by piece."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import xxhash
@@ -13,15 +17,32 @@ from numpy.typing import NDArray
 
 from boom_utils.artifacts import digest_of
 from boom_utils.errors import CheckpointError, bullet_list
-from boom_utils.merging.kernels import widen_bfloat16
-from boom_utils.merging.settings import Part, parts_of
 from boom_utils.merging.weight_files import DTYPES, OpenFile, TensorInfo, read_header, unified_name
-from boom_utils.model_folder import find_weight_files, refuse_code_and_pickles
+from boom_utils.model_folder import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    find_weight_files,
+    no_weights,
+    read_mapping,
+    refuse_code_and_pickles,
+)
 
-HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
-CHUNK = 1 << 18  # elements of a tensor that are read, multiplied and written together
+CHUNK = 1 << 18  # elements of a tensor over which sums and digests are taken before they are put together
+PIECE = 1 << 16  # elements of a chunk that are worked on together: those of a few models stay in the cache
+HELD_BYTES = 256 << 20  # of all threads: a tensor that fits a thread's share is read once and held
+
+_LORA = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
+# Settings of peft under which an adapter is more than two matrices a weight.
+_FOREIGN = (
+    *("use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "layer_replication", "lora_bias"),
+    *("alora_invocation_tokens", "arrow_config", "kasa_config"),
+)
 
 Values = NDArray[Any]
+Pieces = Iterator[tuple[int, Values]]
+"""Number of the first element, and (R, N) elements of R models; their memory is used again for the next ones."""
+Result = TypeVar("Result")
+Work = Callable[[Pieces], Result]
 
 
 class Checkpoint:
@@ -41,21 +62,16 @@ class Checkpoint:
     def __init__(self, folder: Path, label: str | None = None) -> None:
         self.folder = Path(folder)
         self.label = label or self.folder.name
+        self.sources: tuple[Path, ...] = (self.folder,)  # of two files of one name the later folder's counts
         if not self.folder.is_dir():
             raise CheckpointError("model folder not found", where=self.folder)
         refuse_code_and_pickles(self.folder)
-        self._open_weights()
-
-    @property
-    def sources(self) -> tuple[Path, ...]:
-        """The folders its files come from; of two files of one name the later folder's counts."""
-        return (self.folder,)
-
-    @cached_property
-    def parts(self) -> dict[str, Part]:
-        """What it says besides its weights, file by file."""
-        found = (parts_of(folder) for folder in self.sources)
-        return {**next(found), **{file: part for parts in found for file, part in parts.items() if part.written}}
+        files, index = find_weight_files(self.folder)
+        infos = [info for file in files for info in read_header(file)]
+        if index and (problems := _index_problems(infos, index)):
+            raise CheckpointError("the index of the shards lies" + bullet_list(problems), where=self.folder)
+        self._files = {file: OpenFile(file) for file in files}
+        self.tensors = _unified(infos, self.folder)
 
     def kind(self, name: str) -> np.dtype[Any]:
         """How NumPy holds values of that tensor exactly: float32, or float64 where it is stored so."""
@@ -82,21 +98,85 @@ class Checkpoint:
             self._files[info.file].read_into(info.start + start * raw.itemsize, raw)
             yield raw
 
-    def head_differs(self) -> bool:
-        """Whether the folder stores a head that its config calls tied but that is not the embedding."""
-        head, embedding = self._tied_head, self.tensors.get(EMBEDDING)
-        return head is not None and embedding is not None and not same_bytes(self, embedding, self, head)
 
-    def _open_weights(self) -> None:
-        files, index = find_weight_files(self.folder)
-        infos = [info for file in files for info in read_header(file)]
-        if index and (problems := _index_problems(infos, index)):
-            raise CheckpointError("the index of the shards lies" + bullet_list(problems), where=self.folder)
-        self._files = {file: OpenFile(file) for file in files}
-        self.tensors = _unified(infos, self.folder)
-        config = self.parts["config.json"]
-        tied = HEAD in self.tensors and (config.loaded() or config.written).get("tie_word_embeddings")
-        self._tied_head = self.tensors.pop(HEAD) if tied else None
+class AdapterCheckpoint(Checkpoint):
+    """A base model with a LoRA adapter added to it: its tensors are W + (alpha / r) B A, made as they are read.
+
+    Nothing is written and no whole tensor is held: a piece of W gets the rows of B A that belong to it. (peft's own
+    merging holds the whole model, and rounds to the dtype of the base.)
+
+    Args:
+        base: Folder of the base model.
+        adapter: Folder of the adapter, as peft saves it.
+        label: What messages call it.
+
+    Raises:
+        CheckpointError: One of the two cannot be read, or the adapter adds something other than matrices A and B.
+    """
+
+    def __init__(self, base: Path, adapter: Path, label: str | None = None) -> None:
+        super().__init__(base, label or Path(adapter).name)
+        refuse_code_and_pickles(adapter)
+        self.sources = (self.folder, Path(adapter))
+        self._updates = _read_updates(Path(adapter), self.tensors)
+
+    def read_into(self, name: str, start: int, values: Values) -> None:
+        """As `Checkpoint.read_into`, with the adapter added in float64 and rounded once to what ``values`` holds."""
+        super().read_into(name, start, values)
+        if name in self._updates and values.size:
+            a, b, scale = self._updates[name]
+            width = a.shape[1]
+            first, last = start // width, -(-(start + values.size) // width)
+            added = (b[first:last] @ a).reshape(-1)[start - first * width :][: values.size]
+            values[:] = values.astype(np.float64) + scale * added
+
+
+def _read_updates(folder: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[Values, Values, float]]:
+    """What an adapter adds to each weight: scale * B @ A, with A (r, in) and B (out, r) in float64."""
+    config = read_mapping(folder / ADAPTER_CONFIG)
+    if not (folder / ADAPTER).is_file():
+        raise no_weights(folder, ADAPTER)
+    file, problems = OpenFile(folder / ADAPTER), _foreign(config)
+    sides: dict[str, dict[str, Values]] = {}
+    for info in read_header(folder / ADAPTER):
+        if match := _LORA.match(info.stored):
+            matrix = read_values(file, info, 0, np.empty(info.size, np.float64)).reshape(info.shape)
+            sides.setdefault(match["module"], {})[match["side"]] = matrix
+        else:
+            problems.append(f"{info.stored} is no LoRA matrix")
+    found = {}
+    for module, pair in sides.items():
+        name = unified_name(f"{module}.weight")
+        a, b = (pair.get(side, np.empty(())) for side in "AB")
+        whole = tensors[name].shape if name in tensors else None
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or (b.shape[0], a.shape[1]) != whole:
+            shapes = ", ".join(f"lora_{side} {list(matrix.shape)}" for side, matrix in pair.items())
+            problems.append(f"{module}: {shapes} cannot be added to {name}, {whole or 'which the base has not'}")
+        else:
+            found[name] = (a, b, _scale(config, module, a.shape[0]))
+    if problems or not found:
+        what = "this adapter cannot be added to its base"
+        expected = "LoRA matrices A and B for weights of the base, without DoRA, biases or modules of its own"
+        raise CheckpointError(what, where=folder, expected=expected, found=bullet_list(problems) or "no tensor")
+    return found
+
+
+def _foreign(config: Mapping[str, Any]) -> list[str]:
+    """Settings of peft under which the sum is another one, or stands on another base."""
+    plain = {**dict.fromkeys(_FOREIGN), "peft_type": "LORA", "bias": "none"}
+    problems = [f"{key}: {config[key]!r}" for key, value in plain.items() if (config.get(key) or value) != value]
+    start = config.get("init_lora_weights")
+    changes = isinstance(start, str) and start.lower().startswith(("pissa", "olora", "loftq", "corda"))
+    return [*problems, *([f"init_lora_weights: {start!r}, which changes the base"] if changes else [])]
+
+
+def _scale(config: Mapping[str, Any], module: str, r: int) -> float:
+    """Alpha / r of a module, or alpha / sqrt(r) with rsLoRA; alpha may be set for modules by name."""
+    patterns = config.get("alpha_pattern") or {}
+    # peft's rule: the pattern is the end of the module's name, after a dot.
+    named = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+    alpha = float(next(named, config.get("lora_alpha", r)))
+    return float(alpha / (np.sqrt(r) if config.get("use_rslora") else r))
 
 
 def read_values(file: OpenFile, info: TensorInfo, start: int, values: Values) -> Values:
@@ -108,10 +188,8 @@ def read_values(file: OpenFile, info: TensorInfo, start: int, values: Values) ->
     stored = DTYPES[info.dtype]
     raw = values if stored == values.dtype else np.empty(values.size, stored)
     file.read_into(info.start + start * stored.itemsize, raw)
-    if info.dtype == "BF16":
-        wide = values if values.dtype == np.float32 else np.empty(values.size, np.float32)
-        widen_bfloat16(raw, wide)
-        raw = wide
+    if info.dtype == "BF16":  # the upper half of the bits of a float32
+        raw = np.left_shift(raw, 16, dtype=np.uint32).view(np.float32)
     if raw is not values:
         values[:] = raw
     return values
@@ -168,3 +246,106 @@ def _index_problems(infos: Iterable[TensorInfo], index: Mapping[str, str]) -> li
         for name, files in sorted(found.items())
         if files != [index.get(name)]
     ]
+
+
+class Streams:
+    """Threads that read the same pieces of every model and work on them.
+
+    There are two threads more than processors, so that some compute while others wait for the disk. Memory is a piece
+    of every model for each thread, and tensors of at most `HELD_BYTES` together, whatever the size of the models.
+
+    Args:
+        models: R models with equal tensors, the base first if there is one.
+        threads: None: two more than this process has processors, at most 16.
+    """
+
+    def __init__(self, models: Sequence[Checkpoint], threads: int | None = None) -> None:
+        self.models = list(models)
+        count = threads or min(_processors() + 2, 16)
+        self.share = HELD_BYTES // count
+        self.pool = ThreadPoolExecutor(count, thread_name_prefix="merge")
+        self._local = threading.local()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def each(self, names: Iterable[str], work: Callable[[Tensor], Result]) -> Iterator[Result]:
+        """``work`` on every tensor, in no certain order: one thread a small tensor, all threads on each large one."""
+        tensors = [Tensor(self, name) for name in names]
+        yield from (work(tensor) for tensor in tensors if not tensor.small)
+        yield from self.pool.map(work, (tensor for tensor in tensors if tensor.small))
+
+    def scratch(self, label: str, size: int, kind: Any) -> NDArray[Any]:
+        """Memory of this thread for intermediate values, (size,); its content is whatever the last user left."""
+        held: dict[Any, NDArray[Any]] = self._local.__dict__.setdefault("held", {})
+        key = (label, np.dtype(kind))
+        if key not in held or held[key].size < size:
+            held[key] = np.empty(size, kind)
+        return held[key][:size]
+
+
+class Tensor:
+    """A floating-point tensor in all models: gone through any number of times, read once if it is small.
+
+    Args:
+        streams: The models, R of them.
+        name: Its unified name.
+    """
+
+    def __init__(self, streams: Streams, name: str) -> None:
+        self.name, self.models, self.scratch = name, streams.models, streams.scratch
+        self.size = self.models[0].tensors[name].size
+        self.kind = np.result_type(*(model.kind(name) for model in self.models))
+        self.small = self.size * len(self.models) * self.kind.itemsize <= streams.share
+        self._streams, self._known = streams, 0
+
+    def map(self, work: Work[Result], rows: Iterable[int] | None = None) -> list[Result]:
+        """``work(pieces)`` on every chunk.
+
+        Args:
+            work: Gets the pieces of a chunk, float32, or float64 where one of the models is stored so.
+            rows: Which models, by number; all when None.
+
+        Returns:
+            One result for each chunk, in order (a tensor without elements has one chunk without elements).
+        """
+        numbers = list(range(len(self.models)) if rows is None else rows)
+        chunks = [self._pieces(start, numbers) for start in range(0, max(self.size, 1), CHUNK)]
+        return [work(pieces) for pieces in chunks] if self.small else list(self._streams.pool.map(work, chunks))
+
+    def _pieces(self, start: int, numbers: Sequence[int]) -> Pieces:
+        end = min(start + CHUNK, self.size)
+        for first in range(start, max(end, start + 1), PIECE):
+            size = min(PIECE, end - first)
+            yield first, (self._held if self.small else self._read)(first, size, numbers)
+
+    def _read(self, start: int, size: int, numbers: Sequence[int]) -> Values:
+        rows = self.scratch("rows", len(numbers) * size, self.kind).reshape(len(numbers), size)
+        for row, number in zip(rows, numbers, strict=True):
+            self.models[number].read_into(self.name, start, row)
+        return rows
+
+    def _held(self, start: int, size: int, numbers: Sequence[int]) -> Values:
+        """Rows of a small tensor; all models are read in the first pass, which goes from start to end."""
+        count = len(self.models)
+        memory = self.scratch("held", count * self.size, self.kind)
+        # Pieces lie one after another, so that the rows of each are contiguous.
+        rows = memory[count * start : count * (start + size)].reshape(count, size)
+        if start >= self._known:
+            for row, model in zip(rows, self.models, strict=True):
+                model.read_into(self.name, start, row)
+            self._known = start + size
+        return rows if numbers == list(range(count)) else rows[numbers]
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1

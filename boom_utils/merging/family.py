@@ -1,26 +1,80 @@
-"""The models of some recipes, opened once and compared, and what each recipe says of each of their tensors."""
+"""Whether models can be merged: opened once, and compared in all that their libraries make of their folders.
+
+Versions of transformers and sentence-transformers write one setting in different words, or leave out what is their
+default. Files that are written alike say the same; of others it counts what the libraries make of them.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from boom_utils.artifacts import digest_of
+import xxhash
+
+from boom_utils.artifacts import digest_of, sha256_file
 from boom_utils.errors import MergeError, bullet_list
-from boom_utils.merging.adapters import AdapterCheckpoint
-from boom_utils.merging.checkpoints import HEAD, Checkpoint, same_bytes
-from boom_utils.merging.parameters import Settings, places_of
-from boom_utils.merging.recipe import Recipe, missing_folders
-from boom_utils.merging.settings import ENCODING, OF_EVERY_MODEL, compare_parts
-from boom_utils.model_folder import adapter_base, is_adapter, model_parts
+from boom_utils.merging.checkpoints import AdapterCheckpoint, Checkpoint, same_bytes
+from boom_utils.merging.methods import Settings
+from boom_utils.merging.recipe import Recipe, missing_folders, places_of
+from boom_utils.model_folder import (
+    TOKENIZER_FILES,
+    VOCABULARY_FILES,
+    adapter_base,
+    is_adapter,
+    is_sentence_transformer,
+    model_files,
+    model_parts,
+    read_mapping,
+    read_modules,
+    read_spec,
+)
 
 log = logging.getLogger(__name__)
 
+Values = Mapping[str, Any]
+HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
+_CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
+_ENCODING = "encoding"
+"""The part that only an embedding model has: `boom_utils.model_folder.EncoderSpec`, and its other modules."""
 # What transformers makes anew when it opens a model, and a head that none of its states of tokens goes through.
 _NOT_READ = re.compile(r"(?:^|\.)(?:position_ids|token_type_ids|inv_freq)$|^pooler\.")
+# Who wrote config.json, in which precision, for which training and which head: embeddings do not depend on it.
+_NOISE = frozenset(
+    {"_attn_implementation_autoset", "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+    | {"use_cache", "gradient_checkpointing", "id2label", "label2id"}
+)
+# What older versions of transformers took where nothing was written.
+_POSITIONS = {"position_embedding_type": "absolute"}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A file of a model folder, or the files of its tokenizer.
+
+    Attributes:
+        written: What stands there; empty where there is no such file.
+        load: Gives what the libraries make of it, flat.
+    """
+
+    written: Values
+    load: Callable[[], Values]
+
+    def loaded(self) -> Values | None:
+        """What the libraries make of it; None where they cannot open it."""
+        try:
+            return self.load()
+        except Exception as error:  # they let through whatever their own parts raise
+            log.debug("compared as it is written: %s", error)
+            return None
+
+
+_ABSENT = _Part({}, dict)
 
 
 def open_checkpoints(folders: Sequence[Path], names: Mapping[Path, str] | None = None) -> list[Checkpoint]:
@@ -87,21 +141,17 @@ def reconcile(members: Sequence[Checkpoint], bases: Sequence[Checkpoint] = (), o
     Raises:
         MergeError: They differ; every difference is listed.
     """
-    first, models = members[0], [*members, *bases]
-    notes = _leave_out_not_read(models)
-    problems = [f"{model.label}: {HEAD} is not the embedding that config.json ties it to" for model in models
-                if model.head_differs()]  # fmt: skip
+    models = [*members, *bases]
+    parts = {model: _parts(model) for model in models}
+    problems = [problem for model in models for problem in _leave_out_tied_head(model, parts[model])]
+    notes = _leave_out_not_read(models, _ENCODING in parts[members[0]])
     for other in models[1:]:
-        problems += _tensor_differences(first, other)
-        some = OF_EVERY_MODEL if other in bases and ENCODING not in other.parts else {*first.parts, *other.parts}
-        ours, theirs = ({file: model.parts[file] for file in some & model.parts.keys()} for model in (first, other))
-        differences, respelled = compare_parts(ours, theirs)
-        problems += [f"{other.label}: {key}: {_short(b)}, in {first.label} {_short(a)}" for key, a, b in differences]
-        if respelled:
-            notes.append(f"{other.label}: {', '.join(respelled)}: spelt otherwise than in {first.label}, same meaning")
-        if (a := _prefixes(first)) != (b := _prefixes(other)):
-            notes.append(f"{other.label}: names of tensors begin with {b}, in {first.label} with {a}")
-    if problems := [*problems, *(_mixed_dtypes(members) if one_dtype else [])]:
+        differences, respelled = _compare(members[0], other, parts, only_base=other in bases)
+        problems += differences
+        notes += respelled
+    if one_dtype:
+        problems += _mixed_dtypes(members)
+    if problems:
         raise MergeError(
             "the models cannot be merged, because they differ" + bullet_list(problems),
             fix="merge models that were trained from one base, with one tokenizer, pooling and set of prompts",
@@ -111,9 +161,39 @@ def reconcile(members: Sequence[Checkpoint], bases: Sequence[Checkpoint] = (), o
     return notes
 
 
-def _leave_out_not_read(models: Sequence[Checkpoint]) -> list[str]:
-    in_all = set.intersection(*(set(model.tensors) for model in models))
-    encoders, notes = ENCODING in models[0].parts, []
+def _parts(model: Checkpoint) -> dict[str, _Part]:
+    """What a model says besides its weights; an adapter brings parts of its own or takes those of its base.
+
+    Raises:
+        CheckpointError: A file is malformed, or modules.json points outside the folder.
+    """
+    found: dict[str, _Part] = {}
+    for folder in model.sources:
+        config, tokenizer = read_mapping(folder / _CONFIG), _written_tokenizer(folder)
+        parts = {
+            _CONFIG: _Part(_flat(config, _NOISE), partial(_loaded_config, config)),
+            _TOKENIZER: _Part(tokenizer, partial(_loaded_tokenizer, folder) if tokenizer else dict),
+        }
+        if is_sentence_transformer(folder):
+            parts[_ENCODING] = _encoding(folder)
+        found |= {file: part for file, part in parts.items() if part.written or file not in found}
+    return found
+
+
+def _leave_out_tied_head(model: Checkpoint, parts: Mapping[str, _Part]) -> list[str]:
+    """Take a head that is the embedding out of a model; what is wrong with it where it is not."""
+    config = parts[_CONFIG]
+    if HEAD not in model.tensors or not (config.loaded() or config.written).get("tie_word_embeddings"):
+        return []
+    model.tensors = dict(model.tensors)
+    head, embedding = model.tensors.pop(HEAD), model.tensors.get(EMBEDDING)
+    if embedding is None or same_bytes(model, embedding, model, head):
+        return []
+    return [f"{model.label}: {HEAD} is not the embedding that config.json ties it to"]
+
+
+def _leave_out_not_read(models: Sequence[Checkpoint], encoders: bool) -> list[str]:
+    in_all, notes = set.intersection(*(set(model.tensors) for model in models)), []
     for model in models:
         # In the file of a model with a head, the prefix is that of the model without one.
         inside = {name for name, info in model.tensors.items() if info.stored != name}
@@ -123,6 +203,39 @@ def _leave_out_not_read(models: Sequence[Checkpoint]) -> list[str]:
             model.tensors = {name: info for name, info in model.tensors.items() if name not in out}
             notes.append(f"{model.label}: left out {', '.join(out)}, which not every model has and none reads")
     return notes
+
+
+def _compare(
+    first: Checkpoint, other: Checkpoint, parts: Mapping[Checkpoint, Mapping[str, _Part]], only_base: bool
+) -> tuple[list[str], list[str]]:
+    """Differences of two models in meaning, and those in their spelling alone.
+
+    In settings, a missing key is equal to null, false, zero or empty: that is what newer versions write for what older
+    ones omit. A part that only one folder has is one difference, not one per key.
+    """
+    differences, respelled = _tensor_differences(first, other), []
+    ours, theirs = parts[first], parts[other]
+    files = {_CONFIG, _TOKENIZER} if only_base and _ENCODING not in theirs else {*ours, *theirs}
+    for file in sorted(files):
+        mine, its = ours.get(file, _ABSENT), theirs.get(file, _ABSENT)
+        if mine.written == its.written:
+            continue
+        a, b = mine.loaded(), its.loaded()
+        if a is None or b is None:
+            a, b = mine.written, its.written
+        found = [(f"{file}: {key}", a.get(key), b.get(key)) for key in sorted({*a, *b})]
+        found = [(key, one, two) for key, one, two in found if (one or None) != (two or None)]
+        if any(a.values()) != any(b.values()):
+            found = [(file, "present", "missing") if any(a.values()) else (file, "missing", "present")]
+        differences += [
+            f"{other.label}: {key}: {_short(two)}, in {first.label} {_short(one)}" for key, one, two in found
+        ]
+        respelled += [] if found else [file]
+    notes = [f"{other.label}: {', '.join(respelled)}: spelt otherwise than in {first.label}, same meaning"]
+    notes = notes if respelled else []
+    if (one := _prefixes(first)) != (two := _prefixes(other)):
+        notes.append(f"{other.label}: names of tensors begin with {two}, in {first.label} with {one}")
+    return differences, notes
 
 
 def _prefixes(model: Checkpoint) -> str:
@@ -188,3 +301,76 @@ def _labels(folders: Sequence[Path]) -> list[str]:
         if len(set(labels)) == len(set(paths)):
             return labels
     return [str(path) for path in paths]
+
+
+def _loaded_config(config: Values) -> Values:
+    """config.json with the defaults of its kind of model."""
+    from transformers import CONFIG_MAPPING
+
+    loaded = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    found = {key: value for key, value in _flat(loaded.to_dict(), _NOISE).items() if value is not None}
+    return {**_POSITIONS, **found}
+
+
+def _flat(values: Values, noise: Set[str] = frozenset(), prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in noise:
+            name = f"{prefix}{key}"
+            found |= _flat(value, noise, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+def _written_tokenizer(folder: Path) -> dict[str, Any]:
+    """tokenizer.json by its sections, the other files by their bytes; empty where there is no vocabulary."""
+    others = TOKENIZER_FILES - {_TOKENIZER}
+    found = {name: sha256_file(folder / name) for name in others if (folder / name).is_file()}
+    sections = _sections(read_mapping(folder / _TOKENIZER))
+    return {**sections, **found} if sections or VOCABULARY_FILES & found.keys() else {}
+
+
+def _loaded_tokenizer(folder: Path) -> Values:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    sections = _sections(json.loads(tokenizer.backend_tokenizer.to_str()))
+    # Only what stands around one text; pairs of texts are joined differently from version to version.
+    return {**sections, "post_processor": tokenizer("").input_ids, "truncation_side": tokenizer.truncation_side}
+
+
+def _sections(tokenizer: Values) -> dict[str, Any]:
+    """What decides how a text becomes tokens; not what the last call left behind, nor how they become text again."""
+    model = {f"model.{key}": value for key, value in (tokenizer.get("model") or {}).items()}
+    if merges := model.get("model.merges"):  # "a b" in older files, ["a", "b"] in newer ones
+        model["model.merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+    unread = {"version", "truncation", "padding", "decoder", "model"}
+    return {**{key: value for key, value in tokenizer.items() if key not in unread}, **model}
+
+
+def _encoding(folder: Path) -> _Part:
+    """What the files of sentence-transformers say, all as one part."""
+    files = [path.relative_to(folder) for path in model_files(folder) if path.name not in TOKENIZER_FILES]
+    written = {str(path): sha256_file(folder / path) for path in files if str(path) != _CONFIG}
+    return _Part(written, partial(_loaded_encoding, folder, asdict(read_spec(folder))))
+
+
+def _loaded_encoding(folder: Path, spec: Values) -> Values:
+    """The encoder's description, flat, and what its modules of other kinds load."""
+    said = {**_flat(spec, {"beyond"}), **dict.fromkeys(spec["beyond"], "asked for")}
+    for module in read_modules(folder):
+        if not module["type"].endswith((".Transformer", ".Pooling", ".Normalize")):
+            said |= {f"{module['path']}: {key}": value for key, value in _loaded_module(folder, module).items()}
+    return said
+
+
+def _loaded_module(folder: Path, module: Mapping[str, str]) -> Values:
+    """Settings of a module, and digests of its weights (of a Dense layer)."""
+    from sentence_transformers.util import import_from_string
+
+    if not module["type"].startswith("sentence_transformers."):
+        raise ValueError(f"{module['type']} is code of another place")
+    made = import_from_string(module["type"]).load(str(folder), subfolder=module["path"], local_files_only=True)
+    tensors = {name: tensor.double().numpy() for name, tensor in made.state_dict().items()}
+    digests = {name: [values.shape, xxhash.xxh3_128_hexdigest(values.data)] for name, values in tensors.items()}
+    return {**made.get_config_dict(), **digests}

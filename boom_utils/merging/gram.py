@@ -6,10 +6,8 @@ percent, so |x_i - x_j|^2 taken from the products of the models themselves would
 
 from __future__ import annotations
 
-import functools
 import zipfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +19,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from boom_utils.artifacts import atomic_path
 from boom_utils.errors import MergeError, bullet_list
-from boom_utils.merging.checkpoints import CHUNK, Checkpoint, digest_chunks, fingerprints
+from boom_utils.merging.checkpoints import CHUNK, Checkpoint, Pieces, Streams, Tensor, digest_chunks, fingerprints
 from boom_utils.merging.kernels import add_products
-from boom_utils.merging.streaming import Rows, Streams, gather
 from boom_utils.progress import progress
 
 Array = NDArray[np.float64]
-_Chunk = tuple[Array, list[int] | None, list[str]]  # inner products, rows that are not finite, digests of the rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +33,7 @@ class TensorGram:
     Attributes:
         name: The tensor, or what the sum of tensors is called.
         size: Number of elements.
-        has_base: Whether the pivot is the base; it is the first member otherwise.
+        has_base: Whether the pivot p is the base; it is the first member otherwise.
         matrix: (1 + M, 1 + M), inner products of [p, x_1 - p, ..., x_M - p].
     """
 
@@ -45,6 +41,22 @@ class TensorGram:
     size: int
     has_base: bool
     matrix: Array
+
+    def view(self, members: Sequence[int], base: int | None = None) -> TensorGram:
+        """The Gram matrix of a merge of some of the models, on another pivot where that one is not the first.
+
+        Args:
+            members: Numbers of the models to merge, the pivot of this one being 0.
+            base: Number of their base.
+        """
+        pivot = members[0] if base is None else base
+        change = np.zeros((1 + len(members), len(self.matrix)))
+        change[0, 0] = 1.0
+        for row, model in enumerate((pivot, *members)):
+            change[row, model] += model > 0
+            if row > 0:
+                change[row, pivot] -= pivot > 0
+        return TensorGram(self.name, self.size, base is not None, change @ self.matrix @ change.T)
 
     @cached_property
     def models(self) -> Array:
@@ -114,37 +126,6 @@ def distances(gram: TensorGram) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class FamilyGram:
-    """Inner products of one tensor's versions in R models: what every merge of some of them is planned from.
-
-    Attributes:
-        name: The tensor.
-        size: Number of elements.
-        matrix: (R, R), inner products of [p, x_1 - p, ...], p being the first model.
-    """
-
-    name: str
-    size: int
-    matrix: Array
-
-    def view(self, members: Sequence[int], base: int | None = None) -> TensorGram:
-        """The Gram matrix of a merge of some of the models, on another pivot where that one is not the first.
-
-        Args:
-            members: Numbers of the M models.
-            base: Number of their base.
-        """
-        pivot = members[0] if base is None else base
-        change = np.zeros((1 + len(members), len(self.matrix)))
-        change[0, 0] = 1.0
-        for row, model in enumerate((pivot, *members)):
-            change[row, model] += model > 0
-            if row > 0:
-                change[row, pivot] -= pivot > 0
-        return TensorGram(self.name, self.size, base is not None, change @ self.matrix @ change.T)
-
-
-@dataclass(frozen=True, eq=False)
 class GramTable:
     """The Gram matrices of all tensors of a family of models: a small file from which any merge can be planned.
 
@@ -152,13 +133,13 @@ class GramTable:
         models: What the R models are called, in order.
         fingerprints: A digest of the weights of each.
         has_base: Whether the first model is the base of the others.
-        tensors: One entry a floating-point tensor, by name.
+        tensors: One entry a floating-point tensor, by name; their pivot is the first model.
     """
 
     models: tuple[str, ...]
     fingerprints: tuple[str, ...]
     has_base: bool
-    tensors: tuple[FamilyGram, ...]
+    tensors: tuple[TensorGram, ...]
 
     def views(self, members: Sequence[int] | None = None, base: int | None = None) -> list[TensorGram]:
         """Every tensor as a merge of some models sees it; without arguments, of all of them, on their base if any."""
@@ -175,8 +156,7 @@ class GramTable:
         if missing := [name for name in members if name not in self.models]:
             raise MergeError("models are not in this table", expected=", ".join(self.models), found=", ".join(missing))
         kept = [*range(self.has_base), *map(self.models.index, members)]
-        # The pivot is the first model kept: with a base it stays what it was.
-        tensors = tuple(FamilyGram(one.name, one.size, one.view(kept[1:], kept[0]).matrix) for one in self.tensors)
+        tensors = tuple(one.view(kept[1:], kept[0]) for one in self.tensors)
         names, prints = ([column[number] for number in kept] for column in (self.models, self.fingerprints))
         return GramTable(tuple(names), tuple(prints), self.has_base, tensors)
 
@@ -205,14 +185,14 @@ def tensor_gram(name: str, tensors: Sequence[ArrayLike], has_base: bool, labels:
     """
     flat = [np.asarray(tensor).reshape(-1) for tensor in tensors]
     kind = np.result_type(np.float32, *flat)
-    found = [
-        _products(np.ascontiguousarray(np.stack([row[start : start + CHUNK] for row in flat]), dtype=kind))
-        for start in range(0, max(flat[0].size, 1), CHUNK)
-    ]
-    if problems := _problems(name, [wrong for _, wrong in found], labels):
-        raise not_finite(problems)
-    family = FamilyGram(name, flat[0].size, _sum_of([matrix for matrix, _ in found]))
-    return family.view(range(has_base, len(flat)), 0 if has_base else None)
+    chunks = []
+    for start in range(0, max(flat[0].size, 1), CHUNK):
+        rows = np.ascontiguousarray(np.stack([row[start : start + CHUNK] for row in flat]), dtype=kind)
+        chunks.append(_chunk(iter([(start, rows)]), [kind] * len(rows)))
+    found = _put_together(name, flat[0].size, chunks, labels)
+    if found.problems:
+        raise not_finite(found.problems)
+    return found.gram.view(range(has_base, len(flat)), 0 if has_base else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,38 +200,37 @@ class StreamedGram:
     """What one pass over one tensor of a family found.
 
     Attributes:
-        gram: The Gram matrix.
+        gram: The Gram matrix; the pivot is the first model.
         digests: A digest of each model's values.
         problems: Which models hold NaN or infinities there, as sentences; the matrix means nothing then.
     """
 
-    gram: FamilyGram
+    gram: TensorGram
     digests: tuple[str, ...]
     problems: tuple[str, ...] = ()
 
 
-def stream_grams(streams: Streams, names: Sequence[str], hold: bool = False) -> Iterator[StreamedGram]:
-    """The Gram matrix of each tensor, one after another; the next one is begun before one is handed out.
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """Of one chunk: inner products, the rows that are not finite, whether squares are not, digests of the rows."""
 
-    Args:
-        streams: The models.
-        names: Their tensors, in the order wanted.
-        hold: Keep tensors that are not too large in memory; the caller releases them.
+    matrix: Array
+    wrong: set[int]
+    overflow: bool
+    digests: list[str]
+
+
+def stream_gram(tensor: Tensor) -> StreamedGram:
+    """The Gram matrix of a tensor, and what else one pass over it tells.
 
     Raises:
         CheckpointError: A file cannot be read.
     """
-    begun: list[tuple[str, list[Future[_Chunk]]]] = []
-    for name in (*names, None):
-        if name is not None and hold:
-            streams.hold(name)
-        if name is not None:
-            begun.append((name, streams.submit(name, functools.partial(_chunk, streams.models, name))))
-        if len(begun) > (name is not None):
-            done, futures = begun.pop(0)
-            chunks = gather(futures)
-            streams.complete(done)
-            yield _streamed(streams.models, done, chunks)
+    kinds = [model.kind(tensor.name) for model in tensor.models]
+    chunks = tensor.map(lambda pieces: _chunk(pieces, kinds))
+    found = _put_together(tensor.name, tensor.size, chunks, [model.label for model in tensor.models])
+    digests = zip(kinds, zip(*(chunk.digests for chunk in chunks), strict=True), strict=True)
+    return StreamedGram(found.gram, tuple(digest_chunks(kind, parts) for kind, parts in digests), found.problems)
 
 
 def family_grams(models: Sequence[Checkpoint], has_base: bool, threads: int | None = None) -> GramTable:
@@ -268,12 +247,11 @@ def family_grams(models: Sequence[Checkpoint], has_base: bool, threads: int | No
     """
     names = [name for name, info in models[0].tensors.items() if info.is_float]
     with Streams(models, threads) as streams:
-        passed = list(progress(stream_grams(streams, names), len(names), "inner products"))
-    if problems := [problem for found in passed for problem in found.problems]:
-        raise not_finite(problems)
-    digests = {found.gram.name: found.digests for found in passed}
-    prints = tuple(fingerprints(models, digests))
-    return GramTable(tuple(model.label for model in models), prints, has_base, tuple(found.gram for found in passed))
+        passed = {one.gram.name: one for one in progress(streams.each(names, stream_gram), len(names), "products")}
+    check_finite(passed[name] for name in names)
+    prints = fingerprints(models, {name: passed[name].digests for name in names})
+    tensors = tuple(passed[name].gram for name in names)
+    return GramTable(tuple(model.label for model in models), tuple(prints), has_base, tensors)
 
 
 def whole_model(grams: Sequence[TensorGram], name: str = "all tensors") -> TensorGram:
@@ -320,8 +298,18 @@ def load_grams(path: Path) -> GramTable:
             models, prints, has_base, *columns = (saved[key] for key in keys)
     except (OSError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise MergeError("the file holds no Gram matrices", where=path, found=error) from error
-    tensors = tuple(FamilyGram(str(name), int(size), matrix) for name, size, matrix in zip(*columns, strict=True))
+    tensors = tuple(TensorGram(str(name), int(size), True, one) for name, size, one in zip(*columns, strict=True))
     return GramTable(tuple(map(str, models)), tuple(map(str, prints)), bool(has_base), tensors)
+
+
+def check_finite(found: Iterable[StreamedGram]) -> None:
+    """Refuse models that hold values no merge may spread.
+
+    Raises:
+        MergeError: They do; all are named.
+    """
+    if problems := [problem for one in found for problem in one.problems]:
+        raise not_finite(problems)
 
 
 def not_finite(problems: Sequence[str]) -> MergeError:
@@ -333,42 +321,23 @@ def not_finite(problems: Sequence[str]) -> MergeError:
     )
 
 
-def _products(rows: Rows) -> tuple[Array, list[int] | None]:
-    """Inner products over one chunk; and which rows are not finite (an empty list: their squares are not), or None."""
-    matrix = np.zeros((len(rows), len(rows)))
-    add_products(rows, matrix)
-    if np.isfinite(matrix).all():
-        return matrix, None
-    return matrix, [number for number, row in enumerate(rows) if not np.isfinite(row).all()]
+def _chunk(pieces: Pieces, kinds: Sequence[Any]) -> _Chunk:
+    matrix, digests = np.zeros((len(kinds), len(kinds))), [xxhash.xxh3_128() for _ in kinds]
+    wrong: set[int] = set()
+    for _, rows in pieces:
+        add_products(rows, matrix)
+        for row, kind, digest in zip(rows, kinds, digests, strict=True):
+            digest.update((row if row.dtype == kind else row.astype(kind)).data)
+        if not np.isfinite(matrix).all():
+            wrong |= {number for number, row in enumerate(rows) if not np.isfinite(row).all()}
+    return _Chunk(matrix, wrong, not np.isfinite(matrix).all(), [digest.hexdigest() for digest in digests])
 
 
-def _chunk(models: Sequence[Checkpoint], name: str, rows: Rows, start: int) -> _Chunk:
-    matrix, wrong = _products(rows)
-    return matrix, wrong, [_digest(model, name, row) for model, row in zip(models, rows, strict=True)]
-
-
-def _streamed(models: Sequence[Checkpoint], name: str, chunks: Sequence[_Chunk]) -> StreamedGram:
-    matrices, wrong, digests = zip(*chunks, strict=True)
-    gram = FamilyGram(name, models[0].tensors[name].size, _sum_of(matrices))
-    of_models = [
-        digest_chunks(model.kind(name), parts) for model, parts in zip(models, zip(*digests, strict=True), strict=True)
-    ]
-    return StreamedGram(gram, tuple(of_models), tuple(_problems(name, wrong, [model.label for model in models])))
-
-
-def _digest(model: Checkpoint, name: str, row: Rows) -> str:
-    kind = model.kind(name)
-    return xxhash.xxh3_128_hexdigest((row if row.dtype == kind else row.astype(kind)).data)
-
-
-def _sum_of(matrices: Sequence[Array]) -> Array:
-    total = np.sum(matrices, axis=0)
-    return np.asarray(np.triu(total) + np.triu(total, 1).T)
-
-
-def _problems(name: str, wrong: Sequence[list[int] | None], labels: Sequence[str]) -> list[str]:
-    rows = sorted({row for chunk in wrong if chunk is not None for row in chunk})
-    if rows:
-        return [f"{name}: NaN or infinity in {', '.join(labels[row] for row in rows)}"]
-    overflow = any(chunk is not None for chunk in wrong)
-    return [f"{name}: values are too large for their squares (overflow in float64)"] if overflow else []
+def _put_together(name: str, size: int, chunks: Sequence[_Chunk], labels: Sequence[str]) -> StreamedGram:
+    total = np.sum([chunk.matrix for chunk in chunks], axis=0)
+    gram = TensorGram(name, size, True, np.asarray(np.triu(total) + np.triu(total, 1).T))
+    if wrong := sorted(set().union(*(chunk.wrong for chunk in chunks))):
+        return StreamedGram(gram, (), (f"{name}: NaN or infinity in {', '.join(labels[row] for row in wrong)}",))
+    overflow = any(chunk.overflow for chunk in chunks)
+    problems = (f"{name}: values are too large for their squares (overflow in float64)",) if overflow else ()
+    return StreamedGram(gram, (), problems)

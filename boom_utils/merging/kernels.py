@@ -102,64 +102,37 @@ def add_products(rows: Any, gram: Any) -> None:
 
 @_compiled
 def combine(rows: Any, factors: Any, merged: Any) -> None:
-    """Merged = Σ factors_r * rows_r in float64; a factor of zero takes no part, so that one row alone is copied.
+    """Merged = Σ factors_r * rows_r in float64, rounded once; a factor of zero takes no part: one row alone is copied.
 
     Args:
         rows: (R, N).
         factors: (R,) float64.
-        merged: (N,) float64, overwritten.
+        merged: (N,) float64 or float32, overwritten.
     """
     used = np.flatnonzero(factors)
+    sums = np.zeros(BLOCK)
     for start in range(0, merged.size, BLOCK):
         out = merged[start : start + BLOCK]
-        if used.size == 0:
-            out[:] = 0.0
-            continue
-        first, factor = rows[used[0], start : start + BLOCK], factors[used[0]]
-        for n in range(out.size):
-            out[n] = factor * np.float64(first[n])
+        if used.size > 0:
+            first, factor = rows[used[0], start : start + BLOCK], factors[used[0]]
+            for n in range(out.size):
+                sums[n] = factor * np.float64(first[n])
         for k in range(1, used.size - 1, 2):
             one, two = rows[used[k], start : start + BLOCK], rows[used[k + 1], start : start + BLOCK]
             a, b = factors[used[k]], factors[used[k + 1]]
             for n in range(out.size):
-                out[n] = out[n] + a * np.float64(one[n]) + b * np.float64(two[n])
-        if used.size % 2 == 0:
+                sums[n] = sums[n] + a * np.float64(one[n]) + b * np.float64(two[n])
+        if used.size > 0 and used.size % 2 == 0:
             last, factor = rows[used[-1], start : start + BLOCK], factors[used[-1]]
             for n in range(out.size):
-                out[n] = out[n] + factor * np.float64(last[n])
+                sums[n] = sums[n] + factor * np.float64(last[n])
+        for n in range(out.size):
+            out[n] = sums[n]
 
 
 @_compiled
-def widen_bfloat16(bits: Any, values: Any) -> None:
-    """bfloat16, given as its 16 bits, to float32 (exact).
-
-    Args:
-        bits: (N,) uint16.
-        values: (N,) float32, overwritten.
-    """
-    wide = values.view(np.uint32)
-    for n in range(bits.size):
-        wide[n] = np.uint32(bits[n]) << np.uint32(16)
-
-
-@_compiled
-def round_to_float32(values: Any, out: Any) -> bool:
-    """Round float64 to float32, to nearest and ties to even; whether all results are finite.
-
-    Args:
-        values: (N,) float64.
-        out: (N,) float32, overwritten.
-    """
-    fine = True
-    for n in range(values.size):
-        out[n] = np.float32(values[n])
-        fine &= np.isfinite(out[n])
-    return fine
-
-
-@_compiled
-def round_to_bfloat16(values: Any, out: Any) -> bool:
-    """Round float64 to bfloat16 once, to nearest and ties to even; whether all results are finite.
+def round_to_bfloat16(values: Any, out: Any) -> None:
+    """Round float64 to bfloat16 once, to nearest and ties to even.
 
     By way of float32 it would be rounded twice. Here the first step rounds to odd, which keeps what the second one has
     to know (Boldo and Melquiond, 2008).
@@ -170,7 +143,6 @@ def round_to_bfloat16(values: Any, out: Any) -> bool:
     """
     narrow = np.empty(min(BLOCK, max(values.size, 1)), dtype=np.float32)
     bits = narrow.view(np.uint32)
-    fine = True
     for start in range(0, values.size, BLOCK):
         block = values[start : start + BLOCK]
         for n in range(block.size):
@@ -181,8 +153,6 @@ def round_to_bfloat16(values: Any, out: Any) -> bool:
                 bits[n] |= np.uint32(1)
             even = (bits[n] >> np.uint32(16)) & np.uint32(1)
             out[start + n] = np.uint16((bits[n] + np.uint32(0x7FFF) + even) >> np.uint32(16))
-            fine &= (out[start + n] & np.uint16(0x7F80)) != np.uint16(0x7F80)
-    return fine
 
 
 @_compiled
@@ -194,7 +164,7 @@ def ties(rows: Any, weights: Any, smallest: Any, rule: Any, merged: Any) -> None
         weights: (M,) float64.
         smallest: (M,) float32, the smallest magnitude of a difference that is kept.
         rule: (2,) float64: the scale of the result, and whether the sum is divided by the weights in it (0 or 1).
-        merged: (N,) float64, overwritten.
+        merged: (N,) float64 or float32, overwritten.
     """
     kept = np.empty(weights.size)
     for n in range(merged.size):
@@ -222,7 +192,7 @@ def sce(rows: Any, weights: Any, smallest: Any, merged: Any) -> None:
         rows: (1 + M, N), the base first.
         weights: (M,) float64, one for each task vector.
         smallest: The smallest variance over the models that is selected (float32).
-        merged: (N,) float64, overwritten.
+        merged: (N,) float64 or float32, overwritten.
     """
     for n in range(merged.size):
         base = np.float64(rows[0, n])

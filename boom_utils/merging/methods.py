@@ -8,7 +8,7 @@ Source: the methods of mergekit 0.1.5 as observed from its outputs, and the pape
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boom_utils.errors import MergeError
-from boom_utils.merging.parameters import Settings, weights_cancel
 
 if TYPE_CHECKING:
     from boom_utils.merging.gram import TensorGram
-
-__all__ = ["METHODS", "Coefficients", "Settings", "used_weights"]
 
 Array = NDArray[np.float64]
 
@@ -29,6 +26,35 @@ Array = NDArray[np.float64]
 # better, and a fine-tuned model says nothing at that scale.
 SHORTEST_DIRECTION = 1e-5
 PARALLEL = 0.9995  # cosine from which slerp is linear
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a method at one tensor.
+
+    Attributes:
+        weights: The weights as written, one for each model.
+        normalized: Whether to divide the weights by their sum.
+        eps: Added to norms before dividing by them; models whose mean is this fraction of them cancel.
+        scale: ``lambda``, the factor of the merged task vector.
+        t: Share of the second model in slerp.
+        first: Number of the model slerp starts from.
+        densities: Share of every task vector's elements that TIES keeps, one for each model.
+        selected: ``select_topk`` of SCE, the share of the elements it selects.
+        max_iter: Most steps of the Karcher mean.
+        tol: Length of a step (radians) at which it stops.
+    """
+
+    weights: tuple[float, ...]
+    normalized: bool = True
+    eps: float = 1e-8
+    scale: float = 1.0
+    t: float = 0.5
+    first: int = 0
+    densities: tuple[float, ...] = ()
+    selected: float = 1.0
+    max_iter: int = 10
+    tol: float = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,16 +115,9 @@ def multislerp(gram: TensorGram, settings: Settings) -> Coefficients:
     """
     if len(settings.weights) == 1:
         return Coefficients(0.0, np.ones(1))
-    weights = used_weights(settings)
-    length = _lengths(gram)
-    active = (weights != 0) & (length > 0)
-    if not active.any():
-        return _combination(gram, np.zeros_like(weights), _idle_note(gram))
-    direction = np.where(active, weights / (length + settings.eps), 0.0)
-    mean = _length_of_mean(gram, direction, settings)
-    if mean == 0:
-        return _cancelled(gram, weights)
-    return _combination(gram, float(weights @ length) / mean * direction)
+    weights, length = used_weights(settings), _lengths(gram)
+    direction = np.where(length > 0, weights / (length + settings.eps), 0.0)
+    return _of_length(gram, weights, direction, settings)
 
 
 def linear_norm_matched(gram: TensorGram, settings: Settings) -> Coefficients:
@@ -115,13 +134,7 @@ def linear_norm_matched(gram: TensorGram, settings: Settings) -> Coefficients:
         MergeError: Three or more models cancel, or the weights sum to zero.
     """
     weights = used_weights(settings)
-    length = _lengths(gram)
-    if not ((weights != 0) & (length > 0)).any():
-        return _combination(gram, np.zeros_like(weights), _idle_note(gram))
-    mean = _length_of_mean(gram, weights, settings)
-    if mean == 0:
-        return _cancelled(gram, weights)
-    return _combination(gram, float(weights @ length) / mean * weights)
+    return _of_length(gram, weights, weights, settings)
 
 
 def task_arithmetic(gram: TensorGram, settings: Settings) -> Coefficients:
@@ -180,14 +193,12 @@ def karcher(gram: TensorGram, settings: Settings) -> Coefficients:
     if len(length) == 1:
         return Coefficients(0.0, np.ones(1))
     active = length > 0
-    if not active.any():
-        return _combination(gram, np.zeros_like(length), _idle_note(gram))
-    share = active / active.sum()
+    share = active / max(active.sum(), 1)
     direction = np.where(active, share / np.where(active, length, 1.0), 0.0)
-    mean = _length_of_mean(gram, direction, settings)
-    if mean == 0:
-        return _cancelled(gram, share)
-    point = direction / mean
+    start = _of_length(gram, share, direction, settings)
+    if start.note:
+        return start
+    point = direction / _length_of_mean(gram, direction, settings)
     for _ in range(settings.max_iter):
         step = _mean_logarithm(gram, point, share, length)
         size = gram.length(step)[0]
@@ -208,12 +219,11 @@ def model_stock(gram: TensorGram, settings: Settings) -> Coefficients:
         gram: Inner products of N models and their base.
         settings: Not used.
     """
-    updates, count = gram.updates, len(gram.updates)
-    length = _lengths(gram)
+    count, length = len(gram.updates), _lengths(gram)
     if not length.any():
         return _combination(gram, np.zeros(count), _idle_note(gram))
     with np.errstate(invalid="ignore", divide="ignore"):
-        cosines = np.clip(np.nan_to_num(updates / np.outer(length, length)), -1.0, 1.0)
+        cosines = np.clip(np.nan_to_num(gram.updates / np.outer(length, length)), -1.0, 1.0)
     cosine = float(cosines[np.triu_indices(count, 1)].mean())
     below = 1 + (count - 1) * cosine
     if abs(below) < 1e-12:  # all of them point away from one another
@@ -243,10 +253,14 @@ def used_weights(settings: Settings) -> Array:
     if not settings.normalized:
         return weights
     if weights_cancel(settings.weights):
-        raise MergeError(
-            "the weights sum to zero and cannot be normalised", found=list(settings.weights), fix="change the weights"
-        )
+        what = "the weights sum to zero and cannot be normalised"
+        raise MergeError(what, found=list(settings.weights), fix="change the weights")
     return np.asarray(weights / weights.sum())
+
+
+def weights_cancel(weights: Sequence[float]) -> bool:
+    """Whether the weights sum to zero up to rounding (0.1 + 0.2 - 0.3 does), so that they cannot be normalised."""
+    return abs(math.fsum(weights)) <= 1e-9 * math.fsum(abs(weight) for weight in weights)
 
 
 def _arc(gram: TensorGram, t: float, first: int, parallel: float = PARALLEL) -> Array:
@@ -294,12 +308,14 @@ def _length_of_mean(gram: TensorGram, coefficients: Array, settings: Settings) -
     return mean if mean > max(settings.eps * whole, SHORTEST_DIRECTION * terms) else 0.0
 
 
-def _idle_note(gram: TensorGram) -> str:
-    return "no model differs from the base: the base's tensor" if gram.has_base else "zero in every model: zero"
-
-
-def _cancelled(gram: TensorGram, weights: Array) -> Coefficients:
-    """What becomes of models whose directions cancel: the weighted mean of two, an error for more."""
+def _of_length(gram: TensorGram, weights: Array, direction: Array, settings: Settings) -> Coefficients:
+    """A direction Σ direction_i v_i, as long as the weighted mean of lengths; what becomes of it where it has none."""
+    length = _lengths(gram)
+    if not ((weights != 0) & (length > 0)).any():
+        return _combination(gram, np.zeros_like(weights), _idle_note(gram))
+    mean = _length_of_mean(gram, direction, settings)
+    if mean > 0:
+        return _combination(gram, float(weights @ length) / mean * direction)
     if len(weights) == 2:
         return _combination(gram, weights, "the two directions cancel: merged linearly")
     raise MergeError(
@@ -308,3 +324,7 @@ def _cancelled(gram: TensorGram, weights: Array) -> Coefficients:
         found=f"weights {[float(weight) for weight in weights]}",
         fix="change the weights, leave a model out, or merge linearly",
     )
+
+
+def _idle_note(gram: TensorGram) -> str:
+    return "no model differs from the base: the base's tensor" if gram.has_base else "zero in every model: zero"

@@ -17,9 +17,8 @@ from boom_utils.errors import MergeError, nearest
 from boom_utils.merging.elementwise import ELEMENTWISE
 from boom_utils.merging.family import open_family, settings_of
 from boom_utils.merging.gram import GramTable, TensorGram, cosines, distances, family_grams, norms, whole_model
-from boom_utils.merging.methods import METHODS, Coefficients
-from boom_utils.merging.parameters import LAYER, Settings
-from boom_utils.merging.recipe import Recipe
+from boom_utils.merging.methods import METHODS, Coefficients, Settings
+from boom_utils.merging.recipe import LAYER, Recipe
 
 Array = NDArray[np.float64]
 

@@ -1,37 +1,178 @@
 """Merge recipes: mergekit's YAML schema, so that the same file runs in mergekit.
 
+As in mergekit, a parameter is a number; a gradient, a list of numbers spread over the layers; or a list of
+``{filter, value}``, of which the first one counts whose filter is part of the tensor's name (none: fits all).
 Nothing of a recipe is ignored: a key that means nothing to the method is an error.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
-
-from boom_utils.config import Frozen
-from boom_utils.errors import MergeError, bullet_list, nearest
-from boom_utils.merging.parameters import (
-    METHOD_NAMES,
-    METHOD_RULES,
-    MethodRules,
-    Place,
-    Settings,
-    key_problems,
-    value_at,
-    weight_problems,
-    weights_cancel,
+from pydantic import (
+    BeforeValidator,
+    Field,
+    StrictBool,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
 )
+
+from boom_utils.config import Frozen, MergeMethod
+from boom_utils.errors import MergeError, bullet_list, nearest
+from boom_utils.merging.methods import Settings, weights_cancel
 from boom_utils.model_folder import model_parts
 from boom_utils.yaml_files import read_yaml
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+Base = Literal["no", "optional", "required", "member"]
+Values = TypeVar("Values")
+
+LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
+"""The part of a tensor's name that says in which layer it is."""
 OWN_METHODS = frozenset({"linear_norm_matched"})
+
+
+@dataclass(frozen=True)
+class MethodRules:
+    """What a merge method takes.
+
+    Attributes:
+        of_models: Parameters of the models; a value under the recipe's own ``parameters`` counts for every model
+            without one.
+        of_method: Parameters of the method.
+        base: Whether it merges task vectors (``optional``, ``required``), needs one of its two models named as the
+            place it starts from (``member``), or has no use for a base.
+        models: Fewest and most models (None: any number).
+    """
+
+    of_models: Mapping[str, float | None]
+    of_method: Mapping[str, float | None]
+    base: Base = "no"
+    models: tuple[int, int | None] = (1, None)
+
+
+# Defaults are mergekit 0.1.5's; None: has to be given.
+METHOD_RULES: Mapping[str, MethodRules] = {
+    "linear": MethodRules({"weight": None}, {"normalize": True}),
+    "slerp": MethodRules({}, {"t": None}, "member", (2, 2)),
+    "nuslerp": MethodRules({"weight": None}, {"nuslerp_flatten": True}, "optional", (2, 2)),
+    "multislerp": MethodRules({"weight": None}, {"normalize_weights": True, "eps": 1e-8}, "optional"),
+    "karcher": MethodRules({}, {"max_iter": 10, "tol": 1e-5}),
+    "task_arithmetic": MethodRules({"weight": None}, {"normalize": False, "lambda": 1.0}, "required"),
+    "ties": MethodRules(
+        {"weight": None, "density": 1.0}, {"normalize": True, "lambda": 1.0, "int8_mask": False}, "required"
+    ),
+    "sce": MethodRules({}, {"select_topk": 1.0, "int8_mask": False}, "required"),
+    "model_stock": MethodRules({}, {"filter_wise": False}, "required", (2, None)),
+    "linear_norm_matched": MethodRules({"weight": None}, {}, "optional"),
+}
+METHOD_NAMES = tuple(METHOD_RULES)
+_SETTINGS = {"eps": "eps", "lambda": "scale", "t": "t", "select_topk": "selected", "tol": "tol"}  # fields of Settings
+
+
+class Case(Frozen, Generic[Values]):
+    """One ``{filter, value}`` of a parameter: one value, or several along the layers."""
+
+    filter: str | None = None
+    value: Values
+
+
+def _as_cases(written: Any) -> Any:
+    """A parameter in the one form that all others are short for: a list of cases."""
+    parts = written if isinstance(written, list | tuple) else [written]
+    return parts if any(isinstance(part, dict) for part in parts) else [{"value": written}]
+
+
+def _no_flag(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+def _cases(kind: Any, most: int | None = None) -> Any:
+    several = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])
+    values = Annotated[tuple[kind, ...], several, Field(min_length=1, max_length=most)]
+    return Annotated[tuple[Case[values], ...], BeforeValidator(_as_cases)]  # type: ignore[valid-type]
+
+
+def _number(**limits: float) -> Any:
+    return _cases(Annotated[float, BeforeValidator(_no_flag), Field(**limits)])
+
+
+_FLAG = _cases(StrictBool, most=1)  # a flag cannot change gradually along the layers
+_PARAMETERS: Mapping[str, Any] = {
+    **dict.fromkeys(("weight", "t", "lambda"), _number()),
+    **dict.fromkeys(("density", "select_topk"), _number(ge=0, le=1)),
+    **dict.fromkeys(("eps", "tol"), _number(gt=0)),
+    "max_iter": _number(ge=1, le=1e6),
+    **dict.fromkeys(("normalize", "normalize_weights", "int8_mask"), _FLAG),
+    "filter_wise": _cases(Literal[False], most=1),  # the other way is not computed here
+    "nuslerp_flatten": _cases(Literal[True], most=1),
+}
+
+
+@cache
+def _schema(names: tuple[str, ...]) -> type[Frozen]:
+    """Parameters of these names, each of which may be absent."""
+    return create_model("Parameters", __base__=Frozen, **{name: (_PARAMETERS[name], ()) for name in names})  # type: ignore[call-overload,no-any-return]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor as settings see it.
+
+    Attributes:
+        name: Its name, with the prefix ``model.``.
+        depth: 0 at the first layer, 1 at the last one (and at the only one); 0 outside the layers.
+    """
+
+    name: str
+    depth: float
+
+
 ANYWHERE = Place("", 0.0)
+
+
+def places_of(names: Sequence[str]) -> dict[str, Place]:
+    """Where every tensor of a model (unified names) stands among its layers."""
+    layers = {name: int(match[1]) for name in names if (match := LAYER.search(name))}
+    last = max(layers.values(), default=0)
+
+    def depth(name: str) -> float:
+        if name not in layers:
+            return 0.0
+        return layers[name] / last if last else 1.0
+
+    return {name: Place(name if name.startswith("lm_head") else f"model.{name}", depth(name)) for name in names}
+
+
+def value_at(setting: Any, place: Place) -> float | None:
+    """The value of a parameter, as written, at a tensor; None where no filter fits.
+
+    >>> value_at([0.0, 1.0], Place("model.layers.1.mlp.up_proj.weight", 0.25))
+    0.25
+    >>> value_at([{"filter": "mlp", "value": 0.3}, {"value": 0.7}], Place("model.layers.1.mlp.up_proj.weight", 0.25))
+    0.3
+    """
+    for case in () if setting is None else _as_cases(setting):
+        if case.get("filter") in (None, "*") or case["filter"] in place.name:
+            values = case["value"] if isinstance(case["value"], list | tuple) else [case["value"]]
+            # Spread evenly from 0 to 1, and a line between two of them.
+            position = place.depth * (len(values) - 1)
+            left = min(int(position), len(values) - 1)
+            low, high = float(values[left]), float(values[min(left + 1, len(values) - 1)])
+            return low + (position - left) * (high - low)
+    return None
 
 
 class RecipeModel(Frozen):
@@ -56,7 +197,7 @@ class Recipe(Frozen):
         out_dtype: Dtype of the merged weights; float32 when neither is given (float64 for models stored so).
     """
 
-    merge_method: str
+    merge_method: MergeMethod
     base_model: Path | None = None
     parameters: Mapping[str, Any] = Field(default_factory=dict, validate_default=True)
     models: tuple[RecipeModel, ...]
@@ -65,34 +206,44 @@ class Recipe(Frozen):
 
     # Field validators rather than one model validator: they run even when another field is wrong, so that one error
     # can list everything.
-    @field_validator("merge_method")
-    @classmethod
-    def _known(cls, method: str) -> str:
-        if method not in METHOD_RULES:
-            raise ValueError(
-                f"{method!r} is not supported{nearest(method, METHOD_NAMES)} (supported: {', '.join(METHOD_NAMES)})"
-            )
-        return method
-
     @field_validator("parameters")
     @classmethod
     def _parameters_fit(cls, parameters: Mapping[str, Any], info: ValidationInfo) -> Mapping[str, Any]:
-        method, rules = _rules(info)
-        problems = list(key_problems(parameters, {**rules.of_method, **rules.of_models}, method))
+        rules = _rules(info)
         missing = [name for name, value in rules.of_method.items() if value is None and name not in parameters]
-        problems += [f"{name}: missing ({method} needs it)" for name in missing]
-        _complain([f"parameters.{problem}" for problem in problems])
+        problems = _parameter_problems(parameters, {**rules.of_models, **rules.of_method}, "parameters")
+        _complain([*problems, *(f"parameters.{name}: missing" for name in missing)])
         return parameters
 
     @field_validator("models")
     @classmethod
     def _models_fit(cls, models: tuple[RecipeModel, ...], info: ValidationInfo) -> tuple[RecipeModel, ...]:
-        _, rules = _rules(info)
-        base = info.data.get("base_model")
+        rules, base = _rules(info), info.data.get("base_model")
         if rules.base == "required" and base is not None:  # recipes for mergekit list the base too, to no effect
             models = tuple(entry for entry in models if entry.parameters or not _same(entry.model, base))
-        _complain([*_model_problems(models, info), *_folder_problems(models, base, rules)])
+        shared = info.data.get("parameters", rules.of_models)  # that is wrong: what may stand there is not missed
+        needed = [name for name, value in rules.of_models.items() if value is None and name not in shared]
+        problems = []
+        for n, entry in enumerate(models):
+            place = f"models.{n}.parameters"
+            problems += _parameter_problems(entry.parameters, rules.of_models, place)
+            missing = [name for name in needed if name not in entry.parameters]
+            problems += [f"{place}.{name}: missing (every model needs a {name})" for name in missing]
+        if "merge_method" in info.data:
+            problems += _folder_problems([entry.model for entry in models], base, rules)
+        _complain(problems)
         return models
+
+    @model_validator(mode="after")
+    def _weights_leave_something(self) -> Self:
+        """Look at plain numbers as weights; others are looked at tensor by tensor."""
+        if "weight" in self.rules.of_models and all(isinstance(weight, float) for weight in self.weights):
+            _complain(["every weight is zero"] if not any(self.weights) else [])
+            try:
+                self.settings_at()
+            except MergeError as error:
+                raise ValueError(f"{error.what}: {list(self.weights)}") from error
+        return self
 
     @property
     def rules(self) -> MethodRules:
@@ -102,7 +253,9 @@ class Recipe(Frozen):
     @property
     def weights(self) -> tuple[Any, ...]:
         """The weights as written, one for each model; 1 for methods that take none."""
-        return tuple(self._of_model(entry, "weight") for entry in self.models)
+        shared = self.parameters.get("weight", 1.0)
+        written = (entry.parameters.get("weight", shared) for entry in self.models)
+        return tuple(float(weight) if isinstance(weight, int | str) else weight for weight in written)
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -121,17 +274,20 @@ class Recipe(Frozen):
         Raises:
             MergeError: A parameter has no value there, or the weights sum to zero and are to be normalised.
         """
-        found = {name: self._of_method(name, default, place) for name, default in self.rules.of_method.items()}
-        weights = tuple(self._number(entry, "weight", place) for entry in self.models)
-        densities = tuple(self._number(entry, "density", place) for entry in self.models)
+        shared, rules = self.parameters, self.rules
+        found = {name: _first(name, place, shared.get(name), default) for name, default in rules.of_method.items()}
+        weights, densities = (
+            # mergekit's rule: what a model leaves open the recipe may say
+            tuple(_first(name, place, entry.parameters.get(name), shared.get(name), default) for entry in self.models)
+            for name, default in (("weight", rules.of_models.get("weight", 1.0)), ("density", 1.0))
+        )
         normalized = bool(found.get("normalize", found.get("normalize_weights", True)))
-        if normalized and "weight" in self.rules.of_models and weights_cancel(weights):
+        if normalized and "weight" in rules.of_models and weights_cancel(weights):
             raise MergeError("the weights sum to zero and cannot be normalised", where=place.name, found=list(weights))
-        numbers = {"eps": "eps", "lambda": "scale", "t": "t", "select_topk": "selected", "tol": "tol"}
-        named = {field: float(found[name]) for name, field in numbers.items() if name in found}
+        named = {field: found[name] for name, field in _SETTINGS.items() if name in found}
+        first = rules.base == "member" and _same(self.models[1].model, self.base_model)
         steps = int(found.get("max_iter", 10))
-        first = self._first()
-        return Settings(weights, normalized, densities=densities, first=first, max_iter=steps, **named)
+        return Settings(weights, normalized, densities=densities, first=int(first), max_iter=steps, **named)
 
     def with_paths(self, change: Callable[[Path], Path]) -> Self:
         """The same recipe with ``change(path)`` in place of every path (each of the two of ``BASE+ADAPTER``)."""
@@ -143,34 +299,14 @@ class Recipe(Frozen):
         base = None if self.base_model is None else changed(self.base_model)
         return self.model_copy(update={"models": models, "base_model": base})
 
-    def _of_model(self, entry: RecipeModel, name: str) -> Any:
-        """A parameter of one model as written: its own, or the recipe's, or the default."""
-        default = self.rules.of_models.get(name, 1.0)
-        value = entry.parameters.get(name, self.parameters.get(name, default))
-        return float(value) if isinstance(value, int | str) else value
 
-    def _number(self, entry: RecipeModel, name: str, place: Place) -> float:
-        value = value_at(self._of_model(entry, name), place)
-        if value is None and name in entry.parameters:  # mergekit's rule: what a model leaves open the recipe may say
-            value = value_at(self.parameters.get(name), place)
-        default = self.rules.of_models.get(name)
-        return float(_given(default if value is None else value, name, f"{place.name} of {entry.model}"))
-
-    def _of_method(self, name: str, default: Any, place: Place) -> Any:
-        value = value_at(self.parameters.get(name), place)
-        return _given(default if value is None else value, name, place.name)
-
-    def _first(self) -> int:
-        if self.rules.base != "member" or self.base_model is None:
-            return 0
-        return next(n for n, entry in enumerate(self.models) if _same(entry.model, self.base_model))
-
-
-def _given(value: Any, name: str, where: str) -> Any:
-    if value is None:
+def _first(name: str, place: Place, *written: Any) -> float:
+    """The first value that there is for a tensor."""
+    found = next((value for setting in written if (value := value_at(setting, place)) is not None), None)
+    if found is None:
         fix = "add a last entry with a value and no filter"
-        raise MergeError(f"no filter of '{name}' fits a tensor", where=where, fix=fix)
-    return value
+        raise MergeError(f"no filter of '{name}' fits a tensor", where=place.name, fix=fix)
+    return found
 
 
 def missing_folders(folders: Iterable[Path]) -> list[str]:
@@ -179,19 +315,24 @@ def missing_folders(folders: Iterable[Path]) -> list[str]:
     return [f"model folder not found: {folder}" for folder in dict.fromkeys(parts) if not folder.is_dir()]
 
 
-def make_recipe(data: Any, where: object = None) -> Recipe:
+def make_recipe(data: Any, where: object = None, problems: Iterable[str] = ()) -> Recipe:
     """Validate a recipe given as plain Python data.
 
     Args:
         data: What a recipe file holds: a mapping with ``merge_method``, ``models`` and so on.
         where: Named in the error: the file the data came from.
+        problems: What is known to be wrong already.
 
     Raises:
         MergeError: The recipe is not valid; every problem is listed.
     """
-    recipe, problems = _validated(data)
-    if recipe is None:
-        raise _refusal(problems, where)
+    try:
+        recipe, wrong = Recipe.model_validate(data), list(problems)
+    except ValidationError as error:
+        wrong = [*_sentences(error, "", Recipe.model_fields, RecipeModel.model_fields), *problems]
+    if wrong:
+        fix = "correct the recipe; models are folders on this computer, so download a model of the Hub first"
+        raise MergeError("the recipe cannot be used" + bullet_list(wrong), where=where, fix=fix)
     return recipe
 
 
@@ -209,12 +350,7 @@ def load_recipe(path: Path) -> Recipe:
         data = read_yaml(path, MergeError)
     except OSError as error:
         raise MergeError("the recipe cannot be read", where=path, found=error) from error
-    paths = _make_absolute(data, path.resolve().parent)
-    recipe, problems = _validated(data)
-    problems += missing_folders(paths)
-    if recipe is None or problems:
-        raise _refusal(problems, path)
-    return recipe
+    return make_recipe(data, path, missing_folders(_make_absolute(data, path.resolve().parent)))
 
 
 def recipe_yaml(recipe: Recipe, relative_to: Path | None = None) -> str:
@@ -234,56 +370,40 @@ def recipe_yaml(recipe: Recipe, relative_to: Path | None = None) -> str:
     return note + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
-def _validated(data: Any) -> tuple[Recipe | None, list[str]]:
-    """The recipe, or None and what is wrong with it."""
-    try:
-        return Recipe.model_validate(data), []
-    except ValidationError as error:
-        return None, [sentence for problem in error.errors() for sentence in _sentences(problem)]
-
-
-def _rules(info: ValidationInfo) -> tuple[str, MethodRules]:
-    """The method and its rules; rules that fit anything when the method is not known."""
-    method = str(info.data.get("merge_method", "this method"))
-    names = {name: 1.0 for rules in METHOD_RULES.values() for name in (*rules.of_models, *rules.of_method)}
-    return method, METHOD_RULES.get(method, MethodRules(names, names, "optional"))
+def _rules(info: ValidationInfo) -> MethodRules:
+    """The rules of a recipe's method; ones that fit anything when that is not known."""
+    names = dict.fromkeys(_PARAMETERS, 1.0)
+    return METHOD_RULES.get(info.data.get("merge_method", ""), MethodRules(names, names, "optional"))
 
 
 def _real(model: Path) -> str:
     return "+".join(os.path.realpath(part) for part in model_parts(model))
 
 
-def _same(one: Path, two: Path) -> bool:
-    return _real(one) == _real(two)
+def _same(one: Path, two: Path | None) -> bool:
+    return two is not None and _real(one) == _real(two)
 
 
-def _model_problems(models: Sequence[RecipeModel], info: ValidationInfo) -> Iterator[str]:
-    """What is wrong with the parameters and the number of the models, and with the absence of a base."""
-    method, rules = _rules(info)
-    for n, entry in enumerate(models):
-        yield from (f"models.{n}.parameters.{p}" for p in key_problems(entry.parameters, rules.of_models, method))
-        for name, default in rules.of_models.items():
-            everywhere = info.data.get("parameters", {name: None})
-            if default is None and method in METHOD_NAMES and name not in entry.parameters and name not in everywhere:
-                yield f"models.{n}.parameters.{name}: missing (every model needs a {name})"
-    if method not in METHOD_NAMES or not models:
-        return
+def _parameter_problems(given: Mapping[str, Any], known: Mapping[str, Any], place: str) -> list[str]:
+    """Parameters that the method does not have, or whose value it cannot use."""
+    try:
+        _schema(tuple(known)).model_validate(given)
+    except ValidationError as error:
+        return _sentences(error, f"{place}.", known, Case.model_fields)
+    return []
+
+
+def _folder_problems(models: Sequence[Path], base: Path | None, rules: MethodRules) -> Iterator[str]:
+    """What is wrong with the folders: too few, one twice, the base among the models or not among them."""
     low, high = rules.models
     if not low <= len(models) <= (high or len(models)):
-        yield f"{method} merges {'exactly' if high else 'at least'} {low} models, found {len(models)}"
-    if info.data.get("base_model", "wrong") is None and rules.base in ("required", "member"):
-        yield f"{method} needs a base_model{', one of the two models' if rules.base == 'member' else ''}"
-    yield from weight_problems([entry.parameters for entry in models], info.data.get("parameters", {}), rules)
-
-
-def _folder_problems(models: Sequence[RecipeModel], base: Path | None, rules: MethodRules) -> Iterator[str]:
-    """What is wrong with the folders: none, one twice, the base among the models or not among them."""
-    if not models:
-        yield "no model is listed"
-    folders = [_real(entry.model) for entry in models]
+        yield f"the method merges {'exactly' if high else 'at least'} {low} models, found {len(models)}"
+    folders = [_real(model) for model in models]
     yield from (f"{folder} is listed twice" for folder in dict.fromkeys(folders) if folders.count(folder) > 1)
-    inside = base is not None and any(_same(entry.model, base) for entry in models)
-    if inside and rules.base not in ("member", "no"):
+    inside = base is not None and _real(base) in folders
+    if base is None and rules.base in ("required", "member"):
+        yield f"the method needs a base_model{', one of the two models' if rules.base == 'member' else ''}"
+    if inside and rules.base in ("optional", "required"):
         yield f"{base} is the base_model and one of the models"
     if base is not None and not inside and rules.base == "no":  # in mergekit, it gives the tokenizer
         yield "this method averages the models themselves and has no use for a base; remove the line base_model"
@@ -300,12 +420,10 @@ def _make_absolute(data: Any, folder: Path) -> list[Path]:
     """Resolve the model paths in ``data``, and list them; what is not shaped like a recipe is left to validation."""
     models = data.get("models") if isinstance(data, dict) else None
     places = [(entry, "model") for entry in (models if isinstance(models, list) else [])] + [(data, "base_model")]
-    found = []
+    places = [(place, key) for place, key in places if isinstance(place, dict) and isinstance(place.get(key), str)]
     for place, key in places:
-        if isinstance(place, dict) and isinstance(place.get(key), str):
-            place[key] = _resolve(place[key], folder)
-            found.append(place[key])
-    return found
+        place[key] = _resolve(place[key], folder)
+    return [place[key] for place, key in places]
 
 
 def _resolve(path: str, folder: Path) -> Path:
@@ -316,25 +434,22 @@ def _resolve(path: str, folder: Path) -> Path:
     return Path("+".join(str(place(part)) for part in model_parts(Path(path), lambda part: place(part).exists())))
 
 
-def _sentences(problem: Any) -> list[str]:
-    """One pydantic problem, which may be several of ours, with the nearest valid name and what is supported."""
-    place = ".".join(str(part) for part in problem["loc"])
-    name = str(problem["loc"][-1]) if problem["loc"] else ""
-    match problem["type"]:
-        case "extra_forbidden":
-            known = list((RecipeModel if len(problem["loc"]) > 1 else Recipe).model_fields)
-            return [f"{place}: unknown key{nearest(name, known)} (supported here: {', '.join(known)})"]
-        case "missing":
-            return [f"{place}: missing"]
-        case "literal_error":
-            options, value = get_args(Dtype), str(problem["input"])
-            return [f"{place}: {value!r} is not supported{nearest(value, options)} (supported: {', '.join(options)})"]
-        case "value_error":
+def _sentences(error: ValidationError, place: str, outer: Iterable[str], inner: Iterable[str]) -> list[str]:
+    """What pydantic found, a line each, with the nearest valid name: one of ``outer``, or of ``inner`` further in."""
+    found = []
+    for problem in error.errors():
+        where, given = place + ".".join(map(str, problem["loc"])), problem["input"]
+        if problem["type"] == "value_error":
             lines = str(problem["ctx"]["error"]).split("\n")
-            return [line if line.startswith(f"{place}.") else f"{place}: {line}" for line in lines]
-    return [f"{place}: {problem['msg']}, found {problem['input']!r}"]
-
-
-def _refusal(problems: Sequence[str], where: object) -> MergeError:
-    fix = "correct the recipe; models are folders on this computer, so download a model of the Hub first"
-    return MergeError("the recipe cannot be used" + bullet_list(problems), where=where, fix=fix)
+            found += [line if line.startswith(f"{where}.") else f"{where}: {line}".lstrip(": ") for line in lines]
+            continue
+        known = list(outer if len(problem["loc"]) == 1 else inner)
+        said = f"{problem['msg']}, found {given!r}"
+        if problem["type"] == "literal_error":
+            known, said = re.findall(r"'([^']*)'", problem["ctx"]["expected"]) or [problem["ctx"]["expected"]], ""
+            said = f"{given!r} is not supported{nearest(str(given), known)} (supported: {', '.join(known)})"
+        elif problem["type"] == "extra_forbidden":
+            close = nearest(str(problem["loc"][-1]), known)
+            said = f"unknown key{close} (supported here: {', '.join(known) or 'none'})"
+        found.append(f"{where}: {said}" if problem["type"] != "missing" else f"{where}: missing")
+    return found

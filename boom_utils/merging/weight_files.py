@@ -1,17 +1,21 @@
 """safetensors files: their headers read strictly, their tensors read and written piece by piece.
 
 Pieces are read with ``pread``, not mapped: a file that is truncated meanwhile is an error and not a crash, several
-threads read at once, and memory holds what is asked for and no page more.
+threads read at once, and memory holds what is asked for and no page more. They are written past the page cache, where
+the system can: taking new pages, filling them and waiting until the disk has them costs more than a whole merge.
 
 The format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +28,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from boom_utils.errors import CheckpointError
-from boom_utils.merging.direct_file import DirectFile
 from boom_utils.model_folder import INDEX
 
 # Name in a safetensors header -> how NumPy holds an element, in the order in which safetensors lays tensors out: widest
@@ -34,13 +37,13 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
     "U8": np.dtype("u1"), "BOOL": np.dtype("u1"),
 }  # fmt: skip
+FLOATS: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+BLOCK_BYTES = 1 << 20  # written at once; a multiple of every disk's block
 _WRAPPED = re.compile(r"^(?:_orig_mod\.|module\.)+")
 # Not in DistilBERT, whose layers have such a name.
 _PREFIX = re.compile(
     r"^(?:model|bert|roberta|distilbert|mpnet|electra|albert|deberta|ernie|nomic_bert|transformer(?!\.layer\.))\."
 )
-FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-FLOAT_NAMES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,13 @@ def unified_name(stored: str) -> str:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def _reading(path: Path) -> Iterator[None]:
     """Turn what goes wrong while reading a safetensors file into a `CheckpointError` that names it."""
     try:
         yield
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, MemoryError, OverflowError) as error:
-        raise CheckpointError(
-            "a weight file cannot be read", where=path, expected="a whole safetensors file", found=error
-        ) from error
+        fine = "a whole safetensors file"
+        raise CheckpointError("a weight file cannot be read", where=path, expected=fine, found=error) from error
 
 
 def read_header(path: Path) -> list[TensorInfo]:
@@ -105,7 +107,7 @@ def read_header(path: Path) -> list[TensorInfo]:
         CheckpointError: It is not a valid safetensors file (holes and overlaps included), or has a dtype of another
             world.
     """
-    with reading(path):
+    with _reading(path):
         with safe_open(path, framework="np"):  # the library checks the header, and that it fits the file
             pass
         with path.open("rb") as handle:
@@ -116,14 +118,8 @@ def read_header(path: Path) -> list[TensorInfo]:
             TensorInfo(name, path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
             for name, entry in header.items()
         ]
-    for info in entries:
-        if info.dtype not in DTYPES:
-            raise CheckpointError(
-                "a tensor has a dtype that is not supported",
-                where=f"{info.stored} in {path}",
-                expected=", ".join(DTYPES),
-                found=info.dtype,
-            )
+        if strange := [f"{info.stored} is {info.dtype}" for info in entries if info.dtype not in DTYPES]:
+            raise ValueError(f"{', '.join(strange)}; supported are {', '.join(DTYPES)}")
     return entries
 
 
@@ -146,7 +142,7 @@ class OpenFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with reading(path):
+        with _reading(path):
             self._number = os.open(path, os.O_RDONLY)
 
     def read_into(self, start: int, buffer: NDArray[Any]) -> None:
@@ -155,21 +151,110 @@ class OpenFile:
         Raises:
             CheckpointError: The file has become shorter, or cannot be read.
         """
-        if not buffer.size:
-            return
-        view = memoryview(buffer.data).cast("B")
-        done = 0
-        with reading(self.path):
-            while done < len(view):
-                count = os.preadv(self._number, [view[done:]], start + done)
+        view = memoryview(buffer.reshape(-1).view(np.uint8).data)
+        with _reading(self.path):
+            while view:
+                count = os.preadv(self._number, [view], start)
                 if count == 0:
-                    raise ValueError(f"it ends {len(view) - done} bytes too early: was it changed meanwhile?")
-                done += count
+                    raise ValueError(f"it ends {len(view)} bytes too early: was it changed meanwhile?")
+                view, start = view[count:], start + count
 
     def __del__(self) -> None:
-        number, self._number = getattr(self, "_number", -1), -1
-        if number >= 0:
+        if (number := getattr(self, "_number", -1)) >= 0:
             os.close(number)
+
+
+class BlockFile:
+    """A new file of known size, written in pieces, in any order and from several threads.
+
+    Pieces are gathered in aligned blocks, which the disk takes from where they are. Every byte has to be written once;
+    blocks that are only partly there are held in memory.
+
+    Args:
+        path: A file that does not exist.
+        size: Its bytes.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._size = size
+        self._blocks: dict[int, tuple[NDArray[np.uint8], list[int]]] = {}  # bytes, and how many of them are there
+        self._spare: list[NDArray[np.uint8]] = []
+        self._lock = threading.Lock()
+        self._direct: int | None = None
+        self._plain = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            os.ftruncate(self._plain, size)
+        except OSError:
+            self.close(complete=False)
+            raise
+        self._direct = _open_direct(path)
+
+    def write(self, start: int, values: NDArray[Any]) -> None:
+        """Write the bytes of an array at ``start``; the array may change afterwards.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        data = values.reshape(-1).view(np.uint8)
+        while data.size:
+            number, offset = divmod(start, BLOCK_BYTES)
+            part = data[: BLOCK_BYTES - offset]
+            with self._lock:
+                block, sizes = self._blocks.get(number) or self._blocks.setdefault(number, (self._memory(), []))
+            block[offset : offset + part.size] = part
+            with self._lock:
+                sizes.append(part.size)
+                whole = sum(sizes) == min(BLOCK_BYTES, self._size - number * BLOCK_BYTES)
+            if whole:
+                self._put(number * BLOCK_BYTES, memoryview(block[: sum(sizes)].data))
+                with self._lock:
+                    del self._blocks[number]
+                    self._spare.append(block)
+            start, data = start + part.size, data[part.size :]
+
+    def close(self, complete: bool = True) -> None:
+        """Close the file; when it is ``complete``, after the disk has all of it.
+
+        Raises:
+            OSError: The disk has not taken it.
+            ValueError: Bytes are missing.
+        """
+        numbers = [number for number in (self._plain, self._direct) if number is not None and number >= 0]
+        try:
+            if complete and self._blocks:
+                raise ValueError(f"{len(self._blocks)} blocks of a file were not written whole")
+            if complete and numbers:
+                os.fsync(self._plain)
+        finally:
+            self._plain, self._direct = -1, None
+            for number in numbers:
+                os.close(number)
+
+    def _memory(self) -> NDArray[np.uint8]:
+        # An anonymous mapping begins at a page, which direct writing needs.
+        return self._spare.pop() if self._spare else np.frombuffer(mmap.mmap(-1, BLOCK_BYTES), dtype=np.uint8)
+
+    def _put(self, place: int, view: memoryview) -> None:
+        while view:
+            direct = self._direct if len(view) == BLOCK_BYTES else None  # the end of the file is no whole block
+            try:
+                count = os.pwrite(self._plain if direct is None else direct, view, place)
+            except OSError as error:
+                if direct is None or error.errno != errno.EINVAL:
+                    raise
+                count = os.pwrite(self._plain, view, place)  # this file system has other ideas of alignment
+            view, place = view[count:], place + count
+
+
+def _open_direct(path: Path) -> int | None:
+    """The file opened for writing past the page cache; None where that is not possible (macOS, files in memory)."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_DIRECT)
+    except (AttributeError, OSError):
+        return None
 
 
 class WeightWriter:
@@ -192,8 +277,8 @@ class WeightWriter:
             filename_pattern="model{suffix}.safetensors",
             max_shard_size=max_shard_bytes or sys.maxsize,
         )
-        self.places: dict[str, tuple[DirectFile, int]] = {}
-        self._files: list[DirectFile] = []
+        self._places: dict[str, tuple[BlockFile, int]] = {}
+        self._files: list[BlockFile] = []
         try:
             for file, tensors in split.filename_to_tensors.items():
                 self._create(folder / file, [named[name] for name in tensors])
@@ -210,7 +295,7 @@ class WeightWriter:
         Raises:
             OSError: The disk is full.
         """
-        file, start = self.places[name]
+        file, start = self._places[name]
         file.write(start + offset * values.itemsize, values)
 
     def close(self, complete: bool = True) -> None:
@@ -223,23 +308,17 @@ class WeightWriter:
             file.close(complete)
 
     def _create(self, path: Path, infos: Sequence[TensorInfo]) -> None:
-        order = list(DTYPES)
-        infos = sorted(infos, key=lambda info: (order.index(info.dtype), info.stored))
-        header, starts = _header(infos)
-        file = DirectFile(path, len(header) + sum(info.nbytes for info in infos))
+        """A file with its header; the tensors begin behind it, one after another."""
+        order, end = list(DTYPES), 0
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        for info in sorted(infos, key=lambda info: (order.index(info.dtype), info.stored)):
+            place = [end, end := end + info.nbytes]
+            entries[info.stored] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": place}
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        header = len(text).to_bytes(8, "little") + text
+        file = BlockFile(path, len(header) + end)
         self._files.append(file)
-        self.places |= {name: (file, len(header) + start) for name, start in starts.items()}
         file.write(0, np.frombuffer(header, dtype=np.uint8))
-
-
-def _header(infos: Sequence[TensorInfo]) -> tuple[bytes, dict[str, int]]:
-    """The bytes before the tensors, and where each tensor begins after them."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    starts, end = {}, 0
-    for info in infos:
-        starts[info.stored], end = end, end + info.nbytes
-        place = [starts[info.stored], end]
-        entries[info.stored] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": place}
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, starts
+        for info in infos:
+            self._places[info.stored] = (file, len(header) + entries[info.stored]["data_offsets"][0])

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import functools
+import json
 import logging
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
-from boom_utils.cards import Provenance
+from boom_utils.artifacts import process_alive
+from boom_utils.cards import Card, Provenance, write_card
 from boom_utils.errors import MergeError
-from boom_utils.merging import kernels, methods, output
-from boom_utils.merging.checkpoints import Checkpoint, fingerprints
-from boom_utils.merging.elementwise import ELEMENTWISE
+from boom_utils.merging import kernels, methods
+from boom_utils.merging.checkpoints import Checkpoint, Pieces, Streams, Tensor, fingerprints
+from boom_utils.merging.elementwise import ELEMENTWISE, Fill
 from boom_utils.merging.family import open_family, settings_of
-from boom_utils.merging.gram import FamilyGram, not_finite, stream_grams
-from boom_utils.merging.parameters import Settings
-from boom_utils.merging.recipe import Recipe
-from boom_utils.merging.streaming import Rows, Streams, gather
-from boom_utils.merging.weight_files import DTYPES, FLOAT_NAMES, TensorInfo, WeightWriter, plain_name
+from boom_utils.merging.gram import StreamedGram, TensorGram, check_finite, stream_gram
+from boom_utils.merging.methods import Settings
+from boom_utils.merging.recipe import Recipe, recipe_yaml
+from boom_utils.merging.weight_files import DTYPES, FLOATS, TensorInfo, WeightWriter, plain_name
+from boom_utils.model_folder import ADAPTER, ADAPTER_CONFIG, INDEX, model_files, module_folders, read_mapping
 from boom_utils.progress import progress
 
 log = logging.getLogger(__name__)
 
-Array = NDArray[np.float64]
-Fill = Callable[[Rows, Array], Any]
-"""Fills the merged elements (N,) from a chunk's rows (R, N)."""
+RECIPE_FILE = "mergekit_config.yaml"
 
 
 @dataclass(frozen=True)
@@ -75,23 +75,22 @@ class _Job:
     layout: Mapping[str, TensorInfo]
     notes: dict[str, str] = field(default_factory=dict)
 
-    def fill(self, streams: Streams, gram: FamilyGram) -> Fill:
-        """How the tensor whose inner products are given is merged, chunk by chunk."""
-        method, settings = self.recipe.merge_method, self.settings[gram.name]
+    def fill(self, tensor: Tensor, gram: TensorGram) -> Fill:
+        """How the tensor whose inner products are given is merged, piece by piece."""
+        method, settings = self.recipe.merge_method, self.settings[tensor.name]
         if method in ELEMENTWISE and self.base is not None:
             rows = [self.base, *self.models]
-            merge = ELEMENTWISE[method](streams, gram.name, rows, settings)
-            everything = rows == list(range(len(streams.models)))
-            return merge if everything else lambda chunk, merged: merge(chunk[rows], merged)
+            merge = ELEMENTWISE[method](tensor, rows, settings)
+            everything = rows == list(range(len(tensor.models)))
+            return merge if everything else lambda piece, merged: merge(piece[rows], merged)
         made_of = methods.METHODS[method](gram.view(self.models, self.base), settings)
         if made_of.note:
-            self.notes[gram.name] = made_of.note
-            log.info("%s: %s", gram.name, made_of.note)
-        factors = np.zeros(len(streams.models))
+            self.notes[tensor.name] = made_of.note
+        factors = np.zeros(len(tensor.models))
         factors[self.models] = made_of.members
         if self.base is not None:
             factors[self.base] = made_of.base
-        return lambda chunk, merged: kernels.combine(chunk, factors, merged)
+        return lambda piece, merged: kernels.combine(piece, factors, merged)
 
 
 def merge(recipe: Recipe, out: Path, options: MergeOptions | None = None) -> dict[str, Any]:
@@ -126,25 +125,23 @@ def merge_all(recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions | No
     outs = [out.resolve() for _, out in recipes]
     if len(set(outs)) < len(outs):
         raise MergeError("two merges have one output folder", found=", ".join(map(str, outs)))
-    for out in outs:
-        output.require_free(out)
-    family, jobs, notes = _checked(list(zip((recipe for recipe, _ in recipes), outs, strict=True)), options)
-    models = list(family.values())
+    _require_free(outs)
+    family, reconciled = open_family([recipe for recipe, _ in recipes], options.names)
+    models, labels = list(family.values()), {folder: model.label for folder, model in family.items()}
+    jobs = [_job(recipe, out, family) for (recipe, _), out in zip(recipes, outs, strict=True)]
     _require_space(jobs)
     with ExitStack() as stack:
-        folders = [stack.enter_context(_prepared(job.out)) for job in jobs]
-        pairs = list(zip(jobs, folders, strict=True))
-        left_out = [output.copy_folder(models[job.models[0]], folder) for job, folder in pairs]
+        folders = [stack.enter_context(_prepared(out)) for out in outs]
+        left_out = [_copy_folder(models[job.models[0]], place) for job, place in zip(jobs, folders, strict=True)]
         prints = _write_weights(models, jobs, folders, options)
-        labels = {folder: model.label for folder, model in family.items()}
         all_facts = []
         for job, folder, left in zip(jobs, folders, left_out, strict=True):
-            facts = {**_facts(job, models, prints), "left_out": left, "reconciled": notes}
-            output.write_config(folder, {info.dtype for info in job.layout.values() if info.is_float})
-            output.write_recipe(folder, job.recipe, job.out)
-            output.write_merge_card(folder, job.recipe, facts, labels, options.provenance)
+            facts = {**_facts(job, models, prints), "left_out": left, "reconciled": reconciled}
+            _write_config(folder, {info.dtype for info in job.layout.values() if info.is_float})
+            (folder / RECIPE_FILE).write_text(recipe_yaml(job.recipe, relative_to=job.out), encoding="utf-8")
+            _write_card(folder, job.recipe, facts, labels, options.provenance)
             all_facts.append(facts)
-        for job, folder in pairs:
+        for job, folder in zip(jobs, folders, strict=True):
             folder.rename(job.out)  # replaces an empty folder, fails on any other
             if job.notes:
                 log.warning("%d of %d tensors were special cases; see the notes", len(job.notes), len(job.settings))
@@ -152,132 +149,110 @@ def merge_all(recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions | No
     return all_facts
 
 
-def _checked(
-    recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions
-) -> tuple[dict[Path, Checkpoint], list[_Job], list[str]]:
-    family, reconciled = open_family([recipe for recipe, _ in recipes], options.names)
+def _job(recipe: Recipe, out: Path, family: Mapping[Path, Checkpoint]) -> _Job:
     numbers = {folder: number for number, folder in enumerate(family)}
-    floats = [name for name, info in next(iter(family.values())).tensors.items() if info.is_float]
-    jobs = []
-    for recipe, out in recipes:
-        base = None if recipe.task_base is None else numbers[recipe.task_base]
-        settings = settings_of(recipe, floats)
-        layout = _layout(recipe, family[recipe.models[0].model])
-        jobs.append(_Job(recipe, out, [numbers[entry.model] for entry in recipe.models], base, settings, layout))
-    return family, jobs, reconciled
-
-
-@contextmanager
-def _prepared(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that is removed unless it was renamed."""
-    folder = output.temporary_folder(out)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _layout(recipe: Recipe, first: Checkpoint) -> dict[str, TensorInfo]:
-    """The merged tensors: of the dtype the recipe says, or float32; those of another kind stay what they are."""
-    shorts = {name: short for short, name in FLOAT_NAMES.items()}
-    asked = shorts.get(recipe.out_dtype or recipe.dtype or "")
+    first = family[recipe.models[0].model]
+    # Of the dtype the recipe says, or float32; tensors that are no floating-point numbers stay what they are.
+    asked = {name: short for short, name in FLOATS.items()}.get(recipe.out_dtype or recipe.dtype or "")
     layout = {}
     for name, info in first.tensors.items():
         dtype = (asked or ("F64" if info.dtype == "F64" else "F32")) if info.is_float else info.dtype
         layout[name] = replace(info, stored=plain_name(info.stored), dtype=dtype)
-    return layout
+    settings = settings_of(recipe, [name for name, info in layout.items() if info.is_float])
+    base = None if recipe.task_base is None else numbers[recipe.task_base]
+    return _Job(recipe, out, [numbers[entry.model] for entry in recipe.models], base, settings, layout)
+
+
+def _require_free(outs: Sequence[Path]) -> None:
+    for out in outs:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            fix = "name another folder, or remove this one first"
+            raise MergeError("the output folder already exists", where=out, fix=fix)
 
 
 def _require_space(jobs: Sequence[_Job]) -> None:
     needed: dict[Path, int] = {}
     for job in jobs:
         place = next(parent for parent in job.out.parents if parent.exists())
-        size = sum(info.nbytes for info in job.layout.values())
-        needed[place] = needed.get(place, 0) + size
+        needed[place] = needed.get(place, 0) + sum(info.nbytes for info in job.layout.values())
     for place, size in needed.items():
-        free = shutil.disk_usage(place).free
-        if free < size:
+        if (free := shutil.disk_usage(place).free) < size:
+            expected, found = f"{size / 2**20:.0f} MiB", f"{free / 2**20:.0f} MiB free"
+            fix = "free some space or name a folder on another disk"
             raise MergeError(
-                "not enough space for the merged model",
-                where=place,
-                expected=f"{size / 2**20:.0f} MiB",
-                found=f"{free / 2**20:.0f} MiB free",
-                fix="free some space or name a folder on another disk",
+                "not enough space for the merged model", where=place, expected=expected, found=found, fix=fix
             )
+
+
+@contextmanager
+def _prepared(out: Path) -> Iterator[Path]:
+    """A folder beside ``out``, removed unless it was renamed; what killed merges into ``out`` have left goes, too."""
+    for old in out.parent.glob(f".{out.name}.*.tmp"):
+        number = old.name.split(".")[-2]
+        if number.isdigit() and not process_alive(int(number)):
+            shutil.rmtree(old, ignore_errors=True)
+    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_weights(
     models: Sequence[Checkpoint], jobs: Sequence[_Job], folders: Sequence[Path], options: MergeOptions
 ) -> list[str]:
     """Write the weights of every job; returns the fingerprints of the models."""
-    digests: dict[str, tuple[str, ...]] = {}
-    problems: list[str] = []
+    names, problems = list(jobs[0].settings), []
     with ExitStack() as stack:
-        writers = [_open_writer(stack, job, folder, options) for job, folder in zip(jobs, folders, strict=True)]
+        writers = []
+        for job, folder in zip(jobs, folders, strict=True):
+            writers.append(WeightWriter(folder, job.layout.values(), options.max_shard_bytes))
+            stack.callback(writers[-1].close, complete=False)
         streams = stack.enter_context(Streams(models, options.threads))
-        names = list(jobs[0].settings)
-        writing: tuple[str, list[Future[None]]] = ("", [])
-        for found in progress(stream_grams(streams, names, hold=True), len(names), "merge"):
-            name = found.gram.name
-            digests[name] = found.digests
-            problems += found.problems
-            if problems:  # nothing will be kept; the rest is only looked at, to name every problem at once
-                streams.release(name)
-                continue
-            fills = [job.fill(streams, found.gram) for job in jobs]
-            gather(writing[1])
-            streams.release(writing[0])
-            work = functools.partial(_write_chunk, streams, list(zip(jobs, writers, fills, strict=True)), name)
-            writing = (name, streams.submit(name, work))
-        gather(writing[1])
-        streams.release(writing[0])
-        if problems:
-            raise not_finite(problems)
+
+        def merge_tensor(tensor: Tensor) -> StreamedGram:
+            found = stream_gram(tensor)
+            problems.extend(found.problems)
+            if not problems:  # else nothing will be kept; the rest is only looked at, to name every problem at once
+                fills = [(job.layout[tensor.name], job.fill(tensor, found.gram)) for job in jobs]
+                tensor.map(lambda pieces: _write_pieces(tensor, pieces, list(zip(writers, fills, strict=True))))
+            return found
+
+        found = {one.gram.name: one for one in progress(streams.each(names, merge_tensor), len(names), "merge")}
+        check_finite(found[name] for name in names)
         for job, writer in zip(jobs, writers, strict=True):
             _copy_others(models[job.models[0]], job, writer)
             writer.close()
-    return fingerprints(models, digests)
+    return fingerprints(models, {name: found[name].digests for name in names})
 
 
-def _open_writer(stack: ExitStack, job: _Job, folder: Path, options: MergeOptions) -> WeightWriter:
-    writer = WeightWriter(folder, job.layout.values(), options.max_shard_bytes)
-    stack.callback(writer.close, complete=False)
-    return writer
-
-
-def _write_chunk(
-    streams: Streams, merges: Sequence[tuple[_Job, WeightWriter, Fill]], name: str, rows: Rows, start: int
+def _write_pieces(
+    tensor: Tensor, pieces: Pieces, merges: Sequence[tuple[WeightWriter, tuple[TensorInfo, Fill]]]
 ) -> None:
-    size = rows.shape[1]
-    merged = streams.scratch("merged", size, np.float64)
-    for job, writer, fill in merges:
-        fill(rows, merged)
-        info = job.layout[name]
-        values = round_once(merged, info.dtype, streams.scratch("rounded", size, DTYPES[info.dtype]))
-        if values is None:
-            too_large = f"merged values are too large for {info.dtype}"
-            raise MergeError(too_large, where=name, fix="choose a wider out_dtype")
-        writer.write(info.stored, start, values)
+    for start, rows in pieces:
+        for writer, (info, fill) in merges:
+            direct = info.dtype in ("F32", "F64")
+            merged = tensor.scratch("merged", rows.shape[1], DTYPES[info.dtype] if direct else np.float64)
+            fill(rows, merged)
+            values = merged if direct else round_once(merged, info.dtype)
+            # BF16 stands there as bits, of which those of the exponent are all ones where a value is not finite.
+            fine = (values & 0x7F80) != 0x7F80 if info.dtype == "BF16" else np.isfinite(values)
+            if not fine.all():
+                what, fix = f"merged values are too large for {info.dtype}", "choose a wider out_dtype"
+                raise MergeError(what, where=tensor.name, fix=fix)
+            writer.write(info.stored, start, values)
 
 
-def round_once(merged: Array, dtype: str, out: NDArray[Any]) -> NDArray[Any] | None:
-    """Round float64 to an output dtype, to nearest and ties to even, once.
-
-    Args:
-        merged: (N,).
-        dtype: F64, F32, F16 or BF16.
-        out: (N,) as NumPy holds that dtype, overwritten.
-
-    Returns:
-        ``out``, or None where a value does not fit.
-    """
-    if dtype in ("F32", "BF16"):
-        fine = (kernels.round_to_float32 if dtype == "F32" else kernels.round_to_bfloat16)(merged, out)
-    else:
+def round_once(merged: NDArray[np.float64], dtype: str) -> NDArray[Any]:
+    """Round float64 (N,) to F16 or BF16 as NumPy holds it, to nearest and ties to even, once."""
+    if dtype == "F16":
         with np.errstate(over="ignore"):
-            out[:] = merged  # NumPy rounds float64 to float16 in one step
-        fine = bool(np.isfinite(out).all())
-    return out if fine else None
+            return merged.astype(np.float16)  # NumPy rounds float64 to float16 in one step
+    bits = np.empty(merged.size, DTYPES[dtype])
+    kernels.round_to_bfloat16(merged, bits)
+    return bits
 
 
 def _copy_others(first: Checkpoint, job: _Job, writer: WeightWriter) -> None:
@@ -286,6 +261,38 @@ def _copy_others(first: Checkpoint, job: _Job, writer: WeightWriter) -> None:
         for raw in () if info.is_float else first.raw_chunks(info):
             writer.write(job.layout[name].stored, place, raw)
             place += raw.size
+
+
+def _copy_folder(model: Checkpoint, target: Path) -> list[str]:
+    """Copy what a model consists of beside its weights; returns what else lies in its folder (only top names)."""
+    weights = {INDEX, ADAPTER, ADAPTER_CONFIG, *(info.file.name for info in model.tensors.values())}
+    left_out: set[str] = set()
+    for source in model.sources:
+        kept = {path.relative_to(source) for path in model_files(source)}
+        for name in sorted(kept):
+            (target / name.parent).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, target / name)
+        for module in module_folders(source):  # a module without files still has its folder
+            (target / module).mkdir(parents=True, exist_ok=True)
+        others = {path.relative_to(source) for path in source.rglob("*") if path.is_file()} - kept
+        left_out |= {name.parts[0] + "/" * (len(name.parts) > 1) for name in others if str(name) not in weights}
+    return sorted(left_out)
+
+
+def _write_config(folder: Path, dtypes: set[str]) -> None:
+    """Name the dtype of the merged weights in config.json, which is otherwise the first model's."""
+    config = read_mapping(folder / "config.json")
+    if len(dtypes) != 1 or not config:
+        return
+    parts = [
+        config,
+        *(part for part in config.values() if isinstance(part, dict) and {"dtype", "torch_dtype"} & set(part)),
+    ]
+    for part in parts:
+        key = "torch_dtype" if "torch_dtype" in part and "dtype" not in part else "dtype"
+        part[key] = FLOATS[next(iter(dtypes))]
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def _facts(job: _Job, models: Sequence[Checkpoint], prints: Sequence[str]) -> dict[str, Any]:
@@ -310,5 +317,37 @@ def _facts(job: _Job, models: Sequence[Checkpoint], prints: Sequence[str]) -> di
         "dtype": sorted({info.dtype for info in infos if info.is_float}),
         "tensors": len(infos),
         "parameters": sum(info.size for info in infos),
-        "notes": job.notes,
+        "notes": {name: job.notes[name] for name in job.settings if name in job.notes},
     }
+
+
+def _write_card(
+    folder: Path, recipe: Recipe, facts: Mapping[str, Any], labels: Mapping[Path, str], provenance: Provenance
+) -> None:
+    """The model card: method, members with weights and fingerprints, and the recipe under their names.
+
+    It names no path, so that equal merges have equal cards.
+    """
+    members = facts["members"]
+    shown = {member["name"]: _short(member) for member in members}
+    base = facts["base"]
+    on_base = "" if base is None else f", as task vectors on {base['name']} ({_named(base)})"
+    summary = (
+        f"Merged by {recipe.merge_method}{on_base}. A fingerprint is a digest of a model's weights. "
+        f"{RECIPE_FILE}, where the model was made, is the recipe with the folders it was run on."
+    )
+    named = yaml.safe_load(recipe_yaml(recipe.with_paths(lambda path: Path(labels.get(path, path.name)))))
+    title = f"{recipe.merge_method} of {len(shown)} models"
+    parents = list(shown)
+    known = parents if base is None or base["name"] in shown else [base["name"], *parents]
+    write_card(folder, Card(title, summary, shown, parents, known, True, recipe=named, provenance=provenance))
+
+
+def _short(member: Mapping[str, Any]) -> str:
+    weight = member["weight"]
+    shown = f"{weight:g}" if isinstance(weight, float) else json.dumps(weight)
+    return _named(member) if weight is None else f"weight {shown}, {_named(member)}"
+
+
+def _named(model: Mapping[str, Any]) -> str:
+    return f"fingerprint {model['fingerprint'][:12]}"

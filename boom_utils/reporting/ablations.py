@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from boom_utils.evaluation.statistics import Estimate
-from boom_utils.merging.parameters import METHOD_RULES
+from boom_utils.merging.recipe import METHOD_RULES
 from boom_utils.reporting.experiments import (
     GRANULARITIES,
     granularity_merges,

@@ -10,7 +10,7 @@ from boom_utils.artifacts import Node, write_json
 from boom_utils.cards import CARD, Provenance, training_data
 from boom_utils.config import MergeConfig, Profile
 from boom_utils.data.manifest import Manifest
-from boom_utils.merging.parameters import METHOD_RULES
+from boom_utils.merging.recipe import METHOD_RULES
 from boom_utils.study.stages import VERSION, Inputs, Nodes, model_nodes
 
 

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from boom_utils.merging import direct_file
-from boom_utils.merging.direct_file import BLOCK_BYTES, DirectFile
+from boom_utils.merging import weight_files
+from boom_utils.merging.weight_files import BLOCK_BYTES, BlockFile
 
 SIZES = [1, 4096, BLOCK_BYTES - 1, BLOCK_BYTES, 3 * BLOCK_BYTES + 17]
 
@@ -25,7 +25,7 @@ def pieces_of(size, seed=0):
 @pytest.mark.parametrize("way", ["direct", "not supported", "refused"])
 def test_pieces_in_any_order_from_several_threads_make_the_file(tmp_path, monkeypatch, size, way):
     if way == "not supported":
-        monkeypatch.setattr(direct_file, "_open_direct", lambda path: None)
+        monkeypatch.setattr(weight_files, "_open_direct", lambda path: None)
     if way == "refused":  # a file system that opens a file so, and then does not take the blocks
         real, refused = os.pwrite, []
 
@@ -35,9 +35,9 @@ def test_pieces_in_any_order_from_several_threads_make_the_file(tmp_path, monkey
                 raise OSError(errno.EINVAL, "Invalid argument")
             return real(number, data, place)
 
-        monkeypatch.setattr(direct_file.os, "pwrite", pwrite)
+        monkeypatch.setattr(weight_files.os, "pwrite", pwrite)
     expected = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
-    file = DirectFile(tmp_path / "file", size)
+    file = BlockFile(tmp_path / "file", size)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda piece: file.write(piece[0], expected[piece[0] : piece[1]].copy()), pieces_of(size)))
     file.close()
@@ -45,12 +45,12 @@ def test_pieces_in_any_order_from_several_threads_make_the_file(tmp_path, monkey
     assert (tmp_path / "file").read_bytes() == expected.tobytes()
 
 
-def test_a_full_disk_is_an_error_of_a_later_piece_or_of_the_end(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_of_the_piece_that_finds_it(tmp_path, monkeypatch):
     def pwrite(number, data, place):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(direct_file.os, "pwrite", pwrite)
-    file = DirectFile(tmp_path / "file", 64 * BLOCK_BYTES)
+    monkeypatch.setattr(weight_files.os, "pwrite", pwrite)
+    file = BlockFile(tmp_path / "file", 64 * BLOCK_BYTES)
     piece = np.zeros(BLOCK_BYTES, dtype=np.uint8)
     with pytest.raises(OSError, match="No space left"):
         for number in range(64):
@@ -60,21 +60,22 @@ def test_a_full_disk_is_an_error_of_a_later_piece_or_of_the_end(tmp_path, monkey
 
 
 def test_any_failure_of_writing_is_said_and_no_file_stays_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(DirectFile, "_put_bytes", lambda *_: 1 / 0)
-    file = DirectFile(tmp_path / "file", 4)
-    file.write(0, np.zeros(4, dtype=np.uint8))
+    monkeypatch.setattr(BlockFile, "_put", lambda *_: 1 / 0)
+    file = BlockFile(tmp_path / "file", 4)
     with pytest.raises(ZeroDivisionError):
+        file.write(0, np.zeros(4, dtype=np.uint8))
+    with pytest.raises(ValueError, match="not written whole"):
         file.close()
     monkeypatch.undo()
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None  # noqa: PTH112, PTH208
     with pytest.raises(OSError, match=r"large|argument|Invalid"):
-        DirectFile(tmp_path / "huge", 2**62)
+        BlockFile(tmp_path / "huge", 2**62)
     if before is not None:
         assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 def test_a_file_with_missing_bytes_is_not_called_complete(tmp_path):
-    file = DirectFile(tmp_path / "file", 100)
+    file = BlockFile(tmp_path / "file", 100)
     file.write(0, np.zeros(99, dtype=np.uint8))
     with pytest.raises(ValueError, match="not written whole"):
         file.close()
@@ -83,5 +84,5 @@ def test_a_file_with_missing_bytes_is_not_called_complete(tmp_path):
 def test_a_file_that_is_there_is_not_touched(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(FileExistsError):
-        DirectFile(tmp_path / "file", 4)
+        BlockFile(tmp_path / "file", 4)
     assert (tmp_path / "file").read_text() == "mine"
