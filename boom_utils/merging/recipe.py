@@ -102,19 +102,19 @@ def _no_flag(value: Any) -> Any:
 def _cases(kind: Any, most: int | None = None) -> Any:
     several = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])
     values = Annotated[tuple[kind, ...], several, Field(min_length=1, max_length=most)]
-    return Annotated[tuple[Case[values], ...], BeforeValidator(_as_cases)]  # type: ignore[valid-type]
+    return Annotated[tuple[Case[values], ...], BeforeValidator(_as_cases)]
 
 
-def _number(**limits: float) -> Any:
-    return _cases(Annotated[float, BeforeValidator(_no_flag), Field(**limits)])
+def _number(limits: Any = None) -> Any:
+    return _cases(Annotated[float, BeforeValidator(_no_flag), limits])
 
 
 _FLAG = _cases(StrictBool, most=1)  # a flag cannot change gradually along the layers
 _PARAMETERS: Mapping[str, Any] = {
     **dict.fromkeys(("weight", "t", "lambda"), _number()),
-    **dict.fromkeys(("density", "select_topk"), _number(ge=0, le=1)),
-    **dict.fromkeys(("eps", "tol"), _number(gt=0)),
-    "max_iter": _number(ge=1, le=1e6),
+    **dict.fromkeys(("density", "select_topk"), _number(Field(ge=0, le=1))),
+    **dict.fromkeys(("eps", "tol"), _number(Field(gt=0))),
+    "max_iter": _number(Field(ge=1, le=1e6)),
     **dict.fromkeys(("normalize", "normalize_weights", "int8_mask"), _FLAG),
     "filter_wise": _cases(Literal[False], most=1),  # the other way is not computed here
     "nuslerp_flatten": _cases(Literal[True], most=1),
@@ -229,8 +229,8 @@ class Recipe(Frozen):
             problems += _parameter_problems(entry.parameters, rules.of_models, place)
             missing = [name for name in needed if name not in entry.parameters]
             problems += [f"{place}.{name}: missing (every model needs a {name})" for name in missing]
-        if "merge_method" in info.data:
-            problems += _folder_problems([entry.model for entry in models], base, rules)
+        if method := info.data.get("merge_method"):
+            problems += _folder_problems(method, [entry.model for entry in models], base)
         _complain(problems)
         return models
 
@@ -393,20 +393,21 @@ def _parameter_problems(given: Mapping[str, Any], known: Mapping[str, Any], plac
     return []
 
 
-def _folder_problems(models: Sequence[Path], base: Path | None, rules: MethodRules) -> Iterator[str]:
+def _folder_problems(method: str, models: Sequence[Path], base: Path | None) -> Iterator[str]:
     """What is wrong with the folders: too few, one twice, the base among the models or not among them."""
+    rules = METHOD_RULES[method]
     low, high = rules.models
     if not low <= len(models) <= (high or len(models)):
-        yield f"the method merges {'exactly' if high else 'at least'} {low} models, found {len(models)}"
+        yield f"{method} merges {'exactly' if high else 'at least'} {low} models, found {len(models)}"
     folders = [_real(model) for model in models]
     yield from (f"{folder} is listed twice" for folder in dict.fromkeys(folders) if folders.count(folder) > 1)
     inside = base is not None and _real(base) in folders
     if base is None and rules.base in ("required", "member"):
-        yield f"the method needs a base_model{', one of the two models' if rules.base == 'member' else ''}"
+        yield f"{method} needs a base_model{', one of the two models' if rules.base == 'member' else ''}"
     if inside and rules.base in ("optional", "required"):
         yield f"{base} is the base_model and one of the models"
     if base is not None and not inside and rules.base == "no":  # in mergekit, it gives the tokenizer
-        yield "this method averages the models themselves and has no use for a base; remove the line base_model"
+        yield f"{method} averages the models themselves and has no use for a base; remove the line base_model"
     if base is not None and not inside and rules.base == "member" and models:
         yield f"the base_model {base} has to be one of the two models"
 

@@ -204,7 +204,7 @@ def _write_weights(
     models: Sequence[Checkpoint], jobs: Sequence[_Job], folders: Sequence[Path], options: MergeOptions
 ) -> list[str]:
     """Write the weights of every job; returns the fingerprints of the models."""
-    names, problems = list(jobs[0].settings), []
+    names, problems = list(jobs[0].settings), list[str]()
     with ExitStack() as stack:
         writers = []
         for job, folder in zip(jobs, folders, strict=True):
