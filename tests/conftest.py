@@ -115,7 +115,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def plain_smoke() -> dict[str, Any]:
     """The smoke profile without its ablations: members, BOOM, schedules, and one update."""
     content: dict[str, Any] = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
-    kept = ("s20", "s40", "s60", "s80", "full", "seq-datasets", "seq-families", "two-stage", "update", "retrained")
+    kept = ("s20", "s40", "s60", "s80", "full", "seq-datasets", "two-stage", "update", "retrained")
     content["members"] = [one for one in content["members"] if one["name"] in kept]
     content["merges"] = [one for one in content["merges"] if one["name"] in ("plain-mean", "boom", "boom-updated")]
     content["subsets"] = [one for one in content["subsets"] if one["name"] != "new-only"]

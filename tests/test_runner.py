@@ -381,7 +381,7 @@ def test_members_to_merge_are_made_in_one_notebook_and_other_schedules_in_anothe
     assert trained_by(study, "02_finetune_subsets") == ["s20", "s40", "s60", "s80", "full"]
     whole = Study(Profile.model_validate(smoke_content()), Workspace(tmp_path))
     assert set(trained_by(whole, "06_merging_ablations")) == {*whole.group("restricted")}
-    assert trained_by(study, "05_scheduling_ablations") == ["full", "seq-datasets", "seq-families", "two-stage"]
+    assert trained_by(study, "05_scheduling_ablations") == ["full", "seq-datasets", "two-stage"]
     assert list(study.node("geometry").inputs) == ["base", "s20", "s40", "s60", "s80", "full"]
 
 
@@ -392,7 +392,7 @@ def test_a_name_that_begins_like_another_is_not_taken_for_it(tmp_path: Path) -> 
 
 
 def test_a_study_with_one_schedule_asks_nothing_of_the_notebook_on_schedules(tmp_path: Path) -> None:
-    study = smoke_study(tmp_path, "seq-datasets", "seq-families", "two-stage")
+    study = smoke_study(tmp_path, "seq-datasets", "two-stage")
     assert study.group("schedules") == []
     assert study.nodes_of("05_scheduling_ablations") == {}
     assert study.build_all("plan/", []) == {}

@@ -207,7 +207,7 @@ def open_study(profile: str, workspace: Path | None = None) -> Study:
     >>> study = open_study("smoke")  # doctest: +ELLIPSIS
     profile smoke: ...
     >>> study.group("schedules")
-    ['full', 'seq-datasets', 'seq-families', 'two-stage']
+    ['full', 'seq-datasets', 'two-stage']
     """
     log_to_stdout()
     loaded = load_profile(profile)
