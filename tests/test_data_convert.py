@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import yaml
-from conftest import SHARED
 
 from boom_utils.config import CorpusConfig
 from boom_utils.data import convert, open_text
@@ -156,12 +154,6 @@ def test_the_same_seed_gives_the_same_bytes_and_another_gives_others_within_the_
     assert {len(row.neg) for row in read_examples(out / "train/ocnli.jsonl")} == {1}
 
 
-def test_a_dataset_more_or_less_changes_no_other_one(make: Callable[..., Made]) -> None:
-    alone = folder_bytes(make("alone", datasets=("medquad",), new_datasets=())[1])
-    together = folder_bytes(make("together")[1])
-    assert all(alone[name] == together[name] for name in alone if name != "summary.json")
-
-
 def test_what_cannot_be_trained_on_or_evaluated_is_refused(make: Callable[..., Made], tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"only evaluated[\s\S]*nq_open_oracle"):
         make(datasets=("nq_open_oracle",))
@@ -174,26 +166,3 @@ def test_what_cannot_be_trained_on_or_evaluated_is_refused(make: Callable[..., M
 
 
 # --- real files -------------------------------------------------------------------------------------------------------
-
-MIRROR = SHARED / "mirror"
-
-
-@pytest.mark.skipif(not MIRROR.is_dir(), reason="no mirror of the files of open_text beside the project")
-def test_real_files_give_the_sets_that_an_earlier_conversion_found_in_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where that one took all rows of the same part; it knew nothing of ours."""
-    monkeypatch.setattr(convert, "fetch_datasets", lambda datasets, folder: "all are there")
-    tasks = ("cisi", "cosqa", "arxiv_s2s", "amazon_counterfactual_en", "mrpc")
-    corpus = CorpusConfig(manifest="open_text", datasets=("arxiv_s2s",), new_datasets=("conala",))
-    facts = make_examples(MANIFEST, corpus, tasks, MIRROR, tmp_path / "made")
-    sources = yaml.load((MIRROR / "sources.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)["datasets"]
-    converted = {one["name"]: one["converted"] for one in sources}
-    for task in tasks:
-        rows = next(one["rows"] for one in converted[task] if one["set"].startswith("eval"))
-        found = {path.stem: path for path in (tmp_path / "made" / "evaluation" / task).glob("*.jsonl")}
-        assert {name: len(read_jsonl(path)) for name, path in found.items()} == rows, task
-    assert facts["shared_texts"] == 0
-    rows = read_examples(tmp_path / "made" / "train" / "conala.jsonl")
-    assert {len(row.neg) for row in rows} == {7}
-    assert all(not {normalise(text) for text in row.neg} & {normalise(text) for text in row.pos} for row in rows)

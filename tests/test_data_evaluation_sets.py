@@ -11,17 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boom_utils.data.evaluation_sets import (
-    FIT_A_LABEL,
-    FIT_ROWS,
-    KINDS,
     EvaluationSet,
     Limits,
     evaluation_set,
-    task_kind,
 )
 from boom_utils.data.manifest import load_manifest
 from boom_utils.data.text_files import COLUMNS, Raw
-from boom_utils.errors import DataError
 
 MANIFEST = load_manifest("open_text")
 OF_KIND = {
@@ -136,24 +131,6 @@ def test_a_classifier_is_fitted_on_half_of_what_is_trained_on_and_never_tested_t
     assert found.dropped == {"repeated text": 1, "label that no classifier could be fitted on": 1}
 
 
-def test_a_classifier_is_fitted_on_dev_or_on_all_where_nobody_trains() -> None:
-    parts = {name: labelled(name, 6) for name in ("train", "dev", "test")}
-    fitted = made("classification", raw("labelled", **parts)).fitted_on
-    assert len(fitted) == 18 and {text.split()[0] for text in fitted} == {"dev"}
-    del parts["dev"]
-    assert len(made("classification", raw("labelled", **parts)).fitted_on) == 9
-    assert len(made("only evaluated", raw("labelled", **parts)).fitted_on) == 18
-
-
-@pytest.mark.parametrize(("number", "each"), [(2, FIT_ROWS // 2), (100, FIT_A_LABEL)])
-def test_no_more_is_fitted_on_than_mteb_needs(number: int, each: int) -> None:
-    labels = "".join(chr(ord("一") + place) for place in range(number))
-    train, test = labelled("train", 1200 if number == 2 else 40, labels), labelled("test", 5, labels)
-    found = made("classification", raw("labelled", train=train, test=test), Limits(7))
-    assert len(found.files["train"]) == each * number
-    assert len(found.files["test"]) == 7, "the limit is for tested texts"
-
-
 def test_clustering_has_each_text_once_and_pairs_of_sentences_stay_as_they_are() -> None:
     found = made("clustering", raw("labelled", test=[*labelled("t", 3, "ba"), ("T  b 0", "a")]))
     assert (found.labels, found.dropped, len(found.files["test"])) == (["a", "b"], {"repeated text": 1}, 6)
@@ -163,25 +140,6 @@ def test_clustering_has_each_text_once_and_pairs_of_sentences_stay_as_they_are()
     pairs = made("pair_classification", raw("judged_pairs", dev=[("a", "b", "1"), ("c", "d", "0")]))
     assert pairs.files["test"][1] == {"sentence1": "c", "sentence2": "d", "label": 0}
     assert pairs.texts == {"test": ["a", "b", "c", "d"]}
-
-
-@pytest.mark.parametrize(
-    ("kind", "records", "message"),
-    [
-        ("retrieval", raw("labelled", test=[("a", "x")]), "no rule makes a retrieval task"),
-        ("retrieval", raw("pairs", train=[("a", "b")]), "no part 'test'"),
-        ("retrieval", raw("judged", corpus=[("a", "b")]), "no part 'queries'"),
-        ("classification", raw("labelled", test=[("a", "x")]), "no part 'train'"),
-    ],
-)
-def test_records_of_the_wrong_kind_are_refused_by_name(kind: str, records: Raw, message: str) -> None:
-    with pytest.raises(DataError, match=message) as error:
-        made(kind, records)
-    assert OF_KIND[kind] in str(error.value)
-
-
-def test_every_task_of_the_manifest_has_a_kind_with_a_rule() -> None:
-    assert {task_kind(MANIFEST.dataset(task.dataset)) for task in MANIFEST.tasks} <= set(KINDS)
 
 
 @pytest.mark.parametrize("kind", ["retrieval", "sts", "clustering"])

@@ -6,7 +6,6 @@ import json
 import logging
 import subprocess
 import sys
-import tracemalloc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,6 @@ from boom_utils.data.examples import (
     LONGEST_LINE,
     BadRows,
     TrainingExample,
-    batches,
     count_rows,
     read_examples,
     read_jsonl,
@@ -115,15 +113,6 @@ def test_drawn_rows_are_those_of_their_numbers_over_all_files(tmp_path: Path, na
     assert [number for number, _ in rows_of(files, record_of)] == list(range(10))
 
 
-@pytest.mark.parametrize("text", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
-def test_parquet_of_every_type_of_text_is_read(tmp_path: Path, text: pa.DataType) -> None:
-    values = pa.string() if pa.types.is_dictionary(text) else text
-    lists = {key: pa.array([row[key] for row in ROWS], pa.large_list(values)) for key in ("pos", "neg")}
-    table = pa.table({"query": pa.array([row["query"] for row in ROWS]).cast(text), **lists})
-    pq.write_table(table, tmp_path / "rows.parquet")
-    assert read(tmp_path / "rows.parquet") == EXAMPLES
-
-
 @pytest.mark.parametrize("name", KINDS)
 def test_columns_of_a_manifest_are_mapped_and_a_missing_one_is_named(tmp_path: Path, name: str) -> None:
     rows = [{"query": r["query"], "document": r["pos"][0], "negatives": r["neg"], "rank": "3"} for r in ROWS]
@@ -143,24 +132,6 @@ def test_what_a_row_of_flagembedding_says_about_itself_is_kept_and_other_columns
     assert list(read_jsonl(tmp_path / "again.jsonl")[0].items()) == list(row.items())[:5]
     (other,) = read(save(tmp_path / "b.json", [{"question": "q", "answer": "a", "type": 3}]))
     assert (other.type, other.neg) == (None, ())
-
-
-def test_memory_does_not_grow_with_a_file(tmp_path: Path) -> None:
-    text = "word " * 400
-
-    def peak(count: int, name: str) -> int:
-        path = save(tmp_path / str(count) / name, [{**ROWS[0], "pos": [f"{text} {n}"]} for n in range(count)])
-        before, most = pa.total_allocated_bytes(), 0
-        tracemalloc.start()
-        for _ in rows_of([path], record_of):
-            most = max(most, pa.total_allocated_bytes() - before)
-        python = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return most + python
-
-    for name in ("a.jsonl", "a.jsonl.zst", "a.csv", "a.parquet", "a.arrow", "b.arrow"):
-        small, large = peak(600, name), peak(6000, name)
-        assert large < 2 * small + 2**20, name
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -241,14 +212,6 @@ def test_skipping_lists_the_first_ten_and_ten_are_enough_for_an_error(
     assert [f"train.jsonl:{n}:" in str(caught.value) for n in (2, 11, 12)] == [True, True, False]
 
 
-def test_lines_may_end_with_crlf_and_cells_that_do_not_fit_the_header_are_a_malformed_row(tmp_path: Path) -> None:
-    assert read(save(tmp_path / "a.jsonl", [json.dumps(row).encode() + b"\r" for row in ROWS])) == EXAMPLES
-    (tmp_path / "a.csv").write_text("anchor,positive\na,b\nc\nd,e,f\n\ng,h\n")
-    bad = BadRows(skip=True)
-    assert [one.query for one in read(tmp_path / "a.csv", bad=bad)] == ["a", "g"]
-    assert bad.first == [f"a.csv:{n}: {has} cells, the header has 2 different names" for n, has in ((3, 1), (4, 3))]
-
-
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.gz", "a.jsonl.zst", "a.json", "b.arrow", "no.csv", "a.xlsx"])
 def test_files_that_are_cut_off_absent_or_of_no_known_kind_are_errors(tmp_path: Path, name: str) -> None:
     path, said = tmp_path / name, {"no.csv": "there is no file", "a.xlsx": "of no kind that can be read"}.get(name)
@@ -284,9 +247,3 @@ def test_jsonl_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_jsonl(path, [{"a": 1}, {"a": float("nan")}])
     assert read_jsonl(path) == [{"b": "é\u2028", "a": 1}]
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
-
-
-def test_batches_keep_the_order_and_take_no_more_than_they_give() -> None:
-    left = iter(range(5))
-    cut = batches(left, 2)
-    assert (next(cut), next(left), list(cut), list(batches([], 2))) == ([0, 1], 2, [[3, 4]], [])

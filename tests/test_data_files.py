@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -15,12 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
-from conftest import HANGS, QUESTIONS, SHARED, plain_smoke
+from conftest import HANGS, plain_smoke
 from hub_server import REVISION, HubServer
 from pydantic import ValidationError
 
-from boom_utils.cli import main
 from boom_utils.config import Profile
 from boom_utils.data import files
 from boom_utils.data.fetching import chosen_datasets, files_of
@@ -301,23 +298,6 @@ def test_what_the_hub_refuses_says_what_to_do_and_no_secret(
     assert "canary" not in str(caught.value) + caplog.text
 
 
-def test_a_mirror_has_files_of_the_hub_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = tmp_path / "mirror" / "huggingface.co" / "datasets" / "owner" / "data" / "resolve"
-    for name, content in ROWS.items():
-        (root / REVISION / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / REVISION / name).write_bytes(content)
-    monkeypatch.setenv("BOOM_MIRROR", str(tmp_path / "mirror"))
-    found = fetch_hub(asked(tmp_path))
-    assert found == hub_paths(asked(tmp_path)) == {name: root / REVISION / name for name in ROWS}
-    assert json.loads((tmp_path / "d.lock.json").read_text())["revision"] == REVISION
-    found["data/part-0.jsonl"].write_bytes(b"other\n")
-    with pytest.raises(DownloadError, match=r"part-0\.jsonl: sha256"):
-        fetch_hub(asked(tmp_path))
-    (root / ("1" * 40)).mkdir()
-    with pytest.raises(DownloadError, match="2 revisions"):
-        fetch_hub(asked(tmp_path, lock=tmp_path / "e.lock.json"))
-
-
 # --- boom data fetch, boom check --------------------------------------------------------------------------------------
 
 
@@ -338,44 +318,6 @@ def test_a_profile_fetches_what_it_trains_on_and_what_it_evaluates_and_no_more()
     with pytest.raises(ManifestError, match="did you mean 'squad_nqg'"):
         chosen_datasets(manifest, profile_of_files(datasets=["squad_nqq"]))
     assert len(files_of([manifest.dataset("arxiv_s2s"), manifest.dataset("arxiv_p2p")])) == 1
-
-
-@pytest.mark.skipif(not (SHARED / "mirror").is_dir(), reason="../shared/mirror, a copy of the real files, is not here")
-def test_real_datasets_come_from_the_mirror(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "wörk space"))
-    monkeypatch.setenv("BOOM_MIRROR", str(SHARED / "mirror"))
-    fetch_two = ["data", "fetch", "--manifest", "open_text", "--only", "conala", "stsb_multi_cmn"]
-    assert main(fetch_two) == 0 and "of them came now; all files are right" in capsys.readouterr().out
-    for name in ("conala", "stsb_multi_cmn"):
-        for file in load_manifest("open_text").dataset(name).place.files:
-            found = (tmp_path / "wörk space" / "downloads" / file.path).read_bytes()
-            assert (len(found), hashlib.sha256(found).hexdigest()) == (file.bytes, file.sha256)
-    assert main(fetch_two) == 0 and " 0 of them came now" in capsys.readouterr().out
-    assert main([*fetch_two, "conalla"]) == 2 and "did you mean 'conala'" in capsys.readouterr().out
-
-
-def test_what_is_mined_has_nothing_to_fetch(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "fetch", "--profile", "smoke"]) == 0
-    assert "nothing to fetch, it is mined from installed distributions" in capsys.readouterr().out
-    assert main(["data", "fetch", "--manifest", "open_txt"]) == 2
-    assert "did you mean 'open_text'?" in capsys.readouterr().out
-
-
-def test_a_hub_corpus_is_fetched_and_a_missing_file_of_the_cache_is_named(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "home"))
-    stated = {"repo": "owner/data", "files": ["data/part-*.jsonl"], "licence": "MIT", "homepage": "https://h.org"}
-    raw = {"name": "tiny", "description": "A few small files.", "source": {"kind": "hub_files"}}
-    raw |= {"benchmarks": ["MTEB(eng, v2)"], "datasets": [{"id": "rows", **QUESTIONS, "hub": stated}]}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw))
-    assert main(["data", "fetch", "--manifest", str(tmp_path / "tiny.yaml")]) == 0
-    assert "rows: 3 files of datasets/owner/data" in capsys.readouterr().out
-    next((tmp_path / "hub-cache").rglob("part-1.jsonl")).unlink()
-    assert main(["data", "fetch", "--manifest", str(tmp_path / "tiny.yaml"), "--offline"]) == 1
-    assert "part-1.jsonl" in capsys.readouterr().out
 
 
 def test_check_says_whether_the_files_can_be_had(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import QUESTIONS, SHARED, plain_smoke, raw_hub_corpus
+from conftest import QUESTIONS, plain_smoke, raw_hub_corpus
 from manifest_pages import EXAMPLE
 
 from boom_utils.config import Profile
@@ -20,7 +20,6 @@ from boom_utils.errors import ConfigError, ManifestError
 from boom_utils.study.graph import Study
 
 Raw = dict[str, Any]
-SOURCES = SHARED / "mirror" / "sources.yaml"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -81,47 +80,34 @@ TASK = {"id": "nq", "dataset": "nq", "family": "retrieval", "held_out": False}
     ("corpus", "changes", "said"),
     [
         ("mined", {"sources": 1}, "sources: unknown key; did you mean 'source'?"),
-        ("mined", {"source.distributions.0.version": "latest"}, "distributions.0.version"),
         ("mined", {"source.distributions.1.name": "DATASETS"}, "distribution 'datasets' is named twice"),
         ("mined", {"datasets.2.halve_batch": False}, "halve_batch is False, but type symmetric_class means True"),
-        ("mined", {"datasets.2.instruction_on_passages": True}, "instruction_on_passages is True, but type"),
-        ("mined", {"datasets.2.group_size": "train_group_size"}, "group_size is train_group_size, but type"),
-        ("mined", {"datasets.2.group_size": "positive_only"}, "group_size is positive_only, but type"),
         ("mined", {"datasets.1.role": "evaluation"}, "is only evaluated: hold out distributions instead"),
         ("mined", {"datasets.1.local": {"files": ["a.csv"]}}, "files under local, instead of none: the source is inst"),
         ("mined", {"tasks.0.dataset": "sumary_to_description"}, "did you mean 'summary_to_description'?"),
-        ("mined", {"tasks.0.domain_of": "x"}, "task 'summary_to_description': no dataset 'x'"),
         ("mined", {"tasks.1.family": "sts"}, "task 'parameter_question' is sts, its dataset is retrieval"),
-        ("mined", {"tasks.1.id": "summary_to_description"}, "task 'summary_to_description' is named twice"),
-        ("https", {"datasets.1.id": "one"}, "dataset 'one' is named twice"),
+        ("https", {"datasets.0.id": "../x"}, "datasets.0.id"),
+        ("https", {"datasets.0.id": "a\0b"}, "datasets.0.id"),
         ("https", {"source.kind": "http_files"}, "did you mean 'https_files'?"),
         ("https", {"source.hosts.0": "files.example.com"}, "is not on one of source.hosts; did you mean 'files.ex"),
         ("https", {FIRST: file("two", sha256="b" * 64)}, "would lie at the place of"),
-        ("https", {FIRST: file("TWO")}, "would lie at the place of"),
         ("https", {"datasets.0.origin.files.1": file("one")}, "/one' is named twice"),
         ("https", {FIRST: file("x", url="https://files.example.org/main/x")}, "is not pinned: the commit"),
         ("https", {f"{FIRST}.url": "https://files.example.org/a/../b"}, f"{FIRST}: "),
-        ("https", {f"{FIRST}.url": "file:///etc/passwd"}, f"{FIRST}: "),
         ("https", {f"{FIRST}.url": "https://me:secret@files.example.org/x"}, f"{FIRST}: "),
         ("https", {"datasets.0.origin": None}, "dataset 'one' lists files under no key, instead of origin"),
         ("https", {"tasks.0.held_out": True}, "task 'one' is held out, but its dataset is trained on"),
         ("https", {"datasets.0.role": "evaluation", "tasks.0": None}, "dataset 'one' is kept from training"),
-        ("hub", {f"{HUB}.repo": "data"}, f"{HUB}.repo"),
         ("hub", {f"{HUB}.repo": "../x/y"}, f"{HUB}.repo"),
         ("hub", {f"{HUB}.revision": "main"}, f"{HUB}.revision"),
         ("hub", {f"{HUB}.files": ["../x.parquet"]}, f"{HUB}.files.0.path"),
-        ("hub", {f"{HUB}.files": ["/etc/passwd"]}, f"{HUB}.files.0.path"),
         ("hub", {f"{HUB}.files": ["a.jsonl", "a.jsonl"]}, "file 'nq: a.jsonl' is named twice"),
         ("hub", {f"{HUB}.rows": {"value": 3, "source": "statd"}}, "did you mean 'stated'?"),
-        ("hub", {f"{HUB}.columns": {"negs": "n"}}, "did you mean 'neg'?"),
         ("hub", {"datasets.0.role": "evaluation"}, "dataset 'nq' is only evaluated: hold out rows of it"),
         ("hub", {"benchmarks": None}, "nothing to evaluate with"),
         ("hub", {"tasks": [TASK]}, "task 'nq': its dataset has no held_out share"),
-        ("local", {"datasets.0.local.files": ["a.jsonl", "a.jsonl"]}, "a.jsonl' is named twice"),
         ("local", {"datasets.0.local.files": ["a.xlsx"]}, "jsonl|ndjson|json|csv|tsv|parquet|arrow"),
         ("local", {"datasets.0.local.held_out": 1.0}, "datasets.0.local.held_out"),
-        ("local", {"tasks.0.held_out": True}, "task 'help_desk_held_out' must be in-domain"),
-        ("local", {"tasks.1": {**TASK, "dataset": "help_desk"}}, "held-out rows of 'help_desk' is named twice"),
         ("local", {"tasks": [], "benchmarks": ["MTEB(eng, v2)"]}, "but no task evaluates it"),
     ],
 )
@@ -146,13 +132,6 @@ def test_all_problems_are_listed_at_once_with_the_nearest_name(tmp_path: Path) -
         assert f"did you mean '{name}'?" in str(caught.value), name
 
 
-@pytest.mark.promise(5)
-@pytest.mark.parametrize("name", ["../x", "/etc/x", "C:\\x", "\\\\host\\s", "a/../../b", "a\0b", "A", "x" * 65, ""])
-def test_names_that_could_leave_the_folder_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"datasets\.0\.id"):
-        Manifest.model_validate(changed(https_corpus(), {"datasets.0.id": name}))
-
-
 @pytest.mark.parametrize("corpus", CORPORA)
 def test_a_manifest_survives_being_written_and_does_not_depend_on_its_place(tmp_path: Path, corpus: str) -> None:
     (tmp_path / "other").mkdir()
@@ -160,13 +139,6 @@ def test_a_manifest_survives_being_written_and_does_not_depend_on_its_place(tmp_
     assert (one.folder, two.folder) == (tmp_path.resolve(), (tmp_path / "other").resolve())
     assert one.model_dump_json() == two.model_dump_json()
     assert Manifest.model_validate(one.model_dump(mode="json")).datasets == one.datasets
-
-
-def test_one_file_may_serve_two_datasets_and_pairs_may_keep_to_the_negatives_of_their_batch() -> None:
-    shared = [file("both.csv", role="train+test")]
-    raw = changed(https_corpus(), {f"datasets.{number}.origin.files": shared for number in (0, 1)})
-    raw = changed(raw, {"datasets.0.group_size": "positive_only"})
-    assert len({one.origin.files for one in Manifest.model_validate(raw).datasets if one.origin}) == 1
 
 
 def test_a_manifest_includes_the_datasets_exclusions_and_notes_of_others_beside_it(tmp_path: Path) -> None:
@@ -212,56 +184,14 @@ def test_a_profile_that_trains_on_what_is_only_evaluated_is_refused() -> None:
 # --- the manifests that come with the kit -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["python_docs", "open_text"])
-def test_a_corpus_covers_the_families_of_the_paper_trained_in_domain_and_held_out(name: str) -> None:
-    manifest = load_manifest(name)
-    families = {"retrieval", "reranking", "classification", "clustering", "sts", "code"}
-    assert {dataset.family for dataset in manifest.datasets if dataset.role != "evaluation"} == families
-    assert {task.family for task in manifest.tasks if not task.held_out} == families
-    assert {task.family for task in manifest.tasks if task.held_out} >= {"retrieval"}
-    assert any(dataset.role == "new_data" for dataset in manifest.datasets)
-
-
-@pytest.mark.parametrize("name", ["python_docs", "open_text", "general_text"])
-def test_semantics_follow_the_families_of_the_authors_folders(name: str) -> None:
-    types = {"classification": "symmetric_class", "clustering": "symmetric_clustering", "sts": "symmetric_sts"}
-    for dataset in load_manifest(name).datasets:
-        assert dataset.in_batch_negatives == (dataset.family not in ("classification", "clustering")), dataset.id
-        other = "only_1neg" if dataset.id in ("nli", "ocnli") else "normal"
-        assert dataset.example_type == types.get(dataset.family, other), dataset.id
-
-
-@pytest.mark.skipif(not SOURCES.is_file(), reason="../shared/mirror/sources.yaml, the survey of the files, is not here")
-def test_open_text_names_every_file_of_the_survey_with_the_same_facts() -> None:
-    open_text = load_manifest("open_text")
-    survey = {one["name"]: one for one in yaml.safe_load(SOURCES.read_text(encoding="utf-8"))["datasets"]}
-    assert list(survey) == [dataset.id for dataset in open_text.datasets]
-    for dataset, one in zip(open_text.datasets, survey.values(), strict=True):
-        assert dataset.origin is not None
-        facts = [(f["url"], f["sha256"], f["bytes"], f["role"], f.get("part", f.get("domain"))) for f in one["files"]]
-        assert [(f.url, f.sha256, f.bytes, f.role, f.part) for f in dataset.origin.files] == facts
-        assert list(dataset.languages) == one["languages"]
-        stated = (dataset.origin.licence, dataset.origin.commit, dataset.origin.repository)
-        assert stated == (one["licence"], one["commit"], one["repository"])
-
-
-def test_the_corpora_of_the_paper_have_their_datasets_and_say_how_surely_each_fact_is_known() -> None:
+def test_the_corpora_of_the_paper_have_their_datasets_and_a_study_takes_what_it_trains_on() -> None:
     english, general = load_manifest("eng_text"), load_manifest("general_text")
     counts = Counter(dataset.family for dataset in english.datasets)
     assert counts == {"retrieval": 10, "reranking": 1, "sts": 1, "classification": 8, "clustering": 11}
     assert list(english.excluded) == ["quora", "scidocsrr", "arguana"]
-    hubs = [one.hub for one in english.datasets if one.hub]
-    assert {hub.revision for hub in hubs} == {"78f5c99b534a52824ab26bd24edda592eaed4c7a"}
-    assert all([file.path for file in hub.files] == [f"data/{hub.split}-*.parquet"] for hub in hubs)
-    assert sum(hub.rows.value or 0 for hub in hubs if hub.rows.source == "stated") == 151_226
     assert general.datasets[:31] == english.datasets
     own = Counter(re.sub("_[^_]+$", "", dataset.id) for dataset in general.datasets[31:])
     assert (own["miracl"], own["mr_tydi"], own["cornstack"], own.total()) == (16, 11, 6, 2 + 16 + 11 + 6)
-    assert {dataset.role for dataset in general.datasets[31:]} == {"new_data"}
-    hubs = [one.hub for one in general.datasets if one.hub]
-    assert {(hub.select, hub.revision) for hub in hubs if "cornstack" in hub.repo} == {(100_000, None)}
-    assert all((hub.rows.value is None) == (hub.rows.source == "unknown") for hub in hubs)
-    assert sum(hub.known["prompt"] == "stated" for hub in hubs) == 8, "of which rows were seen"
     raw = plain_smoke()
     raw["corpus"] |= {"manifest": "general_text", "datasets": ["nq", "sts"], "new_datasets": ["cornstack_go"]}
     raw["evaluation"] |= {"in_domain": ["sts12"], "out_of_domain": ["cosqa"]}

@@ -69,19 +69,6 @@ def test_ranks_are_those_of_a_plain_reference(passages: list[str], query: str, m
     assert [scores[place] for place in ranked] == sorted((s for s in scores if s > 0), reverse=True)[:most]
 
 
-def test_equal_scores_keep_the_order_of_the_pool() -> None:
-    pool = NegativePool([f"same {number}" for number in range(50)])
-    assert pool.ranked("same", ()) == list(range(RANKS))
-    assert pool.ranked("same", ("same 0", "same 3")) == [1, 2, *range(4, RANKS + 2)]
-
-
-def test_a_pool_without_any_word_ranks_nothing_and_still_draws() -> None:
-    pool = NegativePool(["...", "!!!", "???"])
-    assert pool.ranked("word", ()) == []
-    assert sorted(pool.nearest("word", ("???",), 7, generator())) == ["!!!", "..."]
-    assert NegativePool([]).nearest("word", (), 7, generator()) == []
-
-
 @given(st.integers(0, 1000), st.integers(0, 9), st.sets(st.sampled_from(PASSAGES)))
 def test_negatives_are_wanted_ones_only_and_never_twice(seed: int, number: int, apart: set[str]) -> None:
     pool, unwanted = NegativePool(PASSAGES * 2), {normalise(text) for text in apart}
@@ -98,10 +85,3 @@ def test_negatives_come_from_the_first_ranks_before_any_random_one() -> None:
     assert drawn == set(passages[:RANKS])
     few = NegativePool(["shared", "other", "else", "shared too"])
     assert all({"shared", "shared too"} <= set(few.nearest("shared", (), 3, generator(seed))) for seed in range(5))
-
-
-def test_the_same_seed_gives_the_same_negatives_and_another_gives_others() -> None:
-    def mined(seed: int) -> list[str]:
-        return NegativePool(f"shared word {number}" for number in range(200)).nearest("word", (), 5, generator(seed))
-
-    assert mined(1) == mined(1) != mined(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import replace
-from hashlib import md5, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -219,41 +219,29 @@ JUDGED = replace(READERS["cosqa"], rules=())
 GOOD = '{"query": "x", "passage": "y"}\n'
 BROKEN: list[tuple[Reader, Files, str]] = [
     (TSV, {"train": "x\t1\ny\n"}, "train:2: 1 columns instead of 2"),
-    (TSV, {"train": "x\t1\ny\t1\t1\n\n"}, "train:2: 3 columns instead of 2"),
     (TSV, {"train": "x\t1\n \t1\n"}, "train:2: text is empty"),
     (TSV, {"train": "x\t1\ny\t2\n"}, "train:2: unknown label '2'"),
     (TSV, {"train": b"x\t1\nu\xff\t1\n"}, "train:2: text holds bytes that are not of the file's encoding"),
     (TSV, {"train": ""}, "train: the file has no row"),
     (READERS["banking77"], {"train": "category,text\n1,x\n"}, "the header is not 'text,category': found ['category'"),
     (READERS["banking77"], {"train": 'text,category\n"x,1\nu,2\n'}, "not CSV from line 2: unexpected end of data"),
-    (READERS["banking77"], {"train": 'text,category\n"x"y,1\n'}, "not CSV from line 2"),
     (READERS["banking77"], {"train": 'text,category\n"x\ny",1\nz\n'}, "train:4: 1 columns instead of 2"),
     (READERS["sst2"], {"train": "1 x\nx\n"}, "train:2: not of the form (?P<label>"),
     (GRADED, {"train": "x\ty\t0.9\n"}, "train:1: the score 0.9 is not between 1 and 5"),
-    (GRADED, {"train": "x\ty\tnan\n"}, "train:1: the score nan is not between"),
     (GRADED, {"train": "x\ty\ta\n"}, "train:1: the score is no number: 'a'"),
     (LINES, {"train": GOOD + '{"querry": "x", "passage": "y"}\n'}, "train:2: 'query' is missing, or neither a text"),
-    (LINES, {"train": GOOD + '{"query": ["x"], "passage": "y"}\n'}, "train:2: 'query' is missing, or neither a text"),
-    (LINES, {"train": GOOD + '{"query": true, "passage": "y"}\n'}, "train:2: 'query' is missing, or neither a text"),
     (LINES, {"train": GOOD + '{"query": "x\\ud800", "passage": "y"}\n'}, "train:2: query holds bytes"),
-    (LINES, {"train": GOOD + '{"query": "x"\n' + GOOD}, "train:2: not JSON of the expected layout"),
     (LINES, {"train": GOOD + '"x"\n'}, "train:2: expected a JSON object"),
     (LINES, {"train": GOOD + '{"query": NaN, "passage": "y"}\n'}, "NaN is not a JSON number"),
     (LINES, {"train": gzip.compress(GOOD.encode() * 99)[:-9]}, "train: not a whole gzip file"),
     (READERS["jaquad"], {"train": '{"data": [\n{"x": '}, "train: not JSON of the expected layout: JSONDecodeError"),
-    (READERS["jaquad"], {"train": '{"data": [{}]}'}, "train: not JSON of the expected layout: KeyError 'paragraphs'"),
-    (READERS["jaquad"], {"train": "[" * 200_000}, "RecursionError"),
     (READERS["conala"], {"train": '[{"snippet": "s"}]'}, "record 1: not of the expected layout: KeyError"),
     (READERS["arxiv_s2s"], {"train+test": ARXIV.replace(",train", ",trial")}, "train+test:2: 'trial' is no part"),
     (READERS["squad_nqg"], {"train/query": "a\nb\n", "train/passage": "x\n"}, "of different numbers of lines"),
     (READERS["medquad"], {"train": "<Document>\n<QAPairs>"}, "train: not XML, or with entities"),
-    (READERS["medquad"], {"train": f'<!DOCTYPE x [<!ENTITY a "b">]>{XML}'}, "train: not XML, or with entities"),
     (READERS["squad_dev"], {"test": PAGE[:150]}, "test: the page does not end with </html>"),
-    (READERS["squad_dev"], {"test": "<html>Not found</html>"}, "test: the file has no row"),
     (READERS["amazon_reviews"], {"train+test": REVIEW + REVIEW[:-11]}, "the last <review> is not closed"),
     (READERS["amazon_reviews"], {"train+test": REVIEW.replace("</title>\n", "")}, "review 1: text outside of a field"),
-    (READERS["amazon_reviews"], {"train+test": "stray\n" + REVIEW}, "review 1: text outside of a field"),
-    (READERS["amazon_reviews"], {"train+test": REVIEW[:-11] + REVIEW}, "review 1: text outside of a field"),
     (READERS["cisi"], {"corpus": "Text\n" + SMART}, "corpus: a record starts with .I and its number"),
     (READERS["cisi"], {"corpus": SMART.replace(".T\n", "")}, "corpus, record 1: there is no .W, or text outside of"),
     (JUDGED, {"corpus": '{"x": 1, "y": 1}'}, "corpus, record 2: the id '1' is given twice"),
@@ -278,12 +266,6 @@ def test_what_is_broken_is_an_error_with_file_place_and_reason_or_is_skipped_and
         assert any(expected in str(bad) for bad in raw.bad_lines)
 
 
-def test_only_the_first_ten_malformed_lines_are_shown_and_all_are_counted(tmp_path: Path) -> None:
-    message = refused(tmp_path, PAIRS, {"train": "x\n" * 25})
-    assert "25 malformed line(s)" in message
-    assert message.count("columns instead of") == 10
-
-
 def test_skipped_lines_are_left_out_and_listed_and_excuse_numbers_but_no_empty_part(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -297,14 +279,6 @@ def test_skipped_lines_are_left_out_and_listed_and_excuse_numbers_but_no_empty_p
     with pytest.raises(DataError, match="part 'test': 0 rows instead of 1"):
         read(tmp_path, PAIRS, {"train": "x\ty\n", "test": "x\n"}, "skip", parts={"train": 1, "test": 1})
     assert "part 'train': 1 rows instead of 3" in refused(tmp_path, PAIRS, {"train": "x\ty\n"}, parts={"train": 3})
-
-
-def test_of_a_damaged_file_nothing_is_used_and_the_others_come_in_the_order_of_the_manifest(tmp_path: Path) -> None:
-    good = '[{"query": "x", "passage": "y"}]'
-    contents: Files = {"train_b": good, "train_c": good[:-1] + ",\n", "train_a": good.replace("x", "z")}
-    raw = read(tmp_path, Reader("pairs", json_rows()), contents, "skip")
-    assert rows(raw) == {"train": [("x", "y"), ("z", "y")]}
-    assert [bad.partition(":")[0] for bad in raw.bad_lines] == ["train_c"]
 
 
 def test_a_missing_file_and_a_dataset_without_an_entry_are_errors_that_say_what_to_do(tmp_path: Path) -> None:
@@ -339,10 +313,3 @@ def test_no_text_of_open_text_changes_unseen(name: str, pytestconfig: pytest.Con
         golden[name] = found
         GOLDEN.write_text(json.dumps(golden, indent=1) + "\n", encoding="utf-8")
     assert found == golden[name], "other records than before"
-
-
-def test_documents_of_medquad_are_train_or_test_by_the_md5_of_their_path() -> None:
-    origin = ORIGINS["medquad"]
-    for file in origin.files:
-        path = file.url.partition(f"{origin.commit}/")[2]
-        assert (int(md5(path.encode()).hexdigest(), 16) % 100 < 15) == (file.role == "test"), path

@@ -10,19 +10,18 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import yaml
 from conftest import QUESTIONS
 from hub_server import HubServer
-from test_data_examples import EXAMPLES, ROWS, Rows, save
+from test_data_examples import ROWS, Rows, save
 
 from boom_utils.config import CorpusConfig
 from boom_utils.data import own as own_rows
 from boom_utils.data.convert import make_examples
 from boom_utils.data.examples import hash_share, normalise, read_examples, read_jsonl
 from boom_utils.data.manifest import Manifest, load_manifest
-from boom_utils.data.own import check_files, chosen_rows, own_datasets, own_fingerprint
+from boom_utils.data.own import check_files, own_datasets, own_fingerprint
 from boom_utils.errors import ConfigError, DataError, DownloadError
 
 # --- files, folders and hub datasets ----------------------------------------------------------------------------------
@@ -43,17 +42,6 @@ def test_a_folder_is_a_dataset_a_file_and_what_is_no_data_is_left_out_with_a_wor
     for place in (tmp_path / "nowhere", tmp_path / "README.md"):
         with pytest.raises(ConfigError, match="there are no training files"):
             own_datasets(place)
-
-
-def test_a_file_without_one_good_row_says_so(tmp_path: Path) -> None:
-    path = save(tmp_path / "faq.jsonl", [{"frage": "was?"}, b"{"])
-    with pytest.raises(
-        DataError, match=r"(?s)no good row in faq\.jsonl.*faq\.jsonl:1: no columns of.*faq\.jsonl:2:1: not JSON"
-    ):
-        check_files([str(path)])
-    found = check_files([str(save(tmp_path / "b.jsonl", [*ROWS, b"{}", {"anchor": "a", "positive": "b"}]))])
-    assert (found.kind, found.rows, found.without_negatives, found.bad.number) == ("examples", 11, 1, 1)
-    assert found.first == EXAMPLES[0]
 
 
 def test_a_hub_dataset_is_its_training_files_at_one_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -92,15 +80,6 @@ def test_a_hub_dataset_that_cannot_be_had_is_explained_without_any_text_of_a_ser
             own_datasets("owner/faq")
         assert "canary" not in str(caught.value)
         assert "owner/faq" in str(caught.value)
-
-
-def test_rows_are_chosen_by_seed_and_the_limit_draws_among_them() -> None:
-    rows = np.arange(7, 100_007)
-    assert chosen_rows(rows[:50], (100, 1), (None, 2)).tolist() == list(range(7, 57))
-    drawn, again, other = (chosen_rows(rows, (100, a), (None, b)).tolist() for a, b in ((1, 2), (1, 3), (2, 3)))
-    assert drawn == again == sorted(set(drawn)) != other
-    limited = chosen_rows(rows, (100, 1), (10, 2)).tolist()
-    assert (len(drawn), len(limited), set(limited) <= set(drawn) <= set(rows)) == (100, 10, True)
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------
@@ -195,21 +174,6 @@ def test_rows_that_hold_or_nearly_repeat_an_evaluated_text_are_dropped_or_report
     assert (entry["exact"], entry["near"], entry["rows"]) == (1, 1, 2)
 
 
-def test_limits_draw_by_seed_and_keep_every_relevant_document(own: Own, tmp_path: Path) -> None:
-    limits = {"train_rows": 30, "evaluation_queries": 10, "evaluation_documents": 15}
-    for name, seed in zip("abc", (0, 0, 1), strict=True):
-        facts = own.convert(tmp_path / name, **limits, seed=seed)
-        assert facts["rows"] == {"evaluation/faq_held_out": 10, "train/faq": 30}
-    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.jsonl")]
-    contents = [[(tmp_path / name / file).read_bytes() for name in "abc"] for file in files]
-    assert len([one for one, same, other in contents if one == same != other]) == len(files) == 4
-    folder = tmp_path / "a/evaluation/faq_held_out"
-    documents = [one["id"] for one in read_jsonl(folder / "corpus.jsonl")]
-    relevant = {one["document"] for one in read_jsonl(folder / "qrels.jsonl")}
-    assert (len(set(documents)), relevant <= set(documents)) == (15, True)
-    assert {*documents[:10]} != relevant  # no order that gives them away
-
-
 @pytest.mark.promise(7)
 def test_malformed_rows_are_an_error_or_listed(own: Own, tmp_path: Path) -> None:
     own.rows[3] = {"query": "what?", "pos": []}
@@ -224,9 +188,7 @@ def test_malformed_rows_are_an_error_or_listed(own: Own, tmp_path: Path) -> None
     assert bad["first"][1] == "a.jsonl:5: a row of kind 'labelled' among those of kind 'examples'"
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-@pytest.mark.parametrize("some", ["all", "a few"])
-@pytest.mark.parametrize("most", [1000, 100])
+@pytest.mark.parametrize(("kind", "some", "most"), [("jsonl", "all", 1000), ("csv", "a few", 100)])
 def test_rows_without_negatives_get_mined_ones_that_are_answers_of_nobody_like_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, some: str, most: int
 ) -> None:
@@ -254,19 +216,6 @@ def test_rows_without_negatives_get_mined_ones_that_are_answers_of_nobody_like_t
     assert read_examples(tmp_path / "again/train/faq.jsonl") == rows
 
 
-def test_where_nothing_is_mined_pairs_keep_to_the_negatives_of_their_batch(own: Own, tmp_path: Path) -> None:
-    for row in own.rows:
-        row["neg"] = []
-    own.dataset["group_size"] = "positive_only"
-    assert own.convert(tmp_path / "stated")["deviations"] == []
-    assert not any(row.neg for row in read_examples(tmp_path / "stated/train/faq.jsonl"))
-    own.dataset["group_size"] = "train_group_size"
-    said = "faq: rows have no negatives of their own, only those of their batch"
-    assert own.convert(tmp_path / "none", hard_negatives=0)["deviations"] == [said]
-    own.rows[own.rows.index(own.trained[0])]["neg"] = ["one"]
-    assert own.convert(tmp_path / "mixed", hard_negatives=0)["rows"]["train/faq"] == 1
-
-
 def test_graded_pairs_become_rows_of_alike_sentences_and_a_task_of_scores_up_to_five(tmp_path: Path) -> None:
     own = Own(tmp_path, "csv")
     own.rows = [{"sentence1": words(n), "sentence2": words(n, 1), "score": n % 5 / 4} for n in range(400)]
@@ -286,16 +235,6 @@ def test_graded_pairs_become_rows_of_alike_sentences_and_a_task_of_scores_up_to_
     own.rows = [{**row, "score": 1} for row in own.rows]
     with pytest.raises(DataError, match=r"all held-out pairs of dataset 'faq' have one score"):
         own.convert(tmp_path / "equal")
-
-
-def test_files_that_are_not_there_and_sets_without_rows_are_errors(own: Own, tmp_path: Path) -> None:
-    own.dataset["local"]["held_out"] = 1e-9
-    with pytest.raises(DataError, match=r"no rows"):
-        own.convert(tmp_path / "out")
-    manifest = own.manifest()
-    (own.folder / "files/b.jsonl").unlink()
-    with pytest.raises(DataError, match=r"files/b\.jsonl"):
-        own_fingerprint(manifest, config(), tmp_path)
 
 
 def test_a_changed_file_changes_the_fingerprint_and_where_it_lies_does_not(own: Own, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from boom_utils.data.examples import normalise, read_examples, read_jsonl
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.data.mining import Mined, clean_text, is_readable, mine, parse_docstring, truncate_words
 from boom_utils.data.python_docs import Candidate, build_corpus
-from boom_utils.errors import DataError, ManifestError
+from boom_utils.errors import ManifestError
 
 NUMPYDOC = """
     Compute the mean along an axis. Empty slices give NaN.
@@ -187,24 +187,6 @@ def test_sources_are_cut_at_a_line_duplicates_merged_and_messages_of_two_classes
     assert [(one.text, one.groups) for one in found] == [("key is not there", ("KeyError",))]
 
 
-def test_pairs_are_graded_by_the_overlap_of_their_parameters() -> None:
-    parameters = {"f": "ab", "g": "ab", "h": "ac", "i": "yz"}
-    units = [Candidate(name, "evaluation", groups=tuple(held)) for name, held in parameters.items()]
-    np.testing.assert_allclose(python_docs.jaccard(units)[0], [1, 1, 1 / 3, 0])
-    pairs = python_docs.graded_pairs(units, 4, np.random.default_rng(0))
-    scores = {(one, other): round(score, 4) for one, other, score in pairs}
-    assert scores["f", "g"] == 5.0 and set(scores.values()) == {0.0, 1.6667, 5.0}
-
-
-def test_a_dataset_without_rule_and_a_corpus_without_texts_are_refused(tmp_path: Path) -> None:
-    raw = manifest_of("numpy").model_dump(mode="json")
-    raw["datasets"].append({**raw["datasets"][0], "id": "unknown"})
-    with pytest.raises(ManifestError, match="no rule for unknown"):
-        make_examples(Manifest.model_validate(raw), LIMITS, ALL_TASKS, tmp_path, tmp_path)
-    with pytest.raises(DataError, match=r"(?s)too small.*install .*absent 1.0 is named"):
-        make_examples(manifest_of("absent"), LIMITS, ALL_TASKS[:5], tmp_path, tmp_path)
-
-
 MANIFEST = manifest_of("huggingface-hub", "numpy", "pandas", "networkx")
 ALL_TASKS = tuple(task.id for task in MANIFEST.tasks)
 TRAINED = tuple(dataset.id for dataset in MANIFEST.datasets if dataset.role == "train")
@@ -275,20 +257,6 @@ def test_texts_are_short_and_clean_and_in_one_of_evaluation_pre_training_and_tra
     for name in ("summary_to_description", "parameter_question", "docstring_to_code"):
         places = {(one.split == "held_out", one.groups[-1]) for one in made[name]}
         assert places == {(True, "networkx"), (False, "huggingface-hub"), (False, "numpy"), (False, "pandas")}
-
-
-def test_scores_and_classes_are_spread_and_the_order_of_candidates_does_not_give_the_answer_away(corpus: Path) -> None:
-    sets = corpus / "evaluation"
-    scores = [row["score"] for row in read_jsonl(sets / "parameter_overlap_sts" / "test.jsonl")]
-    assert np.bincount(np.rint(scores).astype(int), minlength=6).min() >= 5
-    for name, labels in (("exception_class", 6), ("summary_to_module", 20)):
-        assert len(json.loads((sets / name / "labels.json").read_text(encoding="utf-8"))) <= labels
-        counts = np.bincount([row["label"] for row in read_jsonl(sets / name / "test.jsonl")])
-        assert np.mean(counts > 0) > 0.9 and counts.max() / counts.sum() < 0.4
-    relevant = {row["query"]: row["document"] for row in read_jsonl(sets / "summary_reranking" / "qrels.jsonl")}
-    rows = list(read_jsonl(sets / "summary_reranking" / "top_ranked.jsonl"))
-    assert all(len(set(row["documents"])) == len(row["documents"]) == 8 for row in rows)
-    assert 2.5 < np.mean([row["documents"].index(relevant[row["query"]]) for row in rows]) < 4.5
 
 
 def test_what_a_study_does_not_ask_for_is_not_written_and_changes_nothing(

@@ -15,7 +15,6 @@ from boom_utils.data.examples import Labelled, TrainingExample
 from boom_utils.data.manifest import load_manifest
 from boom_utils.data.rows import labelled_examples, training_rows
 from boom_utils.data.text_files import COLUMNS
-from boom_utils.errors import DataError
 
 DATASET = load_manifest("open_text").dataset("medquad")
 SHAPES = ("pairs", "candidates", "labelled", "graded", "judged_pairs", "nli")
@@ -39,13 +38,6 @@ def test_pairs_of_one_query_are_one_row_and_what_is_of_no_use_is_counted() -> No
     ]
     assert (rows[0].prompt, rows[0].type) == (DATASET.prompt, DATASET.example_type)
     assert dropped == {"repeated pair": 1, "both texts are equal": 1, "query without a positive": 1}
-
-
-def test_a_row_that_finds_no_negative_but_itself_is_dropped_unless_none_are_wanted() -> None:
-    assert made("pairs", PAIRS[0])[1] == {"query without a negative": 1}
-    rows, _ = made("pairs", ("the cat sat", "it sat"), ("other", "The cat  sat"), negatives=7)
-    assert [(row.query, row.neg) for row in rows] == [("other", ("it sat",))]
-    assert made("pairs", PAIRS[0], negatives=0) == ([TrainingExample(*row_of(PAIRS[0]))], {})
 
 
 def row_of(pair: tuple[str, str]) -> tuple[Any, ...]:
@@ -169,8 +161,3 @@ def test_the_same_seed_gives_the_same_rows_and_a_limit_draws_among_them(shape: s
     order = [row.query for row in rows]
     places = [order.index(row.query) for row in few]
     assert len(few) == 5 and places == sorted(set(places))
-
-
-def test_a_collection_that_is_only_evaluated_gives_no_rows() -> None:
-    with pytest.raises(DataError, match=rf"shape 'judged' cannot be trained on[\s\S]*{DATASET.id}"):
-        training_rows("judged", pa.table({}), DATASET, 7, None, np.random.default_rng(0))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,13 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import SubsetConfig
 from boom_utils.data.sampling import (
     draw_subset,
     load_subset,
     make_subset,
-    overlap_shares,
     save_subset,
     subset_size,
 )
@@ -89,20 +84,6 @@ def test_new_data_have_a_share_of_their_own_and_change_nothing_drawn_from_the_ol
     assert as_lists(draw_subset(everything, rule(ratio=ratio, mode=mode), new=["new-data"])) == old
 
 
-def test_a_subset_says_nothing_of_new_data_that_it_has_not_and_is_loaded_as_it_was(tmp_path: Path) -> None:
-    facts = save_subset(tmp_path / "before", make_subset({"a": 9}, rule(ratio=0.5)))
-    made = make_subset({"a": 9, "new": 4}, rule(ratio=0.5), new=["new"])
-    assert save_subset(tmp_path / "after", made) == facts and "new_data" not in facts["rule"]
-    update = make_subset({"a": 10, "new": 5}, rule(name="update", ratio=0.4, new_data=1.0), new=["new"])
-    save_subset(tmp_path / "update", update)
-    loaded = load_subset(tmp_path / "update")
-    assert (loaded.sizes, loaded.corpus_rows, loaded.rule["new_data"]) == (update.sizes, {"a": 10, "new": 5}, 1.0)
-    assert as_lists(loaded.rows) == as_lists(update.rows)
-    full = make_subset({"a": 10}, rule(name="full", ratio=1.0))
-    one, other = {"update": 1.0, "full": pytest.approx(4 / 9, abs=1e-6)}, {"update": 0.4, "full": 1.0}
-    assert overlap_shares([update, full]) == {"update": one, "full": other}, "a share is of the first"
-
-
 @pytest.mark.promise(9)
 @given(corpora, ratios)
 def test_a_complement_is_what_the_other_left(rows: dict[str, int], ratio: float) -> None:
@@ -110,29 +91,6 @@ def test_a_complement_is_what_the_other_left(rows: dict[str, int], ratio: float)
     rest = make_subset(rows, rule(name="rest", complement_of="half"), half)
     for dataset, count in rows.items():
         assert sorted([*half.rows[dataset].tolist(), *rest.rows[dataset].tolist()]) == list(range(count))
-
-
-def test_independent_subsets_differ_by_name_seed_and_dataset() -> None:
-    drawn = [
-        draw_subset({"a": 1000, "b": 1000}, rule(name=n, ratio=0.6, seed=s)) for n, s in (("1", 0), ("2", 0), ("1", 1))
-    ]
-    shared = [np.isin(drawn[0]["a"], other).mean() for other in (drawn[1]["a"], drawn[2]["a"], drawn[0]["b"])]
-    assert all(0.5 < share < 0.7 for share in shared), shared
-
-
-DIGEST = """
-from boom_utils.config import SubsetConfig
-from boom_utils.data.sampling import draw_subset
-print({k: v.tolist() for k, v in draw_subset({"b": 90, "a": 70}, SubsetConfig(name="s40", ratio=0.4, seed=3)).items()})
-"""
-
-
-@pytest.mark.promise(9)
-def test_the_same_rows_are_drawn_under_any_hash_seed() -> None:
-    here = str(as_lists(draw_subset({"a": 70, "b": 90}, rule(name="s40", ratio=0.4, seed=3))))
-    for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(PROJECT_ROOT)}
-        assert subprocess.check_output([sys.executable, "-c", DIGEST], env=environment, text=True).strip() == here
 
 
 def test_a_small_draw_is_frozen() -> None:

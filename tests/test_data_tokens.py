@@ -88,30 +88,6 @@ def test_every_text_comes_back_as_it_was_tokenised_also_across_batches(
         TokenTable(tmp_path / "toy.arrow")
 
 
-def test_a_text_is_tokenised_once_a_batch_and_examples_are_taken_as_they_come(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tokens, "_ROWS_A_BATCH", 1024)
-    asked: list[str] = []
-    taken = 0
-
-    def tokenize(texts: Sequence[str], limit: int) -> list[list[int]]:
-        asked.extend(texts)
-        return words_as_tokens(texts, limit)
-
-    def examples() -> Iterator[TrainingExample]:
-        nonlocal taken
-        for taken, example in enumerate(many(3000), start=1):
-            assert taken <= 1024 or len(asked) > 1024, "all examples are read before one is tokenised"
-            yield example
-
-    write_tokens(tmp_path / "toy.arrow", examples(), PLAIN, tokenize)
-    passages = [text for text in asked if text and not text.startswith("query")]
-    per_batch = [list(many(3000))[start : start + 1024] for start in (0, 1024, 2048)]
-    assert len(passages) == sum(len({text for e in part for text in (*e.pos, *e.neg)}) for part in per_batch)
-    assert taken == 3000
-
-
 def test_rows_without_tokens_are_numbered_over_all_batches_and_no_table_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

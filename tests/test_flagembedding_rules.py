@@ -18,7 +18,7 @@ from conftest import TEXTS, TOY
 
 from boom_utils.data.examples import read_examples
 from boom_utils.data.manifest import Dataset
-from boom_utils.data.tokens import TextRules, TokenTable, open_tokens, write_tokens
+from boom_utils.data.tokens import TextRules, TokenTable, write_tokens
 from boom_utils.models import Encoder
 from boom_utils.training.gradients import batch_texts
 from boom_utils.training.losses import info_nce
@@ -73,13 +73,6 @@ def planned(table: TokenTable, kind: str = "normal", options: PlanOptions = OPTI
 
 def text(encoder: Encoder, ids: np.ndarray) -> str:
     return str(encoder.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
-
-
-def test_rule_1_one_file_is_one_dataset(encoder: Encoder, tmp_path: Path) -> None:
-    table_of(encoder, tmp_path, rows(8))
-    (tmp_path / "a.arrow").rename(tmp_path / "sts.arrow")
-    table_of(encoder, tmp_path, rows(12))
-    assert {name: len(table) for name, table in open_tokens(tmp_path).items()} == {"a": 12, "sts": 8}
 
 
 def test_rule_2_a_batch_is_of_one_dataset_and_each_epoch_drops_its_own_last_incomplete_batch(
@@ -161,19 +154,3 @@ def test_rule_8_across_devices_every_query_is_compared_with_the_passages_of_all(
     whole = [encoder.embed(texts).detach() for texts in batch_texts(batch, {"a": table})]
     assert float(info_nce(*gathered, 0.02)) == pytest.approx(float(info_nce(*whole, 0.02)), abs=1e-5)
     assert TOY.negatives_cross_device, "as in the authors' script"
-
-
-def test_rule_9_scores_of_positives_and_negatives_are_read_over(encoder: Encoder, tmp_path: Path) -> None:
-    with_scores = table_of(encoder, tmp_path, rows(4)).fingerprint
-    plain = [{key: value for key, value in row.items() if not key.endswith("_scores")} for row in rows(4)]
-    assert table_of(encoder, tmp_path, plain).fingerprint == with_scores
-
-
-def test_rule_10_a_small_dataset_is_neither_merged_nor_dropped_while_it_fills_a_batch() -> None:
-    sizes = {"large": 80, "small": 4}
-    inputs = {
-        name: PlanInput(DatasetRules(), np.arange(n, dtype=np.uint32), np.full(n, 1), np.full(n, 5))
-        for name, n in sizes.items()
-    }
-    names = [batch.dataset for batch in plan_batches(inputs, OPTIONS).batches]
-    assert (names.count("large"), names.count("small")) == (20, 1)

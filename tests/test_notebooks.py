@@ -374,7 +374,7 @@ def test_training_stopped_by_sigterm_exits_with_130_says_how_to_go_on_and_goes_o
     said += process.stdout.readlines()
     assert process.wait() == 130, said
     assert f"To go on: boom train full --profile {tmp_path}" in said[-1]
-    made = int(re.search(r"stopped after step (\d+) of 150", "".join(said))[1])  # type: ignore[index]
+    made = int(re.search(r"stopped after step (\d+) of 120", "".join(said))[1])  # type: ignore[index]
     done = subprocess.run(
         arguments, env=environment(smoke.home), capture_output=True, text=True, timeout=HANGS, check=False
     )

@@ -166,7 +166,7 @@ def test_rows_are_at_most_what_the_profile_takes(
     tmp_path: Path, rows: dict[str, int | None], stated: int | None
 ) -> None:
     rows["summary_to_description"] = stated
-    assert cost_of(plan_study(study_of(tmp_path)), "full").amounts["steps"] == 400 // 16 + 2 + 5 + 5
+    assert cost_of(plan_study(study_of(tmp_path)), "full").amounts["steps"] == 320 // 16 + 2 + 5 + 5
 
 
 def test_known_rows_are_those_the_manifest_states() -> None:

@@ -144,7 +144,7 @@ def tasks_by_domain(evaluation: EvaluationConfig, found: Benchmarks | None = Non
 
     >>> from boom_utils.config import load_profile
     >>> tasks_by_domain(load_profile("smoke").evaluation)["out-of-domain"]
-    ['docstring_to_code', 'summary_to_description_held_out', 'parameter_question_held_out']
+    ['docstring_to_code', 'summary_to_description_held_out']
     """
     inside, outside = evaluation.in_domain_benchmarks, evaluation.out_of_domain_benchmarks
     tasks = (found or find_benchmarks((*inside, *outside))).tasks.values()
