@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import HANGS, only_known
+from conftest import HANGS
 from docstring_examples import examples, needs_a_finished_run
 from docstring_examples import run as run_example
 from smoke_run import CANARY, Run, command, environment
@@ -320,25 +320,21 @@ def test_a_recipe_that_cannot_be_merged_exits_with_2_and_leaves_nothing(smoke: R
 
 
 def small_profile(folder: Path, **training: float) -> Path:
-    """A smaller study over the same corpus, in a workspace that holds it already."""
+    """A smaller study of the same corpus, in a workspace that holds it already."""
     content = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
     content["name"] = "killed"
     content["base_model"]["pretraining"]["num_train_epochs"] = 1
     content["base_model"]["hidden_size"] = 32
     content["training"] |= training
-    content["members"] = [content["members"][0], content["members"][4]]
-    content["merges"] = [{"name": "boom", "method": "multislerp", "members": ["s20", "full"]}]
-    content["evaluation"]["in_domain"] = ["parameter_overlap_sts"]
-    content["evaluation"]["out_of_domain"] = ["parameter_question_held_out"]
     profile = folder / "killed.yaml"
-    profile.write_text(yaml.safe_dump(only_known(content)), encoding="utf-8")
+    profile.write_text(yaml.safe_dump(content), encoding="utf-8")
     return profile
 
 
-def test_a_run_killed_in_the_middle_goes_on_where_it_was(smoke: Run, tmp_path: Path) -> None:
-    """A smaller study in a workspace that already holds its corpus; killed with SIGKILL while the base trains."""
+def test_a_stage_killed_in_the_middle_is_made_again_and_nothing_else_is(smoke: Run, tmp_path: Path) -> None:
+    """In a workspace that already holds the corpus; killed with SIGKILL while the base trains."""
     profile = small_profile(tmp_path)
-    arguments = command("run", "--profile", str(profile), "--only", "02", "--results", str(tmp_path))
+    arguments = command("build", "base", "--profile", str(profile))
     process = subprocess.Popen(arguments, env=environment(smoke.home), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
@@ -353,8 +349,9 @@ def test_a_run_killed_in_the_middle_goes_on_where_it_was(smoke: Run, tmp_path: P
         arguments, env=environment(smoke.home), capture_output=True, text=True, timeout=HANGS, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "ended early; going on from there" in done.stdout
+    assert "base model: done" in done.stdout and "random initialisation" not in done.stdout
     assert "examples of python_docs: started" not in done.stdout
+    assert made.workspace.find(made.node("base")) is not None
     assert not list((smoke.home / ".tmp").glob("base-*"))
 
 
