@@ -264,7 +264,7 @@ class Forgotten:
 def loss_curves(watched: Watched, confidence: float = 0.95) -> dict[str, list[CurvePoint]]:
     """Points (share of steps, loss, low, high) of every dataset of one model.
 
-    `boom_utils.reporting.interaction.forgetting_curves` draws them; ``low`` and ``high`` are the interval over batches.
+    `boom_utils.reporting.figures.forgetting_curves` draws them; ``low`` and ``high`` are the interval over batches.
 
     Args:
         watched: Dataset -> (share of steps done, losses there), as `read_watched` reads them.

@@ -1,78 +1,50 @@
-"""Figures of a study: one function each, from its results; the same data give the same bytes.
+"""Figures of a study: one function each, from its tables; the same data give the same bytes.
 
 Means and differences are times 100. A difference is filled where its interval excludes zero, hollow where it is
-inconclusive. See `boom_utils.reporting.experiments` for which models belong to which experiment.
+inconclusive. What each shows is said in ``page.yaml``.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from boom_utils.artifacts import write_text
 from boom_utils.errors import ResultsError
-from boom_utils.evaluation.statistics import Estimate
-from boom_utils.reporting.ablations import (
-    granularity_rows,
-    pareto_front,
-    pareto_models,
-)
+from boom_utils.evaluation.interaction import Clusters, Interaction, clusters
+from boom_utils.reporting import panels
+from boom_utils.reporting.ablations import granularity_table, method_table, pareto_table, variant_table
 from boom_utils.reporting.experiments import (
     Update,
     average_merges,
     core_sweep,
-    members_text,
+    granularity_merges,
     method_groups,
-    method_label,
-    plain_multislerp,
-    ratio_text,
     read_interaction,
-    updates,
     variants,
     weight_sweep,
-    weights_kind,
 )
-from boom_utils.reporting.interaction import interaction_heat_map
-from boom_utils.reporting.panels import (
-    BLUE,
-    DOMAIN_COLOURS,
-    GREEN,
-    GREY,
-    HEIGHT,
-    ORANGE,
-    STYLE,
-    WIDTH,
-    bars,
-    coloured_table,
-    colours_for,
-    curve_panels,
-    estimates,
-    legend,
-    line_style,
-    row_panels,
-    running_mean,
-)
+from boom_utils.reporting.panels import BLUE, GREEN, GREY, HEIGHT, ORANGE, WIDTH
 from boom_utils.reporting.results import Results, read_json_object
+from boom_utils.reporting.tables import UPDATES, incremental_table, model_table, schedule_table
 
 _PLACES = re.compile(r' d="[^"]*"|translate\([^)]*\)| [xy]="[^"]*"')
 _DIGITS = re.compile(r"(?<=\.\d\d)\d+")
 """In an SVG: where lengths in points stand, and what of them nobody sees, which is a sixth of its bytes."""
 Draw = Callable[[Results], Figure]
-_NOTHING = Estimate(np.nan, np.nan, np.nan)
-_DASHED = (0, (3, 2))
+Curve = Sequence[Sequence[float]]
+"""Points of a curve: share of the steps done (0 to 1) or step, and loss (nats), with its interval or without."""
 
 
 def study_figures(results: Results) -> dict[str, Draw]:
@@ -96,17 +68,16 @@ def study_figures(results: Results) -> dict[str, Draw]:
         "model_means": (True, model_means),
         "task_deltas": (True, task_deltas),
         "training_losses": (True, training_losses),
-        "task_vector_geometry": (True, task_vector_geometry),
-        "layer_updates": (True, layer_updates),
-        "corpus_rows": (True, corpus_rows),
+        "task_vector_geometry": (True, lambda found: angles_and_sizes(read_json_object(found.place("geometry.json")))),
+        "layer_updates": (True, lambda found: layer_heat_map(read_json_object(found.place("geometry.json")))),
         "schedule_strips": (results.schedules, schedule_strips),
         "schedule_comparison": (results.schedules, schedule_comparison),
         "schedule_losses": (results.schedules, schedule_losses),
         "incremental_comparison": (results.incremental, incremental_comparison),
-        "granularity_comparison": (granularity_rows(results), granularity_comparison),
+        "granularity_comparison": (granularity_merges(results), granularity_comparison),
         "method_comparison": (method_groups(results), method_comparison),
         "variant_comparison": (len(variants(results)) > 1, variant_comparison),
-        "pareto": (pareto_models(results), pareto),
+        "pareto": (variants(results), pareto),
         "core_ratio_sweep": (core_sweep(results), core_ratio_sweep),
         "merge_weight_sweep": (weight_sweep(results), merge_weight_sweep),
         "interaction": (read_interaction(results), interaction),
@@ -117,7 +88,7 @@ def study_figures(results: Results) -> dict[str, Draw]:
 def write_figures(results: Results, out: Path, figures: Mapping[str, Draw]) -> list[Path]:
     """Write every figure as ``<name>.svg`` into ``out``, without a date and to a hundredth of a point."""
     written = []
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(panels.STYLE):
         for name, draw in figures.items():
             drawing = io.StringIO()
             draw(results).savefig(drawing, format="svg", metadata={"Date": None})
@@ -127,7 +98,7 @@ def write_figures(results: Results, out: Path, figures: Mapping[str, Draw]) -> l
     return written
 
 
-# --- scores -----------------------------------------------------------------------------------------------------------
+# --- rows of intervals ------------------------------------------------------------------------------------------------
 
 
 def model_means(results: Results) -> Figure:
@@ -147,35 +118,13 @@ def model_means(results: Results) -> Figure:
     >>> len(model_means(results).axes)
     2
     """
-    titles = [_title(domain, results.tasks(domain)) for domain in results.domains]
+    frame, kinds = model_table(results), {"members": BLUE, "merges": ORANGE}
     text = f"mean score x 100, {interval_text(results)}; blue: trained, orange: merged; dashed: {results.reference}"
-    figure, axes = row_panels(results.models, titles, text)
+    colours = [next((kinds[kind] for kind in kinds if name in results.study[kind]), GREY) for name in frame["model"]]
+    titles = [_title(domain, results.tasks(domain)) for domain in results.domains]
+    figure, axes = panels.row_panels(frame["model"], titles, text)
     for axis, domain in zip(axes, results.domains, strict=True):
-        found = [results.domain_mean(model, domain) for model in results.models]
-        line = found[results.models.index(results.reference)].value
-        estimates(axis, found, [_colour(results, model) for model in results.models], line=line)
-    return figure
-
-
-def task_deltas(results: Results) -> Figure:
-    """Paired difference of every average of members to the reference on every task; a star where it excludes zero.
-
-    A study that merges nothing has its other models there.
-    """
-    others = [model for model in results.models if model not in ("random", results.reference)]
-    models = average_merges(results) or others
-    tasks = [task for domain in results.domains for task in results.tasks(domain)]
-    found = [[results.difference(model, results.reference, [task]) for model in models] for task in tasks]
-    points = np.array([[100 * estimate.value for estimate in row] for row in found]).reshape(len(tasks), len(models))
-    stars = np.array([[estimate.excludes_zero for estimate in row] for row in found]).reshape(points.shape)
-    size = (min(WIDTH, 3.6 + 0.62 * len(models)), min(HEIGHT, 1.9 + 0.24 * len(tasks)))
-    figure = Figure(figsize=size, layout="constrained")
-    axis = figure.subplots()
-    image = coloured_table(axis, points, (tasks, models), "{:+.1f}", stars=stars)
-    axis.axhline(len(results.tasks(results.domains[0])) - 0.5, color="black", lw=1.2)
-    axis.set_title(f"minus {results.reference}; above the line: {results.domains[0]}", loc="left")
-    figure.colorbar(image, ax=axis, label="points", fraction=0.05, pad=0.02)
-    figure.supxlabel(f"* the {interval_text(results)} leaves out 0", fontsize=8)
+        panels.intervals(axis, frame, domain, colours, line=100 * results.domain_mean(results.reference, domain).value)
     return figure
 
 
@@ -196,8 +145,9 @@ def schedule_comparison(results: Results) -> Figure:
     >>> len(schedule_comparison(results).axes)
     2
     """
-    pairs = {member: baseline for member, baseline in results.schedules.items() if member != baseline}
-    return _differences(results, {member: member for member in pairs}, pairs, "batch-level shuffling")
+    compared = [member != baseline for member, baseline in results.schedules.items()]
+    frame = schedule_table(results)[compared]
+    return _differences(results, frame, [*frame.get("member", ())], "batch-level shuffling", "shuffling")
 
 
 def granularity_comparison(results: Results) -> Figure:
@@ -217,15 +167,14 @@ def granularity_comparison(results: Results) -> Figure:
     >>> len(granularity_comparison(results).axes) >= 2
     True
     """
-    rows = {model: what for model, what in granularity_rows(results).items() if model != results.reference}
-    return _with_costs(results, {model: f"{what}\n{model}" for model, what in rows.items()})
+    frame = granularity_table(results).query("model != @results.reference")
+    return _differences(results, frame, frame["granularity"] + "\n" + frame["model"])
 
 
 def variant_comparison(results: Results) -> Figure:
     """The BOOM variants: paired difference to the reference in and out of domain, and the cost."""
-    found = variants(results)
-    labels = {merge: f"{ratio_text(results, merge)}, {weights_kind(results, merge)}\n{merge}" for merge in found}
-    return _with_costs(results, labels)
+    frame = variant_table(results)
+    return _differences(results, frame, frame["ratios"] + ", " + frame["weights"] + "\n" + frame["model"])
 
 
 def method_comparison(results: Results) -> Figure:
@@ -245,44 +194,45 @@ def method_comparison(results: Results) -> Figure:
     >>> len(method_comparison(results).axes) >= 2
     True
     """
-    labels: dict[str, str] = {}
-    for group in method_groups(results):
-        labels[f" {group[0]}"] = f"{members_text(results, group[0])}:"  # a row of its own, without a model
-        alike = [method_label(results, merge) for merge in group]
-        for merge, label in zip(group, alike, strict=True):
-            mark = " (compared with)" if merge == plain_multislerp(results, group) else ""
-            labels[merge] = label + (f", {weights_kind(results, merge)}" if alike.count(label) > 1 else "") + mark
-    return _differences(results, labels, {}, results.reference)
+    frames = []
+    for _, group in method_table(results).groupby("group"):
+        label = group["method"].where(
+            ~group["method"].duplicated(keep=False), group["method"] + ", " + group["parameters"]
+        )
+        label += (group["model"] == group["multislerp"]).map({True: " (compared with)", False: ""})
+        head = pd.DataFrame({"label": [f"{group['merged'].iloc[0]}:"]})  # a row of its own, without a model
+        frames += [head, group.assign(label=label)]
+    frame = pd.concat(frames, ignore_index=True)
+    return _differences(results, frame, frame["label"])
 
 
-def _differences(results: Results, labels: Mapping[str, str], against: Mapping[str, str], other: str) -> Figure:
-    """A panel of paired differences a domain, a row a label; without a baseline in ``against`` to the reference."""
-    return _difference_panels(results, labels, against, other, [])[0]
+def _differences(
+    results: Results, frame: pd.DataFrame, labels: Iterable[str], said: str = "", baseline: str = ""
+) -> Figure:
+    """A panel of paired differences a domain, and one of what training cost where the table says it.
 
-
-def _with_costs(results: Results, labels: Mapping[str, str]) -> Figure:
-    """Differences to the reference, and on the right what training cost."""
-    figure, axes = _difference_panels(results, labels, {}, results.reference, ["passes over the corpus"])
-    bars(axes[-1], [results.cost(model) for model in labels], ["#BBBBBB"] * len(labels))
-    axes[-1].axvline(results.cost(results.reference), color=GREY, lw=0.9, ls="--")
-    return figure
-
-
-def _difference_panels(
-    results: Results, labels: Mapping[str, str], against: Mapping[str, str], other: str, more: Sequence[str]
-) -> tuple[Figure, list[Axes]]:
+    Args:
+        results: Of the study.
+        frame: A table with columns ``<domain> minus <baseline>``.
+        labels: Of its rows.
+        said: What the baseline is called; else it is the reference.
+        baseline: As the columns have it.
+    """
+    cost = ["passes over the corpus"] if "corpus passes" in frame else []
+    hollow = "hollow: inconclusive, the interval includes 0"
+    text = f"points minus {said or results.reference}, {interval_text(results)}; {hollow}"
     titles = [_title(domain, results.tasks(domain)) for domain in results.domains]
-    text = f"points minus {other}, {interval_text(results)}; hollow: inconclusive, the interval includes 0"
-    figure, axes = row_panels([*labels.values()], [*titles, *more], text)
+    figure, axes = panels.row_panels(labels, titles + cost, text)
     for axis, domain in zip(axes, results.domains, strict=False):
-        found = [
-            results.difference(model, against.get(model, results.reference), results.tasks(domain))
-            if model in results.models
-            else _NOTHING
-            for model in labels
-        ]
-        estimates(axis, found, [DOMAIN_COLOURS[domain]] * len(found), line=0, hollow=True)
-    return figure, axes
+        column, colours = (
+            f"{domain} minus {baseline or results.reference}",
+            [panels.DOMAIN_COLOURS[domain]] * len(frame),
+        )
+        panels.intervals(axis, frame, column, colours, line=0, hollow=True)
+    if cost:
+        panels.bars(axes[-1], frame["corpus passes"], ["#BBBBBB"] * len(frame))
+        axes[-1].axvline(results.cost(results.reference), color=GREY, lw=0.9, ls="--")
+    return figure
 
 
 def incremental_comparison(results: Results) -> Figure:
@@ -304,76 +254,83 @@ def incremental_comparison(results: Results) -> Figure:
     >>> len(incremental_comparison(results).axes) >= 3
     True
     """
-    models, groups, retrained = results.incremental, results.task_groups, results.retrained
-    examples = [results.update_cost(model)["examples"] for model in models]
-    colours = [
-        GREEN if model == retrained else _colour(results, model) if count else GREY
-        for model, count in zip(models, examples, strict=True)
-    ]
+    frame, groups = _updates(results), results.task_groups
+    kinds = {"existing": GREY, UPDATES["retrained"]: GREEN, UPDATES["merged"]: ORANGE}
+    colours = [kinds.get(kind, BLUE) for kind in frame["kind"]]
     titles = [*(_title(group, tasks) for group, tasks in groups.items()), "examples to train"]
     text = f"mean score x 100, {interval_text(results)}; dashed: retrained; grey: before the new data"
-    figure, axes = row_panels(_update_labels(results, models), titles, text)
-    for axis, tasks in zip(axes, groups.values(), strict=False):
-        line = results.mean(retrained, tasks).value if retrained else None
-        estimates(axis, [results.mean(model, tasks) for model in models], colours, line=line)
-    bars(axes[-1], examples, colours, "{:,.0f}")
+    labels = [_update_label(row) for row in frame.reset_index().to_dict("records")]
+    figure, axes = panels.row_panels(labels, titles, text)
+    for axis, group in zip(axes, groups, strict=False):
+        panels.intervals(axis, frame, group, colours, line=frame[group].get(results.retrained) if len(frame) else None)
+    panels.bars(axes[-1], frame["examples to train"], colours, "{:,.0f}")
     return figure
 
 
-def _update_labels(results: Results, models: Sequence[str]) -> list[str]:
-    """Names of the models, and what the updates among them are: colours alone would not say it."""
-    found = {update.model: update for update in updates(results)}
-    labels = []
-    for model in models:
-        update = found.get(model)
-        word = {"merged": "", "alone": "unmerged"}.get(update.kind, update.kind) if update else ""
-        parts = [word] if word not in ("", model) else []
-        if update and update.core is not None and update.kind != "retrained":
-            parts.append(f"{100 * update.core:g} % old")
-        if update and update.weight is not None:
-            parts.append(f"weight {update.weight:.2g}")
-        labels.append(f"{model} ({', '.join(parts)})" if parts else model)
-    return labels
+def _updates(results: Results) -> pd.DataFrame:
+    """The table of updates by model, with its columns also where there are none."""
+    columns = ["model", "kind", "old data in the update", "weight", "examples to train"]
+    return pd.concat([pd.DataFrame(columns=columns), incremental_table(results)]).set_index("model")
+
+
+def _update_label(row: Mapping[Any, Any]) -> str:
+    """Name of a model, and what kind of update it is: colours alone would not say it."""
+    word = {UPDATES["alone"]: "unmerged", UPDATES["continued"]: "continued"}.get(row["kind"], row["model"])
+    parts = [word] if word != row["model"] else []
+    if row["kind"] != UPDATES["retrained"] and pd.notna(row["old data in the update"]):
+        parts.append(f"{100 * row['old data in the update']:g} % old")
+    parts += [f"weight {row['weight']:.2g}"] if pd.notna(row["weight"]) else []
+    return f"{row['model']} ({', '.join(parts)})" if parts else str(row["model"])
+
+
+def task_deltas(results: Results) -> Figure:
+    """Paired difference of every average of members to the reference on every task; a star where it excludes zero.
+
+    A study that merges nothing has its other models there.
+    """
+    others = [model for model in results.models if model not in ("random", results.reference)]
+    models = average_merges(results) or others
+    tasks = [task for domain in results.domains for task in results.tasks(domain)]
+    found = [[results.difference(model, results.reference, [task]) for model in models] for task in tasks]
+    points = np.array([[100 * estimate.value for estimate in row] for row in found]).reshape(len(tasks), len(models))
+    stars = np.array([[estimate.excludes_zero for estimate in row] for row in found]).reshape(points.shape)
+    figure, axis = panels.matrix(points, (tasks, models), "{:+.1f}", "points", stars=stars)
+    axis.axhline(len(results.tasks(results.domains[0])) - 0.5, color="black", lw=1.2)
+    axis.set_title(f"minus {results.reference}; above the line: {results.domains[0]}", loc="left")
+    figure.supxlabel(f"* the {interval_text(results)} leaves out 0", fontsize=8)
+    return figure
+
+
+# --- what things cost -------------------------------------------------------------------------------------------------
 
 
 def core_ratio_sweep(results: Results) -> Figure:
     """Old, new and other tasks of merged updates against the share of the old data in the update."""
-    found = core_sweep(results)
-    texts = f"weight of the update {found[0].weight:.2g}" if found else ""
-    return _sweep(results, found, "core", f"share of the old data in the update; {texts}")
+    return _sweep(results, core_sweep(results), "old data in the update", "share of the old data in the update")
 
 
 def merge_weight_sweep(results: Results) -> Figure:
     """Old, new and other tasks of merged updates against the weight of the update."""
-    found = weight_sweep(results)
-    texts = f"share of the old data in it {found[0].core:.2g}" if found else ""
-    return _sweep(results, found, "weight", f"weight of the update in the merge; {texts}")
+    return _sweep(results, weight_sweep(results), "weight", "weight of the update in the merge")
 
 
 def _sweep(results: Results, found: Sequence[Update], varied: str, label: str) -> Figure:
-    """A panel a group of tasks: means of the updates, and lines of what they are compared with."""
-    groups = results.task_groups
-    titles = [_title(group, tasks) for group, tasks in groups.items()]
-    figure, axes = curve_panels(titles, f"{label}; bars: {interval_text(results)}", "mean score x 100", 3)
-    lines = {f"retrained ({results.retrained})": (results.retrained, GREEN, (0, (5, 2)))}
-    existing = found[0].existing if found else None
-    lines |= {f"before the update ({existing})": (existing, GREY, (0, (1, 2)))}
-    more = [update for update in updates(results) if update.kind == "continued" and update.core is not None]
-    more = sorted(more, key=lambda update: update.core or 0.0) if varied == "core" else []
-    for axis, tasks in zip(axes, groups.values(), strict=True):
-        for some, name, style in (
-            (found, "merged update", {"color": BLUE, "marker": "o"}),
-            (more, "existing model trained on", {"color": ORANGE, "marker": "s", "ls": (0, (1, 1))}),
-        ):
-            if some:
-                means = [results.mean(update.model, tasks) for update in some]
-                values, low, high = 100 * np.array([(one.value, one.low, one.high) for one in means]).T
-                x_N = [float(getattr(update, varied)) for update in some]
-                axis.errorbar(x_N, values, [values - low, high - values], ms=5, capsize=3, label=name, **style)
-        for name, (model, colour, dashes) in lines.items():
-            if model in results.models:
-                axis.axhline(100 * results.mean(model, tasks).value, color=colour, ls=dashes, lw=1.2, label=name)
-    legend(figure, axes)
+    """A panel a group of tasks: means of merged updates by what is varied, and lines of what they are compared with."""
+    frame = _updates(results)
+    titles = [_title(group, tasks) for group, tasks in results.task_groups.items()]
+    figure, axes = panels.curve_panels(titles, f"{label}; bars: {interval_text(results)}", "mean score x 100", 3)
+    of_kind = {kind: frame[frame["kind"] == UPDATES.get(kind, kind)] for kind in ("continued", "retrained", "existing")}
+    continued = of_kind["continued"].dropna(subset=varied).sort_values(varied)
+    merged = frame.loc[[update.model for update in found]]
+    for axis, group in zip(axes, results.task_groups, strict=True):
+        for rows, name, look in ((merged, "merged update", "o-"), (continued, "existing model trained on", "s:")):
+            if len(rows):
+                errors = [rows[group] - rows[f"{group} low"], rows[f"{group} high"] - rows[group]]
+                axis.errorbar(rows[varied].astype(float), rows[group], errors, fmt=look, ms=5, capsize=3, label=name)
+        for kind, colour in (("retrained", GREEN), ("existing", GREY)):
+            for model, mean in of_kind[kind][group].items():
+                axis.axhline(mean, color=colour, ls="--", lw=1.2, label=f"{kind} ({model})")
+    panels.legend(figure, axes)
     return figure
 
 
@@ -383,66 +340,40 @@ def pareto(results: Results) -> Figure:
     Squares are merges, circles members. Filled: no model is as good at less cost. The line joins these: solid where the
     paired difference of the two is certain, dashed where its interval includes zero.
     """
-    models, unit = pareto_models(results), results.cost(results.reference) or 1.0
+    table = pareto_table(results)
+    models = list(dict.fromkeys(table["model"]))
     figure = Figure(figsize=(min(WIDTH, 2.2 + 4.2 * len(results.domains)), 4.8), layout="constrained")
     axes = figure.subplots(1, len(results.domains), squeeze=False)[0]
     for axis, domain in zip(axes, results.domains, strict=True):
-        front = pareto_front(results, domain)
-        points = {model: (results.cost(model) / unit, results.domain_mean(model, domain)) for model in models}
-        for model, (x, mean) in points.items():
+        frame = table[table["domain"] == domain].set_index("model").loc[models]
+        cost = frame["cost of the reference"]
+        for (model, row), x in zip(frame.iterrows(), cost, strict=True):
             colour, marker = (ORANGE, "s") if model in results.parts else (BLUE, "o")
-            axis.plot([x, x], [100 * mean.low, 100 * mean.high], color=colour, lw=1.0, alpha=0.45)
-            face = colour if model in front else "white"
-            axis.plot(x, 100 * mean.value, marker=marker, ms=6, mfc=face, mec=colour, ls="", zorder=3)
-        for pair in pairwise(front):
-            sure = results.difference(pair[1], pair[0], results.tasks(domain)).excludes_zero
-            step = [(points[model][0], 100 * points[model][1].value) for model in pair]
-            axis.plot(*zip(*step, strict=True), color=GREY, lw=1.2, ls="-" if sure else _DASHED, zorder=1)
+            face = colour if row["not dominated"] == "yes" else "white"
+            axis.plot([x, x], [row["mean low"], row["mean high"]], color=colour, lw=1.0, alpha=0.45)
+            axis.plot(x, row["mean"], marker=marker, ms=6, mfc=face, mec=colour, ls="", zorder=3)
+            if (other := row["next cheaper"]) in frame.index:
+                style = (0, (3, 2)) if row["step up"] == "inconclusive" else "-"
+                axis.plot([cost[other], x], [frame["mean"][other], row["mean"]], color=GREY, lw=1.2, ls=style, zorder=1)
         axis.set_title(_title(domain, results.tasks(domain)))
-        axis.set_xlim(right=1.12 * max([1.0, *(x for x, _ in points.values())]))
+        axis.set_xlim(right=1.12 * max(1.0, cost.max()))
         axis.grid(lw=0.4, alpha=0.5)
-        _number_points(axis, [(x, 100 * mean.value) for x, mean in points.values()])
+        panels.number_points(axis, cost.to_numpy(), frame["mean"].to_numpy())
     axes[0].set_ylabel(f"mean score x 100, {interval_text(results)}")
     figure.supxlabel("training cost, 1 = the reference's; solid step: certain, dashed: inconclusive", fontsize=8)
     known = [Line2D([], [], ls="", label=f"{number} {model}") for number, model in enumerate(models, 1)]
-    known += [
-        Line2D([], [], marker="s", mec=ORANGE, mfc="white", ls="", label="merged"),
-        Line2D([], [], marker="o", mec=BLUE, mfc="white", ls="", label="trained"),
-        Line2D([], [], marker="s", color="black", ls="", label="filled: not dominated"),
-    ]
+    for label, marker, face, edge in (
+        ("merged", "s", "white", ORANGE),
+        ("trained", "o", "white", BLUE),
+        ("filled: not dominated", "s", "black", "black"),
+    ):
+        known.append(Line2D([], [], marker=marker, mec=edge, mfc=face, ls="", label=label))
     figure.legend(handles=known, frameon=False, fontsize=7.5, loc="outside right upper", handlelength=1)
     return figure
 
 
-def _number_points(axis: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """Write the number of each point to its right; numbers of points of about one cost are moved apart."""
-    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
-    columns: list[list[int]] = []
-    for place in sorted(range(len(points)), key=lambda place: points[place]):
-        if not columns or points[place][0] - points[columns[-1][0]][0] > 0.05 * (right - left):
-            columns.append([])
-        columns[-1].append(place)
-    for column in columns:
-        places = sorted(column, key=lambda place: points[place][1])
-        wanted = [points[place][1] for place in places]
-        ys = wanted[:1]
-        for y in wanted[1:]:
-            ys.append(max(y, ys[-1] + 0.045 * (top - bottom)))
-        drift = (sum(ys) - sum(wanted)) / len(ys)
-        x = max(points[place][0] for place in places) + 0.025 * (right - left)
-        for place, y in zip(places, ys, strict=True):
-            axis.plot([points[place][0], x], [points[place][1], y - drift], color=GREY, lw=0.5, zorder=1)
-            axis.text(x, y - drift, str(place + 1), fontsize=7.5, va="center", zorder=4)
-
-
 def _title(name: str, tasks: Sequence[str]) -> str:
     return f"{name} ({len(tasks)} task{'s' if len(tasks) > 1 else ''})"
-
-
-def _colour(results: Results, model: str) -> str:
-    if model in results.study["merges"]:
-        return ORANGE
-    return BLUE if model in results.study["members"] else GREY
 
 
 def interval_text(results: Results) -> str:
@@ -479,25 +410,55 @@ def schedule_losses(results: Results) -> Figure:
 
 
 def _losses(results: Results, members: Sequence[str], unit: str) -> Figure:
-    logs = {member: results.training_log(member) for member in members}
-    datasets = sorted({line["dataset"] for log in logs.values() for line in log})
-    figure, axes = curve_panels(datasets, unit, "InfoNCE loss (nats), running mean of 7 steps", 5)
-    for axis, dataset in zip(axes, datasets, strict=False):
-        for number, (member, log) in enumerate(logs.items()):
-            points = [(line["step"], line["loss"]) for line in log if line["dataset"] == dataset]
-            x_N, y_N = np.array(points).reshape(-1, 2).T
-            last = max(1, len(log) - 1) if unit.startswith("share") else 1
-            axis.plot(x_N / last, running_mean(y_N), lw=1.2, label=member, **line_style(number))
+    curves: dict[str, dict[str, Any]] = {}
+    for member in members:
+        log = pd.DataFrame(results.training_log(member), columns=["step", "dataset", "loss"])
+        last = max(1, len(log) - 1) if unit.startswith("share") else 1
+        curves[member] = {
+            str(name): np.stack([rows["step"] / last, rows["loss"].rolling(7, 1, center=True).mean()], axis=1)
+            for name, rows in log.groupby("dataset")
+        }
+    figure = _curves(curves, unit, "InfoNCE loss (nats), running mean of 7 steps", 5)
+    for axis in figure.axes:
         axis.set_ylim(bottom=0)
-    legend(figure, axes)
+    return figure
+
+
+def forgetting_curves(losses: Mapping[str, Mapping[str, Curve]]) -> Figure:
+    """Loss on the same rows along the training of every model, one panel a dataset; bands are the intervals.
+
+    Args:
+        losses: Model -> dataset -> points, in the order of the share of steps done.
+
+    Returns:
+        The figure.
+
+    >>> figure = forgetting_curves({"full": {"nq": [(0.0, 1.5, 1.4, 1.6), (1.0, 0.5, 0.4, 0.6)]}})
+    >>> figure.axes[0].get_title(loc="left")
+    'nq'
+    """
+    return _curves(losses, "share of steps done; bands: intervals over batches", "InfoNCE loss (nats)", 4)
+
+
+def _curves(losses: Mapping[str, Mapping[str, Any]], xlabel: str, ylabel: str, columns: int) -> Figure:
+    """A panel a dataset, a line a model, with a band where points have an interval."""
+    datasets = sorted({dataset for curves in losses.values() for dataset in curves})
+    figure, axes = panels.curve_panels(datasets, xlabel, ylabel, columns)
+    for axis, dataset in zip(axes, datasets, strict=False):
+        for number, (model, curves) in enumerate(losses.items()):
+            if dataset in curves:
+                x_P, y_P, *band = np.array(curves[dataset], dtype=np.float64).T
+                look = panels.line_style(number) | ({"marker": "osD^vPX"[number % 7], "ms": 3.2} if band else {})
+                axis.plot(x_P, y_P, label=model, lw=1.2, **look)
+                if band:
+                    axis.fill_between(x_P, *band, color=look["color"], alpha=0.18, lw=0)
+    panels.legend(figure, axes)
     return figure
 
 
 def schedule_strips(results: Results) -> Figure:
     """What each schedule trained on at each step, from the training logs."""
-    return plan_strips(
-        {member: [line["dataset"] for line in results.training_log(member)] for member in results.schedules}
-    )
+    return plan_strips({name: [line["dataset"] for line in results.training_log(name)] for name in results.schedules})
 
 
 def plan_strips(sequences: Mapping[str, Sequence[str]]) -> Figure:
@@ -510,58 +471,29 @@ def plan_strips(sequences: Mapping[str, Sequence[str]]) -> Figure:
         The figure.
 
     >>> len(plan_strips({"shuffled": ["nq", "sts", "nq"], "sequential": ["nq", "nq", "sts"]}).axes)
-    2
+    1
     """
     datasets = sorted({dataset for sequence in sequences.values() for dataset in sequence})
-    colours = colours_for(len(datasets))
+    colours, longest = panels.colours_for(len(datasets)), max([1, *map(len, sequences.values())])
+    cells = np.full((max(1, len(sequences)), longest), np.nan)
+    for row, sequence in zip(cells, sequences.values(), strict=False):
+        row[: len(sequence)] = [datasets.index(dataset) for dataset in sequence]
     figure = Figure(figsize=(8, min(HEIGHT, 0.32 * len(sequences) + 1.0)), layout="constrained")
-    axes = figure.subplots(max(1, len(sequences)), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, (name, sequence) in zip(axes, sequences.items(), strict=False):
-        numbers = [[datasets.index(dataset) for dataset in sequence]]
-        look: dict[str, Any] = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": len(datasets) - 0.5}
-        axis.imshow(numbers, extent=(0, len(sequence), 0, 1), aspect="auto", interpolation="nearest", **look)
-        axis.set_yticks([0.5], [name])
-        axis.tick_params(axis="y", length=0)
-        axis.tick_params(axis="x", labelbottom=axis is axes[-1], length=3 if axis is axes[-1] else 0)
-        axis.spines[:].set_visible(False)
-    axes[0].set_xlim(0, max([1, *map(len, sequences.values())]))
-    axes[-1].set_xlabel("step")
-    handles = [
-        Patch(color=colour, label=dataset.replace("_", " ")) for dataset, colour in zip(datasets, colours, strict=True)
-    ]
-    figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside upper center", ncols=min(4, len(handles)))
-    return figure
-
-
-def corpus_rows(results: Results) -> Figure:
-    """Rows of the training datasets that the batches of each member of `Results.shuffled` hold."""
-    members, rows = results.shuffled, defaultdict[str, dict[str, int]](dict)
-    for member in members:
-        for line in results.training_log(member):
-            rows[line["dataset"]][member] = rows[line["dataset"]].get(member, 0) + line["queries"]
-    figure = Figure(figsize=(8, min(HEIGHT, 0.3 * len(members) + 1.8)), layout="constrained")
-    axis, left = figure.subplots(), np.zeros(len(members))
-    for (dataset, counts), colour in zip(sorted(rows.items()), colours_for(len(rows)), strict=True):
-        width = np.array([counts.get(member, 0) for member in members])
-        axis.barh(members, width, left=left, color=colour, edgecolor="white", lw=0.4, label=dataset.replace("_", " "))
-        left = left + width
-    axis.invert_yaxis()
-    axis.set_xlabel("examples trained on")
-    legend(figure, [axis], 5)
+    axis = figure.subplots()
+    look: dict[str, Any] = {"cmap": ListedColormap(colours or ["white"]), "vmin": -0.5, "vmax": len(datasets) - 0.5}
+    axis.imshow(cells, extent=(0, longest, len(cells) - 0.5, -0.5), aspect="auto", interpolation="nearest", **look)
+    axis.set_yticks(range(len(sequences)), list(sequences))
+    axis.hlines(np.arange(1, len(cells)) - 0.5, 0, longest, color="white", lw=5)
+    axis.tick_params(axis="y", length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_xlabel("step")
+    for dataset, colour in zip(datasets, colours, strict=True):
+        axis.plot([], [], "s", ms=7, color=colour, label=dataset.replace("_", " "))
+    panels.legend(figure, [axis], 4)
     return figure
 
 
 # --- weights and datasets ---------------------------------------------------------------------------------------------
-
-
-def task_vector_geometry(results: Results) -> Figure:
-    """Angles between the members' task vectors, their distances, and the size of each update."""
-    return angles_and_sizes(read_json_object(results.place("geometry.json")))
-
-
-def layer_updates(results: Results) -> Figure:
-    """How far each member has moved from the base in each layer."""
-    return layer_heat_map(read_json_object(results.place("geometry.json")))
 
 
 def angles_and_sizes(geometry: Mapping[str, Any]) -> Figure:
@@ -584,11 +516,11 @@ def angles_and_sizes(geometry: Mapping[str, Any]) -> Figure:
     distances_MM = 100 * np.array(geometry["distances"], dtype=float)
     figure = Figure(figsize=(WIDTH, min(HEIGHT, 2.2 + 0.26 * len(names))), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.15, 1.15, 1))
-    coloured_table(left, angles_MM, (names, names), "{:.0f}", scale=(0, max(90.0, np.nanmax(angles_MM))))
+    panels.coloured_table(left, angles_MM, (names, names), "{:.0f}", scale=(0, max(90.0, np.nanmax(angles_MM))))
     left.set_title("angle of task vectors, degrees")
-    coloured_table(middle, distances_MM, (names, names), "{:.1f}", scale=(0, np.nanmax(distances_MM) or 1))
+    panels.coloured_table(middle, distances_MM, (names, names), "{:.1f}", scale=(0, np.nanmax(distances_MM) or 1))
     middle.set_title("distance, % of |base|")
-    bars(right, sizes.tolist(), [BLUE] * len(names))
+    panels.bars(right, sizes.tolist(), [BLUE] * len(names))
     right.set_yticks(range(len(names)), names)
     right.set_ylim(len(names) - 0.5, -0.5)
     right.set_title("update, |member - base| in % of |base|")
@@ -609,14 +541,10 @@ def layer_heat_map(geometry: Mapping[str, Any]) -> Figure:
     >>> len(layer_heat_map(geometry).axes) >= 1
     True
     """
-    names, layers = geometry["members"], geometry["layers"]
     sizes_LM = 100 * np.array(geometry["by_layer"], dtype=float)
-    size = (min(WIDTH, 2.2 + 0.6 * len(names)), min(HEIGHT, 1.5 + 0.28 * len(layers)))
-    figure = Figure(figsize=size, layout="constrained")
-    axis = figure.subplots()
-    image = coloured_table(axis, sizes_LM, (layers, names), "{:.1f}", scale=(0, sizes_LM.max() or 1))
-    axis.set_title("update by layer, % of the base's length")
-    figure.colorbar(image, ax=axis)
+    names, scale = (geometry["layers"], geometry["members"]), (0, sizes_LM.max() or 1)
+    figure, axis = panels.matrix(sizes_LM, names, "{:.1f}", "% of the base's length there", scale=scale)
+    axis.set_title("update by layer")
     return figure
 
 
@@ -630,3 +558,76 @@ def interaction(results: Results) -> Figure:
     if found is None:
         raise ResultsError("this study has no interaction analysis", where=results.place("interaction.json"))
     return interaction_heat_map(*found)
+
+
+def interaction_heat_map(interaction: Interaction, found: Clusters | None = None) -> Figure:
+    """Loss differences of all pairs, in the order of their tree, which stands beside them; lines between clusters.
+
+    Blue is for datasets that help one another, orange for those that disturb; signs and stars say the same, for print.
+
+    Args:
+        interaction: The differences.
+        found: Clusters of the same datasets; None joins what does not conflict (threshold 0, average linkage).
+
+    Returns:
+        The figure.
+
+    Raises:
+        ResultsError: The clusters are those of other datasets.
+
+    >>> values = np.array([[0.0, -0.2, 0.3], [-0.2, 0.0, 0.4], [0.3, 0.4, 0.0]])
+    >>> seen = Interaction(("nq", "fiqa", "sts"), (2, 2, 2), 0.95, *[values] * 6)
+    >>> len(interaction_heat_map(seen).axes) >= 2
+    True
+    """
+    found = found or clusters(interaction, threshold=0)
+    if found.datasets != interaction.datasets:
+        fix = "cluster anew"
+        raise ResultsError(
+            "clusters are of other datasets", expected=interaction.datasets, found=found.datasets, fix=fix
+        )
+    order, size = list(found.leaves), len(found.datasets)
+    values, low, high = (part[np.ix_(order, order)] for part in (interaction.values, interaction.low, interaction.high))
+    names = [found.datasets[leaf].replace("_", " ") for leaf in order]
+    width, height = min(WIDTH, 4.6 + 0.6 * size), min(HEIGHT, 2.6 + 0.5 * size)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    tree, axis = figure.subplots(1, 2, sharey=True, width_ratios=(1, max(1.5, width - 3.5)))
+    _draw_tree(tree, found)
+    shown = np.ma.array(values, mask=np.eye(size, dtype=bool))
+    number = "{:+.2f}" if np.abs(values).max() >= 0.1 else "{:+.3f}"
+    image = panels.coloured_table(axis, shown, (names, names), number, stars=(low > 0) | (high < 0))
+    labels = np.array([found.labels[leaf] for leaf in order])
+    for row in np.flatnonzero(labels[1:] != labels[:-1]) + 0.5:
+        axis.axhline(row, color="black", lw=1.4)
+        axis.axvline(row, color="black", lw=1.4)
+    axis.tick_params(labelleft=True)
+    axis.set_title("mean of both directions", loc="left")
+    figure.colorbar(image, ax=axis, label="nats; - synergy, + conflict", fraction=0.05, pad=0.02)
+    figure.suptitle("Held-out loss: trained together minus apart", fontsize=10)
+    counts = " to ".join(str(count) for count in sorted({min(interaction.batches), max(interaction.batches)}))
+    text = f"* the {100 * interaction.confidence:g} % interval over {counts} held-out batches leaves out 0"
+    figure.supxlabel(f"{text}; lines: {len(found.groups)} cluster(s)", fontsize=8)
+    return figure
+
+
+def _draw_tree(axis: Axes, found: Clusters) -> None:
+    """The tree on its side, leaves at the rows of the matrix; what is joined within clusters is dark."""
+    from scipy.cluster.hierarchy import dendrogram
+
+    linkage, size = found.linkage.copy(), len(found.datasets)
+    gap = 0.08 * (linkage[-1, 2] or abs(found.shift) or 1.0)  # so that the first join, at no distance, is seen too
+    linkage[:, 2] += gap
+    cut = np.append(linkage[:, 2], np.inf)[size - len(found.groups)]
+    drawn = dendrogram(linkage, no_plot=True)
+    for ys, xs in zip(drawn["icoord"], drawn["dcoord"], strict=True):
+        within = xs[1] < cut
+        look: dict[str, Any] = (
+            {"color": "black", "lw": 1.4} if within else {"color": GREY, "lw": 1.0, "ls": (0, (3, 2))}
+        )
+        axis.plot(np.array(xs) - gap + found.shift, (np.array(ys) - 5) / 10, **look)
+    axis.invert_xaxis()
+    axis.spines["left"].set_visible(False)
+    axis.tick_params(axis="y", length=0, labelleft=False)
+    axis.set_xlabel("joined at (nats)", fontsize=8)
+    axis.locator_params(axis="x", nbins=3)
+    axis.tick_params(axis="x", labelsize=7)

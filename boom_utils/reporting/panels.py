@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-
-from boom_utils.evaluation.statistics import Estimate
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
@@ -54,8 +53,9 @@ def colours_for(count: int) -> list[Any]:
     return [mpl.colormaps["turbo"](position) for position in np.linspace(0.05, 0.95, count)]
 
 
-def row_panels(labels: Sequence[str], titles: Sequence[str], xlabel: str) -> tuple[Figure, list[Axes]]:
+def row_panels(rows: Iterable[str], titles: Sequence[str], xlabel: str) -> tuple[Figure, list[Axes]]:
     """Panels side by side that share their rows, which have the labels; the first row is on top."""
+    labels = list(rows)
     lines = max(1, sum(label.count("\n") + 1 for label in labels))
     row = min(0.3, (HEIGHT - 1.3) / lines)
     figure = Figure(figsize=(min(WIDTH, 2.6 + 2.9 * len(titles)), max(2.0, 1.3 + row * lines)), layout="constrained")
@@ -69,30 +69,41 @@ def row_panels(labels: Sequence[str], titles: Sequence[str], xlabel: str) -> tup
     return figure, axes
 
 
-def estimates(
-    axis: Axes, found: Sequence[Estimate], colours: Sequence[str], *, line: float | None = None, hollow: bool = False
+def intervals(
+    axis: Axes,
+    frame: pd.DataFrame,
+    column: str,
+    colours: Sequence[str],
+    *,
+    line: float | None = None,
+    hollow: bool = False,
 ) -> None:
-    """A row an estimate, times 100: a dot with its interval.
+    """A row of a table a row: a dot with its interval.
 
     Args:
         axis: Of `row_panels`.
-        found: From the top; one without an interval gets none, NaN leaves its row empty.
-        colours: One each.
-        line: What the rows are compared with, in the estimates' unit.
+        frame: A table with ``column`` and its ``low`` and ``high``; NaN leaves its row empty.
+        column: What is shown.
+        colours: One a row.
+        line: What the rows are compared with.
         hollow: Draw differences: no filled dot where the interval includes 0.
     """
-    for row, (estimate, colour) in enumerate(zip(found, colours, strict=True)):
-        axis.plot([100 * estimate.low, 100 * estimate.high], [row, row], color=colour, lw=1.5, solid_capstyle="butt")
-        face = "white" if hollow and not estimate.excludes_zero else colour
-        axis.plot(100 * estimate.value, row, marker="o", ms=4.5, mfc=face, mec=colour, ls="")
+    columns = [column, f"{column} low", f"{column} high"]
+    for row, ((value, low, high), colour) in enumerate(
+        zip(frame.reindex(columns=columns).to_numpy(), colours, strict=True)
+    ):
+        axis.plot([low, high], [row, row], color=colour, lw=1.5, solid_capstyle="butt")
+        face = "white" if hollow and low <= 0 <= high else colour
+        axis.plot(value, row, marker="o", ms=4.5, mfc=face, mec=colour, ls="")
     if line is not None:
-        axis.axvline(100 * line, color=GREY, lw=0.9, ls="--", zorder=0)
+        axis.axvline(line, color=GREY, lw=0.9, ls="--", zorder=0)
     axis.locator_params(axis="x", nbins=6)
     axis.grid(axis="x", lw=0.4, alpha=0.5)
 
 
-def bars(axis: Axes, numbers: Sequence[float], colours: Sequence[str], shown: str = "{:,.3g}") -> None:
+def bars(axis: Axes, rows: Iterable[float], colours: Sequence[str], shown: str = "{:,.3g}") -> None:
     """A bar a row, with its number behind it."""
+    numbers = list(rows)
     axis.barh(range(len(numbers)), numbers, height=0.55, color=colours)
     for row, number in enumerate(numbers):
         axis.text(number, row, " " + shown.format(number), va="center", fontsize=8)
@@ -122,10 +133,30 @@ def line_style(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "ls": LINES[number // len(COLOURS) % len(LINES)]}
 
 
-def running_mean(values_N: np.ndarray, width: int = 7) -> np.ndarray:
-    """Mean over a window around each step, shorter at both ends."""
-    half = width // 2
-    return np.array([values_N[max(0, n - half) : n + half + 1].mean() for n in range(len(values_N))])
+def number_points(axis: Axes, x_N: np.ndarray, y_N: np.ndarray) -> None:
+    """Write the number of each point to its right; numbers of points with about one x are moved apart."""
+    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
+    gap, order = 0.045 * (top - bottom), np.lexsort((y_N, x_N))
+    for column in np.split(order, np.flatnonzero(np.diff(x_N[order]) > 0.05 * (right - left)) + 1):
+        places = column[np.argsort(y_N[column])]
+        steps = gap * np.arange(len(places))
+        moved = np.maximum.accumulate(y_N[places] - steps) + steps
+        x = x_N[places].max() + 0.025 * (right - left)
+        for place, y in zip(places, moved - (moved - y_N[places]).mean(), strict=True):
+            axis.plot([x_N[place], x], [y_N[place], y], color=GREY, lw=0.5, zorder=1)
+            axis.text(x, y, str(place + 1), fontsize=7.5, va="center", zorder=4)
+
+
+def matrix(
+    values: np.ndarray, names: tuple[Sequence[str], Sequence[str]], shown: str, unit: str, **more: Any
+) -> tuple[Figure, Axes]:
+    """A figure of one `coloured_table` with a bar that says what its colours mean."""
+    rows, columns = values.shape
+    size = (min(WIDTH, 3.6 + 0.62 * columns), min(HEIGHT, 1.9 + 0.25 * rows))
+    figure = Figure(figsize=size, layout="constrained")
+    axis = figure.subplots()
+    figure.colorbar(coloured_table(axis, values, names, shown, **more), ax=axis, label=unit, fraction=0.05, pad=0.02)
+    return figure, axis
 
 
 def coloured_table(
@@ -155,9 +186,7 @@ def coloured_table(
     axis.set_xticks(range(values.shape[1]), names[1], rotation=35, ha="right", rotation_mode="anchor", fontsize=8)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    rgba = image.to_rgba(np.ma.filled(values, 0.0))
-    linear = np.where(rgba <= 0.04045, rgba / 12.92, ((rgba + 0.055) / 1.055) ** 2.4)[..., :3]
-    luminance = linear @ np.array([0.2126, 0.7152, 0.0722])
+    luminance = (image.to_rgba(np.ma.filled(values, 0.0))[..., :3] ** 2.2) @ np.array([0.2126, 0.7152, 0.0722])
     numbers = max(values.shape) <= MOST_WITH_NUMBERS
     for place in np.argwhere(~np.ma.getmaskarray(values)):
         row, column = map(int, place)
