@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,27 +59,15 @@ _EXPECTED = {
     "within 1 point of 0": (-MARGIN, MARGIN),
     "above -1 point": (-MARGIN, math.inf),
 }
-_COLUMNS = [
-    *("claim", "part", "known from", "rank", "comparison", "expected", "difference", "difference low"),
-    *("difference high", f"difference{WIDER}", f"difference{WIDER} low", f"difference{WIDER} high", "unit", "paper"),
-    *("p (corrected)", "verdict", "what limits it"),
+_DIFFERENCE = ("difference", "difference low", "difference high")
+_COLUMNS = ["verdict", "claim", "comparison", *_DIFFERENCE, "unit", "rank", "expected", "p (corrected)"]
+_COLUMNS += [
+    *(f"difference{WIDER}{end}" for end in ("", " low", " high")),
+    "paper",
+    "what limits it",
+    "part",
+    "known from",
 ]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A difference of two models on a group of tasks that tests a claim."""
-
-    models: tuple[str, str]
-    where: str
-    tasks: list[str]
-    rank: str
-    expected: str
-
-    @property
-    def name(self) -> str:
-        """What is compared, in words; the same for every claim it tests."""
-        return f"{self.models[0]} minus {self.models[1]}, {self.where}"
 
 
 def examine(found: Measured, expected: str) -> tuple[float, bool]:
@@ -128,72 +115,53 @@ def claims_table(results: Results, paper: pd.DataFrame | None = None) -> pd.Data
 
     ``difference`` is in points of a score of 0 to 100, or in the unit named beside it; ``…, over tasks too`` is its
     interval for other tasks of their kind; ``paper`` is the same difference of the values that a reader copied from the
-    paper's tables, on its own scale.
+    paper's tables (`Published.paper`), on its own scale.
     """
     listed = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     roles, groups = models_of(results), {domain: results.tasks(domain) for domain in results.domains}
     groups |= {"all tasks": [name for tasks in groups.values() for name in tasks]}
     groups |= {f"{name} tasks": tasks for name, tasks in results.task_groups.items()}
-    entries: list[tuple[dict[str, Any], Row | None]] = []
+    counted = {"update cost": _update_cost, "conflicts": _conflicts}
+    lines: list[dict[str, Any]] = []
     for claim in listed:
-        pair = [roles.get(role) for role in claim.get("compare", ())]
+        line = {"claim": claim["claim"], "part": claim["part"], "known from": claim["source"]}
+        line["expected"] = claim["expected"]
+        pair = [roles.get(role, "") for role in claim.get("compare", ())]
         rows = [
-            Row((str(pair[0]), str(pair[1])), where, groups[where], rank, claim["expected"])
+            {"rank": rank, "paper": paper_difference(paper, pair, where)}
+            | _compared(results, pair, (where, groups[where]), claim["expected"])
             for rank in RANKS
             for where in claim.get(rank, ())
-            if pair and all(pair) and groups.get(where)
+            if all(pair) and groups.get(where)
         ]
-        entries += [(claim, row) for row in rows] or [(claim, None)]
-    judged = _judged(results, [row for _, row in entries if row])
-    counted = {"update cost": _update_cost, "conflicts": _conflicts}
-    lines = []
-    for claim, row in entries:
-        line = {"claim": claim["claim"], "part": claim["part"], "known from": claim["source"]}
-        line |= {"expected": claim["expected"]}
-        if row:
-            line |= {"paper": paper_difference(paper, row), **judged[row.name, row.expected]}
-        elif share := counted[claim["count"]](results) if "count" in claim else {}:
-            line |= share
-        else:
-            line |= {"verdict": UNTESTED, "what limits it": "no models for it"}
-        lines.append(line)
+        rows += [counted[claim["count"]](results)] if "count" in claim else []
+        untested = {"verdict": UNTESTED, "what limits it": "no models for it"}
+        lines += [line | row for row in rows if row] or [line | untested]
+    alpha, ranked = 1 - results.confidence, [line for line in lines if line.get("rank") in RANKS[:2]]
+    for key in ("p", f"p{WIDER}"):
+        p = {rank: {line["comparison"]: line[key] for line in ranked if line["rank"] == rank} for rank in RANKS[:2]}
+        adjusted = gatekeeping(p["primary"], p["secondary"], alpha)
+        for line in ranked:
+            line[key] = adjusted[line["comparison"]]
+    for line in ranked:
+        line["p (corrected)"] = float(f"{line['p']:.3g}")
+        decided = (line["p"] < alpha, line[f"p{WIDER}"] < alpha)
+        line["verdict"] = verdict(line["holds"], *decided, line["what limits it"] != NO_SEEDS)
     return pd.DataFrame(lines, columns=_COLUMNS)
 
 
-def _judged(results: Results, rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Cells of every row, by its name and what is expected."""
-    alpha, adjusted = 1 - results.confidence, []
-    measured = {
-        (row.name, wide): results.comparison(*row.models, row.tasks, over_tasks=wide)
-        for row in rows
-        for wide in (False, True)
-        if not wide or len(row.tasks) > 1
-    }
-    for wide in (False, True):
-        p = {
-            rank: {
-                row.name: examine(measured[row.name, wide], row.expected)[0] if (row.name, wide) in measured else 1.0
-                for row in rows
-                if row.rank == rank
-            }
-            for rank in RANKS[:2]
-        }
-        adjusted.append(gatekeeping(p["primary"], p["secondary"], alpha))
-    cells = {}
-    for row in rows:
-        found, wider = measured[row.name, False], measured.get((row.name, True))
-        cell: dict[str, Any] = {"rank": row.rank, "comparison": row.name, "unit": "points", "verdict": DESCRIBED}
-        cell |= estimate_columns("difference", found.estimate(results.confidence))
-        if wider:
-            cell |= estimate_columns(f"difference{WIDER}", wider.estimate(results.confidence))
-        if row.rank != "described":
-            p_values = [adjusted[place][row.name] for place in (0, 1)]
-            decided = [p < alpha for p in p_values]
-            cell |= {"p (corrected)": float(f"{p_values[0]:.3g}")}
-            holds = examine(found, row.expected)[1]
-            cell["verdict"] = verdict(holds, decided[0], decided[1], "seeds" in found.levels)
-        cells[row.name, row.expected] = cell | {"what limits it": "" if "seeds" in found.levels else NO_SEEDS}
-    return cells
+def _compared(results: Results, models: Sequence[str], where: tuple[str, list[str]], expected: str) -> dict[str, Any]:
+    """Cells of the difference of two models on a named group of tasks, with p values that are not corrected."""
+    (name, tasks), cells = where, dict[str, Any]()
+    cells |= {"comparison": f"{models[0]} minus {models[1]}, {name}", "unit": "points", "verdict": DESCRIBED}
+    found = results.comparison(models[0], models[1], tasks)
+    cells["p"], cells["holds"] = examine(found, expected)
+    cells |= estimate_columns("difference", found.estimate(results.confidence)) | {f"p{WIDER}": 1.0}
+    if len(tasks) > 1:
+        wider = results.comparison(models[0], models[1], tasks, over_tasks=True)
+        cells[f"p{WIDER}"] = examine(wider, expected)[0]
+        cells |= estimate_columns(f"difference{WIDER}", wider.estimate(results.confidence))
+    return cells | {"what limits it": "" if "seeds" in found.levels else NO_SEEDS}
 
 
 def verdict(holds: bool, decided: bool, decided_over_tasks: bool, seeds: bool) -> str:
@@ -214,27 +182,26 @@ def counts_of(verdicts: Iterable[str]) -> dict[str, int]:
     return {name: counts[name] for name in VERDICTS}
 
 
-def paper_difference(paper: pd.DataFrame | None, row: Row) -> str:
+def paper_difference(paper: pd.DataFrame | None, models: Sequence[str], where: str) -> str:
     """The difference of two models in a table of the paper, as far as a reader has filled both values in.
 
     Args:
         paper: As `Published.paper`: ``row`` is a model of ours, ``column`` a group of tasks.
-        row: The two models and the group.
+        models: The two models.
+        where: The group.
     """
-    cells = [] if paper is None else paper[paper["column"] == row.where].to_dict("records")
+    cells = [] if paper is None else paper[paper["column"] == where].to_dict("records")
     values = {(str(cell["table"]), str(cell["row"])): float(cell["value"]) for cell in cells}
     for table in sorted({table for table, _ in values}):
-        if {(table, name) for name in row.models} <= {*values}:
-            return f"{values[table, row.models[0]] - values[table, row.models[1]]:+.6g} (table {table})"
+        if {(table, name) for name in models} <= {*values}:
+            return f"{values[table, models[0]] - values[table, models[1]]:+.6g} (table {table})"
     return NOT_FILLED
 
 
 def _counted(comparison: str, unit: str, bounds: tuple[float, float, float], limit: float, note: str) -> dict[str, Any]:
     """Cells of a share that is counted; its bounds are what is certain. The claim is that it is below ``limit``."""
-    value, low, high = bounds
-    found = SUPPORTED if high < limit else REFUTED if low >= limit else INCONCLUSIVE
-    shown = {"difference": value, "difference low": low, "difference high": high}
-    cells = {name: round(100 * share, 4) for name, share in shown.items()}
+    found = SUPPORTED if bounds[2] < limit else REFUTED if bounds[1] >= limit else INCONCLUSIVE
+    cells = {name: round(100 * share, 4) for name, share in zip(_DIFFERENCE, bounds, strict=True)}
     return {"rank": "counted", "comparison": comparison, "unit": unit, "verdict": found, "what limits it": note} | cells
 
 

@@ -10,25 +10,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import yaml
 
-from boom_utils.cards import ANY_REPO, table
+from boom_utils.cards import ANY_REPO
 from boom_utils.errors import ResultsError, nearest
-from boom_utils.evaluation.statistics import Estimate
 from boom_utils.reporting.results import Results
+from boom_utils.reporting.tables import estimate_columns, markdown
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
-MTEB_TYPES = {
-    "retrieval": "Retrieval",
-    "code": "Retrieval",
-    "reranking": "Reranking",
-    "sts": "STS",
-    "classification": "Classification",
-    "clustering": "Clustering",
-}
-"""Family of a dataset -> what mteb calls such tasks."""
+_DOUBTFUL = r"unknown|undeclared|not stated|\bNC\b|non-?commercial|research|restrict|same (as|license)|upstream"
 _SECTION = re.compile(r"## Scores\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 
@@ -80,60 +73,49 @@ def read_card(card: str) -> ModelCard:
 
 
 def _eval_results(results: Results, model: str) -> list[EvalResult]:
-    """The scores in mteb's names and times 100; one entry a task."""
+    """The scores in mteb's names and times 100, one entry a task, with the revision of its data where that is kept."""
     from huggingface_hub import EvalResult
 
-    return [
-        EvalResult(
-            task_type=MTEB_TYPES[task["family"]],
-            dataset_type=f"boom/{task['name']}",
-            dataset_name=task["name"],
-            metric_type=results.samples(model)[task["name"]].metric,
-            metric_value=round(100 * results.task_score(model, task["name"]).value, 3),
-            **_stored(results, model, task["name"]),
+    found = []
+    for task in results.study["tasks"]:
+        name, family, result = task["name"], task["family"], results.stored_result(model, task["name"])
+        split, scores = next(iter(result["scores"].items())) if result else (None, [{}])
+        found.append(
+            EvalResult(
+                task_type={"code": "Retrieval", "sts": "STS"}.get(family, family.capitalize()),
+                dataset_type=f"boom/{name}",
+                dataset_name=name,
+                dataset_config=scores[0].get("hf_subset"),
+                dataset_split=split,
+                dataset_revision=result.get("dataset_revision"),
+                metric_type=results.samples(model)[name].metric,
+                metric_value=round(100 * results.task_score(model, name).value, 3),
+            )
         )
-        for task in results.study["tasks"]
-    ]
-
-
-def _stored(results: Results, model: str, task: str) -> dict[str, Any]:
-    """Subset, split and revision of a task's data, where mteb's result is kept."""
-    result = results.stored_result(model, task)
-    if not result:
-        return {}
-    split, scores = next(iter(result["scores"].items()))
-    revision = result["dataset_revision"]
-    return {"dataset_config": scores[0]["hf_subset"], "dataset_split": split, "dataset_revision": revision}
+    return found
 
 
 def _section(results: Results, model: str) -> list[str]:
-    reference, samples = results.reference, results.samples(model)
-    other = reference if reference != model and reference in results.models else None
-    head = ["tasks", "number", "mean", "interval", *([f"minus {other}", "interval"] if other else [])]
-    means = []
+    other = results.reference if results.reference in {*results.models} - {model} else None
+    means, rows = [], []
     for domain in results.domains:
         tasks = results.tasks(domain)
-        gap = _cells(results.difference(model, other, tasks), sign="+") if other else []
-        means.append([domain, len(tasks), *_cells(results.domain_mean(model, domain)), *gap])
-    rows = []
+        mean = {"tasks": domain, "number": len(tasks)} | estimate_columns("mean", results.domain_mean(model, domain))
+        means.append(
+            mean | (estimate_columns(f"mean minus {other}", results.difference(model, other, tasks)) if other else {})
+        )
     for task in results.study["tasks"]:
-        name, found = task["name"], samples[task["name"]]
-        row = [name, task["family"], task["domain"], found.metric, len(found.ids)]
-        rows.append([*row, *_cells(results.task_score(model, name))])
-    return [
-        "## Scores",
+        row = {"task": task["name"], "family": task["family"], "domain": task["domain"]}
+        samples = results.samples(model)[task["name"]]
+        row |= {"metric": samples.metric, "samples": len(samples.ids)}
+        rows.append(row | estimate_columns("score", results.task_score(model, task["name"])))
+    text = (
         f"Times 100, on the evaluation sets of the study ({results.study['profile']}); none of these numbers is the "
-        f"paper's. Intervals: {100 * results.confidence:g} %, over queries, pairs or test rows of "
-        "each task. They say how far a number would move with others of these, not with other seeds."
-        + (f" Differences to `{other}` are paired." if other else ""),
-        table(head, means),
-        table(("task", "family", "domain", "metric", "samples", "score", "interval"), rows),
-    ]
-
-
-def _cells(estimate: Estimate, sign: str = "") -> list[str]:
-    value, low, high = (f"{100 * number:{sign}.2f}" for number in (estimate.value, estimate.low, estimate.high))
-    return [value, f"[{low}, {high}]"]
+        f"paper's. Intervals: {100 * results.confidence:g} %, over queries, pairs or test rows of each task. They say "
+        "how far a number would move with others of these, not with other seeds."
+    )
+    text += f" Differences to `{other}` are paired." if other else ""
+    return ["## Scores", text, *(markdown(pd.DataFrame(part)).rstrip() for part in (means, rows))]
 
 
 def licence_notes(licences: Mapping[str, str]) -> list[str]:
@@ -142,9 +124,4 @@ def licence_notes(licences: Mapping[str, str]) -> list[str]:
     Args:
         licences: Dataset -> licence, as stated where the data are.
     """
-    return [f"{name}: {licence}" for name, licence in licences.items() if _doubtful(licence)]
-
-
-def _doubtful(licence: str) -> bool:
-    pattern = r"unknown|undeclared|not stated|\bNC\b|non-?commercial|research|restrict|same (as|license)|upstream"
-    return re.search(pattern, licence, re.IGNORECASE) is not None
+    return [f"{name}: {text}" for name, text in licences.items() if re.search(_DOUBTFUL, text, re.IGNORECASE)]

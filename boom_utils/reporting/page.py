@@ -25,11 +25,10 @@ from markupsafe import Markup, escape
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTESTED
 from boom_utils.reporting.headline import BOOM, WIDER
-from boom_utils.reporting.published import Published, measured_scores, table_name
+from boom_utils.reporting.published import Published, table_name
 from boom_utils.reporting.results import Results
 
 MINUS = "\N{MINUS SIGN}"
-_ENDINGS = (" low", " high", " note")
 _TONES = {
     **dict.fromkeys((SUPPORTED, "better", "yes"), "good"),
     **dict.fromkeys((REFUTED, "worse", "no"), "bad"),
@@ -37,7 +36,7 @@ _TONES = {
 }
 """How a verdict is coloured; its word says the same."""
 _JUDGED = ("verdict", "step up")
-_NO_NUMBER = re.compile(r"n/a|reference|not ")
+_NO_NUMBER = ("n/a", "reference", "not ")
 """How texts begin that stand where a number would."""
 
 
@@ -86,7 +85,9 @@ def page(results: Results, folder: Path, files: Collection[str], published: Publ
     captions = yaml.safe_load(_text("page.yaml"))
     if published:
         for benchmark in published.benchmarks:
-            captions["tables"][table_name(benchmark)] = _published_caption(results, published, benchmark)
+            shown = published.released(benchmark)[["model", "revision"]].drop_duplicates().to_numpy()
+            text = f"Revisions: {', '.join(f'{model} at {revision[:8]}' for model, revision in shown)}."
+            captions["tables"][table_name(benchmark)] = (f"{benchmark}: the released models", text)
     main = "headline" if "headline" in names["tables"] else "models"
     layout: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "extensions": ["jinja2.ext.do"]}
     loader = PackageLoader("boom_utils", "reporting")
@@ -146,18 +147,6 @@ def read_table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
-def _headline(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
-    """The wider intervals and the examples stand small below what they belong to."""
-    shown = frame.drop(columns="examples")
-    shown["corpus passes note"] = [f"{count:,} examples" for count in frame["examples"]]
-    for wide in [str(name) for name in frame if str(name).endswith(WIDER)]:
-        bounds = [f"{wide} low", f"{wide} high"]
-        said = [f"tasks too: [{points(low, True)}, {points(high, True)}]" for low, high in frame[bounds].to_numpy()]
-        shown[f"{wide.removesuffix(WIDER)} note"] = pd.Series(said, frame.index).where(frame[wide].notna())
-        shown = shown.drop(columns=[wide, *bounds])
-    return shown
-
-
 def _tasks(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
     """One row a task: what it is scored by, and the number of values behind a score."""
     new = {task["name"]: "yes" for task in results.study["tasks"] if task["new_data"]}
@@ -166,43 +155,24 @@ def _tasks(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
     return shown.rename(columns={"samples": "values behind a score"})
 
 
-def _claims(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
-    """The verdict comes first."""
-    frame = frame.rename(columns={"unit": "difference note"})
-    first = ["verdict", "claim", "comparison", "difference", "difference low", "difference high", "difference note"]
-    last = ["part", "known from"]
-    return frame[[*first, *(name for name in frame if name not in (*first, *last)), *last]]
-
-
-def _published(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
-    """Every score has as many decimals."""
-    return frame.map(lambda cell: cell if (number := number_of(cell)) is None else f"{number:.2f}")
+def _two_decimals(cell: Any) -> Any:
+    return cell if (number := number_of(cell)) is None else f"{number:.2f}"
 
 
 _SHAPES: dict[str, Callable[[pd.DataFrame, Results], pd.DataFrame]] = {
-    "headline": _headline,
+    "headline": lambda frame, results: frame.drop(columns="examples"),
     "studied": _tasks,
-    "claims": _claims,
-    "published": _published,
+    "claims": lambda frame, results: frame.rename(columns={"unit": "difference note"}),
+    "published": lambda frame, results: frame.map(_two_decimals),
 }
 """First word of a table's name -> what is shown of it; the others are shown as they are."""
-
-
-def _published_caption(results: Results, published: Published, benchmark: str) -> tuple[str, str]:
-    """Title and caption of a benchmark's table."""
-    ours = len(measured_scores(results, published.tasks(benchmark)))
-    note = "Beside a score of theirs stands what keeps it from being compared: another mteb version or prompt."
-    shown = published.released(benchmark)[["model", "revision"]].drop_duplicates()
-    revisions = ", ".join(f"{model} at {revision[:8]}" for model, revision in shown.to_numpy())
-    note = f"{note if ours else 'This study has scored no task of this benchmark.'} Revisions: {revisions}."
-    return f"{benchmark}: {'ours beside the released models' if ours else 'the released models, theirs'}", note
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------
 
 
 def shown_table(frame: pd.DataFrame, groups: str = "", missing: str = "reference") -> ShownTable:
-    """Cells of a table, without empty columns; a value, its bounds, its verdict and its note share one.
+    """Cells of a table, without empty columns; a value, its bounds, its verdict and its notes share one.
 
     Args:
         frame: As `read_table` gives it.
@@ -210,23 +180,23 @@ def shown_table(frame: pd.DataFrame, groups: str = "", missing: str = "reference
         missing: What stands where a value with bounds is not a number.
     """
     names, records = [str(name) for name in frame], frame.to_dict("records")
-    inside = {name for name in names if name.endswith(_ENDINGS) and name.rsplit(" ", 1)[0] in names}
+    inside = {f"{name}{end}" for name in names for end in (" low", " high", " note", WIDER)}
     inside |= {verdict for name in names if (verdict := _verdict_column(name, names))}
     columns = [name for name in names if name not in inside and frame[name].notna().any()]
     cells = {name: [_cell(row, name, names, missing) for row in records] for name in columns}
     grouped = [str(row[groups]) if groups else "" for row in records]
-    order = dict(zip(_TONES, range(len(_TONES)), strict=True))
-    counts = sorted(Counter(grouped).items(), key=lambda one: order.get(_word(one[0]), len(order)))
+    order = [*_TONES, *grouped]
+    counts = sorted(
+        Counter(grouped).items(), key=lambda one: order.index(_word(one[0]) if _word(one[0]) in _TONES else one[0])
+    )
     rows = list(zip(grouped, zip(*cells.values(), strict=True), strict=True))
     return ShownTable({name: _is_numeric(cells[name]) for name in columns}, rows, dict(counts if groups else ()))
 
 
 def _verdict_column(column: str, names: Sequence[str]) -> str | None:
     """The column that says how a difference is judged: the one after its bounds."""
-    after = names.index(column) + 3
-    if " minus " not in column or f"{column} low" not in names or after >= len(names):
-        return None
-    return names[after] if "verdict" in names[after] else None
+    after = names[names.index(column) + 3 :][:1]
+    return after[0] if " minus " in column and f"{column} low" in names and "verdict" in "".join(after) else None
 
 
 def _word(verdict: object) -> str:
@@ -235,18 +205,21 @@ def _word(verdict: object) -> str:
 
 
 def _cell(row: Mapping[Any, Any], column: str, names: Sequence[str], missing: str) -> Cell:
-    value, notes, tone = row[column], [row.get(f"{column} note")], ""
-    if verdict := _verdict_column(column, names):
-        notes, tone = [row[verdict], *notes], _TONES.get(_word(row[verdict]), "")
-    note = "; ".join(str(one) for one in notes if one is not None and not pd.isna(one))
+    value, verdict, sign = row[column], _verdict_column(column, names), " minus " in column or "difference" in column
+    notes = [row.get(verdict), row.get(f"{column} note")]
+    if pd.notna(row.get(f"{column}{WIDER} low")):
+        notes.append(f"tasks too: {_interval(row, column + WIDER, sign)}")
+    note = "; ".join(str(one) for one in notes if pd.notna(one))
+    tone = _TONES.get(_word(row[verdict] if verdict else value), "") if verdict or column.endswith(_JUDGED) else ""
     if f"{column} low" not in names:
-        shown = plain(value)
-        return Cell(shown, number_of(value), note, _TONES.get(_word(shown), "") if column.endswith(_JUDGED) else "")
+        return Cell(plain(value), number_of(value), note, tone)
     if pd.isna(value):
         return Cell(missing)
-    sign = " minus " in column or "difference" in column
-    low, high = (points(row[f"{column} {bound}"], sign) for bound in ("low", "high"))
-    return Cell(f"{points(value, sign)} [{low}, {high}]", float(value), note, tone)
+    return Cell(f"{points(value, sign)} {_interval(row, column, sign)}", float(value), note, tone)
+
+
+def _interval(row: Mapping[Any, Any], column: str, sign: bool) -> str:
+    return f"[{points(row[f'{column} low'], sign)}, {points(row[f'{column} high'], sign)}]"
 
 
 def points(value: float, sign: bool = False) -> str:
@@ -260,29 +233,23 @@ def points(value: float, sign: bool = False) -> str:
 
 
 def _is_numeric(cells: Sequence[Cell]) -> bool:
-    others = [cell.text for cell in cells if cell.text and cell.value is None]
-    return all(map(_NO_NUMBER.match, others)) and any(cell.value is not None for cell in cells)
+    texts = [cell.text for cell in cells if cell.text and cell.value is None]
+    return all(text.startswith(_NO_NUMBER) for text in texts) and any(cell.value is not None for cell in cells)
 
 
 def number_of(value: Any) -> float | None:
     """The number a cell is sorted by; None for text and for what is missing."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
+    number = pd.to_numeric(value, errors="coerce")
+    return None if isinstance(value, bool) or not math.isfinite(number) else float(number)
 
 
 def plain(value: Any) -> str:
     """A value as text: whole numbers with separators from 1,000 on, nothing for what is missing."""
-    if isinstance(value, str):
-        return value
-    if value is None or pd.isna(value):
-        return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    number = float(value)
-    return f"{number:{',.0f' if number.is_integer() and abs(number) >= 1_000 else 'g'}}".replace("-", MINUS)
+    if isinstance(value, str) or pd.isna(value):
+        return value if isinstance(value, str) else ""
+    return f"{value:{',.0f' if float(value).is_integer() and abs(value) >= 1_000 else 'g'}}".replace("-", MINUS)
 
 
 def breakable(text: str) -> Markup:

@@ -7,9 +7,8 @@ table, so that it is known where no workspace is.
 from __future__ import annotations
 
 import re
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -23,33 +22,14 @@ KEY_LETTERS = 20
 """Of a key, as in the name of its folder in the workspace."""
 _NAMES = {"merge": "merged models", "plan": "batch plans", "losses": "held-out losses", "tokens": "tables of tokens"}
 """Stage -> what its artifacts are called together, where that is not the stage's own name and an s."""
-_LABEL = re.compile(r"(?:member|merge|subset|batch plan of|held-out losses of) (.+)")
+_LABEL = re.compile(r"(?:member|merge|subset|batch plan of|held-out losses of) ")
 _SHOWN = 8
 _LETTERS = 12
-
-
-@dataclass(frozen=True)
-class Source:
-    """One artifact something was made from.
-
-    Args:
-        stage: Its stage; also the folder under the workspace.
-        label: What people call it.
-        sha256: Digest over its files, see `boom_utils.artifacts.Artifact.digest`.
-        inputs: Role -> key of what it was made from.
-        corpus: Of examples: what they were made of, one entry a file (``file``, ``sha256``, ``bytes``, ``dataset``) or
-            installed distribution (``distribution``, ``version``).
-    """
-
-    stage: str
-    label: str
-    sha256: str
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    corpus: Sequence[Mapping[str, Any]] = ()
-
-
-Sources = dict[str, Source]
-"""Key (20 hex digits) -> the artifact."""
+Sources = dict[str, dict[str, Any]]
+"""Key (20 hex digits) -> an artifact that something was made from: ``stage``, which is also the folder under the
+workspace; ``label``; ``sha256`` over its files; ``inputs`` (role -> key of what it was made from); of examples
+``corpus``, what they were made of: one entry a file (``file``, ``sha256``, ``bytes``, ``dataset``) or installed
+distribution (``distribution``, ``version``)."""
 
 
 def trace_text(path: Path, *, whole: bool = False) -> str:
@@ -64,59 +44,55 @@ def trace_text(path: Path, *, whole: bool = False) -> str:
         ResultsError: The results do not say where they come from.
         WorkspaceError: Artifacts it was made from are gone.
     """
+    path = path.absolute()
     if not path.exists():
         near = nearest(path.name, [other.name for other in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise ConfigError(f"there is no such file{near}", where=path)
-    for folder in [path.absolute(), *path.absolute().parents]:
-        name = path.absolute().relative_to(folder).as_posix()
+    for folder in (path, *path.parents):
+        name = path.relative_to(folder).as_posix()
         if record := _read_record(folder):
-            first, sources = _of_artifact(folder, name, record), workspace_sources(folder.parent.parent, [record])
+            sources = sources_of(folder.parent.parent, [record])
             if record["stage"] != "examples":
                 del sources[record["key"][:KEY_LETTERS]]
-            break
+            return "\n".join([*_of_artifact(folder, name, record), *_steps(sources, whole)])
         if (folder / "study.json").is_file():
             digest = f" (sha256 {sha256_file(path)[:_LETTERS]})" if path.is_file() else ""
-            first, sources = [f"{name}{digest}, of the results in {folder.name}"], _kept_sources(folder)
-            break
-    else:
-        raise ConfigError(
-            "nothing says where this file comes from",
-            where=path,
-            expected="a file below results/<profile>/, or one of a folder of the workspace that has a record.json",
-        )
-    return "\n".join([*first, *_steps(sources, whole)])
+            first = f"{name}{digest}, of the results in {folder.name}"
+            return "\n".join([first, *_steps(_kept_sources(folder), whole)])
+    raise ConfigError(
+        "nothing says where this file comes from",
+        where=path,
+        expected="a file below results/<profile>/, or one of a folder of the workspace that has a record.json",
+    )
 
 
-def workspace_sources(root: Path, records: Iterable[Mapping[str, Any]]) -> Sources:
-    """Some artifacts of a workspace, by their records, and everything they were made from.
+def sources_of(root: Path, records: Iterable[Mapping[str, Any]]) -> Sources:
+    """Some artifacts of a workspace, by their records, and everything they were made from; each record is read once.
 
     Raises:
         WorkspaceError: An input's folder is gone.
     """
     found: Sources = {}
-    waiting, queued = deque(records), set[str]()
+    waiting = {record["key"][:KEY_LETTERS]: record for record in records}
     while waiting:
-        record = waiting.popleft()
-        if (key := record["key"][:KEY_LETTERS]) in found:
-            continue
+        key = next(iter(waiting))
+        record = waiting.pop(key)
         inputs = {role: made["key"][:KEY_LETTERS] for role, made in record["inputs"].items()}
-        corpus = corpus_entries(record["config"]) if record["stage"] == "examples" else ()
-        found[key] = Source(record["stage"], record["label"], record["digest"], inputs, corpus)
-        for made in record["inputs"].values():
-            folder = root / made["stage"] / made["key"][:KEY_LETTERS]
-            if folder.name not in queued:
-                queued.add(folder.name)
+        found[key] = {"stage": record["stage"], "label": record["label"], "sha256": record["digest"], "inputs": inputs}
+        found[key]["corpus"] = corpus_entries(record["config"]) if record["stage"] == "examples" else []
+        for made, place in zip(record["inputs"].values(), inputs.values(), strict=True):
+            if place not in found and place not in waiting:
+                folder = root / made["stage"] / place
                 if (parent := _read_record(folder)) is None:
                     what = f"what {record['label']} was made from is gone"
                     raise WorkspaceError(what, where=folder, fix="run the study again")
-                waiting.append(parent)
+                waiting[place] = parent
     return found
 
 
-def lineage_of(root: Path, records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def lineage_of(root: Path, records: Iterable[Mapping[str, Any]]) -> Sources:
     """What study.json keeps of some artifacts and everything behind them; of scores their table says as much."""
-    found = workspace_sources(root, records)
-    kept = {key: asdict(source) for key, source in found.items() if source.stage != "scores"}
+    kept = {key: one for key, one in sources_of(root, records).items() if one["stage"] != "scores"}
     return {key: {name: value for name, value in facts.items() if value} for key, facts in kept.items()}
 
 
@@ -139,9 +115,7 @@ def corpus_entries(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
     """The record of an artifact's folder; None for a folder that is none."""
-    if not (folder / RECORD).is_file():
-        return None
-    record = read_json_object(folder / RECORD)
+    record = read_json_object(folder / RECORD) if (folder / RECORD).is_file() else {}
     return record if {"stage", "key", "inputs", "outputs", "digest"} <= {*record} else None
 
 
@@ -153,7 +127,7 @@ def _of_artifact(folder: Path, name: str, record: Mapping[str, Any]) -> list[str
     for file in outputs if name == "." else outputs.keys() & {name}:
         now = sha256_file(folder / file)[:_LETTERS] if (folder / file).is_file() else None
         if now != (wanted := outputs[file]["sha256"][:_LETTERS]):
-            lines.append(f"WARNING: {file} " + ("IS GONE" if now is None else f"CHANGED: sha256 {now}, was {wanted}"))
+            lines.append(f"WARNING: {file} " + (f"CHANGED: sha256 {now}, was {wanted}" if now else "IS GONE"))
     return lines
 
 
@@ -161,53 +135,48 @@ def _kept_sources(folder: Path) -> Sources:
     """What a results folder keeps of the artifacts it comes from."""
     kept: Any = read_json_object(folder / "study.json").get("lineage")
     try:
-        found = {key: Source(**facts) for key, facts in kept.items()}
+        found = {key: {"inputs": {}, "corpus": [], **facts} for key, facts in kept.items()}
     except (AttributeError, TypeError) as error:
         what, fix = "these results do not say what they were made from", "run the study again"
         raise ResultsError(what, where=folder / "study.json", found=error, fix=fix) from error
     scores = read_numbers(folder).scores
     for row in scores.to_dict("records") if "made_from" in scores else ():
         label = f"scores of {run_name(row['model'], row['seed'])} on {row['task']}"
-        found[row["key"]] = Source("scores", label, row["sha256"], {"model": row["made_from"]})
+        facts = {"label": label, "sha256": row["sha256"], "inputs": {"model": row["made_from"]}, "corpus": []}
+        found[row["key"]] = {"stage": "scores", **facts}
     return found
 
 
 def _steps(sources: Sources, whole: bool) -> Iterator[str]:
     """Artifacts by stage, each step one indentation further in, down to the corpus."""
-    order = [
-        *TopologicalSorter({key: {*one.inputs.values()} & {*sources} for key, one in sources.items()}).static_order()
-    ]
-    depth = dict.fromkeys(sources, 0)
+    order = [*TopologicalSorter({key: one["inputs"].values() for key, one in sources.items()}).static_order()]
+    depth, stages = dict.fromkeys(sources, 0), defaultdict[str, list[str]](list)
     for key in reversed(order):
-        for made in sources[key].inputs.values():
-            depth[made] = max(depth.get(made, 0), depth[key] + 1)
-    stages: dict[str, list[str]] = defaultdict(list)
+        for made in sources[key]["inputs"].values():
+            depth[made] = max(depth[made], depth[key] + 1)
     for key, one in sources.items():
-        stages[one.stage].append(key)
+        stages[one["stage"]].append(key)
     level = {stage: max(depth[key] for key in keys) for stage, keys in stages.items()}
     steps = sorted({*level.values()})
     for stage in sorted(stages, key=lambda name: level[name]):
-        indent, keys = "  " * (1 + steps.index(level[stage])), stages[stage]
-        yield f"{indent}<- {_group(stage, [(key, sources[key]) for key in keys], whole)}"
-        for key, one in ((key, sources[key]) for key in keys):
+        indent, members = "  " * (1 + steps.index(level[stage])), {key: sources[key] for key in stages[stage]}
+        yield f"{indent}<- {_group(stage, members, whole)}"
+        for key, one in members.items():
             if whole:
-                yield f"{indent}     {one.label}: {key}, sha256 {one.sha256[:_LETTERS]}, of {', '.join(one.inputs)}"
-            yield from (f"{indent}  <- {line}" for line in _corpus(one.corpus, whole))
+                inputs = ", ".join(one["inputs"])
+                yield f"{indent}     {one['label']}: {key}, sha256 {one['sha256'][:_LETTERS]}, of {inputs}"
+            yield from (f"{indent}  <- {line}" for line in _corpus(one["corpus"], whole))
 
 
-def _group(stage: str, members: Sequence[tuple[str, Source]], whole: bool) -> str:
+def _group(stage: str, members: Sources, whole: bool) -> str:
     """Artifacts of one stage in a line."""
+    labels = [one["label"] for one in members.values()]
     if len(members) == 1:
-        return f"{members[0][1].label} ({members[0][0]}, sha256 {members[0][1].sha256[:_LETTERS]})"
-    labels = [source.label for _, source in members]
+        return f"{labels[0]} ({next(iter(members))}, sha256 {members[next(iter(members))]['sha256'][:_LETTERS]})"
     if stage == "scores":
         models, tasks = zip(*(label.removeprefix("scores of ").rsplit(" on ", 1) for label in labels), strict=True)
         return f"{len(labels)} scores: {_few(models, 'models', whole)}; {_few(tasks, 'tasks', whole)}"
-    return _few(
-        [found[1] if (found := _LABEL.fullmatch(label)) else label for label in labels],
-        _NAMES.get(stage, f"{stage}s"),
-        whole,
-    )
+    return _few([_LABEL.sub("", label) for label in labels], _NAMES.get(stage, f"{stage}s"), whole)
 
 
 def _corpus(entries: Sequence[Mapping[str, Any]], whole: bool) -> list[str]:
@@ -216,8 +185,7 @@ def _corpus(entries: Sequence[Mapping[str, Any]], whole: bool) -> list[str]:
     versions = [f"{entry['distribution']} {entry['version']}" for entry in entries if "distribution" in entry]
     lines = [f"installed distributions: {', '.join(versions)}"] if versions else []
     if files:
-        datasets = {entry.get("dataset") for entry in files}
-        lines.append(f"{len(files)} files of {len(datasets)} datasets of the manifest")
+        lines.append(f"{len(files)} files of {len({entry.get('dataset') for entry in files})} datasets of the manifest")
         shown = files if whole else files[:3]
         lines += [f"  {entry['file']} sha256 {entry.get('sha256') or 'not stated'}" for entry in shown]
         lines += [f"  and {len(files) - len(shown)} more (--all)"] if len(files) > len(shown) else []
