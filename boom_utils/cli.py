@@ -236,7 +236,7 @@ def _opened(options: argparse.Namespace, **more: Any) -> Study:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from boom_utils.study.members import Execution
+    from boom_utils.study.models import Execution
 
     if options.nproc is not None and options.nproc < 1:
         raise ConfigError("--nproc is the number of processes", expected="1 or more", found=options.nproc)

@@ -1,7 +1,6 @@
 """A hub on this machine: as much of the protocol of the Hugging Face hub as listing and downloading takes.
 
-Repositories are dictionaries of bytes; what goes wrong is told to it beforehand. It keeps every request. What uploads
-take is in `hub_uploads`.
+Repositories are dictionaries of bytes; what goes wrong is told to it beforehand. It keeps every request.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
-
-import hub_uploads
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -50,12 +47,6 @@ class HubServer:
     """If there is one, files are redirected to another host, with it in the query."""
     plain: set[str] = field(default_factory=set)
     """Files that are not in large file storage."""
-    private: set[str] = field(default_factory=set)
-    """Repositories that only their owners see."""
-    objects: dict[str, bytes] = field(default_factory=dict)
-    """What was uploaded to large file storage, by sha256."""
-    commits: list[list[str]] = field(default_factory=list)
-    """Paths of every commit."""
 
     def __enter__(self) -> HubServer:
         hub = self
@@ -106,18 +97,6 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    def do_POST(self) -> None:
-        self._take()
-
-    def do_PUT(self) -> None:
-        self._take()
-
-    def _take(self) -> None:
-        hub, path = self.server_hub, unquote(urlsplit(self.path).path)
-        hub.requests.append(Request(self.command, path, dict(self.headers)))
-        status, answer = hub_uploads.take(hub, path, self.headers, hub_uploads.body_of(self))
-        self._send(json.dumps(answer).encode(), status=status) if answer is not None else self._error(status, None)
-
     def _answer(self) -> None:
         hub, path = self.server_hub, unquote(urlsplit(self.path).path)
         hub.requests.append(Request(self.command, path, dict(self.headers)))
@@ -144,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         hub = self.server_hub
         if kind != "tree":
-            facts = {"id": repo, "sha": REVISION, "private": repo in hub.private, "tags": []}
+            facts = {"id": repo, "sha": REVISION, "private": False, "tags": []}
             siblings = [{"rfilename": path} for path in hub.repos[repo]]
             self._send(json.dumps({**facts, "siblings": siblings}).encode())
         elif (status := hub.fault("tree")) is not None:

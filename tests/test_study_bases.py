@@ -18,7 +18,7 @@ from boom_utils.data.tokens import open_tokens
 from boom_utils.errors import ConfigError
 from boom_utils.model_folder import read_spec
 from boom_utils.study.graph import NOTEBOOKS, Study
-from boom_utils.study.stages import own_prompts
+from boom_utils.study.stages import stated_prompts
 
 DATASETS = ("summary_to_description", "parameter_question", "exception_class", "parameter_overlap_sts")
 
@@ -71,14 +71,14 @@ def test_a_base_without_instructions_gets_none_in_training_and_evaluation(tmp_pa
     assert instructed.nodes["scores/base/parameter_question"].config["prompt"].startswith("Instruct: ")
 
 
-def test_a_base_says_its_own_prompts_or_the_profile_does(tmp_path: Path) -> None:
+def test_a_base_says_its_stated_prompts_or_the_profile_does(tmp_path: Path) -> None:
     folder, facts = bert_folder(tmp_path / "model"), {"name": str(tmp_path / "model")}
     with pytest.raises(ConfigError, match="no prompts of its own"):
         _ = study_of(tmp_path, {**facts, "prompts": "own"}).nodes
     stated = {"query": "query: ", "document": "passage: "}
     general = json.loads((folder / "config_sentence_transformers.json").read_text()) | {"prompts": stated}
     write_json(folder / "config_sentence_transformers.json", general)
-    own_prompts.cache_clear()
+    stated_prompts.cache_clear()
     own = study_of(tmp_path, {**facts, "prompts": "own"}).nodes
     explicit = {"prompts": "none", "query_prompt": "query: ", "passage_prompt": "passage: "}
     for nodes in (own, study_of(tmp_path, {**facts, **explicit}).nodes):

@@ -19,9 +19,8 @@ from boom_utils.errors import ConfigError
 from boom_utils.evaluation.interaction import Clusters
 from boom_utils.merging.recipe import METHOD_NAMES
 from boom_utils.reporting.results import read_json_object
-from boom_utils.study.gathering import passes
 from boom_utils.study.graph import Study
-from boom_utils.study.merges import recipe_of
+from boom_utils.study.models import passes, recipe_of
 from boom_utils.training.plan import BatchPlan
 
 DATASETS = ("summary_to_description", "parameter_question", "exception_class", "parameter_overlap_sts")

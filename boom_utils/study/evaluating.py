@@ -13,11 +13,11 @@ from boom_utils.artifacts import Artifact, Node, naming
 from boom_utils.data.files import MOST_SHOWN, downloads_folder
 from boom_utils.errors import BoomError, ConfigError, bullet_list, nearest
 from boom_utils.evaluation.statistics import measure
-from boom_utils.model_folder import check_folder, content_hash, whole_folder
+from boom_utils.model_folder import content_hash
 from boom_utils.reporting.results import read_samples
 from boom_utils.study.graph import Study
 from boom_utils.study.scoring import Brought, profile_benchmarks, score_nodes
-from boom_utils.study.stages import model_nodes
+from boom_utils.study.stages import corpus_tasks, model_nodes, stated_prompts
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def evaluate_model(study: Study, model: str, tasks: Sequence[str] = (), out: Pat
     """
     name, folder = find_model(study, model)
     wanted, place = find_tasks(study, tasks), out or study.workspace.root / "evaluations"
-    places, brought = model_nodes(study.profile), None
+    places, brought = model_nodes(study.whole), None
     if model in places:
         source = study.node(places[model])
     else:
@@ -90,35 +90,17 @@ def _write_result(name: str, artifact: Artifact, task: str, place: Path) -> None
         write_result(name, artifact.facts["revision"], result, place)
 
 
-def stated_prompts(folder: Path) -> tuple[str, str]:
-    """What a model folder itself puts before queries and documents (`EncoderSpec.own_prompts`).
-
-    Raises:
-        CheckpointError: The folder is no encoder.
-    """
-    with whole_folder(folder) as place:
-        return check_folder(place).own_prompts
-
-
 def find_model(study: Study, model: str) -> tuple[str, Path]:
     """Name and folder of a model: one of the study's, or a folder.
 
     Raises:
         ConfigError: It is neither, or the study has not made it yet.
     """
-    places = model_nodes(study.profile)
-    if model in places:
-        artifact = study.workspace.find(study.node(places[model]))
-        if artifact is None:
-            raise ConfigError(
-                f"model '{model}' of profile '{study.profile.name}' is not made yet",
-                where=study.workspace.root,
-                fix=f"boom run --profile {study.profile.name}",
-            )
+    if artifact := study.finished_model(model):
         return model, artifact.path
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        known = nearest(model, places)
+        known = nearest(model, model_nodes(study.whole))
         raise ConfigError(f"'{model}' is neither a folder nor a model of profile '{study.profile.name}'{known}")
     return re.sub(r"[^A-Za-z0-9_.-]", "-", folder.resolve().name), folder
 
@@ -130,7 +112,7 @@ def find_tasks(study: Study, names: Sequence[str] = ()) -> list[str]:
         ConfigError: Some are not the profile's; all of these are listed.
     """
     profile, benchmarks = study.profile, profile_benchmarks(study.profile)
-    known = [*profile.evaluation.in_domain, *profile.evaluation.out_of_domain, *benchmarks.tasks]
+    known = [*corpus_tasks(profile), *benchmarks.tasks]
     wanted = [one for name in names for one in benchmarks.members.get(name, (name,))] or known
     if unknown := [f"no task '{name}'{nearest(name, known)}" for name in wanted if name not in known]:
         raise ConfigError(f"profile '{profile.name}' has other tasks", found=bullet_list(unknown, MOST_SHOWN))

@@ -19,6 +19,7 @@ from boom_utils.reporting.results import read_samples
 from boom_utils.reporting.stored import Numbers, run_of, write_numbers
 from boom_utils.reporting.trace import KEY_LETTERS, lineage_of
 from boom_utils.study.deviations import PAPER_PROFILE, deviations
+from boom_utils.study.models import passes
 from boom_utils.study.scoring import profile_benchmarks, task_facts
 from boom_utils.study.seeds import seeds_of
 from boom_utils.study.stages import VERSION, Inputs, Nodes
@@ -170,15 +171,3 @@ def _devices(found: Inputs, members: Sequence[MemberConfig]) -> str | None:
         if name := facts.get("device"):
             counts[name] = max(counts.get(name, 1), facts.get("processes", 1))
     return "; ".join(f"{count} x {name}" if count > 1 else name for name, count in sorted(counts.items())) or None
-
-
-def passes(profile: Profile, member: MemberConfig, rows: Mapping[str, int], datasets: Collection[str]) -> float:
-    """Rows that a member is trained on, those of some datasets, every time; in units of the old corpus: its cost."""
-    corpus, subset = profile.corpus, profile.subset(member.subset)
-    epochs = member.training.of(profile.training).num_train_epochs
-    whole = sum(rows[f"train/{name}"] for name in corpus.datasets)
-    old, new = (
-        sum(rows[f"train/{name}"] for name in names if name in datasets)
-        for names in (corpus.datasets, corpus.new_datasets)
-    )
-    return epochs * (profile.ratio(subset) * old + (subset.new_data or 0.0) * new) / whole

@@ -24,7 +24,7 @@ from boom_utils.machine import warn_of_emulation
 from boom_utils.merging.recipe import make_recipe
 from boom_utils.progress import log_to_stdout, progress
 from boom_utils.reporting.results import Results
-from boom_utils.study import bases, gathering, interactions, members, merges, scoring, stages
+from boom_utils.study import gathering, models, scoring, stages
 from boom_utils.study.seeds import seeds_of, with_seeds
 from boom_utils.training.schedules import schedule_stages
 
@@ -88,7 +88,7 @@ class Study:
     """
 
     def __init__(
-        self, profile: Profile, workspace: Workspace | None = None, execution: members.Execution | None = None
+        self, profile: Profile, workspace: Workspace | None = None, execution: models.Execution | None = None
     ) -> None:
         self.profile, self.seeds, self.whole = profile, seeds_of(profile), with_seeds(profile)
         self.manifest = load_manifest(profile.manifest)
@@ -96,7 +96,7 @@ class Study:
         _check_against_manifest(profile, self.manifest)
         _check_merges(profile)
         downloads = downloads_folder(self.workspace.root)
-        self.nodes = _nodes(profile, self.manifest, downloads, execution or members.Execution())
+        self.nodes = _nodes(profile, self.manifest, downloads, execution or models.Execution())
 
     def node(self, name: str) -> Node:
         """The node of that name.
@@ -111,6 +111,22 @@ class Study:
     def build(self, name: str) -> Artifact:
         """The artifact of that name, made now if need be."""
         return self.workspace.build(self.node(name))
+
+    def finished_model(self, model: str) -> Artifact | None:
+        """The artifact of a model; None where the study has no such model.
+
+        Raises:
+            ConfigError: It is not made yet.
+        """
+        place = stages.model_nodes(self.whole).get(model)
+        found = place and self.workspace.find(self.node(place))
+        if place and found is None:
+            raise ConfigError(
+                f"model '{model}' of profile '{self.profile.name}' is not made yet",
+                where=self.workspace.root,
+                fix=f"boom run --profile {self.profile.name}",
+            )
+        return found or None
 
     def build_all(self, prefix: str, only: Sequence[str] | None = None) -> dict[str, Artifact]:
         """Every artifact whose name starts with ``prefix``, by the rest of its name; or ``only`` some of them."""
@@ -269,7 +285,7 @@ def _check_merges(profile: Profile) -> None:
     for merge in profile.merges:
         places = {name: f"/{name}" for name in (*merge.members, "base")}
         try:
-            make_recipe(merges.recipe_of(merge, profile.merge_weights(merge), places))
+            make_recipe(models.recipe_of(merge, profile.merge_weights(merge), places))
         except MergeError as error:
             problems += [
                 f"merge '{merge.name}': {line.strip(' -')}" for line in str(error).splitlines() if "- " in line
@@ -278,19 +294,19 @@ def _check_merges(profile: Profile) -> None:
         raise ConfigError(f"profile '{profile.name}' asks for merges that cannot be made", found=bullet_list(problems))
 
 
-def _nodes(profile: Profile, manifest: Manifest, downloads: Path, execution: members.Execution) -> dict[str, Node]:
+def _nodes(profile: Profile, manifest: Manifest, downloads: Path, execution: models.Execution) -> dict[str, Node]:
     """All nodes of a study, inputs before what is made from them."""
     nodes: dict[str, Node] = {"examples": stages.examples(profile, manifest, downloads)}
     whole = with_seeds(profile)
     for subset in whole.subsets:
         nodes[f"subset/{subset.name}"] = stages.subset(whole, subset, nodes)
-    nodes |= bases.base_nodes(profile, manifest, nodes)
+    nodes |= stages.base_nodes(profile, manifest, nodes)
     nodes["tokens"] = stages.tokens(profile, manifest, nodes)
     if profile.corpus.new_datasets:
         nodes["tokens/new"] = stages.tokens(profile, manifest, nodes, new=True)
-    nodes |= interactions.interaction_nodes(profile, manifest, nodes, execution)
+    nodes |= models.interaction_nodes(profile, manifest, nodes, execution)
     nodes |= _model_nodes(whole, manifest, nodes, execution)
-    nodes |= merges.geometry_nodes(profile, nodes)
+    nodes |= models.geometry_nodes(profile, nodes)
     places = stages.model_nodes(whole)
     scored = {model: nodes[places[model]] for model in whole.scored_models}
     nodes |= scoring.score_nodes(whole, manifest, scored, nodes["examples"], downloads)
@@ -300,7 +316,7 @@ def _nodes(profile: Profile, manifest: Manifest, downloads: Path, execution: mem
 
 
 def _model_nodes(
-    profile: Profile, manifest: Manifest, known: Mapping[str, Node], execution: members.Execution
+    profile: Profile, manifest: Manifest, known: Mapping[str, Node], execution: models.Execution
 ) -> dict[str, Node]:
     """Plans, members and merges, in an order in which each comes after what it is made from."""
     nodes, places = dict(known), stages.model_nodes(profile)
@@ -310,8 +326,8 @@ def _model_nodes(
     parts |= {name: (member.start,) if member.start else () for name, member in trained.items()}
     for name in TopologicalSorter(parts).static_order():
         if name in merged:
-            nodes[places[name]] = merges.merge(profile, manifest, merged[name], nodes)
+            nodes[places[name]] = models.merge(profile, manifest, merged[name], nodes)
         else:
-            nodes[f"plan/{name}"] = members.plan(profile, manifest, trained[name], nodes)
-            nodes[places[name]] = members.member(profile, manifest, trained[name], nodes, execution)
+            nodes[f"plan/{name}"] = models.plan(profile, manifest, trained[name], nodes)
+            nodes[places[name]] = models.member(profile, manifest, trained[name], nodes, execution)
     return nodes

@@ -25,8 +25,7 @@ from boom_utils.config import MemberConfig, TinyBase, TrainingConfig
 from boom_utils.data.manifest import Dataset, Manifest
 from boom_utils.data.sampling import subset_size
 from boom_utils.study.graph import Study
-from boom_utils.study.interactions import interaction_members
-from boom_utils.study.members import datasets_of
+from boom_utils.study.models import datasets_of, interaction_members
 from boom_utils.training.plan import DatasetRules
 
 BYTES_A_WEIGHT = 4  # models are stored in float32

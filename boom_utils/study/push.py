@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from boom_utils.artifacts import RECORD, Artifact
 from boom_utils.cards import CARD, licence_of
 from boom_utils.config import load_profile
-from boom_utils.data.files import TOKENS, hub_errors, offline
+from boom_utils.data.files import MOST_SHOWN, TOKENS, hub_errors, offline
 from boom_utils.errors import CheckpointError, ConfigError, UploadError, bullet_list, nearest
 from boom_utils.model_folder import INDEX, RUN_FILES, check_folder, find_weight_files, model_files
 from boom_utils.reporting.model_cards import licence_notes, named_card, read_card, scored_card
@@ -28,6 +28,7 @@ STAYS = RUN_FILES | {RECORD, "mergekit_config.yaml"}
 """What the kit writes beside a model: how it was made, with keys and places of this workspace. The card says enough."""
 MESSAGE = "Upload a model and its card"
 _ON_HUB_ONLY = frozenset({".gitattributes"})
+_TEXTS = frozenset({".json", ".txt", ".md", ".jinja", ""})
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -70,12 +71,11 @@ class Upload:
         """For people: repository, files with their sizes, what stays, and whose terms to look at."""
         sizes = {path.relative_to(self.model.folder).as_posix(): path.stat().st_size for path in self.files}
         sizes[CARD] = len(self.model.card.encode())
-        width = max(map(len, sizes))
+        rows = [*sorted(sizes.items()), ("together", sum(sizes.values()))]
         lines = [f"to {self.repo} ({'private' if self.private else 'PUBLIC: everybody can read and copy it'}):"]
-        lines += [f"  {name:{width}}  {size / 1e6:10.3f} MB" for name, size in sorted(sizes.items())]
-        lines += [f"  {'together':{width}}  {sum(sizes.values()) / 1e6:10.3f} MB"]
+        lines += [f"  {name:{max(map(len, sizes))}}  {size / 1e6:10.3f} MB" for name, size in rows]
         lines += [f"stays here: {', '.join(self.stays)}"] if self.stays else []
-        lines += ["scores: on the card"] if self.model.scored else ["scores: none on the card that this study made"]
+        lines += [f"scores: {'on the card' if self.model.scored else 'none on the card that this study made'}"]
         doubtful = self.model.doubtful
         if doubtful is None:
             lines.append("licences: it is not known here what the model was trained on; look at the terms of its data")
@@ -96,31 +96,23 @@ def find_model(name: str, profile: str) -> Model:
     Raises:
         ConfigError: There is no such model or folder, or it is not made yet, or has no card.
     """
-    if re.search(r"[/\\]", name):
-        return _folder(Path(name))
-    study = Study(load_profile(profile))
-    places = model_nodes(study.whole)
-    if name not in places and Path(name).is_dir():
-        return _folder(Path(name))
-    if name not in places:
-        raise ConfigError(
-            f"profile '{study.profile.name}' has no model '{name}', and there is no such folder{nearest(name, places)}"
-        )
-    artifact = study.workspace.find(study.node(places[name]))
-    if artifact is None:
-        raise ConfigError(f"model '{name}' is not made yet", fix=f"boom run --profile {profile}")
+    study = None if re.search(r"[/\\]", name) else Study(load_profile(profile))
+    artifact = study and study.finished_model(name)
+    if study is None or artifact is None:
+        folder = Path(name)
+        if study is not None and not folder.is_dir():
+            known = nearest(name, model_nodes(study.whole))
+            raise ConfigError(
+                f"profile '{study.profile.name}' has no model '{name}', and there is no such folder{known}"
+            )
+        if not (folder / CARD).is_file():
+            raise ConfigError("there is no folder of a model with a card", where=folder, expected=CARD)
+        return Model(folder, (folder / CARD).read_text(encoding="utf-8"))
     path = artifact.path / CARD
     card = path.read_text(encoding="utf-8") if path.is_file() else f"# {name}\n"
-    results = _results(study, name)
-    if results is not None:
+    if (results := _results(study, name)) is not None:
         card = scored_card(card, results, name)
     return Model(artifact.path, card, results is not None, tuple(licence_notes(_licences(study, artifact))))
-
-
-def _folder(folder: Path) -> Model:
-    if not (folder / CARD).is_file():
-        raise ConfigError("there is no folder of a model with a card", where=folder, expected=CARD)
-    return Model(folder, (folder / CARD).read_text(encoding="utf-8"))
 
 
 def _results(study: Study, name: str) -> Results | None:
@@ -157,49 +149,33 @@ def prepare(model: Model, repo: str, *, public: bool = False) -> Upload:
     """
     if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith((".git", ".", "-")):
         raise ConfigError("this is not the name of a repository of the hub", expected="--repo OWNER/NAME", found=repo)
-    folder = model.folder
-    check_folder(folder)
-    weights, _ = find_weight_files(folder)
-    wanted = {folder / CARD, *weights, *model_files(folder), folder / INDEX}
-    known, stays, strange = [], [], []
-    for path in sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()):
-        name = path.relative_to(folder)
-        if path.is_symlink() or not path.is_file():
-            strange.append(f"{name} (a link, or no plain file)")
-        elif name.as_posix() in STAYS:
-            stays.append(name.name)
-        elif path in wanted:
-            known.append(path)
-        else:
-            strange.append(name.as_posix())
-    if strange:
-        more = [f"and {len(strange) - 20} more"] if len(strange) > 20 else []
+    from boom_utils.study.runner import scrub  # papermill takes seconds to import
+
+    check_folder(folder := model.folder)
+    wanted = {folder / CARD, *find_weight_files(folder)[0], *model_files(folder), folder / INDEX}
+    found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    stays = [path for path in found if path.relative_to(folder).as_posix() in STAYS]
+    known = [path for path in found if path in wanted and not path.is_symlink() and path.is_file()]
+    if strange := [path for path in found if path not in known and path not in stays]:
+        names = [f"{path.relative_to(folder)}{' (a link)' if path.is_symlink() else ''}" for path in strange]
         raise CheckpointError(
-            "the folder holds what is no file of a model" + bullet_list([*strange[:20], *more]),
+            "the folder holds what is no file of a model" + bullet_list(names, MOST_SHOWN),
             where=folder,
             fix="copy the model's own files to a new folder, and push that",
         )
     card = named_card(model.card, repo)
     read_card(card)
-    _refuse_private_text([(path, path.read_text(encoding="utf-8")) for path in known if path.suffix in _TEXTS])
-    _refuse_private_text([(folder / CARD, card)])
-    named = Model(folder, card, model.scored, model.doubtful)
-    return Upload(named, repo, not public, tuple(path for path in known if path != folder / CARD), tuple(stays))
-
-
-_TEXTS = frozenset({".json", ".txt", ".md", ".jinja", ""})
-
-
-def _refuse_private_text(texts: list[tuple[Path, str]]) -> None:
-    from boom_utils.study.runner import scrub
-
-    if found := [path.name for path, text in texts if scrub(text) != text]:
+    texts = {path.name: path.read_text(encoding="utf-8") for path in known if path.suffix in _TEXTS}
+    private = [name for name, text in (*texts.items(), (CARD, card)) if scrub(text) != text]
+    if private:
         raise CheckpointError(
             "an access token, or a place on this machine, is written in a file to upload",
-            where=texts[0][0].parent,
-            found=", ".join(found),
+            where=folder,
+            found=", ".join(dict.fromkeys(private)),
             fix="take it out of the file",
         )
+    files = tuple(path for path in known if path != folder / CARD)
+    return Upload(replace(model, card=card), repo, not public, files, tuple(path.name for path in stays))
 
 
 def push(upload: Upload) -> str:
@@ -213,34 +189,29 @@ def push(upload: Upload) -> str:
             be private, or holds files that are not this model's.
     """
     import huggingface_hub
-    from huggingface_hub import CommitOperationAdd
 
     if offline():
         raise UploadError("huggingface_hub is offline", fix="unset HF_HUB_OFFLINE, and start again")
     if not huggingface_hub.get_token():
-        raise UploadError(
-            "there is no access token",
-            fix=f"make one that may write ({TOKENS}); set HF_TOKEN to it, or `hf auth login`",
-        )
+        fix = f"make one that may write ({TOKENS}); set HF_TOKEN to it, or `hf auth login`"
+        raise UploadError("there is no access token", fix=fix)
     api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
     repo, folder = upload.repo, upload.model.folder
-    names = {path.relative_to(folder).as_posix(): path for path in upload.files}
-    additions = [CommitOperationAdd(name, path) for name, path in names.items()]
-    additions.append(CommitOperationAdd(CARD, upload.model.card.encode()))
+    files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in upload.files}
+    files[CARD] = upload.model.card.encode()
     with hub_errors(repo, UploadError):
         api.create_repo(repo, private=upload.private, exist_ok=True)
         there = api.model_info(repo)
     if upload.private and not there.private:
+        fix = "--public if that is meant; or name another repository"
+        raise UploadError("the repository is public", where=repo, fix=fix)
+    if others := {one.rfilename for one in there.siblings or ()} - {*files} - _ON_HUB_ONLY:
         raise UploadError(
-            "the repository is public", where=repo, fix="--public if that is meant; or name another repository"
-        )
-    others = {one.rfilename for one in there.siblings or ()} - {*names, CARD} - _ON_HUB_ONLY
-    if others:
-        raise UploadError(
-            "the repository holds files that are not this model's" + bullet_list(sorted(others)[:20]),
+            "the repository holds files that are not this model's" + bullet_list(sorted(others), MOST_SHOWN),
             where=repo,
             fix="name a new repository, or delete these on the hub",
         )
+    additions = [huggingface_hub.CommitOperationAdd(name, content) for name, content in files.items()]
     try:
         with hub_errors(repo, UploadError):
             commit = api.create_commit(repo, additions, commit_message=MESSAGE, parent_commit=there.sha)

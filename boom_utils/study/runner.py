@@ -143,20 +143,17 @@ def typed_parameters(notebooks: Sequence[str], texts: Mapping[str, str]) -> dict
         for name, text in texts.items()
         if _SECRET_NAME.search(name) or _TOKEN.search(text)
     ]
-    values: dict[str, dict[str, Any]] = {notebook: {} for notebook in notebooks}
     declared = {notebook: declared_parameters(notebook) for notebook in notebooks}
-    for name, text in texts.items():
-        takers = [notebook for notebook, known in declared.items() if name in known]
-        if not takers:
-            known = sorted(set().union(*declared.values()))
-            problems.append(f"{', '.join(notebooks)}: no parameter '{name}'{nearest(name, known)}")
-        for notebook in takers:
-            default = declared[notebook][name]
+    values: dict[str, dict[str, Any]] = {notebook: {} for notebook in notebooks}
+    known = sorted(set().union(*declared.values()))
+    problems += [f"{', '.join(notebooks)}: no parameter '{n}'{nearest(n, known)}" for n in texts if n not in known]
+    for notebook, defaults in declared.items():
+        for name in [name for name in texts if name in defaults]:
             try:
-                values[notebook][name] = _typed(text, default)
+                values[notebook][name] = _typed(texts[name], defaults[name])
             except (ValueError, yaml.YAMLError):
-                expected = _TYPES.get(type(default), "another value")
-                problems.append(f"{notebook}: '{name}' is {expected} such as {default!r}, not '{text}'")
+                expected = f"{_TYPES.get(type(defaults[name]), 'another value')} such as {defaults[name]!r}"
+                problems.append(f"{notebook}: '{name}' is {expected}, not '{texts[name]}'")
     if problems:
         raise ConfigError("parameters the notebooks cannot take", found=bullet_list(problems), fix="see --help")
     return values
@@ -172,9 +169,8 @@ def _typed(text: str, default: Any) -> Any:
     if isinstance(default, list):
         entries = TypeAdapter(list[str]).validate_python(yaml.load(text, Loader=yaml.BaseLoader))
         return [_typed(entry, default[0] if default else "") for entry in entries]
-    if isinstance(default, bool | int | float):
-        return TypeAdapter(type(default)).validate_python(text)
-    return TypeAdapter(Any if default is None else type(default)).validate_python(yaml.safe_load(text))
+    value = text if isinstance(default, bool | int | float) else yaml.safe_load(text)
+    return TypeAdapter(Any if default is None else type(default)).validate_python(value)
 
 
 def declared_parameters(notebook: str) -> dict[str, Any]:
@@ -229,10 +225,15 @@ def run_notebook(study: Study, name: str, values: Mapping[str, Any], executed: P
     if needed := found is None:
         log.info("%s: started", name)
         _execute(name, fresh, values, executed)
-        _check_made(study, name, node)
+        # Building what it did not make would hide that.
+        if missing := [label for label, made in node.inputs.items() if study.workspace.find(made) is None]:
+            fix = "restore it from the repository"
+            raise NotebookError(f"notebook {name} did not make: {', '.join(missing)}", fix=fix)
         found = study.workspace.build(node)
         fresh.unlink()
-    _copy(found, executed)
+    for file in found.record["outputs"]:
+        _copy_if_changed(found.path / file, executed / file)
+    (executed / f"{name}.failed.ipynb").unlink(missing_ok=True)
     return needed
 
 
@@ -245,10 +246,9 @@ def notebook_node(study: Study, name: str, values: Mapping[str, Any], fresh: Pat
     def make(out: Path, _: Mapping[str, Artifact]) -> None:
         from nbconvert import HTMLExporter
 
-        notebook = _without_paths(nbformat.read(fresh, as_version=4))
-        write_text(out / f"{name}.ipynb", scrub(nbformat.writes(notebook)))
-        page, _resources = HTMLExporter().from_notebook_node(notebook)
-        write_text(out / f"{name}.html", scrub(page))
+        notebook = nbformat.reads(_shareable(fresh), as_version=4)
+        write_text(out / f"{name}.ipynb", nbformat.writes(notebook))
+        write_text(out / f"{name}.html", scrub(HTMLExporter().from_notebook_node(notebook)[0]))
 
     source = nbformat.read(NOTEBOOK_FOLDER / f"{name}.ipynb", as_version=4)
     cells = [[cell.cell_type, cell.source] for cell in source.cells]
@@ -259,6 +259,7 @@ def notebook_node(study: Study, name: str, values: Mapping[str, Any], fresh: Pat
 
 
 def _execute(name: str, output: Path, values: Mapping[str, Any], executed: Path) -> None:
+    """Let papermill run a notebook; a half-executed one is kept beside the others, marked as failed."""
     output.parent.mkdir(parents=True, exist_ok=True)
     source = NOTEBOOK_FOLDER / f"{name}.ipynb"
     try:
@@ -273,36 +274,26 @@ def _execute(name: str, output: Path, values: Mapping[str, Any], executed: Path)
             log_output=True,
             extra_arguments=["--IPKernelApp.log_level=50"],  # its notes on sockets, at the start and when interrupted
         )
-    except PapermillExecutionError as error:
-        raise _failure(name, f"{error.ename}: {_ANSI.sub('', str(error.evalue))}", output, executed) from error
-    except DeadKernelError as error:
-        hint = "it was killed, or there was not enough memory; finished stages are kept, so run again with more memory"
-        raise _failure(name, f"the kernel died ({hint})", output, executed) from error
+    except (PapermillExecutionError, DeadKernelError) as error:
+        if isinstance(error, DeadKernelError):
+            hint = "it was killed, or there was not enough memory; finished stages are kept"
+            what = f"the kernel died ({hint}, so run again with more memory)"
+        else:
+            what = scrub(f"{error.ename}: {_ANSI.sub('', str(error.evalue))}")
+        place = executed / f"{name}.failed.ipynb"
+        if output.is_file():
+            write_text(place, _shareable(output))
+            output.unlink()
+        fix = "open it to see the cell and its traceback"
+        raise NotebookError(f"notebook {name} failed: {what}", where=place, fix=fix) from error
 
 
-def _failure(name: str, what: str, output: Path, executed: Path) -> NotebookError:
-    """Keep the half-executed notebook beside the others, marked as failed, and say what happened."""
-    place = executed / f"{name}.failed.ipynb"
-    if output.is_file():
-        write_text(place, scrub(nbformat.writes(_without_paths(nbformat.read(output, as_version=4)))))
-        output.unlink()
-    return NotebookError(
-        f"notebook {name} failed: {scrub(what)}", where=place, fix="open it to see the cell and its traceback"
-    )
-
-
-def _check_made(study: Study, name: str, node: Node) -> None:
-    """Refuse a notebook that ran but did not make its artifacts: building them here would hide that."""
-    missing = [label for label, made in node.inputs.items() if study.workspace.find(made) is None]
-    if missing:
-        raise NotebookError(f"notebook {name} did not make: {', '.join(missing)}", fix="restore it from the repository")
-
-
-def _without_paths(notebook: Any) -> Any:
-    """Drop papermill's notes of absolute paths from the metadata."""
+def _shareable(path: Path) -> str:
+    """A notebook's text without papermill's notes of absolute paths, tokens and private paths."""
+    notebook = nbformat.read(path, as_version=4)
     for key in ("input_path", "output_path", "environment_variables"):
         notebook.metadata.get("papermill", {}).pop(key, None)
-    return notebook
+    return scrub(nbformat.writes(notebook))
 
 
 def scrub(text: str) -> str:
@@ -313,12 +304,6 @@ def scrub(text: str) -> str:
     for place, name in ((str(PROJECT_ROOT), "."), (sys.prefix, "<environment>"), (str(Path.home()), "~")):
         text = text.replace(place + "/", name + "/")
     return _TOKEN.sub("[token removed]", text)
-
-
-def _copy(artifact: Artifact, folder: Path) -> None:
-    for name in artifact.record["outputs"]:
-        _copy_if_changed(artifact.path / name, folder / name)
-        (folder / name).with_suffix(".failed.ipynb").unlink(missing_ok=True)
 
 
 def _copy_if_changed(source: Path, target: Path) -> None:

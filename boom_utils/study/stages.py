@@ -1,8 +1,8 @@
-"""One function a stage: the node it is in the graph, and the call of the package that does the work.
+"""One function a stage, up to the base and the tokens: its node in the graph, and the call that does the work.
 
-The last two stages, which gather the results and draw from them, are in `boom_utils.study.gathering`.
-
-``VERSION`` of a stage is raised when a change of code changes its numbers; everything made from it is then made anew.
+Members, merges and what is measured of them follow in `boom_utils.study.models`, scores and results in
+`boom_utils.study.scoring` and `boom_utils.study.gathering`. ``VERSION`` of a stage is raised when a change of code
+changes its numbers; everything made from it is then made anew.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from boom_utils.artifacts import Artifact, Node
+from boom_utils.artifacts import CHECKPOINTS, Artifact, Node
 from boom_utils.config import QUERY_TEMPLATE, PretrainedBase, Profile, SubsetConfig, TinyBase, query_prompt
 from boom_utils.data.manifest import Manifest
 from boom_utils.errors import ConfigError
@@ -62,7 +62,7 @@ def examples(profile: Profile, manifest: Manifest, downloads: Path) -> Node:
     from boom_utils.data import convert
     from boom_utils.data.fetching import used_datasets
 
-    tasks, corpus = _tasks(profile), profile.corpus
+    tasks, corpus = corpus_tasks(profile), profile.corpus
 
     def make(out: Path, _: Inputs) -> Mapping[str, Any]:
         return convert.make_examples(manifest, corpus, tasks, downloads, out)
@@ -80,7 +80,8 @@ def examples(profile: Profile, manifest: Manifest, downloads: Path) -> Node:
     return Node("examples", VERSION["examples"], f"examples of {manifest.name}", config, make)
 
 
-def _tasks(profile: Profile) -> tuple[str, ...]:
+def corpus_tasks(profile: Profile) -> tuple[str, ...]:
+    """Names of the tasks of the corpus that models are scored on."""
     return (*profile.evaluation.in_domain, *profile.evaluation.out_of_domain)
 
 
@@ -125,35 +126,31 @@ def fixed_prompts(profile: Profile) -> tuple[str | None, str]:
         return None, ""
     query, passage = (None if base.prompts == "instruct" else ""), ""
     if base.prompts == "own" and None in (base.query_prompt, base.passage_prompt):
-        query, passage = own_prompts(base)
-    return (
-        query if base.query_prompt is None else base.query_prompt,
-        passage if base.passage_prompt is None else base.passage_prompt,
-    )
+        from boom_utils.training.base_source import fetch_base
+
+        query, passage = stated_prompts(folder := fetch_base(base).folder)
+        if not query and not passage:
+            raise ConfigError(
+                "the base has no prompts of its own",
+                where=folder / "config_sentence_transformers.json",
+                expected="prompts: query and document, plain texts",
+                fix="set base_model.query_prompt and passage_prompt, or base_model.prompts to none or instruct",
+            )
+    stated = base.query_prompt, base.passage_prompt
+    return query if stated[0] is None else stated[0], passage if stated[1] is None else stated[1]
 
 
 @functools.lru_cache(maxsize=8)
-def own_prompts(base: PretrainedBase) -> tuple[str, str]:
-    """What a base's own folder puts before queries and before documents.
+def stated_prompts(folder: Path) -> tuple[str, str]:
+    """What a model folder itself puts before queries and before documents; empty where it says nothing.
 
     Raises:
-        ConfigError: Nothing, or templates of instructions.
-        DownloadError: The folder cannot be fetched.
+        CheckpointError: The folder is no encoder.
     """
     from boom_utils.model_folder import is_sentence_transformer, read_spec, whole_folder
-    from boom_utils.training.base_source import fetch_base
 
-    files = fetch_base(base)
-    with whole_folder(files.folder) as folder:
-        found = read_spec(folder).own_prompts if is_sentence_transformer(folder) else ("", "")
-    if not any(found):
-        raise ConfigError(
-            "the base has no prompts of its own",
-            where=files.folder / "config_sentence_transformers.json",
-            expected="prompts: query and document, plain texts",
-            fix="set base_model.query_prompt and base_model.passage_prompt, or base_model.prompts to none or instruct",
-        )
-    return found
+    with whole_folder(folder) as place:
+        return read_spec(place).own_prompts if is_sentence_transformer(place) else ("", "")
 
 
 def named_prompts(profile: Profile, manifest: Manifest) -> dict[str, str]:
@@ -166,7 +163,7 @@ def named_prompts(profile: Profile, manifest: Manifest) -> dict[str, str]:
 def prompts_of(profile: Profile, manifest: Manifest, template: str = QUERY_TEMPLATE) -> dict[str, str]:
     """Dataset -> text before its queries; with the template of training unless another is given."""
     fixed = fixed_prompts(profile)[0]
-    asked = {manifest.task(name).dataset for name in _tasks(profile)}
+    asked = {manifest.task(name).dataset for name in corpus_tasks(profile)}
     used = {*profile.corpus.datasets, *profile.corpus.new_datasets, *asked}
     # What a study does not use is left out: a manifest that grows changes no tokenizer and no model.
     return {
@@ -174,6 +171,63 @@ def prompts_of(profile: Profile, manifest: Manifest, template: str = QUERY_TEMPL
         for one in manifest.datasets
         if one.id in used
     }
+
+
+def base_nodes(profile: Profile, manifest: Manifest, nodes: Nodes) -> dict[str, Node]:
+    """The nodes up to the model every member starts from; only a tiny base begins at a random model."""
+    config = profile.base_model
+    if isinstance(config, PretrainedBase):
+        return {"base": _pretrained_model(config, named_prompts(profile, manifest))}
+    random = _random_model(config, prompts_of(profile, manifest), nodes)
+    return {"random": random, "base": _tiny_model(profile, config, manifest, {**nodes, "random": random})}
+
+
+def _random_model(config: TinyBase, prompts: dict[str, str], nodes: Nodes) -> Node:
+    """The tiny Qwen3 with random weights, and its tokenizer."""
+
+    def make(out: Path, found: Inputs) -> None:
+        from boom_utils.data.examples import read_examples
+        from boom_utils.training.base_model import random_encoder
+
+        pairs = read_examples(found["examples"].path / "pretraining.jsonl")
+        texts = [text for pair in pairs for text in (pair.query, *pair.pos)]
+        random_encoder([*texts, *prompts.values()], config, prompts).save(out)
+
+    described = {"base_model": config.model_dump(mode="json", exclude={"pretraining"}), "prompts": prompts}
+    inputs = {"examples": nodes["examples"]}
+    return Node("random", VERSION["random"], "random initialisation", described, make, inputs)
+
+
+def _tiny_model(profile: Profile, config: TinyBase, manifest: Manifest, nodes: Nodes) -> Node:
+    """The tiny base: the random model, weakly pre-trained."""
+    prompt = prompts_of(profile, manifest)[profile.corpus.datasets[0]]
+
+    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
+        from boom_utils.data.examples import read_examples
+        from boom_utils.training.base_model import pretrain
+
+        pairs = read_examples(found["examples"].path / "pretraining.jsonl")
+        return pretrain(found["random"].path, pairs, prompt, config, out)
+
+    described = {"base_model": config.model_dump(mode="json"), "prompt": prompt}
+    inputs = {"random": nodes["random"], "examples": nodes["examples"]}
+    log_file = ("training_log.jsonl",)
+    return Node(
+        "base", VERSION["base"], "base model", described, make, inputs, kept=(CHECKPOINTS,), observations=log_file
+    )
+
+
+def _pretrained_model(config: PretrainedBase, prompts: dict[str, str]) -> Node:
+    """The pretrained base in the kit's layout; keyed by the files it is made from, as far as they are known."""
+    from boom_utils.training.base_source import describe_base
+
+    def make(out: Path, _: Inputs) -> Mapping[str, Any]:
+        from boom_utils.training.pretrained_base import prepare_base
+
+        return prepare_base(config, prompts, out)
+
+    described = {"base_model": describe_base(config), "prompts": prompts}
+    return Node("base", VERSION["base"], "base model", described, make)
 
 
 def tokens(profile: Profile, manifest: Manifest, nodes: Nodes, *, new: bool = False) -> Node:
