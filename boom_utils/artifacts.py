@@ -293,7 +293,7 @@ class Node:
 
 
 class _Attempt:
-    """A folder in which one process makes one artifact: no other process writes there.
+    """A folder in which one process makes one artifact, under ``made``: no other process writes there.
 
     Checkpoints of an earlier attempt are taken over by renaming its folder, so one taker gets all of them. An attempt
     that lives on another machine, or seems dead and is not, finds its folder gone and cannot finish.
@@ -306,44 +306,47 @@ class _Attempt:
 
     def __init__(self, root: Path, name: str, kept: Sequence[str]) -> None:
         self.root, self.name, self.kept = root, name, kept
-        self.path = self._new(f"{platform.node()}-{os.getpid()}")
+        self.folder = self._new(f"{platform.node()}-{os.getpid()}")
+        self.path = self.folder / _MADE
         root.mkdir(parents=True, exist_ok=True)
         for other in sorted(root.glob(f"{name}.*"), key=self._checkpointed, reverse=True):
             host, pid = other.name.removeprefix(f"{name}.").rsplit("-", 2)[:2]
-            age = time.time() - (changed := _changed(other))
-            here = host == platform.node()
+            changed, here = max(_changed(other), _changed(other / _MADE)), host == platform.node()
             if here and process_alive(pid, changed):
                 continue
-            if self._checkpointed(other) and not self.path.exists():
+            if self._checkpointed(other) and not self.folder.exists():
                 self._take_over(other)
-            elif here or host == _LEFT or age > _A_DAY:
+            elif here or host == _LEFT or time.time() - changed > _A_DAY:
                 shutil.rmtree(other, ignore_errors=True)
-        self.path.mkdir(exist_ok=True)
-        self._inode = self.path.stat().st_ino
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._inode = self.folder.stat().st_ino
 
     def _new(self, owner: str) -> Path:
         return self.root / f"{self.name}.{owner}-{secrets.token_hex(4)}"
 
-    def _checkpointed(self, path: Path) -> float:
+    def _checkpointed(self, folder: Path) -> float:
         """When something to go on with was last written; 0 if there is nothing."""
-        return max((_changed(path / name) for name in self.kept), default=0)
+        return max((_changed(folder / _MADE / name) for name in self.kept), default=0)
 
     def _take_over(self, other: Path) -> None:
         try:
-            other.rename(self.path)
+            other.rename(self.folder)
         except FileNotFoundError:
             return  # somebody else was first
-        for path in [path for path in self.path.iterdir() if path.name not in self.kept]:
+        stale = [
+            path for path in (*self.folder.iterdir(), *self.path.iterdir()) if path.name not in (*self.kept, _MADE)
+        ]
+        for path in stale:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @property
     def lost(self) -> bool:
         """Whether another attempt has taken the folder; one that was made again under its name is another folder."""
-        return not self.path.exists() or self.path.stat().st_ino != self._inode
+        return not self.folder.exists() or self.folder.stat().st_ino != self._inode
 
     def complete(self, record: Mapping[str, Any]) -> None:
         """Write the record; unlike `write_json` this never makes the folder again that somebody took."""
-        path = self.path / f".{RECORD}.tmp"
+        path = self.folder / RECORD
         with path.open("x", encoding="utf-8") as handle:
             handle.write(json_text(record))
             handle.flush()
@@ -352,13 +355,13 @@ class _Attempt:
 
     def end(self, *, keep: bool) -> None:
         """Leave checkpoints to the next attempt; throw all else away."""
-        if keep and not self.lost and self._checkpointed(self.path):
-            self.path.rename(self._new(f"{_LEFT}-0"))
+        if keep and not self.lost and self._checkpointed(self.folder):
+            self.folder.rename(self._new(f"{_LEFT}-0"))
         else:
-            shutil.rmtree(self.path, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
-_LEFT, _A_DAY = "left", 24 * 3600.0
+_MADE, _LEFT, _A_DAY = "made", "left", 24 * 3600.0
 
 
 def _changed(path: Path) -> float:
@@ -481,7 +484,7 @@ class Workspace:
                     log.info("%s: another process was first; its result is used", node.label)
                     return found
                 # A folder without a record, or whose files are gone.
-                broken = attempt.with_name(f"{attempt.name}-broken")
+                broken = attempt.with_name("broken")
                 folder.rename(broken)
                 shutil.rmtree(broken)
             else:

@@ -235,6 +235,16 @@ def test_seeds_of_different_names_differ_and_do_not_depend_on_the_hash_seed() ->
     assert said == {f"{derive_seed(3, 'x', 1)}\n".encode()}
 
 
+def test_a_stage_may_put_another_folder_in_the_place_of_its_own(tmp_path: Path) -> None:
+    def make(out: Path, _: Mapping[str, Artifact]) -> None:
+        write_text(out.with_name("other") / "file", "x")  # as a merge does, whose folder is whole or absent
+        out.rmdir()
+        out.with_name("other").rename(out)
+
+    assert [*Workspace(tmp_path).build(Node("a", 1, "a", {}, make)).record["outputs"]] == ["file"]
+    assert not list((tmp_path / ".tmp").iterdir())
+
+
 def test_an_attempt_goes_on_from_the_checkpoints_of_the_one_that_failed_and_from_nothing_else(tmp_path: Path) -> None:
     seen: list[list[str]] = []
 

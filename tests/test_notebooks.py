@@ -365,7 +365,7 @@ def test_training_stopped_by_sigterm_exits_with_130_says_how_to_go_on_and_goes_o
         said.append(line)
         if "member full: started" in line:
             break
-    while not [path for path in (smoke.home / ".tmp").glob("member-*/training_log.jsonl") if path.stat().st_size]:
+    while not [path for path in (smoke.home / ".tmp").glob("member-*/*/training_log.jsonl") if path.stat().st_size]:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     said += process.stdout.readlines()
