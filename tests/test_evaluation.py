@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from conftest import TEXTS
 from made_up_tasks import Words, use_words
-from mteb.abstasks import AbsTaskClassification
 from mteb.models import ModelMeta
 from mteb.types import PromptType
 
@@ -121,16 +120,6 @@ def test_a_score_is_made_again_from_the_kept_values(
         reported = json.loads((tmp_path / "mock.json").read_text())["scores"]["test"][0]["v_measures"]["Level 0"]
         assert kept.columns["value"].tolist() == pytest.approx(reported, abs=1e-6)
         assert kept.columns["draw"].tolist() == [float(number // 2) for number in range(100)]
-
-
-@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2], ["a", "b", "c"]])
-def test_scores_of_a_classification_are_those_that_mteb_makes_of_the_column(labels: list[Any], tmp_path: Path) -> None:
-    rows = [{"text": "1 0", "label": label} for label in labels * 5]
-    made = build_task(local(tmp_path, "classification", train=rows, test=rows))
-    made.load_data()
-    truth, predicted = made.dataset["default"]["test"]["label"], np.array([*labels[:1] * 4, *(labels * 5)[4:]])
-    plain = AbsTaskClassification._calculate_scores(made, truth, predicted)
-    assert 0 < plain["accuracy"] < 1 and made._calculate_scores(truth, predicted) == plain
 
 
 def test_an_sts_is_scored_by_the_similarity_of_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
