@@ -73,6 +73,7 @@ def changed(raw: Raw, changes: Raw) -> Raw:
 
 FIRST, HUB = "datasets.0.origin.files.0", "datasets.0.hub"
 TASK = {"id": "nq", "dataset": "nq", "family": "retrieval", "held_out": False}
+DISTRIBUTION = {"name": "numpy", "version": "1.0", "licence": "BSD-3-Clause"}
 
 
 @pytest.mark.promise(5)
@@ -86,11 +87,14 @@ TASK = {"id": "nq", "dataset": "nq", "family": "retrieval", "held_out": False}
         ("mined", {"datasets.1.local": {"files": ["a.csv"]}}, "files under local, instead of none: the source is inst"),
         ("mined", {"tasks.0.dataset": "sumary_to_description"}, "did you mean 'summary_to_description'?"),
         ("mined", {"tasks.1.family": "sts"}, "task 'parameter_question' is sts, its dataset is retrieval"),
+        ("mined", {"source.distributions": [DISTRIBUTION]}, "is held out, but no distribution is"),
         ("https", {"datasets.0.id": "../x"}, "datasets.0.id"),
         ("https", {"datasets.0.id": "a\0b"}, "datasets.0.id"),
         ("https", {"source.kind": "http_files"}, "did you mean 'https_files'?"),
         ("https", {"source.hosts.0": "files.example.com"}, "is not on one of source.hosts; did you mean 'files.ex"),
         ("https", {FIRST: file("two", sha256="b" * 64)}, "would lie at the place of"),
+        ("https", {FIRST: file("two/x")}, "/two, which is a file"),
+        ("https", {"excluded": {"one": "it is closed"}}, "'one' is a dataset, and excluded"),
         ("https", {"datasets.0.origin.files.1": file("one")}, "/one' is named twice"),
         ("https", {FIRST: file("x", url="https://files.example.org/main/x")}, "is not pinned: the commit"),
         ("https", {f"{FIRST}.url": "https://files.example.org/a/../b"}, f"{FIRST}: "),
@@ -102,6 +106,12 @@ TASK = {"id": "nq", "dataset": "nq", "family": "retrieval", "held_out": False}
         ("hub", {f"{HUB}.revision": "main"}, f"{HUB}.revision"),
         ("hub", {f"{HUB}.files": ["../x.parquet"]}, f"{HUB}.files.0.path"),
         ("hub", {f"{HUB}.files": ["a.jsonl", "a.jsonl"]}, "file 'nq: a.jsonl' is named twice"),
+        (
+            "hub",
+            {"datasets.1.hub.files": ["data/nq-*.parquet"]},
+            "hub file 'owner/data/data/nq-*.parquet' is named twice",
+        ),
+        ("hub", {"datasets.1.hub.revision": "b" * 40}, "owner/data is named at two revisions"),
         ("hub", {f"{HUB}.rows": {"value": 3, "source": "statd"}}, "did you mean 'stated'?"),
         ("hub", {"datasets.0.role": "evaluation"}, "dataset 'nq' is only evaluated: hold out rows of it"),
         ("hub", {"benchmarks": None}, "nothing to evaluate with"),

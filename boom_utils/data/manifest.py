@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
@@ -274,10 +274,15 @@ def _repeated(corpus: Manifest) -> Iterator[str]:
         "task": (one.id for one in corpus.tasks),
         "distribution": (one.name.lower() for one in getattr(corpus.source, "distributions", ())),
         "file": (f"{one.id}: {getattr(file, 'path', file)}" for one, place in placed for file in place.files),
+        "hub file": (f"{one.hub.repo}/{file.path}" for one in corpus.datasets if one.hub for file in one.hub.files),
         "held-out rows of": (task.dataset for task in corpus.tasks if isinstance(corpus.source, LocalFiles)),
     }
     for kind, names in groups.items():
         yield from (f"{kind} '{name}' is named twice" for name, count in Counter(names).items() if count > 1)
+    revisions = dict[str, str | None]()
+    for hub in (one.hub for one in corpus.datasets if one.hub):
+        if revisions.setdefault(hub.repo, hub.revision) != hub.revision:
+            yield f"{hub.repo} is named at two revisions: {revisions[hub.repo]} and {hub.revision}"
 
 
 def _name_problems(corpus: Manifest) -> Iterator[str]:
@@ -288,6 +293,7 @@ def _name_problems(corpus: Manifest) -> Iterator[str]:
             yield f"task '{task.id}': no dataset '{name}'{nearest(name, families)}"
         if task.family != (family := families.get(task.dataset, task.family)):
             yield f"task '{task.id}' is {task.family}, its dataset is {family}"
+    yield from (f"'{name}' is a dataset, and excluded" for name in corpus.excluded if name in families)
     if not corpus.tasks and not corpus.benchmarks:
         yield "there is nothing to evaluate with: name tasks, or benchmarks of mteb"
 
@@ -321,7 +327,10 @@ def _source_problems(corpus: Manifest) -> Iterator[str]:
             yield f"dataset '{dataset.id}' is only evaluated: hold out {other} instead"
         elif (dataset.role == "evaluation" or dataset.id in shares) and dataset.id not in evaluated:
             yield f"dataset '{dataset.id}' is kept from training, or a share of it is, but no task evaluates it"
+    distributions = corpus.source.distributions if isinstance(corpus.source, InstalledDistributions) else ()
     for task in corpus.tasks:
+        if place is None and task.held_out and not any(one.held_out for one in distributions):
+            yield f"task '{task.id}' is held out, but no distribution is"
         if place == "origin" and task.held_out and roles.get(task.dataset, "evaluation") != "evaluation":
             yield f"task '{task.id}' is held out, but its dataset is trained on"
         if place in ("hub", "local") and task.dataset not in shares:
@@ -343,6 +352,9 @@ def _file_problems(corpus: Manifest) -> Iterator[str]:
             known = places.setdefault(str(file.path).casefold(), file)  # on some disks case does not count
             if (known.url, known.sha256, known.bytes) != (file.url, file.sha256, file.bytes):
                 yield f"{file.url} would lie at the place of {known.url}, and has another address, sha256 or size"
+    for name, file in places.items():
+        for above in (places[str(one)] for one in PurePosixPath(name).parents if str(one) in places):
+            yield f"{file.url} would lie below {above.url}, which is a file"
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
