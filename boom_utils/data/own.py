@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from boom_utils.artifacts import derive_seed, sha256_file
@@ -44,7 +43,7 @@ from boom_utils.data.fetching import hub_set, used_datasets
 from boom_utils.data.files import hub_errors, hub_paths, hub_snapshot, read_lock
 from boom_utils.data.manifest import READABLE, Dataset, EvaluationTask, Manifest
 from boom_utils.data.negatives import NegativePool
-from boom_utils.data.text_files import COLUMNS, Raw
+from boom_utils.data.text_files import Raw, table_of
 from boom_utils.errors import ConfigError, DataError, DownloadError, bullet_list
 from boom_utils.progress import progress
 
@@ -287,7 +286,7 @@ class _Source:
         parts = {"train": self.kept, "test": self.held}
         if self.kind == "graded" and max(row.score for rows in parts.values() for row in rows) <= 1:
             parts = {name: [row._replace(score=5 * row.score) for row in rows] for name, rows in parts.items()}
-        return Raw(self.kind, {name: _table(self.kind, rows) for name, rows in parts.items()}, ())
+        return Raw(self.kind, {name: table_of(self.kind, rows) for name, rows in parts.items()})
 
     def _judged(self) -> Raw:
         """Held-out queries, each once, and every passage of their rows as a document."""
@@ -301,15 +300,11 @@ class _Source:
             "queries": [(f"q{number}", rows[0].query) for number, rows in enumerate(queries)],
             "qrels": [(f"q{query}", f"d{text}", 1) for query, found in enumerate(relevant) for text in found],
         }
-        return Raw("judged", {name: _table(name, rows) for name, rows in parts.items()}, ())
+        return Raw("judged", {name: table_of(name, rows) for name, rows in parts.items()})
 
 
 def _asked(example: TrainingExample) -> str:
     return normalise(example.query)
-
-
-def _table(shape: str, rows: Sequence[Sequence[Any]]) -> pa.Table:
-    return pa.table({name: [row[place] for row in rows] for place, name in enumerate(COLUMNS[shape])})
 
 
 class OwnRows:
@@ -424,6 +419,6 @@ class OwnRows:
 
     def facts(self) -> dict[str, Any]:
         """The sha256 of the files, what is not as the manifest says, and rows that were mined for or left out."""
-        bad = {name: {"number": one.bad.number, "first": one.bad.first} for name, one in self._sources.items()}
+        bad = {name: one.bad.facts for name, one in self._sources.items()}
         facts = {"deviations": self._deviations, "mined": self._mined, "bad_lines": bad}
         return {"fingerprint": self._fingerprint(), **facts}

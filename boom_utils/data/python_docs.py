@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from boom_utils.artifacts import derive_seed
 from boom_utils.config import CorpusConfig
@@ -30,7 +29,7 @@ from boom_utils.data.manifest import Dataset, EvaluationTask, Manifest
 from boom_utils.data.mining import PLACEHOLDER, Definition, Mined, clean_text, is_readable, truncate_words
 from boom_utils.data.rows import NEGATIVES, POSITIVES, example, labelled_examples
 from boom_utils.data.sampling import draw
-from boom_utils.data.text_files import COLUMNS, Raw, Shape
+from boom_utils.data.text_files import Raw, Shape, table_of
 from boom_utils.errors import ManifestError, bullet_list
 
 LONGEST_PASSAGE, LONGEST_MESSAGE, LONGEST_COMPARED = 60, 30, 48  # words; smoke's base reads 64-128 tokens
@@ -330,8 +329,7 @@ class PythonDocs:
             # In the order of the texts: the place in a list must not give the answer away.
             candidates = [(row, text) for row in rows for text in sorted((*row.pos, *row.neg))]
             records = [(row.query, text, str(int(text in row.pos))) for row, text in candidates]
-        table = pa.table({name: [row[place] for row in records] for place, name in enumerate(COLUMNS[shape])})
-        return evaluation_set(Raw(shape, {"test": table}, ()), dataset, limits, generator)
+        return evaluation_set(Raw(shape, {"test": table_of(shape, records)}), dataset, limits, generator)
 
     def training(self, name: str) -> list[TrainingExample]:
         """Rows of a dataset, or pairs for the tiny base, whose texts no other set has."""

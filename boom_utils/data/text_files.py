@@ -11,22 +11,19 @@ import csv
 import gzip
 import io
 import json
-import logging
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
-from boom_utils.data.examples import MalformedError
+from boom_utils.data.examples import BadRows, MalformedError
 from boom_utils.data.manifest import DataFile, Origin
 from boom_utils.errors import DataError, bullet_list, nearest
-
-log = logging.getLogger(__name__)
 
 Shape = Literal["pairs", "candidates", "labelled", "graded", "judged_pairs", "nli", "judged"]
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -81,12 +78,17 @@ class Raw:
     Args:
         shape: What the columns mean (`COLUMNS`).
         parts: Part -> table; train, dev and test, or corpus, queries and qrels. All columns are strings but ``score``.
-        bad_lines: Malformed rows that were left out; empty unless that was asked for.
+        bad: Malformed rows that were left out; none unless that was asked for.
     """
 
     shape: Shape
     parts: Mapping[str, pa.Table]
-    bad_lines: tuple[str, ...]
+    bad: BadRows = field(default_factory=BadRows)
+
+
+def table_of(shape: str, rows: Sequence[Sequence[Any]]) -> pa.Table:
+    """Records of a shape, or of a part of ``judged``, from rows of values in the order of `COLUMNS`."""
+    return pa.table({name: [row[place] for row in rows] for place, name in enumerate(COLUMNS[shape])})
 
 
 def collapse(text: str) -> str:
@@ -249,27 +251,20 @@ def read_files(name: str, origin: Origin, reader: Reader, folder: Path, on_bad_l
         DataError: A file is missing; rows are malformed (the first ten are shown with file, place and rule); a part has
             no rows or not as many as the manifest states; a rule leaves out another number of rows than it says.
     """
-    parts, bad_lines = _records(origin, reader, folder)
-    wrong = []
+    bad, wrong = BadRows(on_bad_line == "skip", f"the files of dataset '{name}'"), []
+    parts = _records(origin, reader, folder, bad)
     for rule in reader.rules:
         before = sum(map(len, parts.values()))
         rule.leave_out(parts)
         left_out = before - sum(map(len, parts.values()))
         wrong += [f"left out, {rule.why}: {left_out} rows instead of {rule.rows}"] if left_out != rule.rows else []
-    if reader.shape == "judged":
-        bad_lines += _check_ids(parts)
-    if bad_lines and on_bad_line == "error":
-        raise DataError(
-            f"{len(bad_lines)} malformed line(s) in the files of dataset '{name}'",
-            found=bullet_list(bad_lines[:10]),
-            fix='fetch the files again, correct the manifest, or set on_bad_line to "skip" to leave these lines out',
-        )
-    for bad in bad_lines:
-        log.warning("skipped %s", bad)
+    for problem in _check_ids(parts) if reader.shape == "judged" else ():
+        bad.add(problem)
+    bad.close()
     # Where rows were skipped, only a part without any is wrong.
-    wrong = [] if bad_lines else wrong
+    wrong = [] if bad.number else wrong
     for part, rows in origin.parts.items():
-        if (found := len(parts[part])) != rows and not (bad_lines and found):
+        if (found := len(parts[part])) != rows and not (bad.number and found):
             wrong.append(f"part '{part}': {found} rows instead of {rows}")
     if wrong or not any(parts.values()):
         raise DataError(
@@ -282,13 +277,13 @@ def read_files(name: str, origin: Origin, reader: Reader, folder: Path, on_bad_l
         for part, records in parts.items()
         if records
     }
-    return Raw(reader.shape, tables, tuple(bad_lines))
+    return Raw(reader.shape, tables, bad)
 
 
-def _records(origin: Origin, reader: Reader, folder: Path) -> tuple[Parts, list[str]]:
-    """All good records, in the order of the files; and what is malformed."""
+def _records(origin: Origin, reader: Reader, folder: Path, bad: BadRows) -> Parts:
+    """All good records, in the order of the files; ``bad`` gets what is malformed."""
     parts: Parts = {part: [] for part in reader.columns}
-    bad_lines, empty = list[str](), list[str]()
+    empty = list[str]()
     groups: dict[str, list[DataFile]] = {}
     for file in origin.files:
         is_column = file.part in COLUMNS.get(reader.shape, ())
@@ -301,7 +296,7 @@ def _records(origin: Origin, reader: Reader, folder: Path) -> tuple[Parts, list[
             # All of it first: of a file that turns out to be damaged nothing is used.
             rows = list(reader.rows(Source(files[0].role, texts)))
         except MalformedError as error:
-            bad_lines.append(f"{name}: {error}")
+            bad.add(f"{name}: {error}")
             continue
         except FileNotFoundError as error:
             what, fix = f"the file {name} has not been downloaded", "run `boom data fetch` for this corpus first"
@@ -311,10 +306,12 @@ def _records(origin: Origin, reader: Reader, folder: Path) -> tuple[Parts, list[
             try:
                 record = _record(values, reader, part, origin.label_names)
             except MalformedError as error:
-                bad_lines.append(f"{name}{place}: {error}")
+                bad.add(f"{name}{place}: {error}")
             else:
                 parts[record["part"]].append({**record, "at": f"{name}{place}"})
-    return parts, bad_lines + (empty if len(empty) != reader.empty_files else [])
+    for problem in empty if len(empty) != reader.empty_files else ():
+        bad.add(problem)
+    return parts
 
 
 def _record(values: Values | str, reader: Reader, part: str, labels: Mapping[str, str]) -> dict[str, Any]:

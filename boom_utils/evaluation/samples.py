@@ -117,6 +117,7 @@ class _Keeping(AbsTask):  # type: ignore[misc]
             rows = data[hf_split] if isinstance(data, Mapping) and hf_split in data else data
             for level, found in self.values(self, rows, scores).items():
                 self.samples[f"{hf_split}/{hf_subset}{level}"] = found
+        self.predictions = None  # of a large task: gigabytes
         return scores
 
     def _save_task_predictions(self, predictions: Any, *_: Any, **__: Any) -> None:
