@@ -37,7 +37,6 @@ from boom_utils.reporting.experiments import (
 from boom_utils.reporting.figures import (
     core_ratio_sweep,
     granularity_comparison,
-    interaction,
     model_means,
     pareto,
     study_figures,
@@ -197,8 +196,6 @@ def test_a_damaged_interaction_is_an_error_and_none_is_no_figure(results: Result
     without = Results(tmp_path, results.study)
     assert dataset_table(without).empty
     assert "interaction" not in study_figures(without)
-    with pytest.raises(ResultsError, match="no interaction"):
-        interaction(without)
     write_json(tmp_path / "interaction.json", {"datasets": ["a", "b"]})
     with pytest.raises(ResultsError, match="not an interaction"):
         dataset_table(without)

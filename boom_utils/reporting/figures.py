@@ -80,7 +80,10 @@ def study_figures(results: Results) -> dict[str, Draw]:
         "pareto": (variants(results), pareto),
         "core_ratio_sweep": (core_sweep(results), core_ratio_sweep),
         "merge_weight_sweep": (weight_sweep(results), merge_weight_sweep),
-        "interaction": (read_interaction(results), interaction),
+        "interaction": (
+            read_interaction(results),
+            lambda found: interaction_heat_map(*(read_interaction(found) or ())),
+        ),
     }
     return {name: draw for name, (has, draw) in wanted.items() if has}
 
@@ -362,12 +365,8 @@ def pareto(results: Results) -> Figure:
     axes[0].set_ylabel(f"mean score x 100, {interval_text(results)}")
     figure.supxlabel("training cost, 1 = the reference's; solid step: certain, dashed: inconclusive", fontsize=8)
     known = [Line2D([], [], ls="", label=f"{number} {model}") for number, model in enumerate(models, 1)]
-    for label, marker, face, edge in (
-        ("merged", "s", "white", ORANGE),
-        ("trained", "o", "white", BLUE),
-        ("filled: not dominated", "s", "black", "black"),
-    ):
-        known.append(Line2D([], [], marker=marker, mec=edge, mfc=face, ls="", label=label))
+    for label, marker, face in (("merged", "s", "white"), ("trained", "o", "white"), ("not dominated", "s", "black")):
+        known.append(Line2D([], [], marker=marker, mec="black", mfc=face, ls="", label=label))
     figure.legend(handles=known, frameon=False, fontsize=7.5, loc="outside right upper", handlelength=1)
     return figure
 
@@ -546,18 +545,6 @@ def layer_heat_map(geometry: Mapping[str, Any]) -> Figure:
     figure, axis = panels.matrix(sizes_LM, names, "{:.1f}", "% of the base's length there", scale=scale)
     axis.set_title("update by layer")
     return figure
-
-
-def interaction(results: Results) -> Figure:
-    """Loss differences of all pairs of datasets with their clusters.
-
-    Raises:
-        ResultsError: The study has no interaction analysis.
-    """
-    found = read_interaction(results)
-    if found is None:
-        raise ResultsError("this study has no interaction analysis", where=results.place("interaction.json"))
-    return interaction_heat_map(*found)
 
 
 def interaction_heat_map(interaction: Interaction, found: Clusters | None = None) -> Figure:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
@@ -178,44 +178,29 @@ def coloured_table(
         scale: Ends of the colours; None: as far on both sides of 0, blue below and orange above.
         stars: Which cells get a star, (rows, columns).
     """
-    limit = max((abs(v) for v in np.ma.compressed(values) if v == v), default=0.0) or 1.0
+    limit = np.nanmax(np.ma.filled(np.abs(values), 0.0), initial=0.0) or 1.0
     low, high = scale or (-limit, limit)
-    colours: Colormap = mpl.colormaps["cividis"] if scale else DIVERGING
+    colours = mpl.colormaps["cividis"] if scale else DIVERGING
     image = axis.imshow(values, cmap=colours.with_extremes(bad="#E4E4E4"), vmin=low, vmax=high, aspect="auto")
-    axis.set_yticks(range(values.shape[0]), names[0], fontsize=9 if values.shape[0] <= 20 else 7)
-    axis.set_xticks(range(values.shape[1]), names[1], rotation=35, ha="right", rotation_mode="anchor", fontsize=8)
+    axis.set_yticks(range(len(names[0])), names[0], fontsize=9 if len(names[0]) <= 20 else 7)
+    axis.set_xticks(range(len(names[1])), names[1], rotation=35, ha="right", rotation_mode="anchor", fontsize=8)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     luminance = (image.to_rgba(np.ma.filled(values, 0.0))[..., :3] ** 2.2) @ np.array([0.2126, 0.7152, 0.0722])
-    numbers = max(values.shape) <= MOST_WITH_NUMBERS
-    for place in np.argwhere(~np.ma.getmaskarray(values)):
-        row, column = map(int, place)
-        star = "*" if stars is not None and stars[row, column] else ""
-        value = float(values[row, column])
-        # Adding nothing to what is shown as nothing takes its minus sign away.
-        text = "n/a" if math.isnan(value) else shown.format(0.0 if float(shown.format(value)) == 0 else value)
-        axis.text(
-            column,
-            row,
-            f"{text}{star}" if numbers else star,
-            ha="center",
-            va="center",
-            fontsize=7.5 if max(values.shape) <= 14 or not numbers else 5.5,
-            fontweight="bold" if star else "normal",
-            color="white" if luminance[row, column] < 0.22 else "black",  # contrast 4 or more for both
-        )
+    numbers, size = max(values.shape) <= MOST_WITH_NUMBERS, 5.5 if 14 < max(values.shape) <= MOST_WITH_NUMBERS else 7.5
+    for row, column in np.argwhere(~np.ma.getmaskarray(values)):
+        value, star = float(values[row, column]), "*" if stars is not None and stars[row, column] else ""
+        text = ("n/a" if math.isnan(value) else shown.format(value)) if numbers else ""
+        text = text.replace("-", "+" if "+" in shown else "") if text.strip("-0.") == "" else text  # no minus nothing
+        white = luminance[row, column] < 0.22  # contrast 4 or more for both
+        look: dict[str, Any] = {"fontweight": "bold" if star else "normal", "color": "white" if white else "black"}
+        axis.text(column, row, text + star, ha="center", va="center", fontsize=size, **look)
     return image
 
 
 def legend(figure: Figure, axes: Sequence[Axes], columns: int = 6) -> None:
     """One legend above all panels, each name once."""
     found = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    look: dict[str, Any] = {"frameon": False, "fontsize": 7.5, "loc": "outside upper center"}
     if found:
-        figure.legend(
-            found.values(),
-            found.keys(),
-            frameon=False,
-            fontsize=7.5,
-            loc="outside upper center",
-            ncols=max(1, min(columns, len(found))),
-        )
+        figure.legend(found.values(), found.keys(), ncols=max(1, min(columns, len(found))), **look)
