@@ -159,7 +159,7 @@ def _add_merge(commands: Any) -> None:
         "out", type=Path, nargs="?", metavar="OUT", help="folder of the merged model (with --plan: of the report)"
     )
     merge.add_argument(
-        "--plan", action="store_true", help="merge nothing: print norms, angles, outliers and what the merge would give"
+        "--plan", action="store_true", help="merge nothing: print norms, angles and what the merge would give"
     )
     merge.add_argument("--shard-gb", type=float, default=5.0, metavar="N", help="most gigabytes in one weight file (5)")
     merge.add_argument("--threads", type=int, metavar="N", help="threads (one for each processor, at most 16)")

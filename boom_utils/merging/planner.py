@@ -1,12 +1,12 @@
 """What a family of models looks like and what a merge of it would do, from the Gram matrices alone.
 
-The checkpoints are read once, for `family_grams`; angles, distances, outliers and the coefficients of any closed-form
+The checkpoints are read once, for `family_grams`; angles, distances and the coefficients of any closed-form
 merge with any weights follow without reading them again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,27 +22,6 @@ from boom_utils.merging.recipe import LAYER, Recipe
 
 Array = NDArray[np.float64]
 
-# A robust z score from which something stands out, the usual choice (Iglewicz and Hoaglin, 1993), and the least factor
-# that is worth a word: equal models have a spread of zero, and then everything would stand out.
-OUTLYING, WORTH_SAYING = 3.5, 2.0
-
-
-@dataclass(frozen=True)
-class Outlier:
-    """Something that stands apart from what it is compared with.
-
-    Attributes:
-        model: The member.
-        what: ``size`` of its update, its ``direction``, or the name of a tensor it changed unusually.
-        value: The relative size |x - base| / |base|, or the mean cosine to the other members.
-        typical: The median of what it is compared with: the other members, or the member's other tensors.
-    """
-
-    model: str
-    what: str
-    value: float
-    typical: float
-
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
@@ -57,7 +36,6 @@ class Geometry:
         distances: (M, M), |x_i - x_j| / |base|.
         layers: Names of groups of tensors: each layer, and what lies before and after them.
         by_layer: (layers, M), relative update of each group.
-        outliers: Members and tensors that stand apart.
     """
 
     members: tuple[str, ...]
@@ -68,13 +46,10 @@ class Geometry:
     distances: Array
     layers: tuple[str, ...]
     by_layer: Array
-    outliers: tuple[Outlier, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers and lists; NaN (a cosine with a zero vector) becomes null."""
-        plain = {key: value for key, value in asdict(self).items() if not isinstance(value, np.ndarray)}
-        arrays = {key: _plain(value) for key, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return {**plain, **arrays}
+        return {key: _plain(value) for key, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -104,13 +79,12 @@ class MergeForecast:
 
 
 def geometry_of(table: GramTable) -> Geometry:
-    """Norms, angles, distances and outliers of a family.
+    """Norms, angles and distances of a family.
 
     Args:
         table: Its Gram matrices; the first model is the base if it says so.
     """
     views = table.views()
-    names = table.models[table.has_base :]
     whole = whole_model(views)
     groups: dict[str, list[TensorGram]] = {}
     for view in views:
@@ -119,7 +93,7 @@ def geometry_of(table: GramTable) -> Geometry:
     by_layer = np.array([_relative_updates(whole_model(groups[layer])) for layer in layers])
     scale = _reference(whole)
     return Geometry(
-        members=tuple(names),
+        members=tuple(table.models[table.has_base :]),
         has_base=table.has_base,
         norms=norms(whole.models),
         relative_updates=_relative_updates(whole),
@@ -127,7 +101,6 @@ def geometry_of(table: GramTable) -> Geometry:
         distances=distances(whole) / scale if scale else distances(whole),
         layers=tuple(layers),
         by_layer=by_layer,
-        outliers=(*_outlying_members(names, whole), *_outlying_tensors(names, views)),
     )
 
 
@@ -287,52 +260,12 @@ def _relative_updates(gram: TensorGram) -> Array:
     return _differences(gram) / reference if reference else np.zeros(len(gram.matrix) - 1)
 
 
-def _robust_scores(values: Array) -> Array:
-    """How many robust standard deviations each value is from the median (0 where they do not spread)."""
-    off = np.asarray(values - np.median(values))
-    spread = 1.4826 * float(np.median(np.abs(off)))
-    return off / spread if spread > 0 else np.where(np.abs(off) > 0, np.sign(off) * np.inf, 0.0)
-
-
-def _outlying_members(names: Sequence[str], whole: TensorGram) -> list[Outlier]:
-    if len(names) < 3:
-        return []
-    found = []
-    sizes = _relative_updates(whole)
-    logs = np.log(np.maximum(sizes, 1e-300))
-    for name, size, score, log in zip(names, sizes, _robust_scores(logs), logs, strict=True):
-        if abs(score) > OUTLYING and abs(log - np.median(logs)) > np.log(WORTH_SAYING):
-            found.append(Outlier(name, "size", float(size), float(np.median(sizes))))
-    between = cosines(whole.merged)
-    means = (np.nansum(between, axis=1) - 1) / (len(names) - 1)
-    apart = 1 - means
-    for name, mean, score, distance in zip(names, means, _robust_scores(apart), apart, strict=True):
-        if score > OUTLYING and distance > WORTH_SAYING * np.median(apart):
-            found.append(Outlier(name, "direction", float(mean), float(np.median(means))))
-    return found
-
-
-def _outlying_tensors(names: Sequence[str], views: Sequence[TensorGram], most: int = 10) -> list[Outlier]:
-    """The tensors that a member changed far more than its others (by name of the matrix: norms are another kind)."""
-    kinds: dict[str, list[TensorGram]] = {}
-    for view in views:
-        kinds.setdefault(LAYER.sub(".", view.name), []).append(view)
-    found = []
-    for alike in (group for group in kinds.values() if len(group) >= 4):
-        sizes = np.array([_relative_updates(view) for view in alike])
-        for number, name in enumerate(names):
-            column = sizes[:, number]
-            logs = np.log(np.maximum(column, 1e-300))
-            for view, size, score, log in zip(alike, column, _robust_scores(logs), logs, strict=True):
-                if score > OUTLYING and log - np.median(logs) > np.log(WORTH_SAYING):
-                    found.append((float(score), Outlier(name, view.name, float(size), float(np.median(column)))))
-    return [outlier for _, outlier in sorted(found, key=lambda pair: -pair[0])[:most]]
-
-
 def finite_or_none(value: float) -> float | None:
     """The value, or None for NaN and infinities, which JSON does not have."""
     return float(value) if np.isfinite(value) else None
 
 
-def _plain(values: Array) -> Any:
-    return [_plain(part) for part in values] if values.ndim else finite_or_none(float(values))
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return [_plain(part) for part in value] if value.ndim else finite_or_none(float(value))
+    return list(value) if isinstance(value, tuple) else value

@@ -33,23 +33,6 @@ def layer_frame(geometry: Mapping[str, Any]) -> pd.DataFrame:
     return frame
 
 
-def outlier_frame(geometry: Mapping[str, Any]) -> pd.DataFrame:
-    """Members and tensors that stand apart in a family of checkpoints.
-
-    Args:
-        geometry: As `boom_utils.merging.planner.Geometry.as_json` gives it.
-
-    Returns:
-        One row for everything that stands apart; empty when nothing does.
-
-    >>> len(outlier_frame({"outliers": []}))
-    0
-    """
-    columns = ["model", "what", "value", "typical"]
-    rows = [[found["model"], found["what"], *_values(found)] for found in geometry["outliers"]]
-    return pd.DataFrame(rows, columns=columns)
-
-
 def forecast_frame(forecasts: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """One row a merge: what it is made of, how long it is, how far from the base and from the weighted mean.
 
@@ -83,19 +66,11 @@ def plan_text(geometry: Mapping[str, Any], forecasts: Mapping[str, Mapping[str, 
     parts = [f"Members (cosines of their {kind}, all tensors together)", markdown(member_frame(geometry))]
     parts += ["Distance from the base by layer, %" if geometry["has_base"] else "Distance from the mean by layer, %"]
     parts += [markdown(layer_frame(geometry))]
-    outliers = outlier_frame(geometry)
-    parts += ["Outliers", markdown(outliers)] if len(outliers) else ["Outliers: none"]
     if forecasts:
         note = "c: mean coefficient; from the mean: in units of the members' own distance from their weighted mean"
         parts += [f"The merge ({note})", markdown(forecast_frame(forecasts))]
         parts += [f"  {name}: {note}" for found in forecasts.values() for name, note in found["notes"].items()]
     return "\n".join(parts)
-
-
-def _values(found: Mapping[str, Any]) -> list[str]:
-    if found["what"] == "direction":
-        return [f"cos {found['value']:.3f}", f"cos {found['typical']:.3f}"]
-    return [f"{100 * found['value']:.3f} %", f"{100 * found['typical']:.3f} %"]
 
 
 def _cosine(value: float | None) -> str:

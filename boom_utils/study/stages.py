@@ -26,7 +26,7 @@ VERSION: Mapping[str, int] = {
     "plan": 2,
     "member": 3,
     "merge": 2,
-    "geometry": 2,
+    "geometry": 3,
     "losses": 2,
     "interaction": 3,
     "scores": 3,
