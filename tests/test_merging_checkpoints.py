@@ -248,12 +248,6 @@ def test_recipes_over_models_that_users_bring(cases, tmp_path):
     assert {name for name, problems in found.items() if not problems} == same
 
 
-def test_one_name_for_two_tensors_is_refused(tmp_path):
-    change_tensors(make_folder(tmp_path / "a"), model__norm__weight=torch.ones(4))
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight and norm\.weight"):
-        Checkpoint(tmp_path / "a")
-
-
 def test_a_tied_head_is_the_embedding_and_left_out(tmp_path):
     a, b = make_folder(tmp_path / "a"), make_folder(tmp_path / "b")
     change_tensors(b, lm_head__weight=tensors_of(1)["embed_tokens.weight"])
@@ -277,47 +271,32 @@ BAD_SHARDS = [
 ]
 
 
-@pytest.mark.promise(27)
-@pytest.mark.parametrize(("index", "files", "said"), BAD_SHARDS)
-def test_shards_that_are_not_what_their_index_says_are_refused(tmp_path, index, files, said):
-    folder = make_folder(tmp_path / "a")
-    index = shard(folder) | index if isinstance(index, dict) else index
-    write_json(folder / "model.safetensors.index.json", {"weight_map": index})
-    for change in files:
-        save_file(tensors_of(2), folder / change[1:]) if change[0] == "+" else (folder / change[1:]).unlink()
-    with pytest.raises(CheckpointError, match=said) as caught:
-        Checkpoint(folder)
-    assert "norm.weight:" not in str(caught.value)
-
-
 class Payload:
     def __reduce__(self):
         return Path.touch, (Path("canary"),)
 
 
-@pytest.mark.promise(20)
-@pytest.mark.parametrize(
-    "name",
-    ["pytorch_model.bin", "model.pt", "model.ckpt", "model.pth", "model.safetensors", "1_Pooling/pytorch_model.bin"],
-)
-def test_a_pickle_is_refused_and_its_payload_does_not_run(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    folder = make_encoder(tmp_path / "a")
-    if "/" not in name:
-        (folder / "model.safetensors").unlink()
-    (folder / name).write_bytes(pickle.dumps(Payload()))
-    with pytest.raises(CheckpointError, match=r"pickled|cannot be read"):
-        Checkpoint(folder)
-    assert not (tmp_path / "canary").exists()
+def bad_shards(index, files):
+    def damage(folder: Path) -> None:
+        found = shard(folder) | index if isinstance(index, dict) else index
+        write_json(folder / "model.safetensors.index.json", {"weight_map": found})
+        for change in files:
+            save_file(tensors_of(2), folder / change[1:]) if change[0] == "+" else (folder / change[1:]).unlink()
+
+    return damage
 
 
-@pytest.mark.promise(20)
-def test_a_zip_called_safetensors_and_a_model_with_code_are_refused(tmp_path):
-    torch.save(tensors_of(1), make_folder(tmp_path / "zip") / "model.safetensors")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        Checkpoint(tmp_path / "zip")
-    with pytest.raises(CheckpointError, match="auto_map"):
-        Checkpoint(make_folder(tmp_path / "code", auto_map={"AutoModel": "modeling.Evil"}))
+def pickled(name):
+    def damage(folder: Path) -> None:
+        if "/" not in name:
+            (folder / "model.safetensors").unlink()
+        (folder / name).write_bytes(pickle.dumps(Payload()))
+
+    return damage
+
+
+def weights_are(content: bytes):
+    return lambda folder: (folder / "model.safetensors").write_bytes(content)
 
 
 def raw_safetensors(header: object, data: bytes = b"\0" * 8) -> bytes:
@@ -325,42 +304,48 @@ def raw_safetensors(header: object, data: bytes = b"\0" * 8) -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
-@pytest.mark.promise(21)
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\0" * 7,
-        struct.pack("<Q", 2**62) + b"{}",
-        raw_safetensors(b"not json"),
-        raw_safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 800]}}),
-        raw_safetensors({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}),
-        raw_safetensors({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}),
-        raw_safetensors({name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in "ab"}),
-        raw_safetensors(
-            b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}'
-        ),
-        raw_safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, b"\0" * 12),
-        raw_safetensors({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}),
-        raw_safetensors({"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}),
-        raw_safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"\0" * 4),
-        raw_safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"\0" * 80),
-    ],
-)
-def test_a_damaged_weight_file_is_a_clean_error(tmp_path, content):
-    (make_folder(tmp_path / "a") / "model.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        Checkpoint(tmp_path / "a")
+def entry(dtype: str = "F32", shape: object = (2,), end: int = 8, start: int = 0) -> dict[str, object]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
 
 
-def test_a_folder_without_weights_says_what_it_holds(tmp_path):
-    with pytest.raises(CheckpointError, match="not found"):
-        Checkpoint(tmp_path / "absent")
-    folder = make_folder(tmp_path / "a")
-    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"no weights(.|\n)*adapter_model"):
+TWICE = f'{{"a":{json.dumps(entry())},"a":{json.dumps(entry("I64", (1,)))}}}'.encode()
+DAMAGED = [
+    *(b"", b"\0" * 7, struct.pack("<Q", 2**62) + b"{}", raw_safetensors(b"not json"), raw_safetensors(TWICE)),
+    *(raw_safetensors({"a": one}) for one in (entry(end=800), entry(shape=(3,)), entry(shape=(2**40, 2**40)))),
+    *(raw_safetensors({"a": one}) for one in (entry(shape=(-2,)), entry("F8_E4M3", (8,)))),
+    raw_safetensors({"a": entry(), "b": entry()}),
+    raw_safetensors({"a": entry(start=4, end=12)}, b"\0" * 12),
+    *(raw_safetensors({"a": entry()}, b"\0" * size) for size in (4, 80)),
+]
+PICKLES = [
+    "pytorch_model.bin",
+    "model.pt",
+    "model.ckpt",
+    "model.pth",
+    "model.safetensors",
+    "1_Pooling/pytorch_model.bin",
+]
+BAD_FOLDERS = [
+    *(pytest.param(bad_shards(index, files), said, marks=pytest.mark.promise(27)) for index, files, said in BAD_SHARDS),
+    *(pytest.param(pickled(name), "pickled|cannot be read", marks=pytest.mark.promise(20)) for name in PICKLES),
+    *(pytest.param(weights_are(content), r"model\.safetensors", marks=pytest.mark.promise(21)) for content in DAMAGED),
+    (lambda f: torch.save(tensors_of(1), f / "model.safetensors"), "cannot be read"),
+    (lambda f: change_json(f / "config.json", auto_map={"AutoModel": "modeling.Evil"}), "auto_map"),
+    (lambda f: write_json(f / "modules.json", [{**MODULES[1], "path": "../b/1_Pooling"}]), "outside the model folder"),
+    (lambda f: change_tensors(f, model__norm__weight=torch.ones(4)), r"model\.norm\.weight and norm\.weight"),
+    (lambda f: (f / "model.safetensors").rename(f / "adapter_model.safetensors"), r"no weights(.|\n)*adapter_model"),
+    (shutil.rmtree, "not found"),
+]
+
+
+@pytest.mark.parametrize(("damage", "said"), BAD_FOLDERS)
+def test_a_folder_that_is_damaged_or_could_run_code_is_a_clean_error(tmp_path, monkeypatch, damage, said):
+    monkeypatch.chdir(tmp_path)
+    damage(folder := make_encoder(tmp_path / "a"))
+    with pytest.raises(CheckpointError, match=said) as caught:
         Checkpoint(folder)
+    assert "norm.weight:" not in str(caught.value)  # the one tensor that lies where the index says
+    assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.promise(23)
@@ -430,13 +415,6 @@ def test_weights_of_a_dense_module_have_to_agree(tmp_path):
         save_file({"linear.weight": torch.full((2, 4), float(n))}, folder / "3_Dense" / "model.safetensors")
     (problem,) = differences(first, other)
     assert problem.startswith("b: encoding: 3_Dense/model.safetensors: ")
-
-
-def test_modules_outside_the_folder_are_refused(tmp_path):
-    folder = make_encoder(tmp_path / "a")
-    write_json(folder / "modules.json", [*MODULES[:1], {**MODULES[1], "path": "../b/1_Pooling"}])
-    with pytest.raises(CheckpointError, match="outside the model folder"):
-        Checkpoint(folder)
 
 
 @pytest.mark.parametrize("file", ["config.json", "modules.json", "tokenizer.json", "1_Pooling/config.json"])
