@@ -336,10 +336,22 @@ class Experiments(Frozen):
     sampled: tuple[Name, ...] = Field(default=(), description="members of samples of all old datasets, and `full`")
     variants: tuple[Name, ...] = Field(default=(), description="merges of `sampled` by Multi-SLERP")
     controls: tuple[Name, ...] = Field(default=(), description="other averages of `sampled`")
-    scheduling: Comparison | None = Field(default=None, description="members of the same batches in other orders")
-    granularities: Granularities | None = None
+    scheduling: Comparison = Field(default=Comparison(), description="members of the same batches in other orders")
+    granularities: Granularities = Granularities()
     methods: tuple[tuple[Name, ...], ...] = Field(default=(), description="each: merges of the same members")
-    incremental: IncrementalModels | None = None
+    incremental: IncrementalModels = IncrementalModels()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_takes_away(cls, values: Any) -> Any:
+        return (
+            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
+        )
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """Plain averages of the weights of ``sampled``."""
+        return (*self.controls, *self.variants)
 
     def names(self) -> list[tuple[str, str]]:
         """Every name in it, behind the key that it is found under."""
@@ -348,7 +360,7 @@ class Experiments(Frozen):
     def of(self, models: Collection[str]) -> Experiments:
         """What is left of it with some models only; one that is left alone is compared with nothing."""
         kept = _with_names(self.model_dump(), models)
-        alone = [key for key in ("scheduling", "incremental") if kept[key] and len({*_names_in(kept[key])}) < 2]
+        alone = [key for key in ("scheduling", "incremental") if len({*_names_in(kept[key])}) < 2]
         return Experiments.model_validate(kept | dict.fromkeys(alone))
 
 

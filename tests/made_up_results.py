@@ -13,7 +13,7 @@ import pandas as pd
 from boom_utils.artifacts import write_json
 from boom_utils.evaluation.interaction import Interaction, clusters
 from boom_utils.evaluation.statistics import TaskSamples
-from boom_utils.reporting.stored import Numbers, read_numbers, run_of, write_numbers
+from boom_utils.reporting.results import Numbers, read_numbers, run_of, write_numbers
 
 DATASETS = {"nq": "retrieval", "fiqa": "retrieval", "sts": "sts", "imdb": "classification", "arxiv": "clustering"}
 TASKS = {

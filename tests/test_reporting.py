@@ -27,8 +27,7 @@ from boom_utils.reporting.figures import (
 )
 from boom_utils.reporting.panels import STYLE
 from boom_utils.reporting.report import write_report
-from boom_utils.reporting.results import read_results
-from boom_utils.reporting.stored import Numbers, read_numbers, write_numbers
+from boom_utils.reporting.results import Numbers, read_numbers, read_results, write_numbers
 from boom_utils.reporting.tables import (
     checks_table,
     incremental_table,

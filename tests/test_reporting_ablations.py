@@ -26,14 +26,7 @@ from boom_utils.reporting.ablations import (
     pareto_table,
     variant_table,
 )
-from boom_utils.reporting.experiments import (
-    core_sweep,
-    granularity_merges,
-    method_groups,
-    updates,
-    variants,
-    weight_sweep,
-)
+from boom_utils.reporting.experiments import core_sweep, granularity_merges, method_groups, updates, weight_sweep
 from boom_utils.reporting.figures import (
     core_ratio_sweep,
     granularity_comparison,
@@ -95,7 +88,7 @@ def test_methods_are_compared_on_the_same_trained_members_through_chains_of_merg
 
 
 def test_variants_are_multislerp_of_samples_with_what_they_cost(results: Results) -> None:
-    assert variants(results) == ["boom", "boom-40-100", "boom-80-100", "boom-halves", "boom-equal"]
+    assert results.experiments.variants == ("boom", "boom-40-100", "boom-80-100", "boom-halves", "boom-equal")
     table = variant_table(results).set_index("model")
     assert table["corpus passes"].to_list() == pytest.approx([3.0, 2.8, 1.8, 1.0, 3.0])
     assert table["weights"].to_list() == ["by ratio", "by ratio", "by ratio", "equal", "equal"]
@@ -168,7 +161,7 @@ def test_several_updates_at_once_have_no_core_and_no_weight_and_are_in_no_sweep(
 
 
 def test_members_of_some_datasets_are_neither_merged_as_samples_nor_compared_as_schedules(results: Results) -> None:
-    assert not [name for name in results.shuffled if name.startswith(("only", "family", "cluster", "on-"))]
+    assert not [name for name in results.experiments.sampled if name.startswith(("only", "family", "cluster", "on-"))]
     checked = set(checks_table(results).model)
     assert {"boom", "mean", "updated-40", "retrained"} <= checked
     assert not {"datasets", "stock", "boom-vectors", "s50"} & checked
@@ -204,7 +197,7 @@ def test_a_damaged_interaction_is_an_error_and_none_is_no_figure(results: Result
 def test_a_study_without_an_experiment_has_neither_its_table_nor_its_figure(results: Results) -> None:
     small = static_only(results)
     empty = {name for name, make in ABLATION_TABLES.items() if make(small).empty}
-    assert empty == {"granularities", "methods", "variants", "datasets"}
+    assert empty == {"headline", "seeds", "granularities", "methods", "variants", "datasets"}
     assert list(study_figures(small))[5:] == ["pareto"]
 
 

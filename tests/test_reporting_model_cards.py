@@ -68,7 +68,7 @@ def test_the_hub_library_reads_one_result_a_task_in_the_names_of_mteb(tmp_path: 
     code = found["code"]
     assert (code.task_type, code.metric_type, code.dataset_type) == ("Retrieval", "ndcg_at_10", "boom/code")
     assert (code.dataset_config, code.dataset_split, code.dataset_revision) == ("default", "test", "abc")
-    assert code.metric_value == pytest.approx(100 * results.task_score("boom", "code").value, abs=1e-3)
+    assert code.metric_value == pytest.approx(100 * results.mean("boom", ["code"]).value, abs=1e-3)
 
 
 def test_a_card_that_the_kit_did_not_write_gets_scores_too(results: Results) -> None:

@@ -27,8 +27,8 @@ from made_up_results import write_made_up_results
 from boom_utils.artifacts import PROJECT_ROOT, write_json
 from boom_utils.cli import main
 from boom_utils.errors import ConfigError
+from boom_utils.reporting.ablations import cost_table, headline_table
 from boom_utils.reporting.figures import task_deltas
-from boom_utils.reporting.headline import cost_table, headline_table
 from boom_utils.reporting.page import number_of, page, plain, points, shown_table
 from boom_utils.reporting.published import PUBLISHED
 from boom_utils.reporting.report import regenerate, write_report
@@ -329,7 +329,7 @@ def test_the_headline_has_base_full_corpus_boom_and_its_control_with_what_they_c
     assert frame.loc["BOOM", "corpus passes"] == 3.0
     assert frame.loc["BOOM", "examples"] == 3 * frame.loc["full corpus", "examples"]
     assert frame.loc["full corpus", "in-domain verdict"] == "reference"
-    assert headline_table(replace(results, study={**results.study, "merges": {}})).empty
+    assert headline_table(replace(results, study={**results.study, "experiments": {}})).empty
 
 
 def test_costs_are_summed_from_the_training_logs(folder: Path) -> None:

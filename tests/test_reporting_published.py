@@ -20,8 +20,7 @@ from boom_utils.reporting.published import (
     paper_table,
     read_published,
 )
-from boom_utils.reporting.results import Results
-from boom_utils.reporting.stored import Numbers
+from boom_utils.reporting.results import Numbers, Results
 from boom_utils.study.deviations import PAPER_PROFILE, deviations, source_of
 
 COMMITTED = PROJECT_ROOT / "results" / "published"

@@ -10,8 +10,7 @@ import pytest
 from made_up_results import write_made_up_results
 
 from boom_utils.evaluation.statistics import mean_shares, moved, shares_of
-from boom_utils.reporting.ablations import merge_table
-from boom_utils.reporting.headline import seed_table
+from boom_utils.reporting.ablations import merge_table, seed_table
 from boom_utils.reporting.results import Results, read_results
 
 SEEDS = {"full": (0.01, -0.02), "boom": (0.015, -0.005), "plain": ()}

@@ -20,8 +20,7 @@ from boom_utils.data.manifest import load_manifest
 from boom_utils.errors import ConfigError, ResultsError
 from boom_utils.reporting import trace
 from boom_utils.reporting.report import regenerate
-from boom_utils.reporting.results import read_results
-from boom_utils.reporting.stored import read_numbers
+from boom_utils.reporting.results import read_numbers, read_results
 from boom_utils.reporting.trace import corpus_entries, trace_text
 from boom_utils.study import runner
 from boom_utils.study.graph import Study

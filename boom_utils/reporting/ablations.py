@@ -1,18 +1,16 @@
-"""Tables of the paper's ablations: granularities, methods, BOOM variants, updates, datasets; see `experiments`.
-
-Scores are times 100. Differences are paired; their verdict is ``better`` or ``worse`` where the interval excludes zero,
-else ``inconclusive``, before any correction for their number: claims are judged in `boom_utils.reporting.claims`.
-"""
+"""Tables of the paper's experiments: the headline, granularities, methods, BOOM variants, costs, datasets."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from boom_utils.evaluation.statistics import Estimate
+from boom_utils.config import trained_members
+from boom_utils.evaluation.statistics import Estimate, moved
 from boom_utils.merging.recipe import METHOD_RULES
 from boom_utils.reporting.experiments import (
     GRANULARITIES,
@@ -24,11 +22,94 @@ from boom_utils.reporting.experiments import (
     plain_multislerp,
     ratio_text,
     read_interaction,
-    variants,
     weights_kind,
 )
 from boom_utils.reporting.results import Results
-from boom_utils.reporting.tables import Table, compared, describe, estimate_columns, verdict_of
+from boom_utils.reporting.tables import (
+    NOTHING,
+    ROLES,
+    Table,
+    beside,
+    compare,
+    describe,
+    estimate_columns,
+    seeds_of,
+    verdict_of,
+    with_interval,
+)
+
+BASE, REFERENCE, BOOM, CONTROL = "base", "full corpus", "BOOM", "plain mean"
+
+
+def headline_models(results: Results) -> dict[str, str]:
+    """The models of the headline table -> what they are: the base, the full corpus, BOOM, controls of the same members.
+
+    Empty for a study without a model of the full corpus or without a BOOM merge.
+    """
+    known = results.experiments
+    if known.full is None or known.boom is None:
+        return {}
+    found = {"base": BASE} if "base" in results.models else {}
+    found |= {known.full: REFERENCE, known.boom: BOOM}
+    members = {*trained_members(known.boom, results.parts)}
+    for merge in known.averages:
+        if merge != known.boom and {*trained_members(merge, results.parts)} == members:
+            found[merge] = CONTROL if merge in known.controls else "other weights"
+    return found
+
+
+def headline_table(results: Results) -> pd.DataFrame:
+    """BOOM against full-corpus training: means in and out of domain, paired differences with a verdict, and the cost.
+
+    ``better`` or ``worse`` is said where the interval of the difference excludes zero, before any correction for the
+    number of comparisons: claims are judged in `boom_utils.reporting.claims`.
+    """
+    chosen, full, members = headline_models(results), results.full, results.study["members"]
+    facts = [{"model": model, "what": what, **seeds_of(results, model)} for model, what in chosen.items()]
+    cost = [
+        {"corpus passes": results.cost(model)}
+        | {"examples": sum(members[name]["examples"] for name in results.behind(model) if name in members)}
+        for model in chosen
+    ]
+    return beside(facts, compare(results, [*chosen], results.groups, full, over_tasks=True), more=cost)
+
+
+def cost_table(results: Results) -> pd.DataFrame:
+    """What training took, a row a member and the base: from the training logs. Times are of the machine they ran on."""
+    rows = []
+    for model in ("base", *results.study["members"]):
+        log, facts = results.training_log(model), results.study["members"].get(model, {})
+        if not log:
+            continue
+        row: dict[str, Any] = {"model": model, "what": ROLES.get(model, "member"), "steps": len(log)}
+        row["examples"] = sum(line["queries"] for line in log)
+        tokens = sum(line.get("tokens", 0) for line in log)
+        seconds = sum(line.get("seconds", 0.0) for line in log)
+        row |= {"tokens": tokens or facts.get("tokens"), "seconds": round(seconds, 1) if seconds else None}
+        row["tokens per second"] = round(tokens / seconds) if seconds else None
+        row["peak memory, MB"] = max((line.get("peak_memory_mb", 0) for line in log), default=0) or None
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def seed_table(results: Results) -> pd.DataFrame:
+    """How far seeds move the mean of each model that has several, beside what one spread for all members expects.
+
+    One row a model: standard deviations of its seeds, in points; empty for a study of one seed.
+    """
+    rows = []
+    for model in results.study.get("seeds", {}):
+        seeds = results.seeds(model)
+        units = moved(results.shares(model)) * len(seeds)  # shares are those of the mean over seeds
+        row: dict[str, Any] = {"model": model, "seeds": len(seeds), "members' variance in it": round(units, 4)}
+        for domain in results.domains:
+            tasks = results.tasks(domain)
+            found, spread = [results.run_mean(name, tasks) for name in seeds], results.spread(tasks)
+            expected = math.sqrt(units * spread[0]) if spread else math.nan
+            row |= {f"{domain} deviation": round(100 * statistics.stdev(found), 3)}
+            row |= {f"{domain} deviation expected": round(100 * expected, 3)}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def granularity_table(results: Results) -> pd.DataFrame:
@@ -50,12 +131,17 @@ def granularity_table(results: Results) -> pd.DataFrame:
     >>> "by-dataset" in set(granularity_table(results)["model"])
     True
     """
-    rows = []
-    for model, what in granularity_rows(results).items():
-        trained = len(merged_members(results, model)) if model in results.parts else 1
-        row: dict[str, Any] = {"model": model, "granularity": what, "models trained": trained}
-        rows.append(row | _cost(results, model) | _against(results, model, results.reference))
-    return pd.DataFrame(rows)
+    found = granularity_rows(results)
+    facts = [
+        {
+            "model": model,
+            "granularity": what,
+            "models trained": len(merged_members(results, model)),
+            **_cost(results, model),
+        }
+        for model, what in found.items()
+    ]
+    return beside(facts, compare(results, [*found], results.groups, results.reference))
 
 
 def granularity_rows(results: Results) -> dict[str, str]:
@@ -88,32 +174,30 @@ def method_table(results: Results) -> pd.DataFrame:
     >>> {"ties", "sce"} <= set(method_table(results)["method"])
     True
     """
-    rows = []
+    facts, plain, said = [], dict[str, str | None](), []
     for number, group in enumerate(method_groups(results), start=1):
         for merge in group:
-            plain = plain_multislerp(results, group, weights_kind(results, merge))
+            weights = weights_kind(results, merge)
+            other = plain[merge] = plain_multislerp(results, group, weights)
             row: dict[str, Any] = {"group": number, "merged": members_text(results, merge), "model": merge}
-            row |= {"method": method_label(results, merge), "parameters": _parameters(results, merge)}
-            row |= _against(results, merge, results.reference)
-            for domain in results.domains if plain else []:
-                gap, verdict = compared(results, merge, str(plain), results.tasks(domain))
-                same = weights_kind(results, merge) == weights_kind(results, str(plain))
-                row |= {"multislerp": plain if same else f"{plain}, other weights"}
-                row |= estimate_columns(f"{domain} minus multislerp", gap)
-                row |= {f"{domain} verdict against multislerp": verdict}
-            rows.append(row)
-    return pd.DataFrame(rows)
+            facts.append(row | {"method": method_label(results, merge), "parameters": _parameters(results, merge)})
+            alike = other is None or weights_kind(results, other) == weights
+            said.append({"multislerp": other if alike else f"{other}, other weights"})
+    against = compare(results, [*plain], results.groups, plain, title="multislerp")
+    against = against[[name for name in against if " minus " in str(name) or str(name).endswith("verdict")]]
+    against = against.rename(columns=lambda name: name.replace("verdict", "verdict against multislerp"))
+    return beside(facts, compare(results, [*plain], results.groups, results.reference), pd.DataFrame(said), against)
 
 
 def variant_table(results: Results) -> pd.DataFrame:
     """BOOM variants: ratios, weights, cost, means and differences to the reference. Empty with fewer than two."""
-    found = variants(results)
-    rows = []
-    for merge in found if len(found) > 1 else []:
-        row: dict[str, Any] = {"model": merge, "ratios": ratio_text(results, merge)}
-        row |= {"weights": weights_kind(results, merge)} | _cost(results, merge)
-        rows.append(row | _against(results, merge, results.reference))
-    return pd.DataFrame(rows)
+    found = results.experiments.variants if len(results.experiments.variants) > 1 else ()
+    facts = [
+        {"model": merge, "ratios": ratio_text(results, merge), "weights": weights_kind(results, merge)}
+        | _cost(results, merge)
+        for merge in found
+    ]
+    return beside(facts, compare(results, found, results.groups, results.reference))
 
 
 def pareto_table(results: Results) -> pd.DataFrame:
@@ -131,7 +215,7 @@ def pareto_table(results: Results) -> pd.DataFrame:
             row |= _cost(results, model) | estimate_columns("mean", results.domain_mean(model, domain))
             row["not dominated"] = "yes" if model in front else "no"
             place = front.index(model) if model in front else 0
-            gap = results.difference(model, front[place - 1], tasks) if place else Estimate(np.nan, np.nan, np.nan)
+            gap = results.difference(model, front[place - 1], tasks) if place else NOTHING
             row |= {"next cheaper": front[place - 1] if place else ""}
             row |= {"step up": verdict_of(gap, "better", "worse") if place else ""}
             rows.append(row)
@@ -140,8 +224,8 @@ def pareto_table(results: Results) -> pd.DataFrame:
 
 def pareto_models(results: Results) -> list[str]:
     """The base, which costs nothing, batch-level shuffled members and the BOOM variants; none without variants."""
-    found, base = variants(results), [name for name in ("base",) if name in results.models]
-    return [*base, *results.shuffled, *found] if found else []
+    found, base = results.experiments, [name for name in ("base",) if name in results.models]
+    return [*base, *found.sampled, *found.variants] if found.variants else []
 
 
 def pareto_front(results: Results, domain: str) -> list[str]:
@@ -212,25 +296,13 @@ def dataset_families(results: Results) -> dict[str, str]:
 
 
 def _milli(title: str, other: str, change: Estimate | None) -> dict[str, Any]:
-    shown = f"{1000 * change.value:+.1f}" if change else ""
-    if change and not math.isnan(change.low):
-        shown += f" [{1000 * change.low:+.1f}, {1000 * change.high:+.1f}]"
-    return {title: other, f"{title}, nats x 1000": shown}
+    shown = with_interval(1000 * change.value, 1000 * change.low, 1000 * change.high, sign=True) if change else ""
+    return {title: other, f"{title}, nats x 1000": shown.partition(" [nan")[0]}
 
 
 def _cost(results: Results, model: str) -> dict[str, Any]:
     passes, unit = results.cost(model), results.cost(results.reference)
     return {"corpus passes": round(passes, 4), "cost of the reference": round(passes / unit, 4) if unit else None}
-
-
-def _against(results: Results, model: str, baseline: str) -> dict[str, Any]:
-    """Mean, paired difference to the baseline and verdict in every domain."""
-    row: dict[str, Any] = {}
-    for domain in results.domains:
-        row |= estimate_columns(domain, results.domain_mean(model, domain))
-        gap, verdict = compared(results, model, baseline, results.tasks(domain))
-        row |= estimate_columns(f"{domain} minus {baseline}", gap) | {f"{domain} verdict": verdict}
-    return row
 
 
 def _parameters(results: Results, merge: str) -> str:
@@ -244,6 +316,9 @@ def _parameters(results: Results, merge: str) -> str:
 
 
 ABLATION_TABLES: dict[str, Table] = {
+    "headline": headline_table,
+    "costs": cost_table,
+    "seeds": seed_table,
     "granularities": granularity_table,
     "methods": method_table,
     "variants": variant_table,

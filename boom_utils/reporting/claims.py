@@ -33,13 +33,11 @@ from boom_utils.reporting.experiments import (
     ratio_text,
     read_interaction,
     updates,
-    variants,
     weights_kind,
 )
-from boom_utils.reporting.headline import WIDER
 from boom_utils.reporting.published import NOT_FILLED
 from boom_utils.reporting.results import Results
-from boom_utils.reporting.tables import estimate_columns, markdown
+from boom_utils.reporting.tables import WIDER, estimate_columns, markdown
 
 SUPPORTED, REFUTED, INCONCLUSIVE, UNTESTED = "supported", "not supported", "inconclusive", "not tested by this profile"
 DESCRIBED = "described"
@@ -93,7 +91,8 @@ def models_of(results: Results) -> dict[str, str]:
     found, members = {"full": results.full, "retrained": results.retrained}, results.study["members"]
     found |= {f"schedule {members[name]['schedule']}": name for name in reversed(results.schedules)}
     found |= {f"granularity {kind}": merge for merge, kind in reversed(granularity_merges(results).items())}
-    found |= {f"variant {ratio_text(results, m)} {weights_kind(results, m)}": m for m in reversed(variants(results))}
+    for merge in reversed(results.experiments.variants):
+        found[f"variant {ratio_text(results, merge)} {weights_kind(results, merge)}"] = merge
     for group in method_groups(results)[:1]:
         found |= {f"method {method_of(results, merge)[0]}": merge for merge in reversed(group)}
         found |= {"method multislerp": plain_multislerp(results, group) or found.get("method multislerp")}

@@ -44,24 +44,13 @@ def merged_members(results: Results, merge: str) -> list[Mapping[str, Any]]:
 
 def granularity_merges(results: Results) -> dict[str, str]:
     """Merge -> its granularity, coarsest last."""
-    found = results.experiments.granularities
-    return {merge: kind for kind, merge in found if merge} if found else {}
+    return {merge: kind for kind, merge in results.experiments.granularities if merge}
 
 
 def method_of(results: Results, merge: str) -> tuple[str, bool]:
     """Method of a merge, and whether it merges task vectors instead of weights."""
     facts = results.study["merges"][merge]
     return str(facts["method"]), bool(facts.get("task_vectors", False))
-
-
-def average_merges(results: Results) -> list[str]:
-    """Plain averages of members of samples, on the weights: controls and BOOM variants."""
-    return [*results.experiments.controls, *results.experiments.variants]
-
-
-def variants(results: Results) -> list[str]:
-    """The BOOM variants, in the profile's order."""
-    return [*results.experiments.variants]
 
 
 def weights_kind(results: Results, merge: str) -> str:
@@ -109,12 +98,12 @@ def ratio_text(results: Results, merge: str) -> str:
 
 
 def updates(results: Results) -> list[Update]:
-    """The scored models that learnt new data, in the order of `Results.incremental`."""
-    members, found = results.study["members"], []
-    for model in results.incremental:
+    """The scored models that learnt new data, in the profile's order."""
+    members, found, incremental = results.study["members"], [], results.experiments.incremental
+    for model in incremental.models:
         facts = members.get(model)
         if facts and facts["new_data"] is not None:
-            kind = "continued" if facts.get("start") else "retrained" if model == results.retrained else "alone"
+            kind = "continued" if facts.get("start") else "retrained" if model == incremental.baseline else "alone"
             found.append(Update(model, kind, facts.get("start"), facts["ratio"] or 0.0))
         elif model in results.parts and any(one["new_data"] is not None for one in merged_members(results, model)):
             found.append(_merged(results, model))
@@ -145,7 +134,7 @@ def weight_sweep(results: Results) -> list[Update]:
 
 def _sweep(results: Results, key: str, varied: str) -> list[Update]:
     known = {update.model: update for update in updates(results) if getattr(update, varied) is not None}
-    found = [known[name] for name in getattr(results.experiments.incremental, key, ()) if name in known]
+    found = [known[name] for name in getattr(results.experiments.incremental, key) if name in known]
     return found if len(found) > 1 else []
 
 

@@ -27,12 +27,10 @@ from boom_utils.reporting import panels
 from boom_utils.reporting.ablations import granularity_table, method_table, pareto_table, variant_table
 from boom_utils.reporting.experiments import (
     Update,
-    average_merges,
     core_sweep,
     granularity_merges,
     method_groups,
     read_interaction,
-    variants,
     weight_sweep,
 )
 from boom_utils.reporting.panels import BLUE, GREEN, GREY, HEIGHT, ORANGE, WIDTH
@@ -68,16 +66,16 @@ def study_figures(results: Results) -> dict[str, Draw]:
         "model_means": (True, model_means),
         "task_deltas": (True, task_deltas),
         "training_losses": (True, training_losses),
-        "task_vector_geometry": (True, lambda found: angles_and_sizes(read_json_object(found.place("geometry.json")))),
-        "layer_updates": (True, lambda found: layer_heat_map(read_json_object(found.place("geometry.json")))),
+        "task_vector_geometry": (True, lambda made: angles_and_sizes(read_json_object(made.folder / "geometry.json"))),
+        "layer_updates": (True, lambda made: layer_heat_map(read_json_object(made.folder / "geometry.json"))),
         "schedule_strips": (results.schedules, schedule_strips),
         "schedule_comparison": (results.schedules, schedule_comparison),
         "schedule_losses": (results.schedules, schedule_losses),
-        "incremental_comparison": (results.incremental, incremental_comparison),
+        "incremental_comparison": (results.experiments.incremental.models, incremental_comparison),
         "granularity_comparison": (granularity_merges(results), granularity_comparison),
         "method_comparison": (method_groups(results), method_comparison),
-        "variant_comparison": (len(variants(results)) > 1, variant_comparison),
-        "pareto": (variants(results), pareto),
+        "variant_comparison": (len(results.experiments.variants) > 1, variant_comparison),
+        "pareto": (results.experiments.variants, pareto),
         "core_ratio_sweep": (core_sweep(results), core_ratio_sweep),
         "merge_weight_sweep": (weight_sweep(results), merge_weight_sweep),
         "interaction": (
@@ -292,7 +290,7 @@ def task_deltas(results: Results) -> Figure:
     A study that merges nothing has its other models there.
     """
     others = [model for model in results.models if model not in ("random", results.reference)]
-    models = average_merges(results) or others
+    models = [*results.experiments.averages] or others
     tasks = [task for domain in results.domains for task in results.tasks(domain)]
     found = [[results.difference(model, results.reference, [task]) for model in models] for task in tasks]
     points = np.array([[100 * estimate.value for estimate in row] for row in found]).reshape(len(tasks), len(models))
@@ -384,8 +382,8 @@ def interval_text(results: Results) -> str:
 
 
 def training_losses(results: Results) -> Figure:
-    """Training loss of every member of `Results.shuffled`, one panel a dataset, over the share of its steps."""
-    return _losses(results, results.shuffled, "share of steps done")
+    """Training loss of every member of `Experiments.sampled`, one panel a dataset, over the share of its steps."""
+    return _losses(results, results.experiments.sampled, "share of steps done")
 
 
 def schedule_losses(results: Results) -> Figure:

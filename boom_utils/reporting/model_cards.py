@@ -89,7 +89,7 @@ def _eval_results(results: Results, model: str) -> list[EvalResult]:
                 dataset_split=split,
                 dataset_revision=result.get("dataset_revision"),
                 metric_type=results.samples(model)[name].metric,
-                metric_value=round(100 * results.task_score(model, name).value, 3),
+                metric_value=round(100 * results.mean(model, [name]).value, 3),
             )
         )
     return found
@@ -108,7 +108,7 @@ def _section(results: Results, model: str) -> list[str]:
         row = {"task": task["name"], "family": task["family"], "domain": task["domain"]}
         samples = results.samples(model)[task["name"]]
         row |= {"metric": samples.metric, "samples": len(samples.ids)}
-        rows.append(row | estimate_columns("score", results.task_score(model, task["name"])))
+        rows.append(row | estimate_columns("score", results.mean(model, [task["name"]])))
     text = (
         f"Times 100, on the evaluation sets of the study ({results.study['profile']}); none of these numbers is the "
         f"paper's. Intervals: {100 * results.confidence:g} %, over queries, pairs or test rows of each task. They say "

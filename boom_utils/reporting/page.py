@@ -23,10 +23,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from boom_utils.artifacts import PROJECT_ROOT
+from boom_utils.reporting.ablations import BOOM
 from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTESTED
-from boom_utils.reporting.headline import BOOM, WIDER
 from boom_utils.reporting.published import Published, table_name
 from boom_utils.reporting.results import Results
+from boom_utils.reporting.tables import WIDER
 
 MINUS = "\N{MINUS SIGN}"
 _TONES = {

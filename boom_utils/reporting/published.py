@@ -20,7 +20,7 @@ import pandas as pd
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.errors import ResultsError, bullet_list
-from boom_utils.reporting.headline import headline_models
+from boom_utils.reporting.ablations import headline_models
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import Table, estimate_columns
 
@@ -201,7 +201,7 @@ def measured_scores(results: Results, tasks: Mapping[str, str]) -> pd.DataFrame:
     rows = []
     for model in headline_models(results) or results.models:
         for task, prompt in stated.items():
-            row = {"label": model, "task": task, "main_score": round(100 * results.task_score(model, task).value, 4)}
+            row = {"label": model, "task": task, "main_score": round(100 * results.mean(model, [task]).value, 4)}
             version = results.stored_result(model, task).get("mteb_version") or ""
             rows.append(row | {"mteb": version, "prompt": prompt, "revision": "ours"})
     return pd.DataFrame(rows, columns=["label", "task", "main_score", "mteb", "prompt", "revision"])

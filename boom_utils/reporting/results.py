@@ -1,9 +1,19 @@
-"""Read a results folder: the one source of every table and figure. Imports neither torch nor mteb."""
+"""A study's results folder: the one source of every table and figure. Imports neither torch nor mteb.
+
+Its numbers are tables, one parquet file each; the same rows give the same bytes. ``samples``: one row a value behind a
+score (the query, pair, test row or experiment is its ``unit``; where a score is made of several values a unit, such as
+``gold`` and ``predicted``, each is a ``column``). ``scores``: one row a model and task, with all that it was made with
+and mteb's own result. ``training``: one row a step. ``losses``: one row a batch that was watched. A model of another
+seed than the first has the same name and another number in ``seed``.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +21,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from boom_utils.artifacts import atomic_path
 from boom_utils.config import Experiments, trained_members
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.statistics import (
@@ -25,11 +38,114 @@ from boom_utils.evaluation.statistics import (
     seed_spread,
     shares_of,
 )
-from boom_utils.reporting.stored import RUN, Numbers, checked, read_numbers, rows_of
 
 PAGE = "report.html"
 """Name of the page in a results folder."""
 DOMAINS = ("in-domain", "out-of-domain")
+RUN = ["model", "seed"]
+_SCORE = ["task", "column", *RUN]
+_SEED = re.compile(r"(?P<model>.+)\.seed(?P<seed>\d+)")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """All numbers of a study.
+
+    Args:
+        samples: Run (a model of one seed) and task -> the values behind its score.
+        scores: One row a run and task: ``metric``, ``value``, versions, keys, and mteb's ``result`` as JSON.
+        training: One row a step of a run, as its training log has it.
+        losses: One row a watched batch of a run: ``step``, ``share``, ``dataset``, ``batch``, ``loss`` and more.
+    """
+
+    samples: Mapping[tuple[str, str], TaskSamples] = field(default_factory=dict)
+    scores: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*RUN, "task"]))
+    training: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=RUN))
+    losses: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=RUN))
+
+
+def run_name(model: str, seed: int) -> str:
+    """Name of the run of a model with a seed, the first of which has the model's own name."""
+    return model if seed == 1 else f"{model}.seed{seed}"
+
+
+def run_of(name: str) -> dict[str, Any]:
+    """Model and number of the seed of a run, as `run_name` puts them together."""
+    found = _SEED.fullmatch(name)
+    return {"model": found["model"], "seed": int(found["seed"])} if found else {"model": name, "seed": 1}
+
+
+def rows_of(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows of one run."""
+    run = run_of(name)
+    found: pd.DataFrame = frame[(frame["model"] == run["model"]) & (frame["seed"] == run["seed"])]
+    return found
+
+
+def read_numbers(folder: Path) -> Numbers:
+    """The numbers in a results folder.
+
+    Raises:
+        ResultsError: A file is missing, no such table, or lacks values.
+    """
+    frame = _read(folder / "samples.parquet", [*_SCORE, "metric", "unit", "value"])
+    values_N, units = frame["value"].to_numpy(), frame["unit"].to_numpy(dtype=object)
+    columns: dict[tuple[str, str], dict[str, np.ndarray]] = defaultdict(dict)
+    samples: dict[tuple[str, str], TaskSamples] = {}
+    places: Any = frame.groupby([*_SCORE, "metric"], observed=True, sort=False).indices
+    for (task, column, model, seed, metric), rows in sorted(places.items(), key=lambda item: int(item[1][0])):
+        key = (run_name(model, seed), task)
+        columns[key][column] = values_N[rows]
+        samples[key] = TaskSamples(metric, tuple(units[rows]), columns[key])
+    scores = _read(folder / "scores.parquet", [*RUN, "task", "metric", "value"])
+    return Numbers(samples, scores, *(_read(folder / f"{name}.parquet", RUN) for name in ("training", "losses")))
+
+
+def write_numbers(folder: Path, numbers: Numbers) -> None:
+    """Write the four tables, in an order that does not depend on how they were gathered."""
+    _write(folder / "samples.parquet", _sample_frame(numbers.samples), _SCORE)
+    _write(folder / "scores.parquet", numbers.scores, ["task", *RUN])
+    _write(folder / "training.parquet", numbers.training, RUN)
+    _write(folder / "losses.parquet", numbers.losses, RUN)
+
+
+def _sample_frame(samples: Mapping[tuple[str, str], TaskSamples]) -> pd.DataFrame:
+    """One row a value."""
+    parts = [
+        {"task": task, "column": column, **run_of(name), "metric": one.metric, "unit": one.ids, "value": values_S}
+        for (name, task), one in samples.items()
+        for column, values_S in one.columns.items()
+    ]
+    if not parts:
+        return pd.DataFrame(columns=[*_SCORE, "metric", "unit", "value"])
+    sizes = [len(part["unit"]) for part in parts]
+    frame = {name: np.repeat([part[name] for part in parts], sizes) for name in (*_SCORE, "metric")}
+    many = {name: np.concatenate([part[name] for part in parts]) for name in ("unit", "value")}
+    return pd.DataFrame({**frame, **many}).astype({"unit": "category"})
+
+
+def _write(path: Path, frame: pd.DataFrame, order: list[str]) -> None:
+    """A table without an index and without versions of pandas; names that repeat are stored once."""
+    named = {name: "category" for name in ("task", "column", "model", "metric", "dataset") if name in frame}
+    frame = frame.sort_values(order, kind="stable").astype({**named, "seed": "int16"})
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    repeated = [name for name in frame if isinstance(frame[name].dtype, pd.CategoricalDtype)]
+    options = {"compression": "zstd", "compression_level": 19, "store_schema": False}
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, use_dictionary=repeated, row_group_size=max(1, len(frame)), **options)
+
+
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+    """A table that has at least some columns, without holes in these."""
+    try:
+        frame: pd.DataFrame = pq.read_table(path).to_pandas()
+    except FileNotFoundError:
+        raise ResultsError("a results file is missing", where=path, fix="run the study again") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ResultsError("this is no readable parquet file", where=path, found=error, fix="make it again") from None
+    if missing := [name for name in columns if name not in frame or frame[name].isna().any()]:
+        raise ResultsError("a table of the results lacks values", where=path, found=f"holes in {', '.join(missing)}")
+    return frame
 
 
 @dataclass(frozen=True)
@@ -64,17 +180,7 @@ class Results:
     @cached_property
     def experiments(self) -> Experiments:
         """Which of the scored models belong to which experiment."""
-        return Experiments.model_validate(self.study["experiments"]).of(self.models)
-
-    @property
-    def shuffled(self) -> list[str]:
-        """Scored members of samples of all old datasets, trained with batch-level shuffling."""
-        return [*self.experiments.sampled]
-
-    @property
-    def incremental(self) -> list[str]:
-        """Scored models before and after the new data arrive."""
-        return [*self.experiments.incremental.models] if self.experiments.incremental else []
+        return Experiments.model_validate(self.study.get("experiments", {})).of(self.models)
 
     @property
     def full(self) -> str | None:
@@ -84,13 +190,13 @@ class Results:
     @property
     def retrained(self) -> str | None:
         """The member trained on all old and all new data: what updates are compared with."""
-        return self.experiments.incremental.baseline if self.experiments.incremental else None
+        return self.experiments.incremental.baseline
 
     @property
     def schedules(self) -> dict[str, str]:
         """Scored members of the same batches in other orders -> the one they are compared with, which stands first."""
         found = self.experiments.scheduling
-        return dict.fromkeys((found.baseline, *found.models), found.baseline) if found and found.baseline else {}
+        return dict.fromkeys((found.baseline, *found.models), found.baseline) if found.baseline else {}
 
     def tasks(self, domain: str) -> list[str]:
         """Names of the tasks of a domain (``in-domain`` or ``out-of-domain``)."""
@@ -139,14 +245,15 @@ class Results:
         """The values behind every score of a model."""
         return {task: self._at(model, task) for domain in DOMAINS for task in self.tasks(domain)}
 
-    def task_score(self, model: str, task: str) -> Estimate:
-        """Score of a model on one task."""
-        return self.mean(model, [task])
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """The domains that have tasks, with their tasks."""
+        return {domain: tasks for domain in DOMAINS if (tasks := self.tasks(domain))}
 
     @property
     def domains(self) -> list[str]:
         """The domains that have tasks."""
-        return [domain for domain in DOMAINS if self.tasks(domain)]
+        return [*self.groups]
 
     def domain_mean(self, model: str, domain: str) -> Estimate:
         """Mean score of a model over the tasks of a domain."""
@@ -169,7 +276,7 @@ class Results:
         """
         return self.comparison(model, None, tasks).estimate(self.confidence)
 
-    def run_mean(self, name: str, tasks: list[str]) -> float:
+    def run_mean(self, name: str, tasks: Sequence[str]) -> float:
         """Mean score of one run, which is the model of one seed, over ``tasks``."""
         return float(np.mean([self._at(name, task).score for task in tasks]))
 
@@ -199,7 +306,15 @@ class Results:
         Raises:
             ResultsError: There are no tasks, or the two models were scored on different queries.
         """
-        others = [] if other is None else [other] if isinstance(other, str) else [*other]
+        others = () if other is None else (other,) if isinstance(other, str) else (*other,)
+        return self._compared(model, others, (*tasks,), over_tasks)
+
+    @cached_property
+    def _compared(self) -> Callable[[str, tuple[str, ...], tuple[str, ...], bool], Measured]:
+        """What `comparison` gives, computed once: tables, figures and claims ask for the same numbers."""
+        return functools.cache(self._compare)
+
+    def _compare(self, model: str, others: tuple[str, ...], tasks: tuple[str, ...], over_tasks: bool) -> Measured:
         sides = [(1.0, model), *((-1 / len(others), name) for name in others)]
         runs = [(weight / len(self.seeds(name)), run) for weight, name in sides for run in self.seeds(name)]
         samples = [(weight, {task: self._at(run, task) for task in tasks}) for weight, run in runs]
@@ -220,7 +335,7 @@ class Results:
         one, seeds = shares_of(model, self.study["members"], self.study["merges"]), len(self.seeds(model))
         return {(name, number): share / seeds for name, share in one.items() for number in range(seeds)}
 
-    def spread(self, tasks: list[str]) -> tuple[float, float] | None:
+    def spread(self, tasks: Sequence[str]) -> tuple[float, float] | None:
         """Variance of one run of one member, from all models that have several seeds; None where none has."""
         many = {model: list(names) for model, names in self.study.get("seeds", {}).items()}
         if not many:
@@ -247,10 +362,6 @@ class Results:
         found = [] if "result" not in rows else rows.loc[rows["task"] == task, "result"].dropna().to_list()
         return dict(json.loads(found[0])) if found else {}
 
-    def place(self, name: str) -> Path:
-        """Where a document of the results is."""
-        return self.folder / name
-
 
 def read_samples(folder: Path) -> TaskSamples:
     """The values behind one score.
@@ -259,10 +370,10 @@ def read_samples(folder: Path) -> TaskSamples:
         folder: Holds ``samples.json``: the artifact of one model and task.
 
     Returns:
-        The values, checked.
+        The values.
 
     Raises:
-        ResultsError: The file is missing, malformed or empty.
+        ResultsError: The file is missing or not JSON.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -271,13 +382,7 @@ def read_samples(folder: Path) -> TaskSamples:
     >>> read_samples(folder).score
     0.5
     """
-    path = folder / "samples.json"
-    stored = read_json_object(path)
-    try:
-        samples = TaskSamples.from_json(stored)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ResultsError("these are not the values behind a score", where=path, found=repr(error)) from error
-    return checked(samples, str(path))
+    return TaskSamples.from_json(read_json_object(folder / "samples.json"))
 
 
 def read_results(folder: Path) -> Results:

@@ -1,6 +1,8 @@
 """Tables: one function each, from a results folder, as data frames; written as CSV (all digits) and Markdown (rounded).
 
-Scores are shown times 100. ``low`` and ``high`` bound the interval named in the profile; differences are paired.
+Scores are shown times 100. ``low`` and ``high`` bound the interval named in the profile; differences are paired. Their
+verdict is ``better`` or ``worse`` where the interval excludes zero, else ``inconclusive``, before any correction for
+their number: claims are judged in `boom_utils.reporting.claims`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from boom_utils.artifacts import write_text
 from boom_utils.config import EvaluationConfig
 from boom_utils.evaluation.benchmarks import tasks_by_domain
 from boom_utils.evaluation.statistics import Estimate, TaskSamples, measure
-from boom_utils.reporting.experiments import average_merges, updates
+from boom_utils.reporting.experiments import updates
 from boom_utils.reporting.results import Results, read_json_object
 
 SHUFFLED = "batch_shuffled"
@@ -29,6 +31,9 @@ SCHEDULES = {
     "two_stage": "two stages",
 }
 """What the schedules are called."""
+WIDER = ", over tasks too"
+"""Ends the name of a column whose interval speaks of other tasks of the same kind, too."""
+NOTHING = Estimate(math.nan, math.nan, math.nan)
 UPDATES = {
     "merged": "update merged into the existing model",
     "continued": "existing model trained on",
@@ -36,6 +41,62 @@ UPDATES = {
     "retrained": "retrained from the base",
 }
 """What the kinds of updates are called."""
+
+
+def compare(
+    results: Results,
+    models: Sequence[str],
+    groups: Mapping[str, list[str]],
+    baseline: str | Mapping[str, str | None] | None = None,
+    *,
+    title: str = "",
+    over_tasks: bool = False,
+) -> pd.DataFrame:
+    """Means of models on groups of tasks beside what each is compared with: what the tables of comparisons are made of.
+
+    Args:
+        results: Of a finished study.
+        models: One row each.
+        groups: Name -> tasks.
+        baseline: What they are compared with, or model -> what it is compared with; None: with nothing.
+        title: What columns call the baseline; its name where it is one for all.
+        over_tasks: Add the interval that speaks of other tasks of their kind, too.
+
+    Returns:
+        For each group its mean, the paired difference ``GROUP minus TITLE``, both with ``low`` and ``high``, and
+        ``GROUP verdict``. A model that is its own baseline has no difference, and the verdict ``reference``.
+    """
+    against = baseline if isinstance(baseline, Mapping) else dict.fromkeys(models, baseline)
+    rows = []
+    for model in models:
+        row, other = dict[str, Any](), against[model]
+        for group, tasks in groups.items():
+            row |= estimate_columns(group, results.mean(model, tasks))
+            if baseline is None:
+                continue
+            name = f"{group} minus {title or baseline}"
+            gap = results.difference(model, other, tasks) if other and other != model else NOTHING
+            row |= estimate_columns(name, gap)
+            row[f"{group} verdict"] = (
+                verdict_of(gap, "better", "worse") if gap is not NOTHING else other and "reference"
+            )
+            if over_tasks and len(tasks) > 1:
+                wide = NOTHING if gap is NOTHING else results.difference(model, str(other), tasks, over_tasks=True)
+                row |= estimate_columns(f"{name}{WIDER}", wide)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def beside(
+    facts: Sequence[Mapping[str, Any]], *frames: pd.DataFrame, more: Sequence[Mapping[str, Any]] = ()
+) -> pd.DataFrame:
+    """One table of facts of every model, what `compare` says of it, and more facts."""
+    return pd.concat([pd.DataFrame(facts), *frames, pd.DataFrame(more)], axis=1)
+
+
+def without_verdicts(frame: pd.DataFrame) -> pd.DataFrame:
+    """What `compare` says, without a word for it."""
+    return frame[[name for name in frame if not str(name).endswith("verdict")]]
 
 
 def model_table(results: Results) -> pd.DataFrame:
@@ -55,20 +116,21 @@ def model_table(results: Results) -> pd.DataFrame:
     >>> list(model_table(results)["model"])[:2]
     ['random', 'base']
     """
-    rows = []
-    for model in results.models:
-        row: dict[str, Any] = {"model": model, "what": describe(results, model), "corpus passes": results.cost(model)}
-        if results.study.get("seeds"):
-            row["seeds"] = len(results.seeds(model))
-        for domain in results.domains:
-            row |= estimate_columns(domain, results.domain_mean(model, domain))
-            if model != results.reference:
-                tasks = results.tasks(domain)
-                row |= estimate_columns(
-                    f"{domain} minus {results.reference}", results.difference(model, results.reference, tasks)
-                )
-        rows.append(row)
-    return pd.DataFrame(rows)
+    facts = [
+        {
+            "model": model,
+            "what": describe(results, model),
+            "corpus passes": results.cost(model),
+            **seeds_of(results, model),
+        }
+        for model in results.models
+    ]
+    return beside(facts, without_verdicts(compare(results, results.models, results.groups, results.reference)))
+
+
+def seeds_of(results: Results, model: str) -> dict[str, Any]:
+    """How many seeds a model has, in a study that has several of any."""
+    return {"seeds": len(results.seeds(model))} if results.study.get("seeds") else {}
 
 
 def task_table(results: Results) -> pd.DataFrame:
@@ -79,7 +141,7 @@ def task_table(results: Results) -> pd.DataFrame:
             samples = results.samples(model)[task["name"]]
             row = {"task": task["name"], "family": task["family"], "domain": task["domain"], "metric": samples.metric}
             row |= {"samples": len(samples.ids), "model": model}
-            rows.append(row | estimate_columns("score", results.task_score(model, task["name"])))
+            rows.append(row | estimate_columns("score", results.mean(model, [task["name"]])))
     return pd.DataFrame(rows)
 
 
@@ -130,21 +192,17 @@ def schedule_table(results: Results) -> pd.DataFrame:
     >>> {"full", "two-stage"} <= set(schedule_table(results)["member"])
     True
     """
-    rows = []
-    for member, baseline in results.schedules.items():
-        facts = results.study["members"][member]
-        row: dict[str, Any] = {
-            "member": member,
-            "schedule": SCHEDULES[facts["schedule"]],
-            "order of the stages": _stage_order(facts),
+    found, members = results.schedules, results.study["members"]
+    facts = [
+        {
+            "member": name,
+            "schedule": SCHEDULES[members[name]["schedule"]],
+            "order of the stages": _stage_order(members[name]),
         }
-        row |= {"steps": facts["steps"]}
-        for domain in results.domains:
-            row |= estimate_columns(domain, results.domain_mean(member, domain))
-            gap, verdict = compared(results, member, baseline, results.tasks(domain))
-            row |= estimate_columns(f"{domain} minus shuffling", gap) | {f"{domain} verdict": verdict}
-        rows.append(row)
-    return pd.DataFrame(rows)
+        | {"steps": members[name]["steps"]}
+        for name in found
+    ]
+    return beside(facts, compare(results, [*found], results.groups, found, title="shuffling"))
 
 
 def incremental_table(results: Results) -> pd.DataFrame:
@@ -168,32 +226,19 @@ def incremental_table(results: Results) -> pd.DataFrame:
     >>> "retrained" in set(incremental_table(results)["model"])
     True
     """
-    rows = []
-    retrained, found = results.retrained, {update.model: update for update in updates(results)}
-    for model in results.incremental:
+    experiment, found = results.experiments.incremental, {update.model: update for update in updates(results)}
+    facts, costs, retrained = [], [], experiment.baseline
+    for model in experiment.models:
         update = found.get(model)
         row: dict[str, Any] = {"model": model, "what": describe(results, model)}
         row |= {"kind": UPDATES[update.kind] if update else "existing"}
         row |= {"old data in the update": update.core if update else None, "weight": update.weight if update else None}
-        for group, tasks in results.task_groups.items():
-            row |= estimate_columns(group, results.mean(model, tasks))
-            if retrained:
-                gap, verdict = compared(results, model, retrained, tasks)
-                row |= estimate_columns(f"{group} minus {retrained}", gap) | {f"{group} verdict": verdict}
+        facts.append(row)
         cost = results.update_cost(model)
-        row |= {f"{key} to train": count for key, count in cost.items()}
-        if retrained:
-            row["share of retraining"] = round(cost["examples"] / results.update_cost(retrained)["examples"], 4)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def compared(results: Results, model: str, baseline: str, tasks: list[str]) -> tuple[Estimate, str]:
-    """Paired difference to a baseline, and the verdict; the baseline itself has neither."""
-    if model == baseline:
-        return Estimate(math.nan, math.nan, math.nan), "reference"
-    gap = results.difference(model, baseline, tasks)
-    return gap, verdict_of(gap, "better", "worse")
+        share = round(cost["examples"] / results.update_cost(retrained)["examples"], 4) if retrained else None
+        row = {f"{key} to train": count for key, count in cost.items()}
+        costs.append(row | ({"share of retraining": share} if retrained else {}))
+    return beside(facts, compare(results, experiment.models, results.task_groups, retrained), more=costs)
 
 
 def checks_table(results: Results) -> pd.DataFrame:
@@ -217,8 +262,8 @@ def checks_table(results: Results) -> pd.DataFrame:
     True
     """
     in_domain = results.tasks("in-domain")
-    fine_tuned = [*results.shuffled, *average_merges(results)]
-    fine_tuned += [name for name in results.incremental if name not in fine_tuned]
+    known = results.experiments
+    fine_tuned = dict.fromkeys((*known.sampled, *known.averages, *known.incremental.models))
     made_here = [("base", "random")] if "random" in results.models else []  # a pretrained base has no random model
     pairs = [*made_here, *((name, "base") for name in fine_tuned)] if in_domain else []
     rows = []
@@ -265,7 +310,7 @@ def corpus_table(results: Results) -> pd.DataFrame:
     >>> list(corpus_table(results))
     ['set', 'rows', 'median words']
     """
-    summary = read_json_object(results.place("corpus/summary.json"))
+    summary = read_json_object(results.folder / "corpus" / "summary.json")
     rows = []
     for name, facts in summary["sets"].items():
         lengths = {key: value for key, value in facts.items() if key.endswith("_words")}
@@ -301,9 +346,7 @@ def score_frame(scores: Mapping[str, Mapping[str, TaskSamples]], evaluation: Eva
     rows = {}
     for model, samples in scores.items():
         found = {n: measure([(1.0, samples)], tasks).estimate(evaluation.confidence) for n, tasks in groups.items()}
-        rows[model] = {
-            name: f"{100 * e.value:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}]" for name, e in found.items()
-        }
+        rows[model] = {n: with_interval(100 * e.value, 100 * e.low, 100 * e.high) for n, e in found.items()}
     return pd.DataFrame(rows).T
 
 
@@ -376,9 +419,19 @@ def _cell(row: pd.Series[Any], column: str, bounds: Sequence[str], missing: str)
         return missing
     if not bounds:
         return f"{value:g}" if isinstance(value, float) else str(value)
-    sign = "+" if " minus " in column or "difference" in column else ""
-    shown = f"{value:{sign}.1f} [{row[bounds[0]]:{sign}.1f}, {row[bounds[1]]:{sign}.1f}]"
-    return shown.replace(" ", NO_BREAK_SPACE)
+    sign = " minus " in column or "difference" in column
+    return with_interval(value, row[bounds[0]], row[bounds[1]], sign).replace(" ", NO_BREAK_SPACE)
+
+
+def with_interval(value: float, low: float, high: float, sign: bool = False) -> str:
+    """A score or difference and its interval, with one decimal each and no zero below zero.
+
+    >>> with_interval(-0.04, -1.26, 1.2, sign=True)
+    '0.0 [-1.3, +1.2]'
+    """
+    shown = (f"{number:{'+' if sign else ''}.1f}" for number in (value, low, high))
+    value_text, *bounds = ("0.0" if text in ("-0.0", "+0.0") else text for text in shown)
+    return f"{value_text} [{', '.join(bounds)}]"
 
 
 def describe(results: Results, model: str) -> str:

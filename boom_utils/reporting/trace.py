@@ -15,8 +15,7 @@ from typing import Any
 
 from boom_utils.artifacts import RECORD, sha256_file
 from boom_utils.errors import ConfigError, ResultsError, WorkspaceError, nearest
-from boom_utils.reporting.results import read_json_object
-from boom_utils.reporting.stored import read_numbers, run_name
+from boom_utils.reporting.results import read_json_object, read_numbers, run_name
 
 KEY_LETTERS = 20
 """Of a key, as in the name of its folder in the workspace."""

@@ -15,8 +15,7 @@ from boom_utils.config import MemberConfig, Profile, load_profile
 from boom_utils.data.examples import read_jsonl
 from boom_utils.data.manifest import Manifest
 from boom_utils.reporting.published import PUBLISHED, PUBLISHED_FILES
-from boom_utils.reporting.results import read_samples
-from boom_utils.reporting.stored import Numbers, run_of, write_numbers
+from boom_utils.reporting.results import Numbers, read_samples, run_of, write_numbers
 from boom_utils.reporting.trace import KEY_LETTERS, lineage_of
 from boom_utils.study.deviations import PAPER_PROFILE, deviations
 from boom_utils.study.models import passes

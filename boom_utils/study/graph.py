@@ -178,13 +178,13 @@ class Study:
         and with new data.
         """
         profile, found = self.profile, self.profile.experiments
-        compared, updated = found.scheduling, found.incremental.models if found.incremental else ()
-        averages, members = [*found.controls, *found.variants], [member.name for member in profile.members]
+        compared, updated = found.scheduling, found.incremental.models
+        averages, members = [*found.averages], [member.name for member in profile.members]
         merged = [merge.name for merge in profile.merges if merge.name not in (*averages, *updated)]
         behind = {member for merge in merged for member in profile.trained_members(merge)} - {*found.sampled}
         groups = {
             "sampled": [*found.sampled],
-            "schedules": [compared.baseline, *compared.models] if compared and compared.baseline else [],
+            "schedules": [compared.baseline, *compared.models] if compared.baseline else [],
             "incremental": [*updated],
             "averages": averages,
             "comparisons": merged,

@@ -144,7 +144,7 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
         "restart_rate": restart,
     }
     compared = profile.experiments.scheduling
-    watch = profile.watch if compared and config.name in (compared.baseline, *compared.models) else None
+    watch = profile.watch if config.name in (compared.baseline, *compared.models) else None
     start = "base" if config.start is None else model_nodes(profile)[config.start]
     inputs = {"base": nodes[start], **_tokens(profile, config, nodes), "plan": nodes[f"plan/{config.name}"]}
     if watch is not None:  # the name of its file counts: members that are not watched stay as they are

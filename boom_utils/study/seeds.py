@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from boom_utils.config import Profile
-from boom_utils.reporting.stored import run_name
+from boom_utils.reporting.results import run_name
 
 STRIDE = 1000
 """Between the seeds of a line and of its next copy: profiles number their own seeds closer than that."""
