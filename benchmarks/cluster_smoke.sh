@@ -64,7 +64,7 @@ CONF
 }
 
 stop_cluster() {
-    [ -z "${RUN:-}" ] || kill "$RUN" 2>/dev/null || true
+    for pid in ${RUN:-} ${LOCAL:-}; do kill "$pid" 2>/dev/null || true; done
     for job in $(timeout 20 squeue -h -o %A 2>/dev/null); do timeout 20 scancel "$job"; done
     sleep 2
     for name in slurmd-n1 slurmd-n2 slurmctld munged; do
@@ -97,12 +97,13 @@ trainer_behind_checkpoint() {
     [ -n "$folder" ] && [ -n "$(find "$D/cluster" -path "*$folder*" -name state.json -print -quit)" ] && echo "$pid"
 }
 
+# Of this cluster: SLURM tells every process of a job the node, and PATH tells the cluster.
 processes_of_node() {
-    for folder in /proc/[0-9]*; do
-        tr '\0' '\n' <"$folder/environ" 2>/dev/null | grep -qx "SLURMD_NODENAME=$1" &&
-            tr '\0' '\n' <"$folder/environ" 2>/dev/null | grep -qF "$D" && echo "${folder#/proc/}"
-    done
-    true
+    local place
+    for place in /proc/[0-9]*; do
+        tr '\0' '\n' 2>/dev/null <"$place/environ" >"$D/environ" || continue
+        if grep -qx "SLURMD_NODENAME=$1" "$D/environ" && grep -q "^PATH=.*$D" "$D/environ"; then echo "${place#/proc/}"; fi
+    done 2>/dev/null
 }
 
 lose_node() {
@@ -129,8 +130,17 @@ say "two nodes are up: $(sinfo -h -N -o '%N %T' | paste -sd, -)"
     --slurm-init-seconds-before-status-checks 5 --seconds-between-status-checks 5 >"$D/snakemake.log" 2>&1 &
 RUN=$!
 
+# Meanwhile the same study without a cluster.
+NODES=$(.venv/bin/python -c '
+import json, sys
+print(*(node for job in json.load(open(sys.argv[1]))["jobs"] for node in job["nodes"]))' "$D/jobs.json")
+# shellcheck disable=SC2086
+BOOM_HOME=$D/local .venv/bin/boom build $NODES --profile "$PROFILE" --receipt "$D/local.json" >"$D/local.log" 2>&1 &
+LOCAL=$!
+
 cancel_a_job() {
     read -r job node < <(wait_for job_of pair_)
+    sleep 5
     scancel "$job"
     say "cancelled job $job (pair) on $node"
 }
@@ -153,11 +163,7 @@ for pid in "${DONE[@]}"; do wait "$pid"; done
 say "the workflow finished; $(grep -rh 'resumed after step' "$D/logs" | sort -u | paste -sd';' -)"
 scontrol -o show job >"$D/slurm_jobs.txt"
 
-say "the same study on one machine"
-BOOM_HOME=$D/local .venv/bin/boom build $(.venv/bin/python -c '
-import json, sys
-print(*(node for job in json.load(open(sys.argv[1]))["jobs"] for node in job["nodes"]))' "$D/jobs.json") \
-    --profile "$PROFILE" --receipt "$D/local.json" >"$D/local.log" || { tail -n 20 "$D/local.log"; exit 1; }
+wait "$LOCAL" || { tail -n 20 "$D/local.log"; exit 1; }
 
 .venv/bin/python - "$D" <<'PY'
 import json
