@@ -25,7 +25,7 @@ from boom_utils.config import PROFILES, Profile, load_profile
 from boom_utils.errors import ConfigError, NotebookError, WorkspaceError
 from boom_utils.study import runner
 from boom_utils.study.graph import NOTEBOOKS, Study
-from boom_utils.study.runner import RunOptions, run, run_lock, scrub, typed_parameters
+from boom_utils.study.runner import RunOptions, run, run_lock, typed_parameters
 
 CANARY = "hf_canary0123456789abcdefghij"
 
@@ -100,13 +100,20 @@ def test_processes_started_by_a_command_are_quick_unless_the_user_has_said_other
 
 
 @pytest.mark.promise(34)
-def test_a_failing_cell_is_an_error_with_the_cells_message_and_no_record(setup: Setup) -> None:
-    setup.notebook("print('fine')", "1 / 0", "print('never')")
-    with pytest.raises(NotebookError, match=r"(?s)01_toy failed: ZeroDivisionError.*01_toy\.failed\.ipynb"):
-        setup.run()
-    assert "ZeroDivisionError" in (setup.executed / "01_toy.failed.ipynb").read_text()
-    assert not (setup.workspace.root / "notebook").exists()
-    assert not (setup.executed / "01_toy.ipynb").exists()
+@pytest.mark.promise(36)
+def test_a_failing_cell_ends_the_command_with_its_message_no_record_and_no_token(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    monkeypatch.setattr("boom_utils.study.graph.Study", lambda profile, **_: setup.study)
+    setup.notebook("import os\ntoken = os.environ['HF_TOKEN']\nraise RuntimeError(f'cannot use {token}')", "print(0)")
+    setup.workspace.build(setup.node())
+    assert main(["run", "--profile", "smoke"]) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"(?s)01_toy failed: RuntimeError: cannot use .*01_toy\.failed\.ipynb", said)
+    assert "RuntimeError" in (setup.executed / "01_toy.failed.ipynb").read_text()
+    assert not (setup.workspace.root / "notebook").exists() and not (setup.executed / "01_toy.ipynb").exists()
+    assert CANARY not in said + setup.all_text()
 
 
 @pytest.mark.promise(34)
@@ -114,14 +121,6 @@ def test_a_dead_kernel_is_reported(setup: Setup) -> None:
     setup.notebook("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(NotebookError, match=r"the kernel died \(it was killed, or there was not enough memory"):
         setup.run()
-
-
-@pytest.mark.promise(34)
-def test_the_command_exits_with_1_when_a_cell_fails(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    setup.notebook("1 / 0")
-    setup.workspace.build(setup.node())
-    monkeypatch.setattr("boom_utils.study.graph.Study", lambda profile, **_: setup.study)
-    assert main(["run", "--profile", "smoke"]) == 1
 
 
 @pytest.mark.promise(34)
@@ -192,37 +191,26 @@ def test_a_parameter_keeps_the_type_that_its_notebook_gives_it(
 
 
 @pytest.mark.promise(35)
-def test_a_parameter_reaches_the_notebook_and_is_part_of_what_up_to_date_means(
+@pytest.mark.promise(36)
+@pytest.mark.promise(38)
+def test_a_notebook_runs_again_exactly_if_its_source_parameters_or_inputs_change_and_never_shows_a_token(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("boom_utils.study.graph.Study", lambda profile, **_: setup.study)
-    setup.notebook("print('told', repr(prompt))")
-    setup.workspace.build(setup.node())
-    for prompt in ("query: ", "no"):
-        assert main(["run", "--set", f"prompt={prompt}"]) == 0
-        assert f"told '{prompt}'" in (setup.executed / "01_toy.ipynb").read_text()
-
-
-def test_an_unchanged_notebook_starts_no_kernel(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    setup.notebook("print('once')")
-    setup.run()
-    monkeypatch.setattr(runner.papermill, "execute_notebook", lambda *_, **__: pytest.fail("started a kernel"))
-    setup.run()
-
-
-@pytest.mark.parametrize("change", ["source", "input"])
-def test_a_changed_notebook_or_input_runs_again(setup: Setup, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    setup.notebook("print('one')")
-    setup.run()
-    if change == "source":
-        setup.notebook("print('two')")
-    else:
-        setup.text = "two"
-    seen = []
-    execute = runner.papermill.execute_notebook
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    execute, seen = runner.papermill.execute_notebook, []
     monkeypatch.setattr(runner.papermill, "execute_notebook", lambda *a, **k: (seen.append(1), execute(*a, **k)))
+    setup.notebook("import os; print('told', repr(prompt), os.environ['HF_TOKEN'], dict(os.environ))")
+    for times, prompt, text in ((1, "query: ", "one"), (1, "query: ", "one"), (2, "no", "one"), (3, "no", "two")):
+        setup.text = text
+        setup.workspace.build(setup.node())
+        assert main(["run", "--set", f"prompt={prompt}"]) == 0
+        assert len(seen) == times
+        assert f"told '{prompt}' [HF_TOKEN removed]" in (setup.executed / "01_toy.ipynb").read_text()
+        assert CANARY not in setup.all_text()
+    setup.notebook("pass")
     setup.run()
-    assert seen == [1]
+    assert len(seen) == 4
 
 
 def test_a_notebook_that_does_not_make_what_the_graph_says_is_an_error(setup: Setup) -> None:
@@ -232,34 +220,11 @@ def test_a_notebook_that_does_not_make_what_the_graph_says_is_an_error(setup: Se
 
 
 @pytest.mark.promise(36)
-def test_a_token_never_reaches_a_notebook_page_or_record(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", CANARY)
-    setup.notebook("import os; token = os.environ['HF_TOKEN']; print(token, dict(os.environ)); token")
-    setup.run()
-    assert "HF_TOKEN removed" in (setup.executed / "01_toy.ipynb").read_text()
-    assert CANARY not in setup.all_text()
-
-
-@pytest.mark.promise(36)
-def test_a_token_in_a_traceback_is_taken_out(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", CANARY)
-    setup.notebook("import os\ntoken = os.environ['HF_TOKEN']\nraise RuntimeError(f'cannot use {token}')")
-    with pytest.raises(NotebookError) as caught:
-        setup.run()
-    assert CANARY not in str(caught.value)
-    assert CANARY not in setup.all_text()
-
-
-@pytest.mark.promise(36)
 @pytest.mark.parametrize("values", [{"hf_token": "x"}, {"level": CANARY}, {"api_key": "1"}])
 def test_a_parameter_that_looks_like_a_secret_is_refused(setup: Setup, values: dict[str, str]) -> None:
     setup.notebook("pass")
     with pytest.raises(ConfigError, match="looks like a secret"):
         typed_parameters(["01_toy"], values)
-
-
-def test_scrubbing_leaves_other_text_alone() -> None:
-    assert scrub("half_open and hf_ are fine") == "half_open and hf_ are fine"
 
 
 HOLD = """
@@ -291,7 +256,9 @@ def holding(root: Path, before: str = "") -> subprocess.Popen[str]:
 
 
 @pytest.mark.promise(37)
-def test_a_second_run_fails_at_once_and_names_the_first(setup: Setup) -> None:
+def test_a_second_run_names_the_first_and_goes_on_once_that_is_killed(
+    setup: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
     process = holding(setup.workspace.root)
     expected = rf"(?s)process {process.pid} on {re.escape(socket.gethostname())}, since 20.*--force-unlock"
     with pytest.raises(WorkspaceError, match=expected), run_lock(setup.study):
@@ -300,18 +267,8 @@ def test_a_second_run_fails_at_once_and_names_the_first(setup: Setup) -> None:
         pytest.fail("a lock of a living process must not be taken over")
     process.kill()
     process.wait()
-
-
-@pytest.mark.promise(37)
-def test_the_lock_of_a_killed_run_is_explained_and_the_next_run_goes_on(
-    setup: Setup, caplog: pytest.LogCaptureFixture
-) -> None:
-    process = holding(setup.workspace.root)
-    process.kill()
-    process.wait()
     with caplog.at_level(logging.INFO, logger="boom_utils"), run_lock(setup.study):
-        assert f"process {process.pid}" in caplog.text
-        assert "going on from there" in caplog.text
+        assert f"process {process.pid}" in caplog.text and "going on from there" in caplog.text
 
 
 @pytest.mark.promise(37)
@@ -338,14 +295,7 @@ def test_a_wrong_argument_exits_with_2_and_makes_nothing(
 def test_notebooks_are_chosen_by_number_or_name() -> None:
     assert runner.choose(["3"], None) == ["03_merge"]
     assert runner.choose(["07", "01_data"], None) == ["01_data", "07_tables_and_figures"]
-    assert runner.choose([], "03") == [
-        "03_merge",
-        "04_incremental_updates",
-        "05_scheduling_ablations",
-        "06_merging_ablations",
-        "07_tables_and_figures",
-        "08_your_own_data",
-    ]
+    assert runner.choose([], "03") == list(NOTEBOOKS)[2:]
 
 
 def smoke_content() -> dict[str, Any]:
@@ -389,12 +339,6 @@ def test_a_name_that_begins_like_another_is_not_taken_for_it(tmp_path: Path) -> 
     study = smoke_study(tmp_path, name="full-reversed", schedule="sequential_datasets", order="reversed")
     assert "full-reversed" not in trained_by(study, "02_finetune_subsets")
     assert trained_by(study, "07_tables_and_figures") == ["full-reversed"], "a member of no experiment"
-
-
-def test_a_study_with_one_schedule_asks_nothing_of_the_notebook_on_schedules(tmp_path: Path) -> None:
-    study = smoke_study(tmp_path, "seq-datasets", "two-stage")
-    assert study.group("schedules") == []
-    assert study.nodes_of("05_scheduling_ablations") == {}
     assert study.build_all("plan/", []) == {}
     with pytest.raises(ConfigError, match="did you mean 'plan/full'"):
         study.build_all("plan/", ["ful"])
@@ -427,7 +371,7 @@ def test_new_data_make_nothing_anew_that_was_there_before(tmp_path: Path) -> Non
     }
 
 
-def test_models_that_know_new_data_are_made_in_a_notebook_of_their_own(tmp_path: Path) -> None:
+def test_models_that_know_new_data_are_made_in_a_notebook_of_their_own_with_old_and_new_tokens(tmp_path: Path) -> None:
     study = smoke_study(tmp_path)
     assert study.group("incremental") == ["boom", "update", "boom-updated", "retrained"]
     assert study.group("averages") == ["plain-mean", "boom"]
@@ -435,10 +379,6 @@ def test_models_that_know_new_data_are_made_in_a_notebook_of_their_own(tmp_path:
     assert {"member/update", "member/retrained", "merge/boom-updated", "tokens/new", "subset/update"} <= asked
     earlier = {name for notebook in list(NOTEBOOKS)[:3] for name in study.nodes_of(notebook)}
     assert {name for name in earlier if re.search("update|retrained|everything|new", name)} == set()
-
-
-def test_update_and_retrained_model_start_from_the_base_with_old_and_new_tokens(tmp_path: Path) -> None:
-    study = smoke_study(tmp_path)
     for name in ("update", "retrained"):
         inputs = study.node(f"member/{name}").inputs
         assert inputs["base"] is study.node("base")
@@ -450,10 +390,13 @@ def test_update_and_retrained_model_start_from_the_base_with_old_and_new_tokens(
     assert merged.config["weights"] == [1.0, 1.0]
 
 
-def test_a_study_without_new_data_asks_nothing_of_the_notebook_on_updates(tmp_path: Path) -> None:
-    study = static_study(tmp_path)
-    assert study.group("incremental") == study.group("new_subsets") == []
-    assert study.nodes_of("04_incremental_updates") == {}
+def test_a_study_without_an_experiment_asks_nothing_of_its_notebook(tmp_path: Path) -> None:
+    for study, notebook, groups in (
+        (static_study(tmp_path), "04_incremental_updates", ("incremental", "new_subsets")),
+        (smoke_study(tmp_path, "seq-datasets", "two-stage"), "05_scheduling_ablations", ("schedules",)),
+    ):
+        assert [study.group(name) for name in groups] == [[]] * len(groups)
+        assert study.nodes_of(notebook) == {}
 
 
 def test_a_dataset_is_new_only_if_the_manifest_says_so(tmp_path: Path) -> None:
@@ -463,30 +406,23 @@ def test_a_dataset_is_new_only_if_the_manifest_says_so(tmp_path: Path) -> None:
         static_study(tmp_path, datasets=["summary_to_description"], new_datasets=["exception_class"])
 
 
-def test_ctrl_c_exits_with_130_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("boom_utils.study.runner.run", interrupted)
-    assert main(["run", "--profile", "smoke"]) == 130
-
-
 @pytest.mark.parametrize(
     ("error", "said"),
     [
         (OSError(28, "No space left on device", "/far/away"), ["No space left", "where: /far/away", "free some space"]),
         (PermissionError(13, "Permission denied", "/far/x"), ["where: /far/x", "a folder that you may write"]),
         (OSError(18, "Invalid cross-device link", "/a", None, "/b"), ["where: /a -> /b", "on a sound disk"]),
+        (KeyboardInterrupt(), ["boom run --profile smoke"]),
     ],
 )
-def test_an_error_of_the_operating_system_is_said_with_its_file_and_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, said: list[str]
+def test_an_error_of_the_operating_system_or_ctrl_c_is_said_with_its_file_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, said: list[str]
 ) -> None:
     def failing(*_: object) -> None:
         raise error
 
     monkeypatch.setattr("boom_utils.study.runner.run", failing)
-    assert main(["run", "--profile", "smoke"]) == 1
+    assert main(["run", "--profile", "smoke"]) == (130 if isinstance(error, KeyboardInterrupt) else 1)
     shown = capsys.readouterr().out
     assert [text for text in said if text not in shown] == []
 
@@ -513,36 +449,25 @@ def test_a_terminal_that_is_not_utf_8_gets_escapes_and_no_traceback(environment:
 
 
 def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.CaptureFixture[str]) -> None:
-    options = {}
-    data = ("data fetch", "data convert", "data sample", "data overlap")
-    for command in ("run", "build", "plan", "train", "merge", *data, "report", "trace", "card", "push", "check"):
+    decided = {
+        "run": "force-unlock from only profile results set",
+        "build": "profile receipt",
+        "plan": ("device-tflops gpus jobs json mfu passage-tokens profile query-tokens tokens-per-second"),
+        "train": "allow-change nproc profile",
+        "merge": "plan shard-gb threads",
+        "data fetch": "manifest offline only profile",
+        **dict.fromkeys(("data convert", "data sample", "data overlap"), "on-bad-line profile"),
+        "report": "mteb profile results",
+        "trace": "all",
+        "card": "profile",
+        "push": "dry-run profile public repo yes",
+        "check": "profile",
+    }
+    for command, expected in decided.items():
         with pytest.raises(SystemExit):
             main([*command.split(), "--help"])
-        options[command] = sorted(set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"})
-    assert options == {
-        "run": ["--force-unlock", "--from", "--only", "--profile", "--results", "--set"],
-        "build": ["--profile", "--receipt"],
-        "plan": [
-            "--device-tflops",
-            "--gpus",
-            "--jobs",
-            "--json",
-            "--mfu",
-            "--passage-tokens",
-            "--profile",
-            "--query-tokens",
-            "--tokens-per-second",
-        ],
-        "train": ["--allow-change", "--nproc", "--profile"],
-        "merge": ["--plan", "--shard-gb", "--threads"],
-        "data fetch": ["--manifest", "--offline", "--only", "--profile"],
-        **{name: ["--on-bad-line", "--profile"] for name in data[1:]},
-        "report": ["--mteb", "--profile", "--results"],
-        "trace": ["--all"],
-        "card": ["--profile"],
-        "push": ["--dry-run", "--profile", "--public", "--repo", "--yes"],
-        "check": ["--profile"],
-    }
+        found = set(re.findall(r"--([a-z-]+)", capsys.readouterr().out)) - {"help"}
+        assert sorted(found) == expected.split(), command
 
 
 @pytest.mark.promise(40)

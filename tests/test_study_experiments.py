@@ -44,8 +44,8 @@ def test_the_methods_of_a_profile_are_those_the_engine_has() -> None:
 # --- what a profile may say -------------------------------------------------------------------------------------------
 
 
-def test_members_name_datasets_clusters_and_models_that_there_are() -> None:
-    members, smoke = content()["members"], content()
+def test_names_in_a_profile_lead_to_what_there_is() -> None:
+    members, interaction, smoke = content()["members"], content()["interaction"], content()
     more = {
         "x": {"subset": "p100", "datasets": ["exception_clas"]},
         "y": {"subset": "p100", "cluster": 3},
@@ -57,32 +57,22 @@ def test_members_name_datasets_clusters_and_models_that_there_are() -> None:
     assert "member 'y': cluster 3, but `interaction` makes 2" in said
     assert "member 'z': no model to start from 'bom'; did you mean 'boom'?" in said
     assert "'w'" not in said, "new datasets are datasets of a subset that holds new data"
+    both = {"name": "x", "subset": "p100", "cluster": 1, "datasets": ["exception_class"]}
+    circle = [{**members[0], "start": "boom"}, *members[1:]]
+    own = [{**members[0], "training": {"query_max_len": 9}}, *members[1:]]
+    for changes, sentence in (
+        ({"members": [both]}, "give `datasets` or `cluster`, not both"),
+        ({"members": circle}, "member 's20' goes on from 'boom', which is made of it"),
+        ({"members": own}, "query_max_len"),
+        ({"experiments": {"boom": "bom"}}, "experiments.boom: no member or merge 'bom'; did you mean 'boom'?"),
+        ({"interaction": {**interaction, "held_out": "half-rest"}}, "is not `complement_of: p20`"),
+        ({"interaction": {**interaction, "clusters": 5}}, "5 clusters of 4 datasets"),
+        ({"interaction": {**interaction, "subset": "halff"}}, "interaction: no subset 'halff'"),
+    ):
+        assert sentence in problem(changes)
     del smoke["interaction"]
     with pytest.raises(ValueError, match="cluster 1, but there is no `interaction`"):
         Profile.model_validate(smoke)
-    assert "give `datasets` or `cluster`, not both" in problem(
-        {"members": [{"name": "x", "subset": "p100", "cluster": 1, "datasets": ["exception_class"]}]}
-    )
-
-
-def test_experiments_name_models_that_there_are() -> None:
-    said = problem({"experiments": {"boom": "bom", "scheduling": {"baseline": "ful", "models": ["two-stages"]}}})
-    assert "experiments.boom: no member or merge 'bom'; did you mean 'boom'?" in said
-    assert "experiments.scheduling: no member or merge 'ful'" in said
-    assert "no member or merge 'two-stages'; did you mean 'two-stage'?" in said
-
-
-def test_a_member_cannot_go_on_from_what_is_made_of_it() -> None:
-    members = [*content()["members"]]
-    members[0] = {**members[0], "start": "boom"}
-    assert "member 's20' goes on from 'boom', which is made of it" in problem({"members": members})
-
-
-def test_held_out_rows_of_the_interaction_are_those_its_subset_left() -> None:
-    interaction = content()["interaction"]
-    assert "is not `complement_of: p20`" in problem({"interaction": {**interaction, "held_out": "half-rest"}})
-    assert "5 clusters of 4 datasets" in problem({"interaction": {**interaction, "clusters": 5}})
-    assert "interaction: no subset 'halff'" in problem({"interaction": {**interaction, "subset": "halff"}})
 
 
 def test_a_subset_of_new_data_alone_draws_nothing_of_the_old() -> None:
@@ -220,14 +210,6 @@ def test_a_member_is_planned_and_trained_with_its_own_hyper_parameters_and_no_ot
         name: passes(study.profile, members[name], rows, study.profile.corpus.datasets) for name in ("full", "twice")
     }
     assert costs == {"full": 1.0, "twice": 2.0}
-
-
-def test_hyper_parameters_of_a_member_that_others_share_are_refused() -> None:
-    smoke = content()
-    for key, value in (("query_max_len", 9), ("learning_rate", -1.0)):
-        changed = [{**one, "training": {key: value}} if one["name"] == "s20" else one for one in smoke["members"]]
-        with pytest.raises(ValueError, match=key):
-            Profile.model_validate({**smoke, "members": changed})
 
 
 def test_validation_needs_a_corpus_of_files_and_a_limit(tmp_path: Path) -> None:

@@ -130,26 +130,17 @@ def test_what_the_kit_keeps_beside_a_model_stays_here_and_is_said(folder: Path, 
     assert not STAYS & {*hub.repos[REPO]}
 
 
-def test_only_public_makes_it_public_and_the_text_says_so(folder: Path, hub: Hub) -> None:
+def test_it_is_private_unless_public_is_said_and_nothing_is_mixed_with_what_is_there(folder: Path, hub: Hub) -> None:
     looked = upload(folder, public=True)
-    assert "PUBLIC" in looked.text()
-    assert "PUBLIC" not in upload(folder).text()
+    assert "PUBLIC" in looked.text() and "PUBLIC" not in upload(folder).text()
     push(looked)
     assert hub.private == set()
-
-
-def test_a_model_meant_to_be_private_does_not_go_to_a_public_repository(folder: Path, hub: Hub) -> None:
-    hub.repos[REPO] = {}
     with pytest.raises(UploadError, match=r"(?s)is public.*--public"):
         push(upload(folder))
-    assert hub.repos == {REPO: {}}
-
-
-def test_files_of_another_model_on_the_hub_are_not_mixed_with_this_one(folder: Path, hub: Hub) -> None:
-    hub.repos[REPO], hub.private = {"model-00001-of-00002.safetensors": b"", ".gitattributes": b""}, {REPO}
+    hub.repos["owner/other"], hub.private = {"model-00001-of-00002.safetensors": b""}, {"owner/other"}
     with pytest.raises(UploadError, match=r"(?s)not this model's.*model-00001-of-00002"):
-        push(upload(folder))
-    assert hub.commits == []
+        push(upload(folder, "owner/other"))
+    assert len(hub.commits) == 1
 
 
 # --- what never goes --------------------------------------------------------------------------------------------------
@@ -202,16 +193,15 @@ def test_names_that_the_hub_does_not_take_are_refused_before_it_is_asked(folder:
         upload(folder, repo)
 
 
-def test_a_folder_without_a_card_and_a_name_without_a_model_are_errors(folder: Path) -> None:
+def test_what_is_no_model_or_not_made_is_an_error_and_is_not_made_by_a_push(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / CARD).unlink()
     with pytest.raises(ConfigError, match="no folder of a model with a card"):
         find_model(str(folder), "smoke")
+    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "home"))
     with pytest.raises(ConfigError, match=r"no model 'boomm'.*did you mean 'boom'"):
         find_model("boomm", "smoke")
-
-
-def test_a_model_that_is_not_made_is_not_made_by_a_push(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "home"))
     with pytest.raises(ConfigError, match=r"(?s)not made yet.*boom run --profile smoke"):
         find_model("boom", "smoke")
     assert not (tmp_path / "home").exists()
@@ -311,27 +301,25 @@ def test_a_dry_run_shows_all_and_asks_no_server(
     assert hub.asked == []
 
 
-@pytest.mark.parametrize(("answer", "commits"), [("y\n", 1), ("\n", 0), ("no\n", 0), ("", 0)])
-def test_a_person_is_asked_first(
-    folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, answer: str, commits: int
+@pytest.mark.parametrize(
+    ("answer", "words", "code", "commits"),
+    [("y\n", [], 0, 1), ("\n", [], 0, 0), ("", [], 0, 0), (None, [], 2, 0), (None, ["--yes"], 0, 1)],
+)
+def test_a_person_is_asked_first_and_a_script_has_to_say_yes(
+    folder: Path,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: str | None,
+    words: list[str],
+    code: int,
+    commits: int,
 ) -> None:
     terminal = io.StringIO(answer)
-    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    terminal.isatty = lambda: answer is not None  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stdin", terminal)
-    assert main(["push", str(folder), "--repo", REPO]) == 0
+    assert main(["push", str(folder), "--repo", REPO, *words]) == code
     assert len(hub.commits) == commits
     assert commits or hub.asked == []
-
-
-def test_a_script_has_to_say_yes(
-    folder: Path, hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
-    assert main(["push", str(folder), "--repo", REPO]) == 2
-    assert "--yes" in capsys.readouterr().out
-    assert hub.asked == []
-    assert main(["push", str(folder), "--repo", REPO, "--yes"]) == 0
-    assert len(hub.commits) == 1
 
 
 def test_boom_card_prints_the_card(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

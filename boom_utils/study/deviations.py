@@ -26,17 +26,14 @@ def deviations(profile: Profile, paper: Profile) -> list[dict[str, str | None]]:
         where the paper has no such thing), ``source`` (of the paper's value; ``ours`` where it is not known), ``note``.
         A value that ``profile`` itself takes from a source counts as the paper's.
     """
-    theirs = dict(_values(_dumped(paper)))
-    found = []
+    theirs, found = dict(_values(_dumped(paper))), list[dict[str, str | None]]()
     for key, value in _values(_dumped(profile)):
         source, note = source_of(profile.sources, key)
         known: str | None = value
         if source == _OURS:
-            source, paper_note = source_of(paper.sources, key)
+            source, papers = source_of(paper.sources, key)
             known = theirs.get(key) if source != _OURS else None
-            if known is None:
-                source, paper_note = _OURS, ""
-            note = note or paper_note
+            source, note = (_OURS, note) if known is None else (source, note or papers)
         found.append({"key": key, "value": value, "paper": known, "source": source, "note": note})
     return found
 

@@ -33,11 +33,8 @@ def fetch_corpus(manifest: str | None, profile: str | None, only: Sequence[str])
     if isinstance(corpus.source, HttpsFiles | HubFiles):
         log.info("%s: %s, in %s", corpus.name, fetch_datasets(datasets, downloads_folder()), downloads_folder())
     else:
-        why = (
-            "its files are your own"
-            if isinstance(corpus.source, LocalFiles)
-            else "it is mined from installed distributions"
-        )
+        own = isinstance(corpus.source, LocalFiles)
+        why = "its files are your own" if own else "it is mined from installed distributions"
         log.info("%s: nothing to fetch, %s", corpus.name, why)
     if asked is not None and not only:
         _fetch_benchmarks(asked)

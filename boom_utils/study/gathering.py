@@ -24,18 +24,6 @@ from boom_utils.study.seeds import seeds_of
 from boom_utils.study.stages import VERSION, Inputs, Nodes
 from boom_utils.training.watched_losses import WATCHED_LOSSES, read_points
 
-_MEMBER_CONFIG = {
-    "subset",
-    "seed",
-    "schedule",
-    "order",
-    "stages",
-    "learning_rate_stages",
-    "datasets",
-    "cluster",
-    "start",
-    "training",
-}
 LOG = "training_log.jsonl"
 _MEMBER_FACTS = ("steps", "examples", "tokens", "mean_loss_last_tenth")
 
@@ -137,7 +125,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
                 "new_data": profile.member_subset(member.name).new_data,
                 "passes": passes(profile, member, rows, trained_on[member.name]),
                 "trained_on": trained_on[member.name],
-                **member.model_dump(mode="json", include=_MEMBER_CONFIG),
+                **member.model_dump(mode="json", exclude={"name", "scored"}),
                 **{key: found[f"member/{member.name}"].facts[key] for key in _MEMBER_FACTS},
             }
             for member in members

@@ -30,48 +30,23 @@ from boom_utils.training.schedules import schedule_stages
 
 log = logging.getLogger(__name__)
 
-NOTEBOOKS: Mapping[str, tuple[str, ...]] = {
-    "01_data": ("examples", "subset/{subsets}"),
+NOTEBOOKS: Mapping[str, str] = {
+    "01_data": "examples subset/{subsets}",
     "02_finetune_subsets": (
-        "random",
-        "base",
-        "tokens",
-        "plan/{sampled}",
-        "member/{sampled}",
-        "scores/random/",
-        "scores/base/",
-        "scores/{sampled}/",
+        "random base tokens plan/{sampled} member/{sampled} scores/random/ scores/base/ scores/{sampled}/"
     ),
-    "03_merge": ("merge/{averages}", "geometry", "scores/{averages}/"),
+    "03_merge": "merge/{averages} geometry scores/{averages}/",
     "04_incremental_updates": (
-        "subset/{new_subsets}",
-        "tokens/new",
-        "plan/{incremental}",
-        "member/{incremental}",
-        "merge/{incremental}",
-        "scores/{incremental:seeds}/",
+        "subset/{new_subsets} tokens/new plan/{incremental} member/{incremental} merge/{incremental} "
+        "scores/{incremental:seeds}/"
     ),
-    "05_scheduling_ablations": ("plan/{schedules}", "member/{schedules}", "scores/{schedules:seeds}/"),
+    "05_scheduling_ablations": "plan/{schedules} member/{schedules} scores/{schedules:seeds}/",
     "06_merging_ablations": (
-        "interaction/",
-        "interaction",
-        "plan/{restricted}",
-        "member/{restricted}",
-        "scores/{restricted}/",
-        "geometry/compared",
-        "merge/{comparisons}",
-        "scores/{sampled:seeds}/",
-        "scores/{averages:seeds}/",
-        "scores/{comparisons:seeds}/",
+        "interaction/ interaction plan/{restricted} member/{restricted} scores/{restricted}/ geometry/compared "
+        "merge/{comparisons} scores/{sampled:seeds}/ scores/{averages:seeds}/ scores/{comparisons:seeds}/"
     ),
-    "07_tables_and_figures": (
-        "plan/{rest}",
-        "member/{rest}",
-        "scores/{rest:seeds}/",
-        "results",
-        "report",
-    ),
-    "08_your_own_data": ("examples", "base"),  # its own study has nodes of its own
+    "07_tables_and_figures": "plan/{rest} member/{rest} scores/{rest:seeds}/ results report",
+    "08_your_own_data": "examples base",  # its own study has nodes of its own
 }
 """Which nodes each notebook makes or loads: a name, all names under a folder (``scores/base/``), or one for every name
 of a group of `Study.group` (``plan/{sampled}``), with all its seeds where it says so (``scores/{averages:seeds}/``).
@@ -198,7 +173,7 @@ class Study:
     def nodes_of(self, notebook: str) -> dict[str, Node]:
         """The nodes that ``notebook`` makes or loads, by name."""
         wanted: list[str] = []
-        for pattern in NOTEBOOKS[notebook]:
+        for pattern in NOTEBOOKS[notebook].split():
             group = re.search(r"\{(\w+)(:seeds)?\}", pattern)
             models = self.group(group[1]) if group else []
             models = self.all_seeds(models) if group and group[2] else models

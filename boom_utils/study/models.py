@@ -58,13 +58,8 @@ def plan(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Node
     datasets = datasets_of(profile, manifest, config)
     rules, families = rules_of(profile, manifest, config), {name: dataset.family for name, dataset in datasets.items()}
     training = config.training.of(profile.training)
-    options = {
-        "per_device_train_batch_size": training.per_device_train_batch_size,
-        "train_group_size": training.train_group_size,
-        "num_train_epochs": training.num_train_epochs,
-        "processes": training.processes,
-        "seed": config.seed,
-    }
+    asked = ("per_device_train_batch_size", "train_group_size", "num_train_epochs", "processes")
+    options = {**{name: getattr(training, name) for name in asked}, "seed": config.seed}
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
         from boom_utils.data.sampling import load_subset
@@ -137,12 +132,8 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
             job = replace(job, watch=_watched_rows(watch, found["watched"].path, rules, out))
         return train_member(job, out, execution.processes or usable_processes(job))
 
-    described = {
-        "training": hyper.model_dump(mode="json"),
-        "rules": rules,
-        "name": config.name,
-        "restart_rate": restart,
-    }
+    described = {"training": hyper.model_dump(mode="json"), "rules": rules, "name": config.name}
+    described |= {"restart_rate": restart}
     compared = profile.experiments.scheduling
     watch = profile.watch if config.name in (compared.baseline, *compared.models) else None
     start = "base" if config.start is None else model_nodes(profile)[config.start]
@@ -150,17 +141,8 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
     if watch is not None:  # the name of its file counts: members that are not watched stay as they are
         described["watch"] = {**watch.model_dump(mode="json"), "file": WATCHED_LOSSES}
         inputs["watched"] = nodes[f"subset/{watch.subset}"]
-    label = f"member {config.name}"
-    return Node(
-        "member",
-        VERSION["member"],
-        label,
-        described,
-        make,
-        inputs,
-        kept=(CHECKPOINTS, WATCHED_LOSSES),
-        observations=("training_log.jsonl", CARD),
-    )
+    more: Any = {"kept": (CHECKPOINTS, WATCHED_LOSSES), "observations": ("training_log.jsonl", CARD)}
+    return Node("member", VERSION["member"], f"member {config.name}", described, make, inputs, **more)
 
 
 def _watched_rows(watch: WatchConfig, subset: Path, datasets: Collection[str], out: Path) -> Watch:
@@ -184,14 +166,12 @@ def _provenance(profile: Profile, manifest: Manifest, config: MemberConfig, foun
     for kind in ("tokens", "new_tokens"):
         rows |= {f"train/{name}": n for name, n in (found[kind].facts["rows"] if kind in found else {}).items()}
     trained_on = found["plan"].facts["datasets"]
-    known = "tokens" in found
-    return Provenance(
-        start=start,
-        on_hub=on_hub,
-        data=training_data(manifest, datasets_of(profile, manifest, config)),
-        passes=passes(profile, config, rows, trained_on) if known else None,
-        trained=found["base"].facts.get("trained", {}),
+    done = passes(profile, config, rows, trained_on) if "tokens" in found else None
+    data, trained = (
+        training_data(manifest, datasets_of(profile, manifest, config)),
+        found["base"].facts.get("trained", {}),
     )
+    return Provenance(start=start, on_hub=on_hub, data=data, passes=done, trained=trained)
 
 
 def _share(profile: Profile, config: MemberConfig) -> str:
@@ -318,14 +298,12 @@ def interaction_nodes(profile: Profile, manifest: Manifest, nodes: Nodes, execut
     config = profile.interaction
     if config is None:
         return {}
-    made: dict[str, Node] = {}
-    losses: dict[str, Node] = {}
+    made, losses = dict[str, Node](), dict[str, Node]()
     for trained in interaction_members(profile, config):
-        plan_node = replace(plan(profile, manifest, trained, nodes), one_of_many=True)
-        made[f"interaction/plan/{trained.name}"] = plan_node
-        known = {**nodes, f"plan/{trained.name}": plan_node}
+        batches = replace(plan(profile, manifest, trained, nodes), one_of_many=True)
+        known = {**nodes, f"plan/{trained.name}": batches}
         model = replace(member(profile, manifest, trained, known, execution), one_of_many=True)
-        made[f"interaction/member/{trained.name}"] = model
+        made |= {f"interaction/plan/{trained.name}": batches, f"interaction/member/{trained.name}": model}
         losses[trained.name] = _losses(profile, manifest, trained, {**known, "model": model})
     made |= {f"interaction/losses/{name}": node for name, node in losses.items()}
     return {**made, "interaction": _interaction(profile, config, losses)}

@@ -40,26 +40,21 @@ def with_seeds(profile: Profile) -> Profile:
     scored = {*profile.seeds.models} & {*profile.scored_models}
     for number in range(2, count + 1):
         later = STRIDE * (number - 1)
+
+        def copy(name: str | None, number: int = number) -> str | None:
+            return name and run_name(name, number)
+
         for subset in (one for one in profile.subsets if one.name in drawn):
-            named = subset.complement_of and run_name(subset.complement_of, number)
-            change = {"name": run_name(subset.name, number), "seed": subset.seed + later, "complement_of": named}
+            change = {"name": copy(subset.name), "seed": subset.seed + later}
             change |= {"part": (number, count)} if profile.seeds.own_rows else {}
-            subsets.append(subset.model_copy(update=change))
+            subsets.append(subset.model_copy(update={**change, "complement_of": copy(subset.complement_of)}))
         for member in (one for one in profile.members if one.name in behind):
-            change = {
-                "name": run_name(member.name, number),
-                "seed": member.seed + later,
-                "scored": member.name in scored,
-            }
-            change |= {
-                "subset": run_name(member.subset, number),
-                "start": member.start and run_name(member.start, number),
-            }
+            change = {"name": copy(member.name), "seed": member.seed + later, "scored": member.name in scored}
+            change |= {"subset": copy(member.subset), "start": copy(member.start)}
             members.append(member.model_copy(update=change))
         for merge in (one for one in profile.merges if one.name in behind):
-            named_members = tuple(run_name(name, number) for name in merge.members)
-            change = {"name": run_name(merge.name, number), "members": named_members, "scored": merge.name in scored}
-            merges.append(merge.model_copy(update=change))
+            change = {"name": copy(merge.name), "scored": merge.name in scored}
+            merges.append(merge.model_copy(update={**change, "members": tuple(map(copy, merge.members))}))
     lines = {"subsets": tuple(subsets), "members": tuple(members), "merges": tuple(merges)}
     return profile.model_copy(update={**lines, "seeds": None})
 
