@@ -219,7 +219,7 @@ def process_alive(pid: Any, seen: float = math.inf) -> bool:
     try:
         process = psutil.Process(int(pid))
         # Numbers are used again, soon where each container has its own; clocks differ a little.
-        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= seen + 2
+        return bool(process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= seen + 2)
     except (psutil.Error, TypeError, ValueError):
         return False
 

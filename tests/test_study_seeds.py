@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -46,26 +45,17 @@ def test_everything_behind_a_model_is_made_again_with_other_seeds_and_nothing_el
     assert len(whole.subsets) == len(profile.subsets) + len(parts)
 
 
-def test_only_the_named_models_of_a_further_seed_are_scored() -> None:
-    whole = with_seeds(seeded(["boom", "full"]))
+def test_only_the_named_models_are_scored_with_the_weights_of_their_first_seed_on_parts_of_their_own() -> None:
+    raw = plain_smoke()
+    raw["subsets"] = [*raw["subsets"], {"name": "rest", "complement_of": "p20"}]
+    raw["members"] = [*raw["members"], {"name": "on", "subset": "rest", "start": "boom"}]
+    raw["seeds"] = {"count": 3, "models": ["boom", "full", "on"]}
+    whole = with_seeds(parse(Profile, raw, "test", ConfigError))
     later = [name for name in whole.scored_models if ".seed" in name]
-    assert sorted(later) == ["boom.seed2", "boom.seed3", "full.seed2", "full.seed3"]
-
-
-def test_weights_of_a_merge_of_a_further_seed_are_those_of_its_first() -> None:
-    whole = with_seeds(seeded(["boom", "plain-mean"]))
-    merges = {merge.name: merge for merge in whole.merges}
-    for name in ("boom", "plain-mean"):
-        assert whole.merge_weights(merges[f"{name}.seed3"]) == whole.merge_weights(merges[name])
-
-
-def test_what_a_further_seed_goes_on_from_and_what_it_leaves_over_are_of_its_own_seed(
-    incremental: Mapping[str, Any],
-) -> None:
-    whole = with_seeds(parse(Profile, {**incremental, "seeds": {"count": 2, "models": ["on"]}}, "test", ConfigError))
-    members = {member.name: member for member in whole.members}
+    assert sorted(later) == [f"{name}.seed{number}" for name in ("boom", "full", "on") for number in (2, 3)]
+    merges, members = ({one.name: one for one in some} for some in (whole.merges, whole.members))
+    assert whole.merge_weights(merges["boom.seed3"]) == whole.merge_weights(merges["boom"])
     assert members["on.seed2"].start == "boom.seed2"
-    assert "boom.seed2" in {merge.name for merge in whole.merges}
     assert whole.subset("rest.seed2").complement_of == "p20.seed2"
 
 
@@ -85,14 +75,6 @@ def test_seeds_with_rows_of_their_own_share_none_and_keep_their_ratios() -> None
     with pytest.raises(DataError, match="3 parts cannot be made of c"):
         draw_subset({"c": 2}, whole.subset(small))
     assert "part" not in profile.subset(small).rule()
-
-
-@pytest.fixture
-def incremental() -> dict[str, Any]:
-    raw = plain_smoke()
-    raw["subsets"] = [*raw["subsets"], {"name": "rest", "complement_of": "p20"}]
-    raw["members"] = [*raw["members"], {"name": "on", "subset": "rest", "start": "boom"}]
-    return raw
 
 
 def test_a_model_of_several_seeds_must_exist() -> None:

@@ -8,6 +8,7 @@ and merges like any other, but no table shows them: results pool them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from boom_utils.config import Profile
 from boom_utils.reporting.results import run_name
@@ -45,7 +46,7 @@ def with_seeds(profile: Profile) -> Profile:
             return name and run_name(name, number)
 
         for subset in (one for one in profile.subsets if one.name in drawn):
-            change = {"name": copy(subset.name), "seed": subset.seed + later}
+            change: dict[str, Any] = {"name": copy(subset.name), "seed": subset.seed + later}
             change |= {"part": (number, count)} if profile.seeds.own_rows else {}
             subsets.append(subset.model_copy(update={**change, "complement_of": copy(subset.complement_of)}))
         for member in (one for one in profile.members if one.name in behind):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Launcher:
     """What the process that starts the others keeps for them: a small server, which ends when it does."""
 
     def __init__(self) -> None:
-        self._store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        self._store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
 
     @property
     def address(self) -> str:
@@ -112,7 +113,7 @@ class StopAsked:
 
     def __init__(self, launcher: str) -> None:
         host, port = launcher.rsplit(":", 1)
-        self._store = dist.TCPStore(host, int(port), is_master=False)
+        self._store = TCPStore(host, int(port), is_master=False)
 
     def __call__(self) -> bool:
         """True from the moment on when training should save and end."""
