@@ -24,7 +24,6 @@ from boom_utils.data.fetching import chosen_datasets, files_of
 from boom_utils.data.files import HubFile, HubSet, RemoteFile, fetch, fetch_hub, hub_errors, hub_paths, read_lock
 from boom_utils.data.manifest import load_manifest
 from boom_utils.errors import BoomError, ConfigError, DownloadError, ManifestError
-from boom_utils.study.check import check_machine
 
 BODY = b"one line\n" * 40_000
 ROWS = {f"data/part-{number}.jsonl": b'{"query": "a"}\n' * (number + 1) for number in range(3)}
@@ -314,30 +313,6 @@ def test_a_profile_fetches_what_it_trains_on_and_what_it_evaluates_and_no_more()
     with pytest.raises(ManifestError, match="did you mean 'squad_nqg'"):
         chosen_datasets(manifest, profile_of_files(datasets=["squad_nqq"]))
     assert len(files_of([manifest.dataset("arxiv_s2s"), manifest.dataset("arxiv_p2p")])) == 1
-
-
-def test_check_says_whether_the_files_can_be_had(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name in ("_packages", "_devices", "_disk", "_hub"):
-        monkeypatch.setattr(f"boom_utils.study.check.{name}", list)
-    monkeypatch.setattr("boom_utils.study.check.load_profile", lambda _: profile_of_files())
-    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "home"))
-    caplog.set_level("INFO", logger="boom_utils")
-    assert check_machine("tiny") == 1 and "0 of 55 files are in the workspace, and HF_HUB_OFFLINE" in caplog.text
-    monkeypatch.setenv("BOOM_MIRROR", str(tmp_path))
-    assert check_machine("tiny") == 1 and "55 of the others are not in BOOM_MIRROR" in caplog.text
-    monkeypatch.delenv("BOOM_MIRROR")
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    asked: list[str] = []
-
-    def refused(request: Any, timeout: float) -> None:
-        asked.append(request.get_method())
-        raise OSError("connection refused")
-
-    monkeypatch.setattr("urllib.request.urlopen", refused)
-    assert check_machine("tiny") == 1 and "does not give the others (connection refused)" in caplog.text
-    assert asked == ["HEAD"]
 
 
 def test_what_must_not_be_asked_offline_names_the_variable_also_behind_an_error_of_another_library(

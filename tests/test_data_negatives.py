@@ -6,7 +6,6 @@ import math
 from collections import Counter
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,19 +40,6 @@ def reference_scores(passages: list[str], query: str) -> list[float]:
             score += idf * count / (count + 1.5 * (1 - 0.75 + 0.75 * len(text) / mean))
         scores.append(score)
     return scores
-
-
-@pytest.mark.parametrize(
-    ("text", "terms"),
-    [
-        ("The cat's read_csv", "the cat s read csv"),
-        ("GPUで学習する 本", "gpu で学 学習 習す する 本"),
-        ("한국어 문장", "한국어 문장"),
-        ("Straße, ÉTÉ ... !?", "strasse été"),
-    ],
-)
-def test_words_are_runs_of_letters_and_pairs_of_characters_where_nothing_is_spaced(text: str, terms: str) -> None:
-    assert words(text) == terms.split()
 
 
 @given(

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import QUESTIONS, SHARED
+from conftest import SHARED
 
-from boom_utils.data.manifest import Dataset, Origin, load_manifest
-from boom_utils.data.open_text import READERS, as_written, read_dataset
+from boom_utils.data.manifest import Origin, load_manifest
+from boom_utils.data.open_text import READERS, read_dataset
 from boom_utils.data.text_files import HIGHEST_SCORE, Raw, Reader, Rule, json_rows, parallel, read_files, table
 from boom_utils.errors import DataError
 
@@ -194,21 +194,6 @@ def test_every_dataset_of_open_text_has_an_entry_and_every_other_layout_was_trie
     assert [name for name, reader in READERS.items() if id(reader.rows) not in tried] == []
 
 
-@pytest.mark.parametrize(
-    ("tokens", "text"),
-    [
-        ("it has `` one '' ( and a half ) .", 'it has "one" (and a half).'),
-        ("-lrb- 1990 -rrb- , -LSB- sic -RSB-", "(1990), [sic]"),
-        ("they do n't know what 's new , we 'll see", "they don't know what's new, we'll see"),
-        ("the judges ' panel costs $ 5 , 10 % more", "the judges' panel costs $5, 10% more"),
-        ("what is 5 - 3 ?", "what is 5 - 3?"),
-        ("already written, as it is (here).", "already written, as it is (here)."),
-    ],
-)
-def test_treebank_tokens_become_written_text_and_written_text_stays(tokens: str, text: str) -> None:
-    assert as_written(tokens) == text == as_written(text)
-
-
 # --- the other table: broken files ------------------------------------------------------------------------------------
 
 TSV = Reader("labelled", table("\t", "text label"))
@@ -279,13 +264,6 @@ def test_skipped_lines_are_left_out_and_listed_and_excuse_numbers_but_no_empty_p
     with pytest.raises(DataError, match="part 'test': 0 rows instead of 1"):
         read(tmp_path, PAIRS, {"train": "x\ty\n", "test": "x\n"}, "skip", parts={"train": 1, "test": 1})
     assert "part 'train': 1 rows instead of 3" in refused(tmp_path, PAIRS, {"train": "x\ty\n"}, parts={"train": 3})
-
-
-def test_a_missing_file_and_a_dataset_without_an_entry_are_errors_that_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has not been downloaded(.|\n)*boom data fetch"):
-        read_dataset(MANIFEST.dataset("cisi"), tmp_path, "skip")
-    with pytest.raises(DataError, match=r"dataset 'sst3' are read; did you mean 'sst2'?"):
-        read_dataset(Dataset.model_validate({"id": "sst3", **QUESTIONS}), tmp_path)
 
 
 # --- all of open_text -------------------------------------------------------------------------------------------------

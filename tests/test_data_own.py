@@ -216,27 +216,6 @@ def test_rows_without_negatives_get_mined_ones_that_are_answers_of_nobody_like_t
     assert read_examples(tmp_path / "again/train/faq.jsonl") == rows
 
 
-def test_graded_pairs_become_rows_of_alike_sentences_and_a_task_of_scores_up_to_five(tmp_path: Path) -> None:
-    own = Own(tmp_path, "csv")
-    own.rows = [{"sentence1": words(n), "sentence2": words(n, 1), "score": n % 5 / 4} for n in range(400)]
-    own.task["family"] = "sts"
-    own.dataset |= {"family": "sts", "example_type": "symmetric_sts"}
-    own.dataset |= {"instruction_on_passages": True, "halve_batch": True}
-    own.convert(tmp_path / "out", hard_negatives=2)
-    rows = read_examples(tmp_path / "out/train/faq.jsonl")
-    tested = read_jsonl(tmp_path / "out/evaluation/faq_held_out/test.jsonl")
-    scores = {row["sentence1"]: 5 * row["score"] for row in own.rows}
-    scores |= {row["sentence2"]: 5 * row["score"] for row in own.rows}
-    assert all(one["score"] == scores[one["sentence1"]] for one in tested)
-    assert all(scores[row.query] >= 4 and row.neg for row in rows)
-    trained = {text for row in rows for text in (row.query, *row.pos, *row.neg)}
-    assert not trained & {one[key] for one in tested for key in ("sentence1", "sentence2")}
-    assert 40 < len(tested) < 120
-    own.rows = [{**row, "score": 1} for row in own.rows]
-    with pytest.raises(DataError, match=r"all held-out pairs of dataset 'faq' have one score"):
-        own.convert(tmp_path / "equal")
-
-
 def test_a_changed_file_changes_the_fingerprint_and_where_it_lies_does_not(own: Own, tmp_path: Path) -> None:
     moved = Own(tmp_path / "elsewhere")
     assert own.manifest().model_dump() == moved.manifest().model_dump()

@@ -17,13 +17,12 @@ import pytest
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import CorpusConfig
-from boom_utils.data import mining, python_docs
+from boom_utils.data import mining
 from boom_utils.data.convert import make_examples
 from boom_utils.data.examples import normalise, read_examples, read_jsonl
 from boom_utils.data.manifest import Manifest, load_manifest
 from boom_utils.data.mining import Mined, clean_text, is_readable, mine, parse_docstring, truncate_words
-from boom_utils.data.python_docs import Candidate, build_corpus
-from boom_utils.errors import ManifestError
+from boom_utils.data.python_docs import build_corpus
 
 NUMPYDOC = """
     Compute the mean along an axis. Empty slices give NaN.
@@ -174,19 +173,6 @@ def test_mining_reads_the_sources_of_what_is_installed_but_no_tests_runs_nothing
     assert mining.corpus_fingerprint(load_manifest("python_docs"))["python"] == platform.python_version()
 
 
-def test_sources_are_cut_at_a_line_duplicates_merged_and_messages_of_two_classes_left_out() -> None:
-    code = "\n".join(f"    value_{number} = {number}" for number in range(100))
-    mining.read_source(f"def f():\n    'Make many values.'\n{code}", ("a", "a", False), mined := Mined())
-    short = mined.definitions[0].code.removeprefix("def f():\n")
-    assert 50 < len(short.split()) <= 60 and code.startswith(short + "\n")
-    pairs = [Candidate("a", "train", "b"), Candidate("A ", "evaluation", "c"), Candidate("d", "evaluation", "B")]
-    other = Candidate("e", "evaluation", "f")
-    assert python_docs.merge_duplicates([*pairs, other]) == [pairs[0], other]
-    raised = {"one of two three": "ValueError", "One of two  three": "TypeError", "key is not there": "KeyError"}
-    found = python_docs.exception_class(raised.items())
-    assert [(one.text, one.groups) for one in found] == [("key is not there", ("KeyError",))]
-
-
 MANIFEST = manifest_of("huggingface-hub", "numpy", "pandas", "networkx")
 ALL_TASKS = tuple(task.id for task in MANIFEST.tasks)
 TRAINED = tuple(dataset.id for dataset in MANIFEST.datasets if dataset.role == "train")
@@ -257,21 +243,6 @@ def test_texts_are_short_and_clean_and_in_one_of_evaluation_pre_training_and_tra
     for name in ("summary_to_description", "parameter_question", "docstring_to_code"):
         places = {(one.split == "held_out", one.groups[-1]) for one in made[name]}
         assert places == {(True, "networkx"), (False, "huggingface-hub"), (False, "numpy"), (False, "pandas")}
-
-
-def test_what_a_study_does_not_ask_for_is_not_written_and_changes_nothing(
-    mined: Mined, corpus: Path, tmp_path: Path
-) -> None:
-    few = LIMITS.model_copy(update={"datasets": ("exception_class",), "train_rows": 50})
-    write(mined, few, ("exception_class",), tmp_path)
-    assert sorted(path.stem for path in (tmp_path / "train").iterdir()) == ["docstring_to_code", "exception_class"]
-    assert [path.name for path in (tmp_path / "evaluation").iterdir()] == ["exception_class"]
-    for name in ("evaluation/exception_class/test.jsonl", "pretraining.jsonl"):
-        assert (tmp_path / name).read_bytes() == (corpus / name).read_bytes()
-    rows = [read_examples(folder / "train" / "exception_class.jsonl") for folder in (tmp_path, corpus)]
-    assert len(rows[0]) == 50 and set(rows[0]) <= set(rows[1])
-    with pytest.raises(ManifestError, match="no evaluation task 'absent'"):
-        write(mined, few, ("absent",), tmp_path)
 
 
 RUN = "import test_data_python_docs as t; t.make_examples(t.MANIFEST, t.LIMITS, t.ALL_TASKS, t.Path(), t.Path())"

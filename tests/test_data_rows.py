@@ -7,13 +7,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from boom_utils.data.examples import Labelled, TrainingExample
+from boom_utils.data.examples import TrainingExample
 from boom_utils.data.manifest import load_manifest
-from boom_utils.data.rows import labelled_examples, training_rows
+from boom_utils.data.rows import training_rows
 from boom_utils.data.text_files import COLUMNS
 
 DATASET = load_manifest("open_text").dataset("medquad")
@@ -130,34 +127,3 @@ def test_labelled_texts_answer_each_other_within_a_label_and_those_of_no_use_are
     assert [row.query for row in rows] == ["a", "b", "c", "d"]
     assert dropped == {"repeated text": 2, "text of two labels": 1, "only text of its label, or no other label": 1}
     assert made("labelled", ("a", "x"), ("b", "x"))[0] == []
-
-
-@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("xy")), max_size=14), st.integers(0, 50))
-def test_a_text_is_never_its_own_positive_even_if_the_pool_repeats_it(rows: list[tuple[str, str]], seed: int) -> None:
-    units = [Labelled(f"{text} {label}", label, "train") for text, label in rows]
-    found = list(labelled_examples(units, units, DATASET, np.random.default_rng(seed), 3))
-    others = [unit for unit in units if any(unit.label == one.label and unit.text != one.text for one in units)]
-    assert [row.query for row in found] == [unit.text for unit in others if len({one.label for one in units}) > 1]
-    for row in found:
-        assert row.query not in row.pos
-        assert {text[-1] for text in row.pos} == {row.query[-1]}
-        assert row.query[-1] not in {text[-1] for text in row.neg}
-        assert 1 <= len(row.neg) <= 3
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_same_seed_gives_the_same_rows_and_a_limit_draws_among_them(shape: str) -> None:
-    low_high = {"candidates": "01", "judged_pairs": "01", "nli": ("contradiction", "entailment"), "graded": (1.0, 5.0)}
-    records: list[tuple[Any, ...]] = []
-    for number in range(60):
-        one, other = f"question {number // 4} of all", f"answer {number} word {number % 7}"
-        if shape == "labelled":
-            records.append((other, f"label {number % 3}"))
-        else:
-            records.append((one, other, low_high[shape][number % 4 == 3]) if shape in low_high else (one, other))
-    rows, _ = made(shape, *records)
-    assert rows == made(shape, *records)[0] != made(shape, *records, seed=1)[0]
-    few, _ = made(shape, *records, limit=5)
-    order = [row.query for row in rows]
-    places = [order.index(row.query) for row in few]
-    assert len(few) == 5 and places == sorted(set(places))

@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import numpy as np
@@ -30,8 +29,6 @@ from boom_utils.reporting.claims import counts_of
 from boom_utils.reporting.report import write_mteb_results, write_report
 from boom_utils.reporting.results import read_results
 from boom_utils.study.graph import NOTEBOOKS, Study
-from boom_utils.training.plan import BatchPlan
-from boom_utils.training.watched_losses import read_watched
 
 pytestmark = pytest.mark.notebooks
 
@@ -74,14 +71,6 @@ def test_it_works_from_another_folder_in_a_path_with_spaces_and_writes_nothing_i
     assert smoke.source_untouched
 
 
-def test_tables_and_figures_are_where_the_output_says(smoke: Run) -> None:
-    for place in ("executed/smoke", "results/smoke/tables", "results/smoke/figures"):
-        assert place in smoke.output
-    figures = sorted(path.stem for path in (smoke.results / "figures").glob("*.svg"))
-    assert len(figures) >= 3
-    assert [path.suffix for path in (smoke.results / "figures").iterdir()] == [".svg"] * len(figures)
-
-
 def test_the_main_table_has_every_model_with_an_interval_in_and_out_of_domain(smoke: Run) -> None:
     table = smoke.table("models").set_index("model")
     assert list(table.index) == smoke.study.profile.scored_models
@@ -113,18 +102,6 @@ def test_an_update_is_compared_with_retraining_with_an_interval_and_a_verdict_ea
     assert 0.4 < table.loc["update", "share of retraining"] < 0.6
 
 
-def test_the_retrained_model_meets_the_batches_of_the_full_corpus_and_those_of_the_new_data(smoke: Run) -> None:
-    plans = {
-        name: BatchPlan.load(smoke.study.build(f"plan/{name}").path / "plan.npz") for name in ("full", "retrained")
-    }
-    contents = {
-        name: {(b.dataset, b.rows.tobytes(), b.negatives.tobytes()) for b in plan.batches}
-        for name, plan in plans.items()
-    }
-    assert {dataset for dataset, *_ in contents["retrained"] - contents["full"]} == {"docstring_to_code"}
-    assert contents["full"] < contents["retrained"]
-
-
 def test_the_schedules_are_compared_with_an_interval_and_a_verdict_each(smoke: Run) -> None:
     table = smoke.table("schedules").set_index("member")
     assert list(table.index) == ["full", "seq-datasets", "two-stage"]
@@ -135,22 +112,6 @@ def test_the_schedules_are_compared_with_an_interval_and_a_verdict_each(smoke: R
         assert ((low < gap) & (gap < high)).all()
         expected = np.where(low > 0, "better", np.where(high < 0, "worse", "inconclusive"))
         assert list(others[f"{domain} verdict"]) == list(expected)
-
-
-def test_the_schedules_trained_on_the_same_batches_in_another_order(smoke: Run) -> None:
-    results = read_results(smoke.results)
-    members = list(results.schedules)
-    orders = [[line["dataset"] for line in results.training_log(member)] for member in members]
-    assert all(sorted(order) == sorted(orders[0]) for order in orders)
-    plans = [BatchPlan.load(smoke.study.build(f"plan/{member}").path / "plan.npz") for member in members]
-    for plan, order in zip(plans, orders, strict=True):
-        assert [batch.dataset for batch in plan.batches] == order
-    contents = [
-        sorted((b.dataset, b.rows.tobytes(), b.positives.tobytes(), b.negatives.tobytes()) for b in plan.batches)
-        for plan in plans
-    ]
-    assert all(content == contents[0] for content in contents)
-    assert len({plan.fingerprint for plan in plans}) == len(plans) == 3
 
 
 def test_granularities_and_methods_are_compared_with_an_interval_each(smoke: Run) -> None:
@@ -173,13 +134,6 @@ def test_every_claim_has_a_verdict_or_says_that_it_is_not_tested(smoke: Run) -> 
     assert counts["described"] + counts["not tested by this profile"] < len(claims)
     assert (smoke.results / "claims.md").stat().st_size > 500
     assert (smoke.results / "tables" / "deviations.md").stat().st_size > 500
-
-
-def test_losses_are_watched_along_the_training_of_every_schedule(smoke: Run) -> None:
-    for member in read_results(smoke.results).schedules:
-        watched = read_watched(smoke.study.build(f"member/{member}").path)
-        assert {*watched} == {*smoke.study.profile.corpus.datasets}
-        assert all([share for share, _ in points][:: len(points) - 1] == [0.0, 1.0] for points in watched.values())
 
 
 @pytest.mark.promise(38)
@@ -292,31 +246,6 @@ def test_the_recipe_on_the_released_models_card_gives_the_studys_model(smoke: Ru
     study = load_file(smoke.study.build("merge/boom").path / "model.safetensors")
     assert card.keys() == study.keys()
     assert max(float(np.abs(card[name] - study[name]).max()) for name in card) < 1e-6
-
-
-@pytest.mark.parametrize("edit", ["missing model", "unknown key", "nan"])
-def test_a_recipe_that_cannot_be_merged_exits_with_2_and_leaves_nothing(smoke: Run, tmp_path: Path, edit: str) -> None:
-    from safetensors.numpy import load_file, save_file
-
-    models = [str(smoke.study.build(f"member/{name}").path) for name in ("s20", "full")]
-    recipe: dict[str, Any] = {"merge_method": "multislerp", "dtype": "float32"}
-    if edit == "missing model":
-        models[0] = "nowhere"
-    elif edit == "unknown key":
-        recipe["wieghts"] = [1, 1]
-    else:
-        import shutil
-
-        shutil.copytree(models[0], tmp_path / "nan")
-        tensors = {name: tensor.copy() for name, tensor in load_file(tmp_path / "nan" / "model.safetensors").items()}
-        tensors["norm.weight"][3] = np.nan
-        save_file(tensors, tmp_path / "nan" / "model.safetensors", metadata={"format": "pt"})
-        models[0] = str(tmp_path / "nan")
-    recipe["models"] = [{"model": model, "parameters": {"weight": 1.0}} for model in models]
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    before = sorted(path.name for path in tmp_path.iterdir())
-    assert main(["merge", str(tmp_path / "recipe.yaml"), str(tmp_path / "out")]) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def small_profile(folder: Path, **training: float) -> Path:

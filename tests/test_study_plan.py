@@ -267,15 +267,14 @@ def test_a_machine_is_measured_by_training_a_part_of_the_model(monkeypatch: pyte
     assert measure({"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 12}, "fp32", 4)["matrices"] > 0
 
 
-@pytest.mark.parametrize("profile", ["smoke", "mini"])
 def test_the_command_prints_json_and_nothing_else(
-    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BOOM_HOME", str(tmp_path))
     on_this_machine.cache_clear()  # it logs what `auto` is
-    assert main(["plan", "--json", "--profile", profile, "--passage-tokens", "12.5"]) == 0
+    assert main(["plan", "--json", "--profile", "smoke", "--passage-tokens", "12.5"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["profile"] == profile
+    assert found["profile"] == "smoke"
     assert [model["name"] for model in found["models"]][:2] == ["base", "s20"]
 
 
@@ -286,8 +285,10 @@ def test_numbers_that_mean_nothing_are_refused(options: list[str]) -> None:
     assert main(["plan", *options]) == 2
 
 
-@pytest.mark.parametrize("name", ["mini", "open", "paper-0.6b", "paper-4b"])
-def test_every_profile_of_the_kit_can_be_planned(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["mini", "paper-4b"])
+def test_a_profile_of_files_and_a_large_one_can_be_planned(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     profile = load_profile(name)
     study = Study(profile, Workspace(tmp_path))
     plan = plan_study(study)
