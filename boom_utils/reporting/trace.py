@@ -7,7 +7,6 @@ table, so that it is known where no workspace is.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -149,17 +148,16 @@ def _kept_sources(folder: Path) -> Sources:
 def _steps(sources: Sources, whole: bool) -> Iterator[str]:
     """Artifacts by stage, each step one indentation further in, down to the corpus."""
     order = [*TopologicalSorter({key: one["inputs"].values() for key, one in sources.items()}).static_order()]
-    depth, stages = dict.fromkeys(sources, 0), defaultdict[str, list[str]](list)
+    depth, level = dict.fromkeys(sources, 0), dict[str, int]()
     for key in reversed(order):
-        for made in sources[key]["inputs"].values():
-            depth[made] = max(depth[made], depth[key] + 1)
-    for key, one in sources.items():
-        stages[one["stage"]].append(key)
-    level = {stage: max(depth[key] for key in keys) for stage, keys in stages.items()}
+        stage = sources[key]["stage"]
+        level[stage] = max(level.get(stage, 0), depth[key])
+        depth |= {made: max(depth[made], depth[key] + 1) for made in sources[key]["inputs"].values()}
     steps = sorted({*level.values()})
-    for stage in sorted(stages, key=lambda name: level[name]):
-        indent, members = "  " * (1 + steps.index(level[stage])), {key: sources[key] for key in stages[stage]}
-        yield f"{indent}<- {_group(stage, members, whole)}"
+    for stage in sorted({one["stage"]: 0 for one in sources.values()}, key=lambda name: level[name]):
+        indent = "  " * (1 + steps.index(level[stage]))
+        members = {key: one for key, one in sources.items() if one["stage"] == stage}
+        yield f"{indent}<- {_group(stage, members)}"
         for key, one in members.items():
             if whole:
                 inputs = ", ".join(one["inputs"])
@@ -167,31 +165,31 @@ def _steps(sources: Sources, whole: bool) -> Iterator[str]:
             yield from (f"{indent}  <- {line}" for line in _corpus(one["corpus"], whole))
 
 
-def _group(stage: str, members: Sources, whole: bool) -> str:
-    """Artifacts of one stage in a line."""
+def _group(stage: str, members: Sources) -> str:
+    """Artifacts of one stage in a line: one with its key, of several how many and the names of a few."""
     labels = [one["label"] for one in members.values()]
     if len(members) == 1:
-        return f"{labels[0]} ({next(iter(members))}, sha256 {members[next(iter(members))]['sha256'][:_LETTERS]})"
+        ((key, one),) = members.items()
+        return f"{labels[0]} ({key}, sha256 {one['sha256'][:_LETTERS]})"
     if stage == "scores":
         models, tasks = zip(*(label.removeprefix("scores of ").rsplit(" on ", 1) for label in labels), strict=True)
-        return f"{len(labels)} scores: {_few(models, 'models', whole)}; {_few(tasks, 'tasks', whole)}"
-    return _few([_LABEL.sub("", label) for label in labels], _NAMES.get(stage, f"{stage}s"), whole)
+        return f"{len(labels)} scores: {_few(models, 'models')}; {_few(tasks, 'tasks')}"
+    return _few([_LABEL.sub("", label) for label in labels], _NAMES.get(stage, f"{stage}s"))
+
+
+def _few(names: Sequence[str], what: str) -> str:
+    found = list(dict.fromkeys(names))
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return f"{len(found)} {what}: {', '.join(found[:_SHOWN])}{more}"
 
 
 def _corpus(entries: Sequence[Mapping[str, Any]], whole: bool) -> list[str]:
-    """What examples were made of: a line a file, or a few in one line."""
+    """What examples were made of: a line a file, or a few; and the distributions that text was mined from."""
     files = [entry for entry in entries if "file" in entry]
     versions = [f"{entry['distribution']} {entry['version']}" for entry in entries if "distribution" in entry]
     lines = [f"installed distributions: {', '.join(versions)}"] if versions else []
-    if files:
-        lines.append(f"{len(files)} files of {len({entry.get('dataset') for entry in files})} datasets of the manifest")
-        shown = files if whole else files[:3]
-        lines += [f"  {entry['file']} sha256 {entry.get('sha256') or 'not stated'}" for entry in shown]
-        lines += [f"  and {len(files) - len(shown)} more (--all)"] if len(files) > len(shown) else []
-    return lines
-
-
-def _few(names: Sequence[str], what: str, whole: bool) -> str:
-    found = list(dict.fromkeys(names))
-    more = 0 if whole else max(0, len(found) - _SHOWN)
-    return f"{len(found)} {what}: {', '.join(found[: len(found) - more])}" + (f" and {more} more" if more else "")
+    lines += [f"{len(files)} files of {len({entry.get('dataset') for entry in files})} datasets of the manifest"]
+    shown = files if whole else files[:3]
+    lines += [f"  {entry['file']} sha256 {entry.get('sha256') or 'not stated'}" for entry in shown]
+    lines += [f"  and {len(files) - len(shown)} more (--all)"] if len(files) > len(shown) else []
+    return lines if files else lines[: len(versions) > 0]
