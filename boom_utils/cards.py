@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from boom_utils.artifacts import digest_of, write_text
-from boom_utils.config import QUERY_TEMPLATE, Frozen
+from boom_utils.config import QUERY_TEMPLATE
 from boom_utils.data.manifest import Dataset, Manifest, manifest_names
 from boom_utils.model_folder import is_sentence_transformer, read_mapping, read_spec
+from boom_utils.yaml_files import Frozen
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import errno
+import inspect
+import json
 import logging
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -58,14 +61,93 @@ def _explained(error: OSError) -> BoomError:
     """An error of the operating system in the form of the kit's own."""
     files = [str(name) for name in (error.filename, error.filename2) if name is not None]
     what = error.strerror or str(error) or type(error).__name__
-    fix = _REMEDIES.get(
-        error.errno or 0, "look at this file or folder: is it there, of the right kind, on a sound disk"
-    )
+    other = "look at this file or folder: is it there, of the right kind, on a sound disk"
+    fix = _REMEDIES.get(error.errno or 0, other)
     return BoomError(what, where=" -> ".join(files) or None, fix=fix if files or error.errno else None)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+# --- options and commands ---------------------------------------------------------------------------------------------
+
+
+def _above_zero(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError
+    return number
+
+
+def _whole(text: str, least: int = 0) -> int:
+    if (number := int(text)) < least:
+        raise ValueError
+    return number
+
+
+def _count(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _profile(text: str) -> str:
+    """Notebooks and jobs run in other folders: a profile that is a file has its whole path."""
+    return str(Path(text).resolve()) if text.endswith((".yaml", ".yml")) else text
+
+
+_above_zero.__name__, _whole.__name__, _count.__name__ = "number above 0", "whole number", "whole number from 1"
+_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "--profile P": ("name of a profile, or a .yaml file (smoke)", {"type": _profile, "default": "smoke"}),
+    "--only NN": ("only this notebook; may be repeated", {"action": "append", "default": []}),
+    "--from NN": ("this notebook and all after it", {}),
+    "--set NAME=VALUE": ("value for a notebook parameter", {"action": "append", "default": []}),
+    "--results DIR": ("folder of <profile>/ with tables and figures (the project's results/)", {"type": Path}),
+    "--force-unlock": ("take over the lock of a run on a machine that is gone", {}),
+    "NODE": ("its name in the graph of boom plan: member/full", {"nargs": "+"}),
+    "--receipt FILE": ("write key, digest and seconds of each there", {"type": Path}),
+    "--json": ("as JSON, with the graph of artifacts and their inputs", {}),
+    "--jobs FILE": ("only write the jobs of a cluster (workflow/Snakefile)", {"type": Path}),
+    "--gpus N": ("most devices of such a job; 0: processors only", {"type": _whole}),
+    "--query-tokens N": ("mean tokens of a query (its limit)", {"type": _above_zero}),
+    "--passage-tokens N": ("mean tokens of a passage (its limit)", {"type": _above_zero}),
+    "--device-tflops N": ("peak of a rented device (989: H100, bf16)", {"type": _above_zero, "default": 989.0}),
+    "--mfu X": ("share of that peak that is reached (0.4)", {"type": _above_zero, "default": 0.4}),
+    "--tokens-per-second N": ("speed of one device here (measured in a few steps)", {"type": _above_zero}),
+    "MEMBER": ("name of a member in the profile", {}),
+    "--nproc N": ("devices (CPU: processes) to use (every CUDA device)", {"type": _count}),
+    "--allow-change FIELD": ("go on from a checkpoint although it differs", {"action": "append", "default": []}),
+    "RECIPE.yaml": ("recipe in mergekit's YAML", {"type": Path}),
+    "OUT": ("folder of the merged model (with --plan: of the report)", {"type": Path, "nargs": "?"}),
+    "--plan": ("merge nothing: print norms, angles and what the merge would give", {}),
+    "--shard-gb N": ("most gigabytes in one weight file (5)", {"type": _above_zero, "default": 5.0}),
+    "--threads N": ("threads (one for each processor, at most 16)", {"type": _count}),
+    "MODEL": ("name of a model of the profile, or a model folder", {}),
+    "--tasks T": ("only these tasks, or benchmarks", {"nargs": "+", "action": "extend", "default": []}),
+    "--out DIR": ("results in mteb's JSON; what is up to date stays", {"type": Path}),
+    "--manifest NAME": ("all of this data manifest (a name, or a .yaml file), and of no profile", {}),
+    "--only DATASET": ("only these datasets", {"nargs": "+", "action": "extend", "default": []}),
+    "--offline": ("use no network, as with HF_HUB_OFFLINE=1", {}),
+    "--on-bad-line RULE": ("instead of what the profile says", {"choices": ("error", "skip")}),
+    "--mteb DIR": ("also write mteb's own results there (mteb.ResultCache)", {"type": Path}),
+    "FILE": ("below results/<profile>/, or a folder of the workspace", {"type": Path}),
+    "--all": ("name every artifact and file, not a few", {}),
+    "--repo OWNER/NAME": ("repository; made if there is none", {"required": True}),
+    "--public": ("let everybody see it; otherwise it is private", {}),
+    "--dry-run": ("only show what would go there; asks no server", {}),
+    "--yes": ("do not ask before uploading (for scripts)", {}),
+}
+"""Names with the words that stand for their values (none: a switch) -> help, and what else argparse is told of them."""
+_COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], tuple[str, ...]]] = {}
+
+
+def _command(name: str, *options: str) -> Callable[[Any], Any]:
+    """Make a function a command. The first line of its docstring says what it does, the last one is an example."""
+
+    def register(function: Callable[[argparse.Namespace], int | None]) -> Any:
+        _COMMANDS[name] = function, options
+        return function
+
+    return register
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,155 +156,29 @@ def _parser() -> argparse.ArgumentParser:
         description="Reproduction kit for BOOM (arXiv 2602.05787).",
         epilog="Environment: BOOM_HOME is the workspace (default workspace/), BOOM_MIRROR a folder that data files are "
         "read from instead of the network, HF_HUB_OFFLINE=1 forbids the network. Exit codes: 0 ok, 1 a stage failed, "
-        "2 user error, 130 interrupted.",
+        "2 user error, 130 interrupted. For example: boom run --profile smoke",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_run(commands)
-    _add_build(commands)
-    _add_plan(commands)
-    _add_train(commands)
-    _add_merge(commands)
-    _add_evaluate(commands)
-    _add_data(commands)
-    _add_reports(commands)
-    _add_publishing(commands)
-    _with_profile(commands.add_parser("check", help="versions, devices, disk space, corpus sources"), _check)
+    data = commands.add_parser("data", help="the data of a corpus", epilog="Example: boom data convert --profile mini")
+    groups = {"data": data.add_subparsers(required=True, metavar="ACTION"), "": commands}
+    for name, (function, options) in _COMMANDS.items():
+        group, _, action = name.rpartition(" ")
+        says, example = (inspect.getdoc(function) or "").split("\n\n")
+        made = groups[group].add_parser(action, help=says, description=says, epilog=example)
+        made.set_defaults(command=function)
+        for option in options:
+            _add(made, option)
     return parser
 
 
-def _with_profile(parser: argparse.ArgumentParser, command: Any) -> None:
-    """Let a command know a profile."""
-    shown = "name of a profile, or a .yaml file (smoke)"
-    parser.add_argument("--profile", type=_profile, default="smoke", metavar="P", help=shown)
-    parser.set_defaults(command=command)
-
-
-def _profile(argument: str) -> str:
-    """Notebooks and jobs run in other folders: a profile that is a file has its whole path."""
-    return str(Path(argument).resolve()) if argument.endswith((".yaml", ".yml")) else argument
-
-
-def _add_run(commands: Any) -> None:
-    run = commands.add_parser("run", help="execute the notebooks of a profile headless; up-to-date work is skipped")
-    _with_profile(run, _run)
-    run.add_argument("--only", action="append", default=[], metavar="NN", help="only this notebook; may be repeated")
-    run.add_argument("--from", dest="start", metavar="NN", help="this notebook and all after it")
-    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="value for a notebook parameter")
-    run.add_argument("--results", type=Path, metavar="DIR", help="where <profile>/ with tables and figures goes")
-    run.add_argument(
-        "--force-unlock", action="store_true", help="take over the lock of a run on a machine that is gone"
-    )
-
-
-def _add_build(commands: Any) -> None:
-    build = commands.add_parser("build", help="make named artifacts of a study, and what they are made of")
-    build.add_argument("nodes", nargs="+", metavar="NODE", help="name of an artifact: member/full, scores/boom/sts")
-    _with_profile(build, _build)
-    build.add_argument("--receipt", type=Path, metavar="FILE", help="write key, digest and seconds of each there")
-
-
-def _add_plan(commands: Any) -> None:
-    plan = commands.add_parser("plan", help="what a study would cost: examples, steps, tokens, FLOPs, time, disk")
-    _with_profile(plan, _plan)
-    plan.add_argument("--json", action="store_true", help="as JSON, with the graph of artifacts and their inputs")
-    plan.add_argument("--jobs", type=Path, metavar="FILE", help="only write the jobs of a cluster (workflow/Snakefile)")
-    plan.add_argument("--gpus", type=int, metavar="N", help="most devices of such a job; 0: processors only")
-    plan.add_argument("--query-tokens", type=float, metavar="N", help="mean tokens of a query (its limit)")
-    plan.add_argument("--passage-tokens", type=float, metavar="N", help="mean tokens of a passage (its limit)")
-    plan.add_argument(
-        "--device-tflops", type=float, default=989.0, metavar="N", help="peak of a rented device (989: H100, bf16)"
-    )
-    plan.add_argument("--mfu", type=float, default=0.4, metavar="X", help="share of that peak that is reached (0.4)")
-    plan.add_argument(
-        "--tokens-per-second", type=float, metavar="N", help="speed of one device here (measured in a few steps)"
-    )
-
-
-def _add_train(commands: Any) -> None:
-    train = commands.add_parser("train", help="train one member of a profile; goes on from its last checkpoint")
-    train.add_argument("member", metavar="MEMBER", help="name of a member in the profile")
-    _with_profile(train, _train)
-    train.add_argument("--nproc", type=int, metavar="N", help="devices (CPU: processes) to use (every CUDA device)")
-    train.add_argument(
-        "--allow-change",
-        action="append",
-        default=[],
-        metavar="FIELD",
-        help="go on from a checkpoint although this field differs; may be repeated",
-    )
-
-
-def _add_merge(commands: Any) -> None:
-    merge = commands.add_parser("merge", help="merge models by a mergekit recipe, or say what a merge would do")
-    merge.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="recipe in mergekit's YAML")
-    merge.add_argument(
-        "out", type=Path, nargs="?", metavar="OUT", help="folder of the merged model (with --plan: of the report)"
-    )
-    merge.add_argument(
-        "--plan", action="store_true", help="merge nothing: print norms, angles and what the merge would give"
-    )
-    merge.add_argument("--shard-gb", type=float, default=5.0, metavar="N", help="most gigabytes in one weight file (5)")
-    merge.add_argument("--threads", type=int, metavar="N", help="threads (one for each processor, at most 16)")
-    merge.set_defaults(command=_merge)
-
-
-def _add_evaluate(commands: Any) -> None:
-    evaluate = commands.add_parser(
-        "evaluate", help="score a model on a profile's tasks, benchmarks too, with its prompts"
-    )
-    evaluate.add_argument("model", metavar="MODEL", help="an encoder folder, or the name of a model of the profile")
-    _with_profile(evaluate, _evaluate)
-    evaluate.add_argument(
-        "--tasks", nargs="+", action="extend", default=[], metavar="T", help="only these tasks, or benchmarks"
-    )
-    evaluate.add_argument("--out", type=Path, metavar="DIR", help="results in mteb's JSON; what is up to date stays")
-
-
-def _add_data(commands: Any) -> None:
-    data = commands.add_parser("data", help="the data of a corpus").add_subparsers(required=True, metavar="ACTION")
-    fetch = data.add_parser("fetch", help="download the files of a corpus into the workspace; what is there stays")
-    corpus = fetch.add_mutually_exclusive_group(required=True)
-    corpus.add_argument("--manifest", metavar="NAME", help="all of this data manifest (a name, or a .yaml file)")
-    corpus.add_argument("--profile", metavar="P", help="what this profile trains on and evaluates")
-    fetch.add_argument("--only", nargs="+", action="extend", default=[], metavar="DATASET", help="only these datasets")
-    fetch.add_argument("--offline", action="store_true", help="use no network, as with HF_HUB_OFFLINE=1")
-    fetch.set_defaults(command=_fetch)
-    for name, command, help_text in (
-        ("convert", _convert, "make training rows and evaluation sets of a profile; fetches what is missing"),
-        ("sample", _sample, "draw the subsets of a profile"),
-        ("overlap", _overlap, "evaluated texts that training rows hold, and the domain of every task"),
-    ):
-        action = data.add_parser(name, help=help_text)
-        _with_profile(action, command)
-        action.add_argument("--on-bad-line", choices=("error", "skip"), help="instead of what the profile says")
-
-
-def _add_reports(commands: Any) -> None:
-    """The commands that read what was found; neither needs torch or a workspace."""
-    report = commands.add_parser(
-        "report", help="tables, figures, claims and the page of a profile, from its results alone"
-    )
-    _with_profile(report, _report)
-    report.add_argument("--results", type=Path, metavar="DIR", help="holds <profile>/ (the project's results/)")
-    report.add_argument(
-        "--mteb", type=Path, metavar="DIR", help="also write mteb's own results there (mteb.ResultCache)"
-    )
-    trace = commands.add_parser("trace", help="what a table, figure, score or artifact was made from, back to the data")
-    trace.add_argument("file", type=Path, metavar="FILE", help="below results/<profile>/, or a folder of the workspace")
-    trace.add_argument("--all", dest="whole", action="store_true", help="name every artifact and file, not a few")
-    trace.set_defaults(command=_trace)
-
-
-def _add_publishing(commands: Any) -> None:
-    card = commands.add_parser("card", help="print the card of a model, with its scores as far as they are made")
-    push = commands.add_parser("push", help="put a model on the Hugging Face hub; shows first what would go there")
-    for parser, command in ((card, _card), (push, _push)):
-        parser.add_argument("model", metavar="MODEL", help="name of a model in the profile, or a model folder")
-        _with_profile(parser, command)
-    push.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository; made if there is none")
-    push.add_argument("--public", action="store_true", help="let everybody see it; otherwise it is private")
-    push.add_argument("--dry-run", action="store_true", help="only show what would go there; asks no server")
-    push.add_argument("--yes", action="store_true", help="do not ask before uploading (for scripts)")
+def _add(parser: argparse.ArgumentParser, option: str) -> None:
+    (name, _, metavar), (said, settings) = option.partition(" "), _OPTIONS[option]
+    if not name.startswith("-"):
+        parser.add_argument(name.partition(".")[0].lower(), metavar=name, help=said, **settings)
+    elif metavar:
+        parser.add_argument(name, metavar=metavar, help=said, **settings)
+    else:
+        parser.add_argument(name, action="store_true", help=said)
 
 
 def _opened(options: argparse.Namespace, **more: Any) -> Study:
@@ -235,23 +191,48 @@ def _opened(options: argparse.Namespace, **more: Any) -> Study:
     return study
 
 
-def _train(options: argparse.Namespace) -> None:
-    from boom_utils.study.models import Execution
+@_command("run", "--profile P", "--only NN", "--from NN", "--set NAME=VALUE", "--results DIR", "--force-unlock")
+def _run(options: argparse.Namespace) -> None:
+    """Execute the notebooks of a profile headless; up-to-date work is skipped.
 
-    if options.nproc is not None and options.nproc < 1:
-        raise ConfigError("--nproc is the number of processes", expected="1 or more", found=options.nproc)
-    execution = Execution(options.nproc, tuple(options.allow_change))
-    artifact = _opened(options, execution=execution).build(f"member/{options.member}")
-    for name in ("steps", "examples", "precision", "tokens_per_second", "peak_memory_mb", "mean_loss_last_tenth"):
-        log.info("  %s: %s", name, artifact.facts.get(name))
-    log.info("%s", artifact.path)
+    Example: boom run --profile smoke --only 03
+    """
+    from boom_utils.study.runner import RunOptions, run
+
+    logging.getLogger("traitlets").setLevel(logging.ERROR)  # nbconvert: every figure without an alternative text
+    papermill = logging.getLogger("papermill")
+    papermill.setLevel(logging.INFO)
+    papermill.addFilter(_is_progress)
+    values = dict(_assignment(text) for text in options.set)
+    chosen = RunOptions(options.only, getattr(options, "from"), values, options.results, options.force_unlock)
+    for name, place in run(_opened(options), options.profile, chosen).items():
+        log.info("%s: %s", name, place)
 
 
+def _is_progress(record: logging.LogRecord) -> bool:
+    """Whether a line of papermill's log is output of a notebook's stages, neither a table nor a picture."""
+    text = record.getMessage()
+    record.msg, record.args = "    " + text.rstrip(), None
+    return ": started" in text or ": done in" in text or " to go" in text
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ConfigError("--set takes NAME=VALUE", found=text)
+    return name, value
+
+
+@_command("build", "NODE", "--profile P", "--receipt FILE")
 def _build(options: argparse.Namespace) -> None:
+    """Make named artifacts of a study, and what they are made of.
+
+    Example: boom build member/full scores/full/docstring_to_code --profile smoke
+    """
     from boom_utils.artifacts import write_json
 
     study = _opened(options)
-    nodes = {name: study.node(name) for name in options.nodes}  # an unknown name is an error before anything is made
+    nodes = {name: study.node(name) for name in options.node}  # an unknown name is an error before anything is made
     made = {name: study.workspace.build(node) for name, node in nodes.items()}
     if options.receipt is not None:
         receipt = {
@@ -261,26 +242,20 @@ def _build(options: argparse.Namespace) -> None:
         write_json(options.receipt, receipt)
 
 
-def _run(options: argparse.Namespace) -> None:
-    from boom_utils.study.runner import RunOptions, run
-
-    _show_notebook_output()
-    values = dict(_assignment(text) for text in options.set)
-    chosen = RunOptions(options.only, options.start, values, options.results, options.force_unlock)
-    for name, place in run(_opened(options), options.profile, chosen).items():
-        log.info("%s: %s", name, place)
+_PLAN = ("--json", "--jobs FILE", "--gpus N", "--query-tokens N", "--passage-tokens N")
 
 
+@_command("plan", "--profile P", *_PLAN, "--device-tflops N", "--mfu X", "--tokens-per-second N")
 def _plan(options: argparse.Namespace) -> None:
-    import json
+    """Say what a study would cost: examples, steps, tokens, FLOPs, time, disk.
 
+    Example: boom plan --profile paper-0.6b
+    """
     from boom_utils.config import load_profile
     from boom_utils.study.graph import Study
     from boom_utils.study.plan import Assumptions, plan_study, plan_text
 
     given = (options.query_tokens, options.passage_tokens, options.device_tflops, options.mfu)
-    if any(number is not None and not 0 < number < float("inf") for number in (*given, options.tokens_per_second)):
-        raise ConfigError("the numbers of boom plan are above 0")
     if options.mfu > 1:
         raise ConfigError("--mfu is a share of the peak", expected="at most 1", found=options.mfu)
     if options.json:  # nothing else goes to stdout
@@ -295,55 +270,46 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _write_jobs(study: Study, plan: StudyPlan, options: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
     from boom_utils.artifacts import write_json
     from boom_utils.study.jobs import jobs_of
 
-    if options.gpus is not None and options.gpus < 0:
-        raise ConfigError("--gpus is a number of devices", expected="0 or more", found=options.gpus)
     jobs = jobs_of(study, plan, options.gpus)
     place = {"profile": options.profile, "workspace": str(study.workspace.root.resolve())}
     write_json(options.jobs, {**place, "jobs": [asdict(job) for job in jobs]})
     log.info("%s: %d jobs for %d nodes", options.jobs, len(jobs), len(study.nodes))
 
 
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise ConfigError("--set takes NAME=VALUE", found=text)
-    return name, value
+@_command("train", "MEMBER", "--profile P", "--nproc N", "--allow-change FIELD")
+def _train(options: argparse.Namespace) -> None:
+    """Train one member of a profile; goes on from its last checkpoint.
+
+    Example: boom train full --profile smoke --nproc 2
+    """
+    from boom_utils.study.models import Execution
+
+    execution = Execution(options.nproc, tuple(options.allow_change))
+    artifact = _opened(options, execution=execution).build(f"member/{options.member}")
+    for name in ("steps", "examples", "precision", "tokens_per_second", "peak_memory_mb", "mean_loss_last_tenth"):
+        log.info("  %s: %s", name, artifact.facts.get(name))
+    log.info("%s", artifact.path)
 
 
-def _show_notebook_output() -> None:
-    """Let what notebooks log (not their tables and pictures) through to the terminal."""
-    logging.getLogger("traitlets").setLevel(logging.ERROR)  # nbconvert: every figure without an alternative text
-    logger = logging.getLogger("papermill")
-    logger.setLevel(logging.INFO)
-    logger.addFilter(_is_progress)
-
-
-def _is_progress(record: logging.LogRecord) -> bool:
-    """Whether a line of papermill's log is output of a notebook's stages."""
-    text = record.getMessage()
-    record.msg, record.args = "    " + text.rstrip(), None
-    return ": started" in text or ": done in" in text or " to go" in text
-
-
+@_command("merge", "RECIPE.yaml", "OUT", "--plan", "--shard-gb N", "--threads N")
 def _merge(options: argparse.Namespace) -> None:
+    """Merge models by a mergekit recipe, or say what a merge would do.
+
+    Example: boom merge recipe.yaml merged/
+    """
     from boom_utils.artifacts import naming
     from boom_utils.merging.recipe import load_recipe
     from boom_utils.merging.writer import MergeOptions, merge
 
-    if options.shard_gb <= 0 or (options.threads is not None and options.threads < 1):
-        raise ConfigError("--shard-gb and --threads are numbers above 0")
     if options.plan:
         _plan_merge(options)
         return
     if options.out is None:
-        raise ConfigError(
-            "name the folder of the merged model", fix="boom merge RECIPE.yaml OUT, or --plan to look only"
-        )
+        fix = "boom merge RECIPE.yaml OUT, or --plan to look only"
+        raise ConfigError("name the folder of the merged model", fix=fix)
     chosen = MergeOptions(max_shard_bytes=int(options.shard_gb * 1e9), threads=options.threads)
     with naming(options.out):
         facts = merge(load_recipe(options.recipe), options.out, chosen)
@@ -355,13 +321,8 @@ def _merge(options: argparse.Namespace) -> None:
         log.info("  %s: %s", name, note)
     if facts["left_out"]:
         log.info("  no files of a model, left where they are: %s", ", ".join(facts["left_out"]))
-    log.info(
-        "%s: %d tensors, %d parameters, %s",
-        options.out,
-        facts["tensors"],
-        facts["parameters"],
-        ", ".join(facts["dtype"]),
-    )
+    said = f"{facts['tensors']} tensors, {facts['parameters']} parameters, {', '.join(facts['dtype'])}"
+    log.info("%s: %s", options.out, said)
 
 
 def _plan_merge(options: argparse.Namespace) -> None:
@@ -380,7 +341,12 @@ def _plan_merge(options: argparse.Namespace) -> None:
         log.info("%s: grams.npz, plan.json", options.out)
 
 
+@_command("evaluate", "MODEL", "--profile P", "--tasks T", "--out DIR")
 def _evaluate(options: argparse.Namespace) -> int:
+    """Score a model on a profile's tasks, benchmarks too, with its prompts.
+
+    Example: boom evaluate models/mine --profile smoke --out mteb/
+    """
     from boom_utils.study.evaluating import evaluate_model
 
     done = evaluate_model(_opened(options), options.model, options.tasks, options.out)
@@ -388,21 +354,20 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 1 if done.failed else 0
 
 
-def _check(options: argparse.Namespace) -> int:
-    from boom_utils.study.check import check_machine
-
-    return check_machine(options.profile)
-
-
+@_command("data fetch", "--manifest NAME", "--profile P", "--only DATASET", "--offline")
 def _fetch(options: argparse.Namespace) -> None:
+    """Download the files of a corpus into the workspace; what is there stays.
+
+    Example: boom data fetch --profile paper-0.6b
+    """
     if options.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the library is imported
     from boom_utils.study.fetching import fetch_corpus
 
-    fetch_corpus(options.manifest, options.profile, options.only)
+    fetch_corpus(options.manifest, None if options.manifest else options.profile, options.only)
 
 
-def _data_study(options: argparse.Namespace) -> Any:
+def _data_study(options: argparse.Namespace) -> Study:
     from boom_utils.config import load_profile
     from boom_utils.study.graph import Study
 
@@ -413,21 +378,27 @@ def _data_study(options: argparse.Namespace) -> Any:
     return Study(profile)
 
 
-def _summary(study: Any) -> Any:
+@_command("data convert", "--profile P", "--on-bad-line RULE")
+def _convert(options: argparse.Namespace) -> None:
+    """Make training rows and evaluation sets of a profile; fetches what is missing.
+
+    Example: boom data convert --profile mini
+    """
+    from boom_utils.reporting.corpus import corpus_text
     from boom_utils.reporting.results import read_json_object
 
-    return read_json_object(study.build("examples").path / "summary.json")
-
-
-def _convert(options: argparse.Namespace) -> None:
-    from boom_utils.reporting.corpus import corpus_text
-
     study = _data_study(options)
-    log.info("%s", corpus_text(study.manifest, _summary(study)))
-    log.info("%s", study.build("examples").path)
+    examples = study.build("examples")
+    log.info("%s", corpus_text(study.manifest, read_json_object(examples.path / "summary.json")))
+    log.info("%s", examples.path)
 
 
+@_command("data sample", "--profile P", "--on-bad-line RULE")
 def _sample(options: argparse.Namespace) -> None:
+    """Draw the subsets of a profile.
+
+    Example: boom data sample --profile mini
+    """
     from boom_utils.data.sampling import load_subset
     from boom_utils.reporting.corpus import subset_frame
 
@@ -436,13 +407,25 @@ def _sample(options: argparse.Namespace) -> None:
     log.info("%s", next(iter(drawn.values())).parent)
 
 
+@_command("data overlap", "--profile P", "--on-bad-line RULE")
 def _overlap(options: argparse.Namespace) -> None:
+    """Find evaluated texts that training rows hold, and the domain of every task.
+
+    Example: boom data overlap --profile mini
+    """
     from boom_utils.reporting.corpus import overlap_text
+    from boom_utils.reporting.results import read_json_object
 
-    log.info("%s", overlap_text(_summary(_data_study(options))))
+    examples = _data_study(options).build("examples")
+    log.info("%s", overlap_text(read_json_object(examples.path / "summary.json")))
 
 
+@_command("report", "--profile P", "--results DIR", "--mteb DIR")
 def _report(options: argparse.Namespace) -> None:
+    """Make tables, figures, claims and the page of a profile from its results alone.
+
+    Example: boom report --profile smoke
+    """
     from boom_utils.artifacts import PROJECT_ROOT, default_workspace
     from boom_utils.config import load_profile
     from boom_utils.reporting.report import regenerate
@@ -456,19 +439,34 @@ def _report(options: argparse.Namespace) -> None:
     log.info("report: %s", regenerate(name, root, options.mteb))
 
 
+@_command("trace", "FILE", "--all")
 def _trace(options: argparse.Namespace) -> None:
+    """Say what a table, figure, score or artifact was made from, back to the data.
+
+    Example: boom trace results/smoke/figures/pareto.svg
+    """
     from boom_utils.reporting.trace import trace_text
 
-    log.info("%s", trace_text(options.file, whole=options.whole))
+    log.info("%s", trace_text(options.file, whole=options.all))
 
 
+@_command("card", "MODEL", "--profile P")
 def _card(options: argparse.Namespace) -> None:
+    """Print the card of a model, with its scores as far as they are made.
+
+    Example: boom card boom
+    """
     from boom_utils.study.push import find_model
 
     log.info("%s", find_model(options.model, options.profile).card.rstrip("\n"))
 
 
+@_command("push", "MODEL", "--profile P", "--repo OWNER/NAME", "--public", "--dry-run", "--yes")
 def _push(options: argparse.Namespace) -> None:
+    """Put a model on the Hugging Face hub; shows first what would go there.
+
+    Example: boom push boom --repo me/boom --dry-run
+    """
     from boom_utils.study.push import find_model, prepare, push
 
     upload = prepare(find_model(options.model, options.profile), options.repo, public=options.public)
@@ -489,3 +487,14 @@ def _agreed(question: str) -> bool:
         return input(question).strip().lower() in ("y", "yes")
     except EOFError:
         return False
+
+
+@_command("check", "--profile P")
+def _check(options: argparse.Namespace) -> int:
+    """Show versions, devices, disk space and the sources of the corpus.
+
+    Example: boom check --profile mini
+    """
+    from boom_utils.study.check import check_machine
+
+    return check_machine(options.profile)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
-from boom_utils.config_checks import repeated, unresolved
 from boom_utils.errors import ConfigError, nearest
+from boom_utils.experiments import Experiments
 from boom_utils.machine import Precision, on_this_machine
-from boom_utils.yaml_files import parse, read_yaml
+from boom_utils.yaml_files import Frozen, Name, joined, parse, read_yaml
 
 PROFILES = Path(__file__).parent / "profiles"
 QUERY_TEMPLATE = "Instruct: {instruction}\nQuery: "
 """What stands before a query in training (authors' 0.6B script), and when models are scored unless `query_template` is
 another; the authors' evaluation leaves out the last space."""
+SOURCES = ("paper", "authors' script", "model card", "third-party summary", "ours")
+"""Where a value of a profile may come from; a note follows after a colon."""
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Pooling = Literal["lasttoken", "mean", "cls"]
 MachinePrecision = Annotated[Precision, AfterValidator(on_this_machine)]
@@ -30,33 +33,22 @@ def query_prompt(instruction: str, template: str = QUERY_TEMPLATE) -> str:
     return template.replace("{instruction}", instruction)
 
 
-class Frozen(BaseModel):
-    """Base of every config: immutable, unknown keys refused, no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
-
 class CorpusConfig(Frozen):
     """Which corpus, and how much of it (rows and documents are drawn by seed; None takes all)."""
 
-    manifest: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9_.-]*|.+\.ya?ml)$", max_length=1000)] = Field(
-        description="name of a data manifest, or path of a .yaml file, relative to the profile's"
-    )
-    datasets: tuple[Name, ...] = Field(description="training datasets, in the order sequential schedules use")
-    new_datasets: tuple[Name, ...] = Field(default=(), description="those that arrive later; role `new_data`")
-    train_rows: int | None = Field(default=None, gt=0, description="most training rows a dataset")
-    pretraining_pairs: int | None = Field(default=None, gt=0, description="pairs reserved for the tiny base")
-    evaluation_queries: int | None = Field(default=None, gt=0, description="most queries, pairs or test rows a task")
-    evaluation_documents: int | None = Field(default=None, gt=0, description="most documents a retrieval task")
-    evaluation_part: Literal["reported", "validation"] = Field(
-        default="reported",
-        description="validation: other queries, pairs or test rows, to choose hyper-parameters by; files only",
-    )
-    hard_negatives: int = Field(default=7, ge=0, description="negatives mined for a row where a dataset brings none")
-    overlap: Literal["drop", "report"] = Field(
-        default="drop", description="what becomes of training rows that hold a text of an evaluation set"
-    )
-    on_bad_line: Literal["error", "skip"] = Field(default="error", description="skip: leave it out, and list it")
+    # name of a data manifest, or path of a .yaml file, relative to the profile's
+    manifest: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9_.-]*|.+\.ya?ml)$", max_length=1000)]
+    datasets: tuple[Name, ...]  # training datasets, in the order sequential schedules use
+    new_datasets: tuple[Name, ...] = ()  # those that arrive later; role `new_data`
+    train_rows: int | None = Field(default=None, gt=0)  # most training rows a dataset
+    pretraining_pairs: int | None = Field(default=None, gt=0)  # pairs reserved for the tiny base
+    evaluation_queries: int | None = Field(default=None, gt=0)  # most queries, pairs or test rows a task
+    evaluation_documents: int | None = Field(default=None, gt=0)  # most documents a retrieval task
+    # validation: other queries, pairs or test rows, to choose hyper-parameters by; files only
+    evaluation_part: Literal["reported", "validation"] = "reported"
+    hard_negatives: int = Field(default=7, ge=0)  # negatives mined for a row where a dataset brings none
+    overlap: Literal["drop", "report"] = "drop"  # what becomes of training rows that hold a text of an evaluation set
+    on_bad_line: Literal["error", "skip"] = "error"  # skip: leave it out, and list it
     seed: int = 0
 
 
@@ -75,28 +67,27 @@ class TrainingConfig(Frozen):
     """Hyper-parameters of contrastive training, under FlagEmbedding's names; profiles name the paper's values."""
 
     learning_rate: float = Field(gt=0)
-    per_device_train_batch_size: int = Field(gt=0, description="queries a step; halved for `halve_batch` datasets")
-    processes: int = Field(default=1, gt=0, description="devices of the global batch, however many really run")
+    per_device_train_batch_size: int = Field(gt=0)  # queries a step; halved for `halve_batch` datasets
+    processes: int = Field(default=1, gt=0)  # devices of the global batch, however many really run
     num_train_epochs: int = Field(default=1, gt=0)
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     temperature: float = Field(default=0.02, gt=0)
-    train_group_size: int = Field(default=8, ge=2, description="1 positive + negatives a query")
-    query_max_len: int = Field(default=512, gt=0, description="tokens, prompt included")
-    passage_max_len: int = Field(default=512, gt=0, description="tokens")
+    train_group_size: int = Field(default=8, ge=2)  # 1 positive + negatives a query
+    query_max_len: int = Field(default=512, gt=0)  # tokens, prompt included
+    passage_max_len: int = Field(default=512, gt=0)  # tokens
     max_grad_norm: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    negatives_cross_device: bool = Field(default=True, description="in-batch negatives of all `processes`, not of one")
-    mask_false_negatives: bool = Field(default=False, description="leave out negatives identical to the positive")
-    lora: LoraConfig | None = Field(default=None, description="None trains all weights")
-    precision: MachinePrecision = Field(default="fp32", description="of the passes; weights stay fp32")
-    gradient_checkpointing: bool = Field(default=False, description="less memory, more time, the same gradient")
-    torch_compile: bool = Field(default=False, description="pays off on long runs")
-    packing: bool | None = Field(default=None, description="no padding; None: on CPU where it is exact")
-    tokens_per_micro_batch: int = Field(default=8192, gt=0, description="memory only; does not change the gradient")
-    tokens_in_memory: int | None = Field(
-        default=None, gt=0, description="most tokens whose activations are kept; more are computed twice, exactly"
-    )
-    save_steps: int = Field(default=1000, gt=0, description="steps between checkpoints of a run")
+    negatives_cross_device: bool = True  # in-batch negatives of all `processes`, not of one
+    mask_false_negatives: bool = False  # leave out negatives identical to the positive
+    lora: LoraConfig | None = None  # None trains all weights
+    precision: MachinePrecision = "fp32"  # of the passes; weights stay fp32
+    gradient_checkpointing: bool = False  # less memory, more time, the same gradient
+    torch_compile: bool = False  # pays off on long runs
+    packing: bool | None = None  # no padding; None: on CPU where it is exact
+    tokens_per_micro_batch: int = Field(default=8192, gt=0)  # memory only; does not change the gradient
+    # most tokens whose activations are kept; more are computed twice, exactly
+    tokens_in_memory: int | None = Field(default=None, gt=0)
+    save_steps: int = Field(default=1000, gt=0)  # steps between checkpoints of a run
 
 
 class TrainingChanges(Frozen):
@@ -133,24 +124,20 @@ class PretrainedBase(Frozen):
     """A model that exists: on the hub, in a folder, or in an installed Python distribution that carries one."""
 
     kind: Literal["pretrained"]
-    name: str = Field(
-        min_length=1,
-        description="hub repository (owner/name), path of a folder (./ starts at the profile's file), or distribution",
-    )
-    revision: str | None = Field(default=None, description="commit of the hub, version of the distribution")
-    weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="of model.safetensors")
-    pooling: Pooling | None = Field(default=None, description="None: as the model's own folder says")
+    # hub repository (owner/name), path of a folder (./ starts at the profile's file), or distribution
+    name: str = Field(min_length=1)
+    revision: str | None = None  # commit of the hub, version of the distribution
+    weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")  # of model.safetensors
+    pooling: Pooling | None = None  # None: as the model's own folder says
     normalize: bool = True
-    max_seq_length: int = Field(default=512, gt=0, description="most tokens of a text, here and in evaluation")
-    prompts: Literal["instruct", "none", "own"] = Field(
-        default="instruct",
-        description="none: nothing is put before a text, for bases that never met instructions; own: what the base's "
-        "folder says, such as `query: ` and `passage: `",
-    )
-    query_prompt: str | None = Field(default=None, description="put before every query in place of what `prompts` says")
-    passage_prompt: str | None = Field(default=None, description="put before every passage, likewise")
-    parameters: float | None = Field(default=None, gt=0, description="for `boom plan` where the model is not here")
-    embedding_parameters: float | None = Field(default=None, ge=0, description="of them in the token embedding")
+    max_seq_length: int = Field(default=512, gt=0)  # most tokens of a text, here and in evaluation
+    # none: nothing is put before a text, for bases that never met instructions; own: what the base's folder says,
+    # such as `query: ` and `passage: `
+    prompts: Literal["instruct", "none", "own"] = "instruct"
+    query_prompt: str | None = None  # put before every query in place of what `prompts` says
+    passage_prompt: str | None = None  # put before every passage, likewise
+    parameters: float | None = Field(default=None, gt=0)  # for `boom plan` where the model is not here
+    embedding_parameters: float | None = Field(default=None, ge=0)  # of them in the token embedding
     _folder: Path = PrivateAttr(default=Path())
 
     @property
@@ -176,13 +163,12 @@ class SubsetConfig(Frozen):
 
     name: Name
     ratio: Ratio | None = None
-    new_data: Ratio | None = Field(default=None, description="share of every new dataset; None draws nothing of them")
+    new_data: Ratio | None = None  # share of every new dataset; None draws nothing of them
     complement_of: Name | None = None
     mode: Literal["independent", "nested"] = "independent"
     seed: int = 0
-    part: tuple[int, int] | None = Field(
-        default=None, description="(2, 3): of the second of three parts of every dataset's rows, which share no row"
-    )
+    # (2, 3): of the second of three parts of every dataset's rows, which share no row
+    part: tuple[int, int] | None = None
 
     @model_validator(mode="after")
     def _one_rule(self) -> SubsetConfig:
@@ -203,10 +189,9 @@ class ScheduleConfig(Frozen):
 
     schedule: Literal["batch_shuffled", "sequential_datasets", "sequential_families", "two_stage"] = "batch_shuffled"
     order: Literal["given", "reversed", "largest_first", "smallest_first"] = "given"
-    stages: tuple[tuple[Name, ...], ...] = Field(default=(), description="`two_stage` only: families of each stage")
-    learning_rate_stages: Literal["continued", "restarted"] = Field(
-        default="continued", description="restarted: every stage warms up and decays by itself"
-    )
+    stages: tuple[tuple[Name, ...], ...] = ()  # `two_stage` only: families of each stage
+    # restarted: every stage warms up and decays by itself
+    learning_rate_stages: Literal["continued", "restarted"] = "continued"
 
     @model_validator(mode="after")
     def _fits(self) -> ScheduleConfig:
@@ -225,13 +210,12 @@ class MemberConfig(ScheduleConfig):
     name: Name
     subset: Name
     seed: int = 0
-    datasets: tuple[Name, ...] | None = Field(default=None, min_length=1, description="of its subset; None: all")
-    cluster: int | None = Field(
-        default=None, gt=0, description="the datasets of this cluster of the interaction analysis, from 1"
-    )
-    start: Name | None = Field(default=None, description="member or merge to go on from; None: the base")
-    training: TrainingChanges = Field(default=TrainingChanges(), description="what differs from the profile's")
-    scored: bool = Field(default=True, description="false: only merged")
+    datasets: tuple[Name, ...] | None = Field(default=None, min_length=1)  # of its subset; None: all
+    # the datasets of this cluster of the interaction analysis, from 1
+    cluster: int | None = Field(default=None, gt=0)
+    start: Name | None = None  # member or merge to go on from; None: the base
+    training: TrainingChanges = TrainingChanges()  # what differs from the profile's
+    scored: bool = True  # false: only merged
 
     @model_validator(mode="after")
     def _one_choice(self) -> MemberConfig:
@@ -259,21 +243,19 @@ class MergeConfig(Frozen):
 
     name: Name
     method: MergeMethod
-    members: tuple[Name, ...] = Field(min_length=1, description="members, or merges declared before this one")
-    weights: Literal["ratio", "equal"] | tuple[float, ...] = Field(
-        default="ratio", description="not read by methods that know none"
-    )
-    parameters: Mapping[str, float] = Field(default={}, description="of the method, under mergekit's names")
-    task_vectors: bool = Field(default=False, description="merge differences to the base instead of the weights")
-    scored: bool = Field(default=True, description="false: only a part of another merge")
+    members: tuple[Name, ...] = Field(min_length=1)  # members, or merges declared before this one
+    weights: Literal["ratio", "equal"] | tuple[float, ...] = "ratio"  # not read by methods that know none
+    parameters: Mapping[str, float] = {}  # of the method, under mergekit's names
+    task_vectors: bool = False  # merge differences to the base instead of the weights
+    scored: bool = True  # false: only a part of another merge
 
 
 class WatchConfig(Frozen):
     """Losses on the same few rows along the training of the members whose schedules are compared: what is forgotten."""
 
-    subset: Name = Field(description="rows that are watched; they may be trained on too")
-    rows: int = Field(gt=0, description="of each dataset, the first ones of the subset")
-    points: int = Field(default=9, ge=2, description="evenly spaced over the steps, start and end among them")
+    subset: Name  # rows that are watched; they may be trained on too
+    rows: int = Field(gt=0)  # of each dataset, the first ones of the subset
+    points: int = Field(default=9, ge=2)  # evenly spaced over the steps, start and end among them
     seed: int = 0
 
 
@@ -284,9 +266,9 @@ class InteractionConfig(Frozen):
     over the subset, and average linkage.
     """
 
-    subset: Name = Field(description="what models of one and of two datasets are trained on")
-    held_out: Name = Field(description="a subset that shares no row with it, whose loss is measured")
-    rows: int | None = Field(default=None, gt=0, description="most held-out rows of a dataset")
+    subset: Name  # what models of one and of two datasets are trained on
+    held_out: Name  # a subset that shares no row with it, whose loss is measured
+    rows: int | None = Field(default=None, gt=0)  # most held-out rows of a dataset
     clusters: int = Field(default=2, gt=0)
     seed: int = 0
 
@@ -297,84 +279,11 @@ class SeedsConfig(Frozen):
     Everything behind a model is made anew: subsets are drawn again, batches shuffled again, members trained again.
     """
 
-    count: int = Field(ge=2, le=99, description="the first seed is that of the profile's own lines")
-    models: tuple[Name, ...] = Field(min_length=1, description="members and merges")
-    own_rows: bool = Field(
-        default=False,
-        description="every seed has rows of its own, so that their spread is that of other training data too; "
-        "`corpus.train_rows` is then shared out among the seeds",
-    )
-
-
-class Comparison(Frozen):
-    """Models beside the one they are compared with."""
-
-    baseline: Name | None = None
-    models: tuple[Name, ...] = ()
-
-
-class IncrementalModels(Comparison):
-    """Models before and after new data arrive, beside the one that is retrained on everything."""
-
-    core_ratios: tuple[Name, ...] = Field(default=(), description="updates that differ in their old data, ascending")
-    weights: tuple[Name, ...] = Field(default=(), description="updates that differ in their weight, ascending")
-
-
-class Granularities(Frozen):
-    """Merges of one model a dataset, a family of tasks, or a cluster of datasets."""
-
-    dataset: Name | None = None
-    family: Name | None = None
-    cluster: Name | None = None
-
-
-class Experiments(Frozen):
-    """Which models answer which question: tables, figures, claims and notebooks read it, and no model is made by it."""
-
-    full: Name | None = Field(default=None, description="the member of the full corpus, batch-level shuffled")
-    boom: Name | None = Field(default=None, description="of `variants`, the one that `full` is compared with first")
-    sampled: tuple[Name, ...] = Field(default=(), description="members of samples of all old datasets, and `full`")
-    variants: tuple[Name, ...] = Field(default=(), description="merges of `sampled` by Multi-SLERP")
-    controls: tuple[Name, ...] = Field(default=(), description="other averages of `sampled`")
-    scheduling: Comparison = Field(default=Comparison(), description="members of the same batches in other orders")
-    granularities: Granularities = Granularities()
-    methods: tuple[tuple[Name, ...], ...] = Field(default=(), description="each: merges of the same members")
-    incremental: IncrementalModels = IncrementalModels()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_takes_away(cls, values: Any) -> Any:
-        return (
-            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
-        )
-
-    @property
-    def averages(self) -> tuple[str, ...]:
-        """Plain averages of the weights of ``sampled``."""
-        return (*self.controls, *self.variants)
-
-    def names(self) -> list[tuple[str, str]]:
-        """Every name in it, behind the key that it is found under."""
-        return [(f"experiments.{key}", name) for key, value in self.model_dump().items() for name in _names_in(value)]
-
-    def of(self, models: Collection[str]) -> Experiments:
-        """What is left of it with some models only; one that is left alone is compared with nothing."""
-        kept = _with_names(self.model_dump(), models)
-        alone = [key for key in ("scheduling", "incremental") if len({*_names_in(kept[key])}) < 2]
-        return Experiments.model_validate(kept | dict.fromkeys(alone))
-
-
-def _names_in(value: Any) -> list[str]:
-    parts = value.values() if isinstance(value, dict) else value or ()
-    return [value] if isinstance(value, str) else [name for part in parts for name in _names_in(part)]
-
-
-def _with_names(value: Any, names: Collection[str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_names(part, names) for key, part in value.items()}
-    if isinstance(value, tuple):
-        return tuple(kept for part in value if (kept := _with_names(part, names)))
-    return value if value in names else None
+    count: int = Field(ge=2, le=99)  # the first seed is that of the profile's own lines
+    models: tuple[Name, ...] = Field(min_length=1)  # members and merges
+    # every seed has rows of its own, so that their spread is that of other training data too; `corpus.train_rows` is
+    # then shared out among the seeds
+    own_rows: bool = False
 
 
 class EvaluationConfig(Frozen):
@@ -382,15 +291,12 @@ class EvaluationConfig(Frozen):
 
     in_domain: tuple[Name, ...] = ()
     out_of_domain: tuple[Name, ...] = ()
-    in_domain_benchmarks: tuple[str, ...] = Field(default=(), description="names of mteb benchmarks")
-    out_of_domain_benchmarks: tuple[str, ...] = Field(default=(), description="names of mteb benchmarks")
-    query_template: str = Field(
-        default=QUERY_TEMPLATE,
-        pattern=r"^[^{}]*\{instruction\}[^{}]*$",
-        description="stands before a query when models are scored; as in training unless it says another",
-    )
-    precision: MachinePrecision = Field(default="fp32", description="of weights and passes in scoring")
-    reference: Name = Field(description="the model every other one is compared with")
+    in_domain_benchmarks: tuple[str, ...] = ()  # names of mteb benchmarks
+    out_of_domain_benchmarks: tuple[str, ...] = ()  # names of mteb benchmarks
+    # stands before a query when models are scored; as in training unless it says another
+    query_template: str = Field(default=QUERY_TEMPLATE, pattern=r"^[^{}]*\{instruction\}[^{}]*$")
+    precision: MachinePrecision = "fp32"  # of weights and passes in scoring
+    reference: Name  # the model every other one is compared with
     confidence: float = Field(default=0.95, gt=0, lt=1)
 
 
@@ -410,14 +316,12 @@ class Profile(Frozen):
     watch: WatchConfig | None = None
     seeds: SeedsConfig | None = None
     experiments: Experiments = Experiments()
-    sources: Mapping[str, str] = Field(
-        default={}, description="dotted key -> where its value comes from (`config_checks.SOURCES`), colon, note"
-    )
+    sources: Mapping[str, str] = {}  # dotted key -> where its value comes from (`SOURCES`), colon, note
     _folder: Path = PrivateAttr(default=PROFILES)
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Profile:
-        problems = [*repeated(self), *unresolved(self)]
+        problems = [*_repeated(self), *_unresolved(self), *_misfits(self), *_unsourced(self)]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -483,50 +387,6 @@ class Profile(Frozen):
         return [name for name in self.model_names if name not in silent]
 
 
-def extended(raw: Any, path: Path) -> Any:
-    """The content of a profile's file that ``extends`` another one: what that says, with this one's values in it.
-
-    Mappings are joined key by key; anything else takes the place of what was there. ``members+`` instead of ``members``
-    (also of subsets and merges) adds to the list: an entry takes the place of its namesake, or comes last.
-
-    Raises:
-        ConfigError: There is no such profile, or it extends another one itself.
-    """
-    if not isinstance(raw, dict) or "extends" not in raw:
-        return raw
-    other = raw["extends"]
-    found = _place_of(str(other), path.parent)
-    if found is None:
-        raise ConfigError(
-            f"there is no profile '{other}' to extend{nearest(str(other), profile_names())}",
-            where=path.name,
-            expected=f"one of {', '.join(profile_names())}, or the path of a .yaml file",
-        )
-    below = read_yaml(found, ConfigError)
-    if isinstance(below, dict) and "extends" in below:
-        raise ConfigError(f"'{other}' extends a profile itself", where=path.name, fix="extend that one directly")
-    return _joined(below, {key: value for key, value in raw.items() if key != "extends"})
-
-
-def _joined(below: Any, above: Any) -> Any:
-    if not (isinstance(below, dict) and isinstance(above, dict)):
-        return above
-    found = dict(below)
-    for key, value in above.items():
-        name = str(key).removesuffix("+")
-        found[name] = _joined(below.get(name), value) if name == key else _added(below.get(name), value, str(key))
-    return found
-
-
-def _added(below: Any, above: Any, key: str) -> list[Any]:
-    for entries in (below, above):
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
-            raise ConfigError(f"'{key}' adds to a list of entries with names, and nothing else can be added to")
-    named = {entry["name"]: entry for entry in above}
-    kept = [named.pop(entry["name"], entry) for entry in below]
-    return [*kept, *(entry for entry in above if entry["name"] in named)]
-
-
 def trained_members(model: str, merges: Mapping[str, Sequence[str]]) -> list[str]:
     """The members behind a model: itself, or those of a merge and of the merges in it, each once.
 
@@ -539,16 +399,144 @@ def trained_members(model: str, merges: Mapping[str, Sequence[str]]) -> list[str
     return list(dict.fromkeys(name for part in merges[model] for name in trained_members(part, merges)))
 
 
+def _repeated(profile: Profile) -> Iterator[str]:
+    """Names that are given twice."""
+    corpus, found = profile.corpus, profile.evaluation
+    groups: dict[str, Sequence[str]] = {
+        "dataset": [*corpus.datasets, *corpus.new_datasets],
+        "subset": [subset.name for subset in profile.subsets],
+        "model": profile.model_names,
+        "task": [*found.in_domain, *found.out_of_domain],
+        "benchmark": [*found.in_domain_benchmarks, *found.out_of_domain_benchmarks],
+    }
+    for kind, names in groups.items():
+        yield from (f"{kind} '{name}' is named twice" for name, count in Counter(names).items() if count > 1)
+
+
+def _unresolved(profile: Profile) -> Iterator[str]:
+    """Names that lead nowhere."""
+    subsets = [subset.name for subset in profile.subsets]
+    members = [member.name for member in profile.members]
+    models = [*members, *(merge.name for merge in profile.merges)]
+
+    def uses() -> Iterator[tuple[str, str, Sequence[str | None], Sequence[str]]]:
+        """Who, what kind of thing it names, the names, and those there are."""
+        for number, subset in enumerate(profile.subsets):
+            yield f"subset '{subset.name}'", "earlier subset", [subset.complement_of], subsets[:number]
+        for member in profile.members:
+            who = f"member '{member.name}'"
+            yield who, "subset", [member.subset], subsets
+            if member.subset in subsets:
+                held = [*profile.corpus.datasets, *profile.new_datasets(profile.subset(member.subset))]
+                yield who, "dataset", member.datasets or (), held
+            yield who, "model to start from", [member.start], models
+        for number, merge in enumerate(profile.merges):
+            yield f"merge '{merge.name}'", "member or earlier merge", merge.members, models[: len(members) + number]
+        yield "evaluation.reference", "scored model", [profile.evaluation.reference], profile.scored_models
+        if profile.seeds is not None:
+            yield "seeds", "member or merge", profile.seeds.models, models
+        yield from ((key, "member or merge", [name], models) for key, name in profile.experiments.names())
+        if profile.watch is not None:
+            yield "watch", "subset", [profile.watch.subset], subsets
+        if profile.interaction is not None:
+            yield "interaction", "subset", [profile.interaction.subset, profile.interaction.held_out], subsets
+
+    for who, kind, names, known in uses():
+        missing = [name for name in names if name is not None and name not in known]
+        yield from (f"{who}: no {kind} '{name}'{nearest(name, known)}" for name in missing)
+
+
+def _misfits(profile: Profile) -> Iterator[str]:
+    """Weights, starting models, clusters, held-out rows and new data that do not fit together."""
+    merges = {merge.name: merge for merge in profile.merges}
+    for merge in profile.merges:
+        if not isinstance(merge.weights, str) and len(merge.weights) != len(merge.members):
+            yield f"merge '{merge.name}': {len(merge.weights)} weights for {len(merge.members)} members"
+        if merge.weights == "ratio" and (inner := sorted({*merge.members} & {*merges})):
+            yield f"merge '{merge.name}': '{inner[0]}' is a merge and has no ratio; give equal, or numbers"
+    made_of = {name: merge.members for name, merge in merges.items()}
+    made_of |= {member.name: (member.start,) for member in profile.members if member.start}
+    circle: list[str] = []
+    try:
+        TopologicalSorter(made_of).prepare()
+    except CycleError as error:
+        circle = error.args[1]
+    found, corpus = profile.interaction, profile.corpus
+    for member in profile.members:
+        if member.start and member.name in circle:
+            yield f"member '{member.name}' goes on from '{member.start}', which is made of it"
+        if member.cluster is not None and (found is None or member.cluster > found.clusters):
+            known = "there is no `interaction`" if found is None else f"`interaction` makes {found.clusters}"
+            yield f"member '{member.name}': cluster {member.cluster}, but {known}"
+    if found is not None and found.clusters > len(corpus.datasets):
+        yield f"interaction: {found.clusters} clusters of {len(corpus.datasets)} datasets"
+    holding = [subset.name for subset in profile.subsets if subset.new_data is not None]
+    if holding and not corpus.new_datasets:
+        yield f"subset '{holding[0]}': there are no new data, corpus.new_datasets is empty"
+    for subset in profile.subsets:
+        if subset.complement_of in holding:
+            yield f"subset '{subset.name}': '{subset.complement_of}' holds new data, a complement of it is not defined"
+        if found is not None and subset.name == found.held_out and subset.complement_of != found.subset:
+            yield f"interaction: '{subset.name}' is not `complement_of: {found.subset}`, it may share rows"
+    scored = profile.evaluation
+    if not any((scored.in_domain, scored.in_domain_benchmarks, scored.out_of_domain, scored.out_of_domain_benchmarks)):
+        yield "evaluation: name at least one task, in or out of domain, or a benchmark of mteb"
+
+
+def _unsourced(profile: Profile) -> Iterator[str]:
+    """Sources that no value of the profile has, or that are none."""
+    values = profile.model_dump(mode="json")
+    for key, text in profile.sources.items():
+        source, place = text.partition(":")[0].strip(), values
+        if source not in SOURCES:
+            yield f"sources.{key}: no source '{source}'{nearest(source, SOURCES)}"
+        for part in key.split("."):
+            known = entries_of(place)
+            if part not in known:
+                yield f"sources.{key}: the profile has no '{part}'{nearest(part, known)}"
+                break
+            place = known[part]
+
+
+def entries_of(value: Any) -> Mapping[str, Any]:
+    """The parts of a piece of a profile by the names a dotted key uses: keys, or the names of a list's entries."""
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, list):
+        return {str(entry["name"]): entry for entry in value if isinstance(entry, Mapping) and "name" in entry}
+    return {}
+
+
+def extended(raw: Any, path: Path) -> Any:
+    """The content of a profile's file that ``extends`` another one: what that says, with this one's values in it.
+
+    Raises:
+        ConfigError: There is no such profile, it extends another one itself, or `joined` refuses.
+    """
+    if not isinstance(raw, dict) or "extends" not in raw:
+        return raw
+    other = str(raw["extends"])
+    below = read_yaml(_file_of(other, path.parent, f" to extend in {path.name}"), ConfigError)
+    if isinstance(below, dict) and "extends" in below:
+        raise ConfigError(f"'{other}' extends a profile itself", where=path.name, fix="extend that one directly")
+    return joined(below, {key: value for key, value in raw.items() if key != "extends"}, ConfigError)
+
+
 def profile_names() -> list[str]:
     """Names of the profiles that come with the kit."""
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
-def _place_of(name_or_path: str, folder: Path) -> Path | None:
-    """The file of a profile by name or by path, relative to ``folder``; None where there is none."""
+def _file_of(name_or_path: str, folder: Path, purpose: str = "") -> Path:
+    """The file of a profile by name or by path, relative to ``folder``."""
     named = name_or_path.endswith((".yaml", ".yml"))
     path = folder / name_or_path if named else PROFILES / f"{name_or_path}.yaml"
-    return path if path.is_file() else None
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no profile '{name_or_path}'{purpose}{nearest(name_or_path, profile_names())}",
+            expected=f"one of {', '.join(profile_names())}, or the path of a .yaml file",
+        )
+    return path
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
@@ -567,12 +555,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
     >>> profile.evaluation.reference, profile.subset("p20").ratio
     ('full', 0.2)
     """
-    path = _place_of(str(name_or_path), Path())
-    if path is None:
-        raise ConfigError(
-            f"there is no profile '{name_or_path}'{nearest(str(name_or_path), profile_names())}",
-            expected=f"one of {', '.join(profile_names())}, or the path of a .yaml file",
-        )
+    path = _file_of(str(name_or_path), Path())
     profile = parse(Profile, extended(read_yaml(path, ConfigError), path), path.name, ConfigError)
     # Where the file is makes no other study: it is no field, so that no record names a place on one machine.
     profile._folder = path.resolve().parent

@@ -94,15 +94,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def bullet_list(problems: Iterable[str], most: int | None = None, total: str = "") -> str:
+def bullet_list(problems: Iterable[str], most: int | None = None) -> str:
     """Join problems as one indented list, so that an error reports all of them at once.
 
     Args:
         problems: One line each.
         most: Show no more than these, and how many more there are.
-        total: Said of all of them where some are not shown, such as their size.
     """
     lines = list(problems)
     shown, more = lines[:most], len(lines) - len(lines[:most])
-    shown += [f"and {more} more" + (f" ({total})" if total else "")] if more else []
-    return "".join(f"\n    - {line}" for line in shown)
+    return "".join(f"\n    - {line}" for line in [*shown, *([f"and {more} more"] if more else [])])

@@ -1,4 +1,4 @@
-"""What this machine can do: the precisions it has instructions for, what emulating one costs, how fast it trains.
+"""What this machine can do: the precisions it has instructions for, how fast it trains.
 
 torch is imported where it is needed: a profile that states its precision is read without it.
 """
@@ -67,22 +67,13 @@ def on_this_machine(precision: Precision) -> Precision:
 
 
 def warn_of_emulation(precisions: Iterable[str]) -> None:
-    """One warning for every precision that this machine only emulates, with what that costs, measured now."""
+    """One warning for every precision that this machine only emulates."""
     for precision in sorted({*precisions} - {"fp32"}):
         if native_by(precision) is None:
             log.warning(
-                "precision %s is only emulated on this machine: a matrix product takes %.1f times as long as in fp32 "
-                "(measured now); precision: auto would take fp32",
+                "precision %s is only emulated on this machine, many times slower than fp32; auto would take fp32",
                 precision,
-                _product_seconds(precision) / _product_seconds("fp32"),
             )
-
-
-def _product_seconds(precision: str, size: int = 512) -> float:
-    import torch
-
-    square = torch.ones(size, size, dtype=dtype_of(precision), device=_device())
-    return _shortest_seconds(lambda: square @ square, repeats=3)
 
 
 def _shortest_seconds(work: Callable[[], object], repeats: int) -> float:

@@ -28,9 +28,10 @@ from hypothesis import settings
 from smoke_run import Run, Started
 
 from boom_utils.artifacts import PROJECT_ROOT
-from boom_utils.config import PROFILES, Experiments, TinyBase, TrainingConfig
+from boom_utils.config import PROFILES, TinyBase, TrainingConfig
 from boom_utils.data.examples import TrainingExample
 from boom_utils.data.tokens import TextRules, TokenTable, write_tokens
+from boom_utils.experiments import Experiments
 from boom_utils.models import Encoder
 from boom_utils.training.base_model import random_encoder
 from boom_utils.training.gradients import TrainingJob

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from mteb import TaskMetadata
 from mteb.abstasks import AbsTask
 
-from boom_utils.evaluation import run
+from boom_utils.evaluation import benchmarks, run
 from boom_utils.evaluation.benchmarks import BenchmarkTask, find_benchmarks, random_state_kept
 
 NAME = "made-up"
@@ -80,6 +80,7 @@ def benchmark(patch: pytest.MonkeyPatch, *classes: type[AbsTask], name: str = NA
             return mteb.Benchmark(name=name, tasks=made) if asked == name else known(asked)
 
     patch.setattr(mteb, "get_benchmark", found)
+    patch.setattr(benchmarks, "_tasks_of", benchmarks._asked)  # nothing of it is remembered
     return dict(find_benchmarks([name]).tasks)
 
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from boom_utils.study.graph import NOTEBOOKS
 
 PACKAGE = PROJECT_ROOT / "boom_utils"
 ROOMS = [
-    {"errors", "yaml_files", "config", "config_checks", "artifacts", "machine", "progress"},
+    {"errors", "yaml_files", "experiments", "config", "artifacts", "machine", "progress"},
     {"data"},
     {"model_folder"},
     {"packing", "fast_linear"},
@@ -62,12 +63,18 @@ def test_imports_point_one_way_through_the_house(path: Path) -> None:
     assert not wrong, f"{path.name} imports {wrong}, which come after it"
 
 
+def test_modules_import_one_another_in_no_circle_not_even_inside_functions_or_for_types() -> None:
+    paths = {".".join(path.relative_to(PROJECT_ROOT).with_suffix("").parts): path for path in MODULES}
+    graph = {name: (imported(path) & paths.keys()) - {name} for name, path in paths.items()}
+    TopologicalSorter(graph).prepare()
+
+
 @pytest.mark.parametrize(
     "name",
     [
         *("boom_utils", "boom_utils.reporting.report", "boom_utils.data.python_docs", "boom_utils.data.files"),
         *("boom_utils.study.graph", "boom_utils.study.plan", "boom_utils.training.base_source"),
-        "boom_utils.reporting.trace",
+        *("boom_utils.reporting.trace", "boom_utils.training.batch_losses", "boom_utils.evaluation.interaction"),
     ],
 )
 def test_drawing_tables_mining_text_and_asking_what_is_up_to_date_need_no_torch(name: str) -> None:

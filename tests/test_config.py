@@ -12,13 +12,12 @@ from boom_utils.config import (
     PROFILES,
     PretrainedBase,
     Profile,
+    entries_of,
     extended,
     load_profile,
     profile_names,
     trained_members,
 )
-from boom_utils.config_checks import entries_of
-from boom_utils.data.manifest import load_manifest
 from boom_utils.errors import ConfigError
 from boom_utils.yaml_files import read_yaml
 
@@ -37,11 +36,6 @@ def test_every_profile_of_the_kit_is_valid(name: str) -> None:
     assert load_profile(name).name == name
 
 
-def test_a_profile_that_does_not_exist_is_named_with_the_nearest_one() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'smoke'"):
-        load_profile("smoky")
-
-
 def test_all_problems_of_a_profile_are_reported_together_with_the_nearest_names(tmp_path: Path) -> None:
     content = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
     training = {**content["training"], "temprature": 1, "learning_rate": -1.0}
@@ -57,6 +51,7 @@ def test_all_problems_of_a_profile_are_reported_together_with_the_nearest_names(
 def test_names_that_lead_nowhere_are_all_reported(tmp_path: Path) -> None:
     members = [{"name": "a", "subset": "p2"}, {"name": "a", "subset": "p20"}]
     merges = [{"name": "m", "method": "linear", "members": ["b"], "weights": [1, 2]}]
+    merges += [{"name": "n", "method": "linear", "members": ["m"], "weights": "ratio"}]
     with pytest.raises(ConfigError) as caught:
         load_profile(edited(tmp_path, members=members, merges=merges))
     text = str(caught.value)
@@ -65,6 +60,7 @@ def test_names_that_lead_nowhere_are_all_reported(tmp_path: Path) -> None:
         "no subset 'p2'; did you mean",
         "no member or earlier merge 'b'",
         "2 weights for 1 members",
+        "merge 'n': 'm' is a merge and has no ratio",
     ):
         assert part in text
 
@@ -74,11 +70,6 @@ def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
     path.write_text("name: a\nname: b\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"(?s)'name' is given twice.*line 2"):
         load_profile(path)
-
-
-def test_a_subset_needs_exactly_one_rule(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="exactly one of `ratio` and `complement_of`"):
-        load_profile(edited(tmp_path, subsets=[{"name": "a", "ratio": 0.5, "complement_of": "b"}]))
 
 
 def smoke_content() -> dict[str, Any]:
@@ -96,18 +87,14 @@ def test_a_merge_may_name_an_earlier_merge_and_no_later_one_nor_itself(tmp_path:
 
     profile = load_profile(edit(first, second))
     assert profile.merge_weights(profile.merges[1]) == [1.0, 2.0]
+    boom = next(merge for merge in load_profile("smoke").merges if merge.name == "boom")
+    assert load_profile("smoke").merge_weights(boom) == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert profile.ratio(profile.subset("half-rest")) == pytest.approx(0.5)
     assert profile.trained_members("second") == ["s20", "s40", "full"]
     with pytest.raises(ConfigError, match="merge 'second': no member or earlier merge 'first'"):
         load_profile(edit(second, first))
     with pytest.raises(ConfigError, match="merge 'first': no member or earlier merge 'first'"):
         load_profile(edit({**first, "members": ["s20", "first"]}))
-
-
-def test_a_merge_has_no_ratio_to_weigh_it_by(tmp_path: Path) -> None:
-    merges = [{"name": "first", "method": "linear", "members": ["s20", "s40"]}]
-    merges += [{"name": "second", "method": "linear", "members": ["first", "full"], "weights": "ratio"}]
-    with pytest.raises(ConfigError, match="merge 'second': 'first' is a merge and has no ratio"):
-        load_profile(edited(tmp_path, merges=merges))
 
 
 def test_the_members_behind_a_merge_of_merges_are_named_once_each() -> None:
@@ -141,22 +128,6 @@ def test_a_subset_speaks_of_new_data_only_if_it_holds_some() -> None:
     assert profile.new_datasets(profile.subset("update")) == ("docstring_to_code",)
 
 
-def test_weights_by_ratio_are_those_of_the_released_recipe() -> None:
-    profile = load_profile("smoke")
-    boom = next(merge for merge in profile.merges if merge.name == "boom")
-    assert profile.merge_weights(boom) == [0.2, 0.4, 0.6, 0.8, 1.0]
-
-
-def test_a_complement_holds_what_the_other_left() -> None:
-    profile = load_profile("smoke")
-    assert profile.ratio(profile.subset("half-rest")) == pytest.approx(0.5)
-
-
-def test_a_profile_cannot_be_changed_after_loading() -> None:
-    with pytest.raises(ValueError, match="frozen"):
-        load_profile("smoke").training.learning_rate = 1.0  # type: ignore[misc]
-
-
 # --- bases, benchmarks, sources ---------------------------------------------------------------------------------------
 
 
@@ -175,6 +146,8 @@ def test_a_base_is_made_or_pretrained_and_wrong_keys_of_either_are_named(tmp_pat
     said = problem_with(tmp_path, base_model={**pretrained, "poling": "mean"})
     assert "poling: unknown key; did you mean 'pooling'?" in said
     assert "did you mean 'pretrained'?" in problem_with(tmp_path, base_model={**pretrained, "kind": "pretrain"})
+    said = problem_with(tmp_path, subsets=[{"name": "a", "ratio": 0.5, "complement_of": "b"}])
+    assert "exactly one of `ratio` and `complement_of`" in said
     assert "both of `parameters` and" in problem_with(tmp_path, base_model={**pretrained, "parameters": 1e9})
 
 
@@ -235,26 +208,6 @@ def test_the_papers_profiles_have_the_values_of_its_scripts() -> None:
 
 
 @pytest.mark.parametrize("name", ["mini", "mini-tenth", "open", "paper-0.6b", "paper-4b"])
-def test_profiles_name_only_what_their_manifest_has_in_the_role_they_give_it(name: str) -> None:
-    profile = load_profile(name)
-    manifest = load_manifest(profile.manifest)
-    assert {manifest.dataset(dataset).role for dataset in profile.corpus.datasets} == {"train"}
-    assert {manifest.dataset(dataset).role for dataset in profile.corpus.new_datasets} <= {"new_data"}
-    trained = {*profile.corpus.datasets, *profile.corpus.new_datasets}
-    for task in profile.evaluation.in_domain:
-        assert not manifest.task(task).held_out, task
-    for task in profile.evaluation.out_of_domain:
-        declared = manifest.task(task)
-        assert declared.held_out or declared.dataset in {*profile.corpus.new_datasets}, task
-    if name == "mini":
-        assert len(profile.corpus.datasets) * (profile.corpus.train_rows or 0) <= 4_000
-    if name == "open":
-        assert {d.id for d in manifest.datasets if d.role != "evaluation"} == trained
-        named = {*profile.evaluation.in_domain, *profile.evaluation.out_of_domain}
-        assert {task.id for task in manifest.tasks} == named
-
-
-@pytest.mark.parametrize("name", ["mini", "mini-tenth", "open", "paper-0.6b", "paper-4b"])
 def test_the_sampling_ratios_of_the_paper_are_all_there(name: str) -> None:
     profile = load_profile(name)
     ratios = {
@@ -294,22 +247,6 @@ def test_every_profile_declares_the_papers_experiments(name: str) -> None:
     assert members["continued"].start == "boom"
 
 
-@pytest.mark.parametrize("name", ["mini", "open", "paper-0.6b", "paper-4b"])
-def test_large_profiles_sweep_core_ratio_and_weight_and_update_twice(name: str) -> None:
-    profile = load_profile(name)
-    merges = {merge.name: merge for merge in profile.merges}
-    cores = {profile.member_ratio(merges[one].members[1]) for one in merges if one.startswith(("updated", "boom-upd"))}
-    assert {0.0, 0.2, 0.4, 0.8} <= cores
-    assert {profile.merge_weights(merges[one])[1] for one in ("updated-light", "boom-updated", "updated-heavy")} == {
-        *(0.25, 1.0, 0.75)
-    }
-    members = {member.name: member for member in profile.members}
-    assert merges["updated-twice"].members[0] == "updated-once"
-    first, second = (set(members[one].datasets or ()) for one in ("update-first", "update-second"))
-    assert first & second == {*profile.corpus.datasets}
-    assert first | second == {*profile.corpus.datasets, *profile.corpus.new_datasets}
-
-
 def extending(tmp_path: Path, **changes: Any) -> Path:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"extends": "smoke", "name": "mine", **changes}), encoding="utf-8")
@@ -339,6 +276,8 @@ def test_lists_are_replaced_and_null_takes_away(tmp_path: Path) -> None:
 
 
 def test_extending_what_is_not_there_or_extends_itself_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no profile 'smoky'; did you mean 'smoke'"):
+        load_profile("smoky")
     with pytest.raises(ConfigError, match=r"no profile 'smok' to extend.*did you mean 'smoke'"):
         load_profile(extending(tmp_path, extends="smok"))
     with pytest.raises(ConfigError, match="'mini-tenth' extends a profile itself"):

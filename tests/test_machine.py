@@ -49,12 +49,11 @@ def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
     ],
     indirect=["processor"],
 )
-@pytest.mark.parametrize("name", ["mini", "mini-tenth", "mini-validation"])
 def test_profiles_for_processors_train_and_score_in_bf16_where_there_is_one_and_say_why_once(
-    processor: None, precision: str, said: str, name: str, caplog: pytest.LogCaptureFixture
+    processor: None, precision: str, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="boom_utils"):
-        profile = load_profile(name)
+        profile = load_profile("mini")
     assert (profile.training.precision, profile.evaluation.precision) == (precision, precision)
     assert caplog.text.count("precision auto") == 1
     assert said in caplog.text
@@ -81,20 +80,14 @@ def test_an_artifact_is_keyed_by_what_auto_is_on_the_machine(processor: None, pr
 
 
 @pytest.mark.parametrize("processor", [AVX2], indirect=True)
-def test_a_precision_that_is_only_emulated_is_named_with_its_measured_cost_and_not_refused(
+def test_a_precision_that_is_only_emulated_is_named_and_not_refused(
     processor: None, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     say_precision(load_profile("paper-0.6b"))
-    assert "precision fp16 is only emulated on this machine: a matrix product takes" in caplog.text
-    assert "times as long as in fp32 (measured now)" in caplog.text
+    assert "precision fp16 is only emulated on this machine" in caplog.text
     caplog.clear()
     open_study("smoke", tmp_path)
-    assert "emulated" not in caplog.text
-
-
-@pytest.mark.parametrize("processor", [AMX], indirect=True)
-def test_a_precision_that_the_processor_has_is_not_warned_of(processor: None, caplog: pytest.LogCaptureFixture) -> None:
-    say_precision(load_profile("mini"))
+    say_precision(load_profile("mini"))  # auto: what the machine has
     assert "emulated" not in caplog.text
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from boom_utils.errors import CheckpointError
 from boom_utils.model_folder import ADAPTER_CONFIG, EncoderSpec, content_hash, read_json, read_spec
-from boom_utils.models import Encoder, OpenedEncoder, pool
+from boom_utils.models import Encoder, OpenedEncoder
 
 PROMPT = "Instruct: find it\nQuery: "
 MIXED = [text * times for text, times in zip(TEXTS, (1, 3, 1, 2, 1, 1, 4, 1), strict=True)]
@@ -47,7 +47,11 @@ def test_a_saved_encoder_gives_the_same_embeddings_in_sentence_transformers(
 ) -> None:
     encoder.spec = EncoderSpec(pooling, normalize, 40, {"toy": PROMPT})
     encoder.save(tmp_path / "model")
-    ours = Encoder.load(tmp_path / "model").encode(MIXED, PROMPT, tokens_per_batch=64)
+    loaded = Encoder.load(tmp_path / "model")
+    ours = loaded.encode(MIXED, PROMPT, tokens_per_batch=64)
+    assert np.abs(np.concatenate([loaded.encode([text], PROMPT) for text in MIXED]) - ours).max() < 1e-5
+    assert loaded.encode([]).shape == (0, loaded.dimension)
+    assert loaded.tokenize(["word " * 500], max_length=10)[0][-1] == loaded.tokenizer.eos_token_id
     assert np.abs(ours - theirs(tmp_path / "model", prompt_name="toy")).max() < 1e-5
 
 
@@ -57,33 +61,6 @@ def test_a_folder_written_by_sentence_transformers_reads_the_same(encoder_folder
     assert content_hash(tmp_path / "theirs") == content_hash(encoder_folder)
     ours, theirs = (Encoder.load(path).encode(MIXED) for path in (encoder_folder, tmp_path / "theirs"))
     assert np.array_equal(ours, theirs)
-
-
-@pytest.mark.parametrize("budget", [1, 50, 10_000])
-def test_micro_batches_change_neither_values_nor_order(encoder: Encoder, budget: int) -> None:
-    one_by_one = np.concatenate([encoder.encode([text]) for text in MIXED])
-    assert np.abs(encoder.encode(MIXED, tokens_per_batch=budget) - one_by_one).max() < 1e-5
-    assert encoder.encode([]).shape == (0, encoder.dimension)
-
-
-@pytest.mark.parametrize(
-    ("mode", "normalize", "expected"),
-    [
-        ("lasttoken", False, [[0, 4], [6, 8]]),
-        ("cls", False, [[3, 0], [6, 8]]),
-        ("mean", False, [[1.5, 2], [6, 8]]),
-        ("mean", True, [[0.6, 0.8], [0.6, 0.8]]),
-    ],
-)
-def test_pooling_by_hand(mode: str, normalize: bool, expected: list[list[float]]) -> None:
-    states, lengths = torch.tensor([[3.0, 0], [0, 4], [6, 8]]), torch.tensor([2, 1])
-    assert np.allclose(pool(states, lengths, EncoderSpec(mode, normalize, 8)), expected)
-
-
-def test_a_cut_text_keeps_its_end_token(encoder: Encoder) -> None:
-    tokens = encoder.tokenize(["word " * 500], max_length=10)[0]
-    assert len(tokens) == 10
-    assert tokens[-1] == encoder.tokenizer.eos_token_id
 
 
 def test_the_content_hash_changes_with_everything_a_score_depends_on(encoder_folder: Path, encoder: Encoder) -> None:

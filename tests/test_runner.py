@@ -455,6 +455,7 @@ def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.C
         "plan": ("device-tflops gpus jobs json mfu passage-tokens profile query-tokens tokens-per-second"),
         "train": "allow-change nproc profile",
         "merge": "plan shard-gb threads",
+        "evaluate": "out profile tasks",
         "data fetch": "manifest offline only profile",
         **dict.fromkeys(("data convert", "data sample", "data overlap"), "on-bad-line profile"),
         "report": "mteb profile results",
@@ -466,7 +467,9 @@ def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.C
     for command, expected in decided.items():
         with pytest.raises(SystemExit):
             main([*command.split(), "--help"])
-        found = set(re.findall(r"--([a-z-]+)", capsys.readouterr().out)) - {"help"}
+        said = capsys.readouterr().out
+        assert f"Example: boom {command} " in said
+        found = set(re.findall(r"--([a-z-]+)", said)) - {"help"}
         assert sorted(found) == expected.split(), command
 
 

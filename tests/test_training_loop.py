@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TEXTS, TOY, tiny_config, toy_job, toy_tokens
+from conftest import TEXTS, TOY, tiny_config, toy_job
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import LoraConfig
@@ -27,35 +27,55 @@ GOLDEN = PROJECT_ROOT / "tests" / "golden" / "toy_losses.txt"
 TEN = TOY.model_copy(update={"num_train_epochs": 10, "save_steps": 1000})
 
 
-def lines_of(folder: Path, *, measured: bool = True) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
-    return [{key: value for key, value in line.items() if measured or key not in MEASURED} for line in lines]
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+
+
+def _unmeasured(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
 
 
 def changed(job: TrainingJob, **changes: object) -> TrainingJob:
     return replace(job, config=job.config.model_copy(update=changes))
 
 
-def test_training_lowers_the_loss_and_logs_every_step(encoder: Encoder, tmp_path: Path) -> None:
-    facts = train(encoder, toy_job(encoder, tmp_path, config=TEN), tmp_path)
-    lines = lines_of(tmp_path)
+Trained = tuple[list[dict[str, Any]], bytes, dict[str, Any]]
+
+
+def trained(folder: Path, seed: int = 0, **changes: object) -> Trained:
+    """Log, weights and facts of a training of ten epochs."""
+    encoder = random_encoder(TEXTS, tiny_config(), {})
+    folder.mkdir(exist_ok=True)
+    job = changed(toy_job(encoder, folder, config=TEN), **changes)
+    table = job.tokens["toy"]
+    given = PlanInput(DatasetRules(), np.arange(8, dtype=np.uint32), table.positive_counts, table.negative_counts)
+    job = replace(job, plan=plan_batches({"toy": given}, PlanOptions(4, 3, 10, seed=seed)))
+    facts = train(encoder, job, folder)
+    assert {parameter.dtype for parameter in encoder.transformer.parameters()} == {torch.float32}
+    encoder.save(folder / "model")
+    return lines_of(folder), (folder / "model" / "model.safetensors").read_bytes(), facts
+
+
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained(tmp_path_factory.mktemp("ten"))
+
+
+def test_training_lowers_the_loss_and_logs_every_step(ten: Trained) -> None:
+    lines, _, facts = ten
     assert len(lines) == facts["steps"] == 20
     fields = {"step", "dataset", "queries", "loss", "learning_rate", "grad_norm", "tokens", "padding_share", *MEASURED}
     assert fields <= set(lines[0])
     assert all(line["padding_share"] == 0 and line["peak_memory_mb"] > 0 for line in lines)
     assert facts["tokens"] == sum(line["tokens"] for line in lines)
     assert np.mean([line["loss"] for line in lines[-4:]]) < 0.5 * np.mean([line["loss"] for line in lines[:4]])
+    expected = [0.0, 0.5, *[(20 - step) / 18 for step in range(2, 20)]]
+    assert [line["learning_rate"] / 1e-2 for line in lines] == pytest.approx(expected)
 
 
 def test_padding_is_counted_where_texts_are_padded(encoder: Encoder, tmp_path: Path) -> None:
     train(encoder, changed(toy_job(encoder, tmp_path), packing=False), tmp_path)
     assert all(0 < line["padding_share"] < 0.5 for line in lines_of(tmp_path))
-
-
-def test_the_learning_rate_warms_up_linearly_and_decays_to_nearly_zero(encoder: Encoder, tmp_path: Path) -> None:
-    train(encoder, toy_job(encoder, tmp_path, config=TEN), tmp_path)
-    expected = [0.0, 0.5, *[(20 - step) / 18 for step in range(2, 20)]]
-    assert [line["learning_rate"] / 1e-2 for line in lines_of(tmp_path)] == pytest.approx(expected)
 
 
 def test_the_learning_rate_is_that_of_transformers(encoder: Encoder, tmp_path: Path) -> None:
@@ -95,30 +115,19 @@ def test_gradients_are_clipped(encoder: Encoder, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.promise(18)
-def test_the_same_seed_gives_the_same_weights_byte_for_byte_and_another_seed_others(tmp_path: Path) -> None:
-    found = {}
-    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
-        encoder = random_encoder(TEXTS, tiny_config(), {})
-        (tmp_path / name).mkdir()
-        job = toy_job(encoder, tmp_path / name)
-        table = job.tokens["toy"]
-        rows = np.arange(8, dtype=np.uint32)
-        given = PlanInput(DatasetRules(), rows, table.positive_counts, table.negative_counts)
-        plan = plan_batches({"toy": given}, PlanOptions(4, 3, seed=seed))
-        train(encoder, replace(job, plan=plan), tmp_path / name)
-        encoder.save(tmp_path / name / "model")
-        weights = (tmp_path / name / "model" / "model.safetensors").read_bytes()
-        found[name] = weights, lines_of(tmp_path / name, measured=False)
-    assert found["one"] == found["two"]
-    assert found["one"][0] != found["other"][0]
+def test_the_same_seed_gives_the_same_weights_byte_for_byte_and_another_seed_others(
+    ten: Trained, tmp_path: Path
+) -> None:
+    same, other = trained(tmp_path / "same"), trained(tmp_path / "other", seed=1)
+    assert _unmeasured(same[0]) == _unmeasured(ten[0])
+    assert same[1] == ten[1]
+    assert other[1] != ten[1]
 
 
 @pytest.mark.promise(19)
-def test_the_golden_loss_curve_is_unchanged(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_the_golden_loss_curve_is_unchanged(ten: Trained, pytestconfig: pytest.Config) -> None:
     """`pytest tests/test_training_loop.py --regenerate-golden` writes it anew after a deliberate change."""
-    encoder = random_encoder(TEXTS, tiny_config(), {})
-    train(encoder, toy_job(encoder, tmp_path, config=TEN), tmp_path)
-    losses = [line["loss"] for line in lines_of(tmp_path)]
+    losses = [line["loss"] for line in ten[0]]
     if pytestconfig.getoption("--regenerate-golden"):
         GOLDEN.write_text("".join(f"{loss:.6f}\n" for loss in losses))
     assert losses == pytest.approx([float(line) for line in GOLDEN.read_text().split()], rel=2e-3)
@@ -191,17 +200,6 @@ def test_too_little_memory_is_one_message_with_sizes_and_three_remedies_in_order
     assert calls == [0], "no retry"
 
 
-def test_another_error_of_torch_is_not_called_too_little_memory(
-    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(self: Gradients, step: int, batch: Any) -> None:
-        raise RuntimeError("shapes do not fit")
-
-    monkeypatch.setattr(Gradients, "add", broken)
-    with pytest.raises(RuntimeError, match="shapes do not fit"):
-        train(encoder, toy_job(encoder, tmp_path), tmp_path)
-
-
 @pytest.mark.promise(16)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_saves_and_stops_and_the_old_handlers_are_back(
@@ -239,31 +237,25 @@ def lora(**changes: object) -> LoraConfig:
     return LoraConfig.model_validate({"r": 4, "lora_alpha": 8, **changes})
 
 
-def test_the_defaults_of_lora_are_those_of_the_authors_script() -> None:
-    config = LoraConfig()
-    assert (config.r, config.lora_alpha, config.lora_dropout) == (32, 32, 0.1)
-    assert set(config.target_modules) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-
-
 def test_lora_trains_adapters_and_merges_them_into_the_base_with_scale_alpha_over_r(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from boom_utils.training import loop
+    from peft.tuners.lora import LoraModel
 
     before = {name: value.clone() for name, value in encoder.transformer.state_dict().items()}
     adapters: dict[str, torch.Tensor] = {}
-    merge = loop.merge_adapters
+    merge = LoraModel.merge_and_unload
 
-    def seen(transformer: Any) -> Any:
-        adapters.update({name: value.clone() for name, value in transformer.state_dict().items() if "lora" in name})
-        return merge(transformer)
+    def seen(self: LoraModel) -> Any:
+        adapters.update({name: value.clone() for name, value in self.state_dict().items() if "lora" in name})
+        return merge(self)
 
-    monkeypatch.setattr(loop, "merge_adapters", seen)
+    monkeypatch.setattr(LoraModel, "merge_and_unload", seen)
     train(encoder, toy_job(encoder, tmp_path, config=TEN.model_copy(update={"lora": lora()})), tmp_path)
     after = encoder.transformer.state_dict()
     assert list(after) == list(before)
     name = "layers.0.self_attn.q_proj"
-    a, b = (adapters[f"base_model.model.{name}.lora_{part}.default.weight"] for part in "AB")
+    a, b = (adapters[f"model.{name}.lora_{part}.default.weight"] for part in "AB")
     assert torch.allclose(after[f"{name}.weight"], before[f"{name}.weight"] + 2 * b @ a, atol=1e-6)
     assert b.abs().max() > 0
     assert torch.equal(after["embed_tokens.weight"], before["embed_tokens.weight"])
@@ -279,6 +271,8 @@ def test_a_lora_trained_model_is_an_ordinary_folder(encoder: Encoder, tmp_path: 
     assert np.abs(loaded.encode(TEXTS) - encoder.encode(TEXTS)).max() < 1e-6
     config_json = json.loads((tmp_path / "model" / "config.json").read_text())
     assert "packed" not in json.dumps(config_json)
+    remove_checkpoints(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_lora_targets_that_the_model_does_not_have_are_named(encoder: Encoder, tmp_path: Path) -> None:
@@ -288,19 +282,12 @@ def test_lora_targets_that_the_model_does_not_have_are_named(encoder: Encoder, t
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_follows_the_single_precision_losses(tmp_path: Path, precision: str) -> None:
-    losses = {}
-    for name in ("fp32", precision):
-        encoder = random_encoder(TEXTS, tiny_config(), {})
-        (tmp_path / name).mkdir()
-        facts = train(encoder, changed(toy_job(encoder, tmp_path / name, config=TEN), precision=name), tmp_path / name)
-        lines = lines_of(tmp_path / name)
-        assert facts["precision"] == name
-        assert all(line.get("precision", "fp32") == name for line in lines)
-        assert {p.dtype for p in encoder.transformer.parameters()} == {torch.float32}
-        losses[name] = [line["loss"] for line in lines]
-    assert losses[precision][0] == pytest.approx(losses["fp32"][0], rel=0.02)
-    assert losses[precision][-1] < 0.5 * losses[precision][0]
+def test_half_precision_follows_the_single_precision_losses(ten: Trained, tmp_path: Path, precision: str) -> None:
+    lines, _, facts = trained(tmp_path, precision=precision)
+    assert facts["precision"] == precision
+    assert all(line["precision"] == precision for line in lines)
+    assert lines[0]["loss"] == pytest.approx(ten[0][0]["loss"], rel=0.02)
+    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
 
 
 def test_an_overflow_in_fp16_skips_the_step_and_lowers_the_scale(
@@ -339,18 +326,3 @@ def test_a_compiled_model_has_the_losses_of_the_plain_one(tmp_path: Path, monkey
         losses.append([line["loss"] for line in lines_of(tmp_path / str(flag))])
     assert compiled == [{"dynamic": True}]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-
-
-def test_checkpoints_are_gone_when_they_are_no_longer_needed(encoder: Encoder, tmp_path: Path) -> None:
-    train(encoder, toy_job(encoder, tmp_path), tmp_path)
-    assert (tmp_path / "checkpoints").is_dir()
-    remove_checkpoints(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["toy.arrow", LOG]
-
-
-def test_a_token_table_of_another_job_does_not_train(encoder: Encoder, tmp_path: Path) -> None:
-    job = toy_job(encoder, tmp_path)
-    (tmp_path / "other").mkdir()
-    table = toy_tokens(encoder, tmp_path / "other" / "elsewhere.arrow")
-    with pytest.raises(TrainingError, match="does not belong to these tokens"):
-        train(encoder, replace(job, tokens={"elsewhere": table}), tmp_path)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXTS, TOY, tiny_config, toy_job
+from pydantic import TypeAdapter
 
 from boom_utils.cards import Cost, Provenance
 from boom_utils.config import LoraConfig, TrainingConfig
@@ -58,7 +59,8 @@ def test_a_job_survives_its_journey_to_another_process() -> None:
     job = MemberJob(*paths, {"toy": DatasetRules(group="first_row")}, config, PROMPTS, "toy", "A.", True, ("x",))
     before = {"s20": Cost(seed=1, steps=2, examples=3, tokens=4, rows={"toy": 3})}
     job = replace(job, provenance=Provenance(start="boom", passes=0.4, trained=before))
-    assert MemberJob.from_json(json.loads(json.dumps(job.to_json()))) == job
+    form = TypeAdapter(MemberJob)
+    assert form.validate_json(form.dump_json(job)) == job
 
 
 def test_a_member_is_a_whole_encoder_folder_with_log_and_card_and_nothing_else(tmp_path: Path) -> None:
@@ -184,10 +186,12 @@ def test_a_process_stops_when_its_launcher_asks_or_is_gone_whatever_numbers_proc
 def test_processes_whose_parent_is_killed_save_and_end(tmp_path: Path) -> None:
     job, out = member_job(tmp_path, LONG), tmp_path / "out"
     code = (
-        "import json, sys\nfrom pathlib import Path\nfrom boom_utils.training.member import MemberJob, train_member\n"
-        "train_member(MemberJob.from_json(json.loads(sys.argv[1])), Path(sys.argv[2]), 2)"
+        "import sys\nfrom pathlib import Path\nfrom pydantic import TypeAdapter\n"
+        "from boom_utils.training.member import MemberJob, train_member\n"
+        "train_member(TypeAdapter(MemberJob).validate_json(sys.argv[1]), Path(sys.argv[2]), 2)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code, json.dumps(job.to_json()), str(out)])
+    stored = TypeAdapter(MemberJob).dump_json(job).decode()
+    parent = subprocess.Popen([sys.executable, "-c", code, stored, str(out)])
     deadline = time.monotonic() + 120
     while not (out / LOG).is_file() or len((out / LOG).read_text().splitlines()) < 3:
         assert time.monotonic() < deadline

@@ -8,16 +8,20 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import HANGS, TEXTS, TOY, tiny_config, toy_job
+from filelock import FileLock
 
 from boom_utils.artifacts import digest_of, write_json
 from boom_utils.config import LoraConfig, TrainingConfig
-from boom_utils.errors import CheckpointError
+from boom_utils.errors import CheckpointError, TrainingError
 from boom_utils.models import Encoder
+from boom_utils.training import state
 from boom_utils.training.base_model import random_encoder
 from boom_utils.training.loop import LOG, MEASURED, train
 from boom_utils.training.plan import DatasetRules
@@ -119,119 +123,110 @@ def test_killed_with_sigkill_and_resumed_the_final_weights_are_identical_byte_fo
     assert loss_lines(tmp_path / "killed") == loss_lines(tmp_path / "whole")
 
 
-def interrupted(folder: Path, steps: int, config: TrainingConfig = LONG) -> None:
-    """Train some steps, then stop as by Ctrl-C."""
-    encoder, left = fresh_encoder(), iter(range(1, 1000))
-    folder.mkdir(exist_ok=True)
-    with pytest.raises(KeyboardInterrupt):
-        train(encoder, toy_job(encoder, folder, config=config), folder, stop=lambda: next(left) == steps)
-
-
-def resumed(folder: Path, config: TrainingConfig = LONG, **options: object) -> bytes:
+def resumed(folder: Path, config: TrainingConfig = LONG, **options: Any) -> bytes:
     encoder = fresh_encoder()
-    train(encoder, toy_job(encoder, folder, config=config), folder, **options)  # type: ignore[arg-type]
+    folder.mkdir(exist_ok=True)
+    train(encoder, toy_job(encoder, folder, config=config), folder, **options)
     return saved(encoder, folder)
 
 
-def damage(folder: Path, how: str) -> None:
-    if how == "missing optimizer":
-        (folder / "optimizer.safetensors").unlink()
-    elif how == "truncated":
-        path = folder / "weights.safetensors"
-        path.write_bytes(path.read_bytes()[:-10])
-    elif how == "bit flip":
-        path = folder / "weights.safetensors"
-        content = bytearray(path.read_bytes())
-        content[-5] ^= 4
-        path.write_bytes(content)
-    elif how == "no state":
-        (folder / "state.json").unlink()
-    elif how == "edited state":
-        path = folder / "state.json"
-        path.write_text(path.read_text().replace('"step": 7', '"step": 7.0'))
-    else:
-        (folder / "state.json").write_text("{")
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of a training that nothing stopped."""
+    return resumed(tmp_path_factory.mktemp("state") / "whole")
+
+
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that was stopped as by Ctrl-C after seven of its ten steps."""
+    folder, left = tmp_path_factory.mktemp("seven"), iter(range(1, 1000))
+    with pytest.raises(KeyboardInterrupt):
+        resumed(folder, stop=lambda: next(left) == 7)
+    return folder
+
+
+@pytest.fixture
+def stopped(seven: Path, tmp_path: Path) -> Path:
+    """The same, to be changed."""
+    return shutil.copytree(seven, tmp_path / "run")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 4
+    path.write_bytes(content)
+
+
+def edit(path: Path) -> None:
+    path.write_text(path.read_text().replace('"step": 7', '"step": 7.0'))
+
+
+DAMAGES = [("optimizer.safetensors", Path.unlink), ("weights.safetensors", cut), ("weights.safetensors", flip)]
 
 
 @pytest.mark.promise(13)
-@pytest.mark.parametrize(
-    "how", ["missing optimizer", "truncated", "bit flip", "no state", "edited state", "broken state"]
-)
+@pytest.mark.parametrize(("name", "damage"), [*DAMAGES, *(("state.json", do) for do in (Path.unlink, edit, cut))])
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+    stopped: Path, expected: bytes, caplog: pytest.LogCaptureFixture, name: str, damage: Callable[[Path], None]
 ) -> None:
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    expected = resumed(whole)
-    interrupted(tmp_path / "run", 7)
-    last, before = sorted((tmp_path / "run" / "checkpoints").glob("step-*"), reverse=True)
-    damage(last, how)
+    last, before = sorted((stopped / "checkpoints").glob("step-*"), reverse=True)
+    names = ["log.jsonl", "optimizer.safetensors", "state.json", "weights.safetensors"]  # no pickle
+    assert sorted(path.name for path in last.iterdir()) == names
+    damage(last / name)
     with caplog.at_level(logging.INFO, logger="boom_utils"):
-        assert resumed(tmp_path / "run") == expected
+        assert resumed(stopped) == expected
     assert f"checkpoint {last.name} is damaged" in caplog.text
     assert f"resumed after step 6 (checkpoint {before.name})" in caplog.text
+    kept = sorted(path.name for path in (stopped / "checkpoints").iterdir())
+    assert kept == [".lock", "step-00000009", "step-00000010"]
 
 
 @pytest.mark.promise(13)
-def test_when_every_checkpoint_is_damaged_nothing_starts_from_scratch_in_silence(tmp_path: Path) -> None:
-    interrupted(tmp_path / "run", 7)
-    for folder in (tmp_path / "run" / "checkpoints").glob("step-*"):
-        damage(folder, "truncated")
+def test_when_every_checkpoint_is_damaged_nothing_starts_from_scratch_in_silence(stopped: Path) -> None:
+    for folder in (stopped / "checkpoints").glob("step-*"):
+        cut(folder / "weights.safetensors")
     with pytest.raises(CheckpointError, match=r"(?s)every checkpoint.*damaged.*delete the folder to start again"):
-        resumed(tmp_path / "run")
+        resumed(stopped)
 
 
 @pytest.mark.promise(12)
-def test_a_changed_config_plan_base_or_data_is_refused_with_a_list_of_the_differing_fields(tmp_path: Path) -> None:
-    interrupted(tmp_path / "run", 4)
+def test_a_changed_config_plan_base_or_data_is_refused_with_a_list_of_the_differing_fields(stopped: Path) -> None:
     config = LONG.model_copy(update={"learning_rate": 0.5, "train_group_size": 2})
-    expected = (
+    message = (
         r"(?s)belongs to another run.*training\.learning_rate: was 0\.01, is 0\.5"
         r".*training\.train_group_size: was 3, is 2.*plan: was [0-9a-f]{64}, is [0-9a-f]{64}"
     )
-    with pytest.raises(CheckpointError, match=expected) as caught:
-        resumed(tmp_path / "run", config)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        resumed(stopped, config)
     assert "warmup_ratio" not in str(caught.value)
     encoder = fresh_encoder()
     with torch.no_grad():
         encoder.transformer.norm.weight.mul_(2)
-    job = toy_job(encoder, tmp_path / "run", DatasetRules(in_batch_negatives=False), LONG)
+    job = toy_job(encoder, stopped, DatasetRules(in_batch_negatives=False), LONG)
     with pytest.raises(CheckpointError, match=r"(?s)rules\.toy: was .*base: was"):
-        train(encoder, job, tmp_path / "run")
+        train(encoder, job, stopped)
 
 
 @pytest.mark.promise(12)
-def test_a_change_that_is_allowed_by_name_goes_on(tmp_path: Path) -> None:
-    interrupted(tmp_path / "run", 4)
-    config = LONG.model_copy(update={"save_steps": 2})
-    with pytest.raises(CheckpointError, match=r"training\.save_steps: was 3, is 2"):
-        resumed(tmp_path / "run", config)
-    assert resumed(tmp_path / "run", config, allow_changes=["training.save_steps"])
-
-
-def test_another_version_of_torch_is_said_but_not_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    interrupted(tmp_path / "run", 4)
-    for path in (tmp_path / "run" / "checkpoints").glob("step-*/state.json"):
+def test_a_change_that_is_allowed_by_name_and_another_version_of_torch_go_on(
+    stopped: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (stopped / "checkpoints").glob("step-*/state.json"):
         stored = json.loads(path.read_text().replace(torch.__version__, "1.0"))
         del stored["digest"]
         write_json(path, {**stored, "digest": digest_of(stored)})
-    resumed(tmp_path / "run")
+    config = LONG.model_copy(update={"save_steps": 2})
+    with pytest.raises(CheckpointError, match=r"training\.save_steps: was 3, is 2"):
+        resumed(stopped, config)
+    assert resumed(stopped, config, allow_changes=["training.save_steps"])
     assert f"torch was 1.0, is {torch.__version__}: the result may differ in the last bits" in caplog.text
 
 
-def test_only_the_last_two_checkpoints_are_kept_and_no_temporary_folder(tmp_path: Path) -> None:
-    tmp_path.joinpath("run").mkdir()
-    resumed(tmp_path / "run")
-    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == [".lock", "step-00000009", "step-00000010"]
-
-
 def test_two_runs_into_one_folder_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from filelock import FileLock
-
-    from boom_utils.errors import TrainingError
-    from boom_utils.training import state
-
     monkeypatch.setattr(state, "LOCK_SECONDS", 0.2)
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     held = FileLock(tmp_path / "run" / "checkpoints" / ".lock")
@@ -240,29 +235,12 @@ def test_two_runs_into_one_folder_do_not_meet(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_full_disk_while_a_checkpoint_is_written_leaves_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stopped: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from boom_utils.training import state
-
-    save_file, calls = state.save_file, []
-
     def full(tensors: object, path: Path) -> None:
-        calls.append(path)
-        if len(calls) == 4:
-            raise OSError(28, "No space left on device")
-        save_file(tensors, path)  # type: ignore[arg-type]
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(state, "save_file", full)
-    (tmp_path / "run").mkdir()
-    with pytest.raises(OSError, match="No space left"):
-        resumed(tmp_path / "run")
-    monkeypatch.setattr(state, "save_file", save_file)
-    shutil.rmtree(tmp_path / "whole", ignore_errors=True)
-    (tmp_path / "whole").mkdir()
-    assert resumed(tmp_path / "run") == resumed(tmp_path / "whole")
-
-
-def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
-    interrupted(tmp_path / "run", 4)
-    names = {path.name for path in next((tmp_path / "run" / "checkpoints").glob("step-*")).iterdir()}
-    assert names == {"weights.safetensors", "optimizer.safetensors", "log.jsonl", "state.json"}
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(state, "save_file", full)
+        resumed(stopped)
+    assert resumed(stopped) == expected

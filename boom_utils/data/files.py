@@ -25,9 +25,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from boom_utils.artifacts import default_workspace, sha256_file, write_json
-from boom_utils.config import Frozen
 from boom_utils.errors import BoomError, ConfigError, DownloadError, ManifestError, bullet_list
 from boom_utils.progress import progress
+from boom_utils.yaml_files import Frozen
 
 log = logging.getLogger(__name__)
 

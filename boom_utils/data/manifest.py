@@ -17,10 +17,9 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from boom_utils.artifacts import PROJECT_ROOT
-from boom_utils.config import Frozen, Name
 from boom_utils.data.files import HubFile, RemoteFile
 from boom_utils.errors import ManifestError, nearest
-from boom_utils.yaml_files import parse, read_yaml
+from boom_utils.yaml_files import Frozen, Name, parse, read_yaml
 
 MANIFESTS = PROJECT_ROOT / "data_manifests"
 READABLE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow)(\.(gz|zst|bz2|lz4))?$")

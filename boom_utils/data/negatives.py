@@ -11,12 +11,15 @@ import re
 from collections.abc import Collection, Iterable
 from functools import cached_property
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import bm25s
 import numpy as np
 
 from boom_utils.data.examples import normalise
 from boom_utils.data.sampling import draw
+
+if TYPE_CHECKING:
+    import bm25s
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every step of an index through a handler of its own
 
@@ -61,6 +64,8 @@ class NegativePool:
     @cached_property
     def _index(self) -> tuple[bm25s.BM25, dict[str, int]]:
         """The index and its vocabulary, made when it is first asked: rows that want random passages need none."""
+        import bm25s  # it brings numba: slow to import, and a study is opened more often than negatives are mined
+
         vocabulary: dict[str, int] = {}
         ids = [[vocabulary.setdefault(word, len(vocabulary)) for word in words(text)] for text in self.texts.values()]
         index = bm25s.BM25(auto_compile=False)  # compiled scoring would cost more to compile than it saves here

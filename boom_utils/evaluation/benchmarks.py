@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
+from boom_utils.artifacts import default_workspace, digest_of, write_text
 from boom_utils.config import EvaluationConfig
 from boom_utils.data.files import MEGABYTE, MOST_SHOWN, hub_snapshot
 from boom_utils.errors import BoomError, ConfigError, DownloadError, EvaluationError, bullet_list, nearest
@@ -86,6 +88,7 @@ class Benchmarks:
     members: Mapping[str, tuple[str, ...]]
 
 
+@functools.cache
 def mteb_version() -> str:
     """Version of the installed mteb; it is not imported."""
     return importlib.metadata.version("mteb")
@@ -156,6 +159,20 @@ def tasks_by_domain(evaluation: EvaluationConfig, found: Benchmarks | None = Non
 
 
 def _tasks_of(benchmark: str) -> dict[str, BenchmarkTask]:
+    """Tasks of one benchmark. The workspace remembers them: mteb takes seconds to import."""
+    read = [path.read_text(encoding="utf-8") for path in (LISTS, RELEASED, Path(__file__))]
+    path = default_workspace() / ".benchmarks" / f"{digest_of([benchmark, mteb_version(), *read])[:16]}.json"
+    form = TypeAdapter(dict[str, BenchmarkTask])
+    with suppress(OSError, ValidationError):
+        return form.validate_json(path.read_bytes())
+    found = _asked(benchmark)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, form.dump_json(found).decode())
+    return found
+
+
+def _asked(benchmark: str) -> dict[str, BenchmarkTask]:
     """Tasks of one benchmark: those fixed in this kit, or all whose data are public."""
     installed, fixed = _installed(benchmark), _yaml(LISTS).get(benchmark)
     wanted = fixed["tasks"] if fixed else [name for name, task in installed.items() if task.metadata.is_public]

@@ -34,7 +34,7 @@ ModelLosses = Mapping[str, BatchLosses]
 """Held-out losses of one model, by dataset."""
 _MATRICES = ("changes", "changes_low", "changes_high", "values", "low", "high")
 Watched = Mapping[str, Sequence[tuple[float, BatchLosses]]]
-"""Dataset -> share of the steps done (0 to 1) and losses there, as `training.watched_losses.read_watched` gives it."""
+"""Dataset -> share of the steps done (0 to 1) and losses there, as `training.batch_losses.read_watched` gives it."""
 CurvePoint = tuple[float, float, float, float]
 """Share of the steps done, loss, lower and upper end of its interval (nats)."""
 

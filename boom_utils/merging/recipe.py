@@ -27,11 +27,11 @@ from pydantic import (
     model_validator,
 )
 
-from boom_utils.config import Frozen, MergeMethod
+from boom_utils.config import MergeMethod
 from boom_utils.errors import MergeError, bullet_list, nearest
 from boom_utils.merging.methods import Settings, weights_cancel
 from boom_utils.model_folder import model_parts
-from boom_utils.yaml_files import read_yaml
+from boom_utils.yaml_files import Frozen, read_yaml
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 Base = Literal["no", "optional", "required", "member"]

@@ -1,4 +1,4 @@
-"""The models of a study's experiments, as its profile declares them (`boom_utils.config.Experiments`), in words."""
+"""The models of a study's experiments, as its profile declares them (`boom_utils.experiments`), in words."""
 
 from __future__ import annotations
 

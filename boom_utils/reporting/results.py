@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boom_utils.artifacts import atomic_path
-from boom_utils.config import Experiments, trained_members
+from boom_utils.config import trained_members
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.statistics import (
     Estimate,
@@ -38,6 +38,7 @@ from boom_utils.evaluation.statistics import (
     seed_spread,
     shares_of,
 )
+from boom_utils.experiments import Experiments
 
 PAGE = "report.html"
 """Name of the page in a results folder."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from boom_utils.config import Profile
-from boom_utils.config_checks import entries_of
+from boom_utils.config import Profile, entries_of
 
 PAPER_PROFILE = "paper-0.6b"
 """The profile whose sources say what the paper's values are."""

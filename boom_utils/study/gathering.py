@@ -22,7 +22,7 @@ from boom_utils.study.models import passes
 from boom_utils.study.scoring import profile_benchmarks, task_facts
 from boom_utils.study.seeds import seeds_of
 from boom_utils.study.stages import VERSION, Inputs, Nodes
-from boom_utils.training.watched_losses import WATCHED_LOSSES, read_points
+from boom_utils.training.batch_losses import WATCHED_LOSSES, read_points
 
 LOG = "training_log.jsonl"
 _MEMBER_FACTS = ("steps", "examples", "tokens", "mean_loss_last_tenth")

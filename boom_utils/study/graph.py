@@ -145,7 +145,7 @@ class Study:
         return Results(self.workspace.root, facts, gathering.numbers_of(found))
 
     def group(self, name: str) -> list[str]:
-        """Names of the models or subsets of a group, as `boom_utils.config.Experiments` declares them.
+        """Names of the models or subsets of a group, as `boom_utils.experiments.Experiments` declares them.
 
         ``sampled``, ``schedules`` (the one they are compared with comes first) and ``incremental``. ``averages``:
         merges of ``sampled``; ``comparisons``: all other merges of old data; ``restricted``: the members behind these

@@ -16,10 +16,10 @@ from boom_utils.data.manifest import Dataset, Manifest
 from boom_utils.merging.recipe import METHOD_RULES
 from boom_utils.study.stages import VERSION, Inputs, Nodes, model_nodes, prompts_of
 from boom_utils.training.base_source import source_kind
-from boom_utils.training.watched_losses import WATCHED_LOSSES
+from boom_utils.training.batch_losses import WATCHED_LOSSES
 
 if TYPE_CHECKING:
-    from boom_utils.training.watch import Watch
+    from boom_utils.training.member import Watch
 
 log = logging.getLogger(__name__)
 _LOSSES = "held_out_losses.json"
@@ -148,7 +148,7 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
 def _watched_rows(watch: WatchConfig, subset: Path, datasets: Collection[str], out: Path) -> Watch:
     """Write down which rows are watched."""
     from boom_utils.data.sampling import load_subset
-    from boom_utils.training.watch import Watch
+    from boom_utils.training.member import Watch
 
     rows = load_subset(subset).rows
     chosen = {name: rows[name][: watch.rows].tolist() for name in datasets}
@@ -334,14 +334,14 @@ def _losses(profile: Profile, manifest: Manifest, trained: MemberConfig, nodes: 
     def make(out: Path, found: Inputs) -> None:
         from boom_utils.data.sampling import load_subset
         from boom_utils.training.batch_losses import losses_as_json
-        from boom_utils.training.held_out import HeldOutOptions, held_out_losses
         from boom_utils.training.plan import DatasetRules
+        from boom_utils.training.probe import held_out_losses
 
         held_out = load_subset(found["held_out"].path).rows
         rows = {name: held_out[name][: config.rows] for name in rules}
         made = {name: DatasetRules(**rule) for name, rule in rules.items()}
-        options = HeldOutOptions(profile.training, found["base"].path, config.seed)
-        losses = held_out_losses(found["model"].path, [found["tokens"].path], rows, made, options)
+        model, tokens = found["model"].path, [found["tokens"].path]
+        losses = held_out_losses(model, tokens, rows, made, profile.training, config.seed)
         write_json(out / _LOSSES, losses_as_json(losses))
 
     described = {"rules": rules, "rows": config.rows, "seed": config.seed}

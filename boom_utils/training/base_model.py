@@ -110,13 +110,10 @@ def pretrain(start: Path, pairs: Sequence[TrainingExample], prompt: str, config:
 
 
 def _qwen3(config: TinyBase, vocabulary: int, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+    sizes = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"}
     return Qwen3Config(
         vocab_size=vocabulary,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
+        **config.model_dump(include=sizes),
         head_dim=config.hidden_size // config.num_attention_heads,
         max_position_embeddings=config.max_seq_length,
         tie_word_embeddings=True,

@@ -87,23 +87,13 @@ def fetch_base(config: PretrainedBase) -> BaseFiles:
     """
     get = {"hub": _from_hub, "folder": _from_folder, "distribution": _from_distribution}[source_kind(config.name)]
     files = get(config)
-    _check_weights(config, files.folder)
-    return files
-
-
-def _check_weights(config: PretrainedBase, folder: Path) -> None:
-    if config.weights_sha256 is None:
-        return
-    path = folder / "model.safetensors"
-    found = sha256_file(path) if path.is_file() else "no such file"
-    if found != config.weights_sha256:
+    path, expected = files.folder / "model.safetensors", config.weights_sha256
+    if expected is not None and (found := sha256_file(path) if path.is_file() else "no such file") != expected:
+        what, fix = "are not those the profile names", "set base_model.weights_sha256, or use the model it belongs to"
         raise ConfigError(
-            f"the weights of base '{config.name}' are not those the profile names",
-            where=path,
-            expected=config.weights_sha256,
-            found=found,
-            fix="set base_model.weights_sha256, or use the model it belongs to",
+            f"the weights of base '{config.name}' {what}", where=path, expected=expected, found=found, fix=fix
         )
+    return files
 
 
 def _from_folder(config: PretrainedBase) -> BaseFiles:

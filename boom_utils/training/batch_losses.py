@@ -1,13 +1,24 @@
-"""Losses of one model on the same batches of one dataset that other models meet too. Numbers only: no torch."""
+"""Losses of one model on the same batches of a dataset that other models meet too, and their file along a training.
+
+Numbers only: no torch. The rows that a training is watched on may be trained on too, so they are not called held out.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from boom_utils.artifacts import write_text
 from boom_utils.errors import ResultsError
+
+WATCHED_LOSSES = "watched_losses.jsonl"
+"""Name of the losses along a training in the folder of its member, one line a point."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +32,7 @@ class BatchLosses:
         batches: Digest of batches, tokens and loss: two models can be compared batch by batch only if it is the same.
     """
 
-    values: tuple[float, ...]
+    values: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
     rows: int
     rows_in_no_batch: int
     batches: str
@@ -31,43 +42,91 @@ class BatchLosses:
         """Mean loss over all queries, nats."""
         return math.fsum(self.values) / len(self.values)
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values; ``loss`` is the mean, for readers."""
-        return {"loss": self.mean, **asdict(self), "values": list(self.values)}
 
-    @classmethod
-    def from_json(cls, stored: Any) -> BatchLosses:
-        """The inverse of `as_json`.
+@dataclass(frozen=True)
+class WatchedPoint:
+    """Losses of a model at one moment of its training.
 
-        Raises:
-            ResultsError: A field is missing, a value is not a finite number, or there are none.
-        """
-        try:
-            values = tuple(float(value) for value in stored["values"])
-            if not values or not all(map(math.isfinite, values)):
-                raise ValueError(f"values {values}")
-            found = cls(values, int(stored["rows"]), int(stored["rows_in_no_batch"]), str(stored["batches"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ResultsError(
-                "these are not the losses of batches",
-                expected="values (finite numbers), rows, rows_in_no_batch, batches",
-                found=repr(error),
-                fix="compute the held-out losses again",
-            ) from None
-        return found
+    Args:
+        step: Steps done; 0 is the base.
+        share: Steps done of all steps, 0 to 1.
+        losses: Dataset -> losses, on the same batches at every point.
+    """
+
+    step: int
+    share: float
+    losses: Mapping[str, BatchLosses]
+
+
+_LOSSES, _POINT = TypeAdapter(dict[str, BatchLosses]), TypeAdapter(WatchedPoint)
 
 
 def losses_as_json(losses: Mapping[str, BatchLosses]) -> dict[str, Any]:
-    """Losses of one model on several datasets as plain values."""
-    return {dataset: found.as_json() for dataset, found in sorted(losses.items())}
+    """Losses of one model on several datasets as plain values; ``loss`` is the mean, for readers."""
+    plain = _LOSSES.dump_python(dict(sorted(losses.items())), mode="json")
+    return {dataset: {"loss": losses[dataset].mean, **found} for dataset, found in plain.items()}
 
 
 def losses_from_json(stored: Any) -> dict[str, BatchLosses]:
     """The inverse of `losses_as_json`.
 
     Raises:
-        ResultsError: As `BatchLosses.from_json`, or it is not a mapping.
+        ResultsError: A field is missing, a value is not a finite number, or there are none.
     """
-    if not isinstance(stored, Mapping):
-        raise ResultsError("these are not the losses of datasets", expected="dataset -> losses", found=type(stored))
-    return {str(dataset): BatchLosses.from_json(found) for dataset, found in stored.items()}
+    try:
+        return _LOSSES.validate_python(stored)
+    except ValidationError as error:
+        raise ResultsError(
+            "these are not the losses of datasets", found=error, fix="compute the held-out losses again"
+        ) from None
+
+
+def write_points(folder: Path, points: Sequence[WatchedPoint]) -> None:
+    """Write the file of a member's folder, atomically and with the same bytes for the same losses."""
+    stored = [{"step": p.step, "share": p.share, "losses": losses_as_json(p.losses)} for p in points]
+    write_text(folder / WATCHED_LOSSES, "".join(json.dumps(line, allow_nan=False) + "\n" for line in stored))
+
+
+def read_points(folder: Path) -> list[WatchedPoint]:
+    """All points of a member's training, in order.
+
+    Raises:
+        ResultsError: The file is missing or empty, or a line is damaged; the message names it.
+    """
+    path = folder / WATCHED_LOSSES
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ResultsError(
+            "there are no watched losses of this training", where=path, found=error, fix="train it with a watch"
+        ) from None
+    points = []
+    for number, line in enumerate(lines or [b""], start=1):
+        try:
+            points.append(_POINT.validate_json(line))
+        except ValidationError as error:
+            what, fix = "the watched losses of a training are damaged", "train it again"
+            raise ResultsError(what, where=f"{path}:{number}", found=error, fix=fix) from None
+    return points
+
+
+def read_watched(folder: Path) -> dict[str, list[tuple[float, BatchLosses]]]:
+    """Losses on the same rows at some points of one training; for `boom_utils.evaluation.interaction`.
+
+    Args:
+        folder: Of a trained member.
+
+    Returns:
+        Dataset -> share of steps done and losses there, in order.
+
+    Raises:
+        ResultsError: As `read_points`.
+
+    >>> from boom_utils.config import load_profile
+    >>> from boom_utils.study.graph import Study
+    >>> watched = read_watched(Study(load_profile("smoke")).build("member/two-stage").path)
+    >>> [share for share, _ in watched["exception_class"]][-1]
+    1.0
+    """
+    points = read_points(folder)
+    return {name: [(point.share, point.losses[name]) for point in points] for name in sorted(points[0].losses)}

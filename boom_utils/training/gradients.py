@@ -11,9 +11,10 @@ Shapes: Q queries, G passages a query, P = Q * G passages, U distinct texts, D d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +30,6 @@ from boom_utils.training.losses import false_negatives, info_nce
 from boom_utils.training.plan import Batch, BatchPlan, DatasetRules
 from boom_utils.training.processes import Processes
 
-if TYPE_CHECKING:
-    from boom_utils.training.watch import WatchedJobs
-
 
 @dataclass(frozen=True)
 class TrainingJob:
@@ -44,7 +42,8 @@ class TrainingJob:
         config: Hyper-parameters.
         label: Shown with the progress.
         restart_rate: Every stage of the plan warms up and decays by itself.
-        watched: Held-out losses to look at along the training; they change nothing of it.
+        watched: Batches of each dataset whose loss is looked at along the training; they change nothing of it.
+        points: How often it is looked at them, evenly spaced, the start and the end among them.
     """
 
     tokens: Mapping[str, TokenTable]
@@ -53,7 +52,8 @@ class TrainingJob:
     config: TrainingConfig
     label: str = "training"
     restart_rate: bool = False
-    watched: WatchedJobs | None = None
+    watched: Mapping[str, TrainingJob] = field(default_factory=dict)
+    points: int = 2
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,7 @@ class Gradients:
         Raises:
             TrainingError: The plan names a dataset or row the token tables do not have.
         """
-        parts, across = self._parts(batch)
-        facts = [
-            _PartOfBatch(self, batch, part, (step, self.processes.rank, number)).backward(across)
-            for number, part in enumerate(parts)
-        ]
-        names = BatchFacts.__dataclass_fields__
-        return BatchFacts(*(sum(getattr(fact, name) for fact in facts) for name in names))
+        return self._run(batch, (step, self.processes.rank), learn=True)
 
     def loss(self, batch: Batch) -> float:
         """This process's part of the loss of the global ``batch``, as in `BatchFacts`, without a gradient.
@@ -111,8 +105,15 @@ class Gradients:
         Raises:
             TrainingError: As `add`.
         """
+        return self._run(batch, (), learn=False).loss
+
+    def _run(self, batch: Batch, seed: tuple[int, ...], *, learn: bool) -> BatchFacts:
         parts, across = self._parts(batch)
-        return sum(_PartOfBatch(self, batch, part, ()).loss(across) for part in parts)
+        facts = [
+            _PartOfBatch(self, batch, part, (*seed, number)).run(across=across, learn=learn)
+            for number, part in enumerate(parts)
+        ]
+        return BatchFacts(*(sum(getattr(fact, name) for fact in facts) for name in BatchFacts.__dataclass_fields__))
 
     def _parts(self, batch: Batch) -> tuple[list[Batch], bool]:
         """What this process takes of a batch, cut where the loss splits; whether it compares across processes."""
@@ -157,41 +158,33 @@ class _PartOfBatch:
     part: Batch
     seed: tuple[int, ...]
 
-    def backward(self, across: bool) -> BatchFacts:
-        """Gradient of this part; ``across`` compares with the passages of all processes."""
+    def run(self, *, across: bool, learn: bool) -> BatchFacts:
+        """Loss of this part, and its gradient if it is to ``learn``.
+
+        Args:
+            across: Compares with the passages of all processes.
+            learn: Adds the gradient to the encoder's parameters.
+        """
         encoder, config = self.gradients.encoder, self.gradients.job.config
         queries, passages = batch_texts(self.part, self.gradients.job.tokens)
         texts = queries + passages
         rows, inverse = _distinct(texts) if not self.gradients.has_dropout else (texts, torch.arange(len(texts)))
         lengths = [len(row) for row in rows]
         chunks = encoder.micro_batches(lengths, config.tokens_per_micro_batch)
-        kept = _kept(chunks, lengths, config.tokens_in_memory)
+        kept = _kept(chunks, lengths, config.tokens_in_memory if learn else 0)
         outputs = self._embed(rows, chunks, kept)
         leaf_UD = torch.cat([output.detach() for output in outputs])[_places(chunks, outputs[0].device)]
-        leaf_UD.requires_grad_()
+        leaf_UD.requires_grad_(learn)
         flat = leaf_UD[inverse.to(leaf_UD.device)]
         loss = self._loss(flat[: len(queries)], flat[len(queries) :], across)
-        torch.autograd.backward(loss)
-        graphs = [output if keep else None for output, keep in zip(outputs, kept, strict=True)]
-        del outputs, flat  # from here on `graphs` alone holds activations, and lets each go as it is used
-        self._backward_chunks(rows, chunks, graphs, leaf_UD.grad)
+        if learn:
+            torch.autograd.backward(loss)
+            graphs = [output if keep else None for output, keep in zip(outputs, kept, strict=True)]
+            del outputs, flat  # from here on `graphs` alone holds activations, and lets each go as it is used
+            self._backward_chunks(rows, chunks, graphs, leaf_UD.grad)
         computed = sum(sum(lengths[n] for n in c) if encoder.packs else len(c) * lengths[c[0]] for c in chunks)
         part = loss.item() / (self.gradients.processes.count if across else 1)
         return BatchFacts(part, sum(map(len, texts)), sum(lengths), computed)
-
-    def loss(self, across: bool) -> float:
-        """Loss of this part alone; ``across`` as for `backward`."""
-        gradients = self.gradients
-        queries, passages = batch_texts(self.part, gradients.job.tokens)
-        rows, inverse = _distinct(queries + passages)
-        lengths = [len(row) for row in rows]
-        chunks = gradients.encoder.micro_batches(lengths, gradients.job.config.tokens_per_micro_batch)
-        outputs = self._embed(rows, chunks, [False] * len(chunks))
-        device = outputs[0].device
-        with torch.no_grad():
-            flat = torch.cat(outputs)[_places(chunks, device)][inverse.to(device)]
-            loss = self._loss(flat[: len(queries)], flat[len(queries) :], across)
-        return loss.item() / (gradients.processes.count if across else 1)
 
     def _embed(self, rows: Sequence[np.ndarray], chunks: Sequence[list[int]], kept: Sequence[bool]) -> list[Tensor]:
         """Embeddings of every micro-batch, with their graphs where they are ``kept``."""
@@ -273,11 +266,7 @@ def _fitting_parts(batch: Batch, tables: Mapping[str, TokenTable], limit: int | 
             starts.append(number)
             used = 0
         used += size
-    ends = [*starts[1:], len(queries)]
-    return [
-        Batch(batch.dataset, batch.rows[a:b], batch.positives[a:b], batch.negatives[a:b])
-        for a, b in zip(starts, ends, strict=True)
-    ]
+    return [batch.part(start, end) for start, end in pairwise([*starts, len(queries)])]
 
 
 def _kept(chunks: Sequence[Sequence[int]], lengths: Sequence[int], limit: int | None) -> list[bool]:
@@ -291,15 +280,10 @@ def _kept(chunks: Sequence[Sequence[int]], lengths: Sequence[int], limit: int | 
 
 def _distinct(texts: Sequence[np.ndarray]) -> tuple[list[np.ndarray], Tensor]:
     """Every text once, and where each of the given ones is among them: equal texts are embedded once."""
-    numbers: dict[bytes, int] = {}
-    inverse: list[int] = []
-    rows: list[np.ndarray] = []
-    for text in texts:
-        number = numbers.setdefault(text.tobytes(), len(rows))
-        inverse.append(number)
-        if number == len(rows):
-            rows.append(text)
-    return rows, torch.tensor(inverse)
+    keys = [text.tobytes() for text in texts]
+    rows = dict(zip(keys, texts, strict=True))
+    numbers = {key: number for number, key in enumerate(rows)}
+    return list(rows.values()), torch.tensor([numbers[key] for key in keys])
 
 
 def _places(chunks: Sequence[Sequence[int]], device: torch.device) -> Tensor:

@@ -13,28 +13,29 @@ import logging
 import math
 import resource
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 
 from boom_utils import __version__
 from boom_utils.artifacts import CHECKPOINTS, derive_seed, write_text
-from boom_utils.config import TrainingConfig
-from boom_utils.errors import ConfigError
+from boom_utils.config import LoraConfig, TrainingConfig
+from boom_utils.errors import ConfigError, TrainingError
 from boom_utils.models import Encoder
 from boom_utils.progress import progress
-from boom_utils.training.gradients import BatchFacts, Gradients, TrainingJob
-from boom_utils.training.lora import add_adapters, merge_adapters
+from boom_utils.training.gradients import BatchFacts, Gradients, TrainingJob, batch_texts
 from boom_utils.training.plan import Batch, BatchPlan
+from boom_utils.training.probe import Probe, batches_digest
 from boom_utils.training.processes import Processes, this_process
 from boom_utils.training.state import Checkpoints, RunIdentity, TrainingState
-from boom_utils.training.stopping import StopSignals, check_finite, out_of_memory
-from boom_utils.training.watch import Watcher
 
 log = logging.getLogger(__name__)
 LOG = "training_log.jsonl"
@@ -71,12 +72,14 @@ def train(
     Raises:
         TrainingError: The loss or gradient is not finite (raised before the optimizer step), or memory is too small.
         ConfigError: The batches do not divide among the processes.
-        CheckpointError: There is a checkpoint, but of another job, or of a run that was watched in another way.
+        CheckpointError: There is a checkpoint, but of another job.
         KeyboardInterrupt: Stopped by Ctrl-C, SIGTERM or ``stop``; the checkpoint is saved.
     """
     processes = processes or this_process()
     check_shares(job.plan, job.config, processes.count)
-    with _own_generator(job.plan.options.seed, processes):
+    devices = [processes.device.index] if processes.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):  # torch's global generator is seeded for this run, and put back
+        torch.manual_seed(derive_seed(job.plan.options.seed, "training"))
         trainer = _Trainer(encoder, job, out, processes)
         checkpoints = Checkpoints(out / CHECKPOINTS, trainer.identity(), allow_changes)
         with checkpoints.locked() if processes.first else nullcontext():
@@ -131,7 +134,7 @@ class _Trainer:
         )
         self.scaler = torch.amp.GradScaler(processes.device.type, init_scale=1024.0, enabled=config.precision == "fp16")
         self.gradients = Gradients(encoder, job, processes, self.scaler)
-        self.watcher = Watcher(job.watched, len(job.plan), out, processes)
+        self.probe = Probe(job, out, processes)
         self.lines: list[dict[str, Any]] = []
 
     def identity(self) -> RunIdentity:
@@ -140,6 +143,8 @@ class _Trainer:
         fields = {f"training.{name}": value for name, value in job.config.model_dump(mode="json").items()}
         fields |= {f"rules.{name}": asdict(rules) for name, rules in job.rules.items()}
         fields |= {f"tokens.{name}": table.fingerprint for name, table in job.tokens.items()}
+        fields |= {f"watched.{name}": batches_digest(name, watched) for name, watched in job.watched.items()}
+        fields |= {"watched.points": job.points} if job.watched else {}
         fields |= {"plan": job.plan.fingerprint, "restart_rate": job.restart_rate}
         fields |= {"base": _weights_digest(self.encoder), "processes": self.processes.count, "kit": __version__}
         return RunIdentity(fields, {"torch": torch.__version__, "device": _device_name(self.processes.device)})
@@ -151,27 +156,21 @@ class _Trainer:
         if self.processes.first:
             write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in self.lines))
         start = len(self.lines)
-        self.watcher.resume(start)
+        self.probe.resume(start)
         with StopSignals() as signals:
-            self.watcher.look(self.encoder, start)
-            for step in self._steps(start, total):
+            self.probe.look(self.encoder, start)
+            steps = range(start, total)
+            for step in progress(steps, len(steps), self.job.label) if self.processes.first else steps:
                 self._step(step)
-                self.watcher.look(self.encoder, step + 1)  # before the checkpoint, which vouches for the point
+                self.probe.look(self.encoder, step + 1)  # before the checkpoint, which vouches for the point
                 stopped = self.processes.total(float(signals.seen or stop())) > 0
                 if stopped or (step + 1) % self.job.config.save_steps == 0 or step + 1 == total:
-                    self._save(checkpoints, state)
+                    if self.processes.first:
+                        checkpoints.save(len(self.lines), state, self.lines)
+                    self.processes.barrier()
                 if stopped:
                     log.info("%s: stopped after step %d of %d; its checkpoint is kept", self.job.label, step + 1, total)
                     raise KeyboardInterrupt
-
-    def _steps(self, start: int, total: int) -> Iterator[int]:
-        steps = range(start, total)
-        return progress(steps, len(steps), self.job.label) if self.processes.first else iter(steps)
-
-    def _save(self, checkpoints: Checkpoints, state: TrainingState) -> None:
-        if self.processes.first:
-            checkpoints.save(len(self.lines), state, self.lines)
-        self.processes.barrier()
 
     def _step(self, step: int) -> None:
         batch, began = self.job.plan.batches[step], time.perf_counter()
@@ -218,7 +217,7 @@ class _Trainer:
     def finish(self) -> None:
         """Make the encoder an ordinary one again: adapters merged, no training switches."""
         if self.job.config.lora is not None:
-            self.encoder.transformer = merge_adapters(self.encoder.transformer)
+            self.encoder.transformer = self.encoder.transformer.merge_and_unload()  # alpha / r of them
         if self.job.config.gradient_checkpointing:
             self.encoder.transformer.activation_checkpointing_disable()
         self.encoder.transformer.eval()
@@ -262,13 +261,30 @@ def _prepare(encoder: Encoder, config: TrainingConfig, processes: Processes) -> 
         encoder.transformer.compile(dynamic=True)
 
 
-@contextmanager
-def _own_generator(seed: int, processes: Processes) -> Iterator[None]:
-    """Seed torch's global generator for this run, and put it back as it was afterwards."""
-    devices = [processes.device.index] if processes.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive_seed(seed, "training"))
-        yield
+def add_adapters(transformer: Any, config: LoraConfig) -> Any:
+    """Freeze ``transformer`` and put trainable float32 adapters of peft on its target modules (authors' 4B script).
+
+    At the end they are merged, so that merging, scoring and loading elsewhere need to know nothing of them. Their first
+    values come from torch's global generator: seed and restore it around the call.
+
+    Raises:
+        TrainingError: A target module is not in the model.
+    """
+    from peft import LoraConfig as PeftConfig
+    from peft import TaskType, get_peft_model
+
+    modules = {name.rsplit(".", 1)[-1]: module for name, module in transformer.named_modules()}
+    if missing := [target for target in config.target_modules if target not in modules]:
+        linear = sorted(name for name, module in modules.items() if isinstance(module, torch.nn.Linear))
+        raise TrainingError(
+            f"LoRA targets are not in this model: {', '.join(missing)}",
+            where=type(transformer).__name__,
+            expected="names of linear layers, such as " + ", ".join(linear),
+            fix="set training.lora.target_modules",
+        )
+    targets = list(config.target_modules)
+    settings = PeftConfig(**{**config.model_dump(), "target_modules": targets}, task_type=TaskType.FEATURE_EXTRACTION)
+    return get_peft_model(transformer, settings)
 
 
 def check_shares(plan: BatchPlan, config: TrainingConfig, count: int) -> None:
@@ -306,3 +322,73 @@ def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+class StopSignals:
+    """Notes Ctrl-C and SIGTERM instead of dying in the middle of a step; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals there alone
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.seen and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.seen = True  # nothing is logged here: a handler may interrupt the very write that logs
+
+
+def check_finite(step: int, batch: Batch, found: tuple[float, float], scaler: torch.amp.GradScaler) -> bool:
+    """Refuse a step whose numbers are not finite; True when fp16 overflowed and the step is to be skipped instead.
+
+    Args:
+        step: Number of the step.
+        batch: What it was made of.
+        found: Loss and gradient norm.
+        scaler: Of fp16: it lowers its scale after an overflow, so the next step may succeed.
+
+    Raises:
+        TrainingError: Before the optimizer step, naming step, dataset and rows.
+    """
+    named = dict(zip(("loss", "gradient norm"), found, strict=True))
+    wrong = {name: value for name, value in named.items() if not math.isfinite(value)}
+    if wrong and "loss" not in wrong and scaler.is_enabled() and scaler.get_scale() > 1:
+        return True
+    if wrong:
+        raise TrainingError(
+            "training stopped: " + " and ".join(f"the {name} is {value}" for name, value in wrong.items()),
+            where=f"step {step}, dataset '{batch.dataset}', rows {batch.rows.tolist()}",
+            expected="finite numbers; the weights are still those before this step",
+            fix="look at these rows; else lower learning_rate or raise temperature",
+        )
+    return False
+
+
+def out_of_memory(error: BaseException, step: int, batch: Batch, job: TrainingJob) -> TrainingError | None:
+    """The one message for too little memory, with sizes and remedies; None when ``error`` is something else."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if not known and not any(text in str(error) for text in ("out of memory", "can't allocate memory")):
+        return None
+    queries, passages = batch_texts(batch, job.tokens)
+    lengths, config = [len(text) for text in queries + passages], job.config
+    kept = config.tokens_in_memory or sum(lengths)
+    return TrainingError(
+        "there is not enough memory for a training step",
+        where=f"step {step}, dataset '{batch.dataset}'",
+        found=f"{len(queries)} queries x {batch.group_size} passages, {sum(lengths)} tokens, the longest text "
+        f"{max(lengths)}; tokens_in_memory {config.tokens_in_memory}, tokens_per_micro_batch "
+        f"{config.tokens_per_micro_batch}, {config.precision}, gradient_checkpointing {config.gradient_checkpointing}",
+        fix="in this order: "
+        f"1. training.tokens_in_memory: {max(1, min(kept, sum(lengths)) // 2)} (the same gradient, up to a third more "
+        f"time) and tokens_per_micro_batch: {max(1, min(config.tokens_per_micro_batch, sum(lengths)) // 2)}; "
+        "2. gradient_checkpointing: true (the same gradient, more time); "
+        "3. a smaller passage_max_len or per_device_train_batch_size, or more processes (other results)",
+    )

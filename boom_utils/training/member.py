@@ -14,12 +14,14 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from boom_utils import errors
 from boom_utils.artifacts import write_json
@@ -30,11 +32,10 @@ from boom_utils.errors import BoomError, ConfigError, TrainingError
 from boom_utils.models import Encoder
 from boom_utils.progress import log_to_stdout
 from boom_utils.training.gradients import TrainingJob
-from boom_utils.training.held_out import HeldOutOptions
 from boom_utils.training.loop import check_shares, remove_checkpoints, train
 from boom_utils.training.plan import BatchPlan, DatasetRules
+from boom_utils.training.probe import held_out_jobs
 from boom_utils.training.processes import Launcher, Processes, StopAsked, joined
-from boom_utils.training.watch import Watch
 
 log = logging.getLogger(__name__)
 _MARK = "boom| "
@@ -42,6 +43,21 @@ _MARK = "boom| "
 
 
 @dataclass(frozen=True)
+class Watch:
+    """What to look at along the training of a member, and how often.
+
+    Args:
+        rows: JSON file: dataset -> ids of its watched rows; they may be trained on too.
+        points: Number of evenly spaced points, the start and the end among them.
+        seed: Of the watched batches.
+    """
+
+    rows: Path
+    points: int
+    seed: int = 0
+
+
+@pydantic_dataclass(frozen=True)
 class MemberJob:
     """Everything a member is made from.
 
@@ -73,31 +89,15 @@ class MemberJob:
     watch: Watch | None = None
     provenance: Provenance = field(default_factory=Provenance)
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON-able form for another process."""
-        paths: dict[str, Any] = {"base": str(self.base), "plan": str(self.plan), "tokens": [*map(str, self.tokens)]}
-        rules = {name: asdict(rule) for name, rule in self.rules.items()}
-        parts = {"rules": rules, "config": self.config.model_dump(mode="json")}
-        parts["provenance"] = self.provenance.model_dump(mode="json")
-        return {**self.__dict__, **paths, **parts, "watch": self.watch and self.watch.to_json()}
 
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> MemberJob:
-        """The inverse of `to_json`."""
-        paths = {"base": Path(stored["base"]), "plan": Path(stored["plan"]), "tokens": (*map(Path, stored["tokens"]),)}
-        rules = {name: DatasetRules(**rule) for name, rule in stored["rules"].items()}
-        config = TrainingConfig.model_validate(stored["config"])
-        watch = Watch.from_json(stored["watch"]) if stored["watch"] else None
-        parts = {"rules": rules, "config": config, "allow_changes": tuple(stored["allow_changes"]), "watch": watch}
-        parts["provenance"] = Provenance.model_validate(stored["provenance"])
-        return cls(**{**stored, **paths, **parts})
+_JOB_FORM = TypeAdapter(MemberJob)
 
 
 def train_member(job: MemberJob, out: Path, processes: int = 1) -> dict[str, Any]:
     """Fine-tune the base by the plan; write an encoder folder to ``out``.
 
     Besides the model it writes ``training_log.jsonl`` (one line a step), the card and, if the job is watched,
-    ``watched_losses.jsonl`` (see `boom_utils.training.watched_losses.read_watched`). If ``out`` holds checkpoints of
+    ``watched_losses.jsonl`` (see `boom_utils.training.batch_losses.read_watched`). If ``out`` holds checkpoints of
     this job, training goes on from them; they are removed when the model is written.
 
     Args:
@@ -124,41 +124,39 @@ def _train_here(
     encoder = Encoder.load(job.base)
     encoder.spec = replace(encoder.spec, prompts={**encoder.spec.prompts, **job.prompts})
     plan = BatchPlan.load(job.plan)
-    tables, watched = open_tokens(*job.tokens), None
-    if job.watch is not None:
-        watched = job.watch.jobs(tables, job.rules, HeldOutOptions(job.config, job.base, job.watch.seed))
-    training = TrainingJob(tables, job.rules, plan, job.config, job.label, job.restart_rate, watched)
+    tables = open_tokens(*job.tokens)
+    training = TrainingJob(tables, job.rules, plan, job.config, job.label, job.restart_rate)
+    if (watch := job.watch) is not None:
+        stored = json.loads(watch.rows.read_text(encoding="utf-8"))
+        rows = {name: np.array(ids, dtype=np.uint32) for name, ids in stored.items()}
+        watched = held_out_jobs(tables, rows, job.rules, job.config, watch.seed)
+        training = replace(training, watched=watched, points=watch.points)
     facts = train(encoder, training, out, processes, job.allow_changes, stop)
     if processes is None or processes.first:
         encoder.save(out)
-        trained = _trained(job, plan, facts)
+        trained = {**job.provenance.trained, job.label: _cost(job, plan, facts)}
         facts["trained"] = {name: cost.model_dump(mode="json") for name, cost in trained.items()}
-        write_card(out, _card(job, trained, facts))
+        start, shown = [job.provenance.start], ("steps", "examples", "tokens", "mean_loss_last_tenth")
+        card = Card(
+            job.label,
+            job.summary,
+            {name: facts[name] for name in shown},
+            parents=start,
+            base_models=start if job.provenance.on_hub else (),
+            recipe=job.config.model_dump(mode="json"),
+            provenance=job.provenance.model_copy(update={"trained": trained}),
+        )
+        write_card(out, card)
         remove_checkpoints(out)
     return facts
 
 
-def _trained(job: MemberJob, plan: BatchPlan, facts: Mapping[str, Any]) -> dict[str, Cost]:
-    """What all trainings behind the member took, its own last."""
+def _cost(job: MemberJob, plan: BatchPlan, facts: Mapping[str, Any]) -> Cost:
+    """What the member's own training took."""
     batches = {name: [batch.rows for batch in plan.batches if batch.dataset == name] for name in job.rules}
     rows = {name: len(np.unique(np.concatenate(some))) for name, some in batches.items() if some}
     counts = {name: facts[name] for name in ("steps", "examples", "tokens")}
-    own = Cost(seed=plan.options.seed, passes=job.provenance.passes, rows=rows, **counts)
-    return {**job.provenance.trained, job.label: own}
-
-
-def _card(job: MemberJob, trained: Mapping[str, Cost], facts: Mapping[str, Any]) -> Card:
-    provenance = job.provenance.model_copy(update={"trained": trained})
-    start = [job.provenance.start]
-    return Card(
-        job.label,
-        job.summary,
-        {name: facts[name] for name in ("steps", "examples", "tokens", "mean_loss_last_tenth")},
-        parents=start,
-        base_models=start if job.provenance.on_hub else (),
-        recipe=job.config.model_dump(mode="json"),
-        provenance=provenance,
-    )
+    return Cost(seed=plan.options.seed, passes=job.provenance.passes, rows=rows, **counts)
 
 
 _FOLDER = "processes"
@@ -189,7 +187,7 @@ class _Launch:
     def run(self) -> dict[str, Any]:
         """Start the processes, pass their lines on, and return rank 0's facts."""
         shutil.rmtree(self.out / _FOLDER, ignore_errors=True)
-        write_json(self.out / _JOB, self.job.to_json())
+        write_json(self.out / _JOB, _JOB_FORM.dump_python(self.job, mode="json"))
         launcher = Launcher()
         process = subprocess.Popen(
             self._command(launcher.address),
@@ -247,7 +245,7 @@ def worker(out: Path, launcher: str) -> int:
     log_to_stdout(_MARK, logging.INFO if rank == 0 else logging.WARNING)
     try:
         with joined() as processes:
-            job = MemberJob.from_json(json.loads((out / _JOB).read_text(encoding="utf-8")))
+            job = _JOB_FORM.validate_json((out / _JOB).read_bytes())
             facts = _train_here(job, out, processes, StopAsked(launcher) if processes.first else lambda: False)
             if processes.first:
                 write_json(out / _FACTS, facts)

@@ -54,13 +54,8 @@ class DatasetRules:
 
     def group_size(self, train_group_size: int, first_row_negatives: int) -> int:
         """Passages a query, G."""
-        if self.group == "positive_only":
-            return 1
-        if self.group == "one_negative":
-            return 2
-        if self.group == "first_row":
-            return min(first_row_negatives + 1, train_group_size)
-        return train_group_size
+        first = min(first_row_negatives + 1, train_group_size)
+        return {"positive_only": 1, "one_negative": 2, "first_row": first}.get(self.group, train_group_size)
 
 
 @dataclass(frozen=True)
@@ -104,8 +99,11 @@ class Batch:
     def share(self, rank: int, processes: int) -> Batch:
         """The part of this batch that one of W processes works on: its rows, in order, none twice."""
         size = len(self.rows) // processes
-        part = slice(rank * size, (rank + 1) * size)
-        return Batch(self.dataset, self.rows[part], self.positives[part], self.negatives[part])
+        return self.part(rank * size, (rank + 1) * size)
+
+    def part(self, start: int, end: int) -> Batch:
+        """The rows from ``start`` up to ``end``, with what is drawn for them."""
+        return Batch(self.dataset, self.rows[start:end], self.positives[start:end], self.negatives[start:end])
 
 
 @dataclass(frozen=True)
@@ -184,18 +182,6 @@ class BatchPlan:
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         return buffer.getvalue()
-
-    def export_jsonl(self, path: Path) -> None:
-        """Write one JSON object a step: step, stage, dataset, and row ids with the draws of each row."""
-
-        def lines() -> Iterator[str]:
-            for step, batch in enumerate(self.batches):
-                stage = self.stage_starts.index(self.stage_of(step).start)
-                draws = {name: getattr(batch, name).tolist() for name in ("rows", "positives", "negatives")}
-                yield json.dumps({"step": step, "stage": stage, "dataset": batch.dataset, **draws}) + "\n"
-
-        with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as handle:
-            handle.writelines(lines())
 
     @classmethod
     def load(cls, path: Path) -> BatchPlan:
@@ -287,7 +273,10 @@ def draw_negatives(counts: np.ndarray, size: int, rng: np.random.Generator) -> n
 
 
 def _dataset_batches(name: str, data: PlanInput, options: PlanOptions, epoch: int) -> Iterator[Batch]:
-    _check_rows(name, data)
+    if not len(data.rows):
+        raise DataError(f"dataset '{name}' has no rows", fix="raise its ratio, or take it out of the profile")
+    if len(empty := data.rows[data.positives[data.rows] == 0]):
+        raise DataError(f"an example of '{name}' has no positive", where=f"row {empty[0]}", fix="repair the dataset")
     rng = np.random.default_rng(derive_seed(options.seed, "rows", epoch, name))
     rows = rng.permutation(data.rows)
     size = data.rules.batch_size(options.per_device_train_batch_size, options.processes)
@@ -302,27 +291,15 @@ def _dataset_batches(name: str, data: PlanInput, options: PlanOptions, epoch: in
     positives = rng.integers(0, data.positives[rows]).astype(np.uint32)
     negatives = draw_negatives(data.negatives[rows], group - 1, rng)
     rows = rows.astype(np.uint32)
-    for start in range(0, len(rows) - size + 1, size):
-        part = slice(start, start + size)
-        yield Batch(name, rows[part], positives[part], negatives[part])
-
-
-def _check_rows(name: str, data: PlanInput) -> None:
-    if not len(data.rows):
-        raise DataError(f"dataset '{name}' has no rows", fix="raise its ratio, or take it out of the profile")
-    empty = data.rows[data.positives[data.rows] == 0]
-    if len(empty):
-        raise DataError(f"an example of '{name}' has no positive", where=f"row {empty[0]}", fix="repair the dataset")
+    whole = Batch(name, rows, positives, negatives)
+    yield from (whole.part(start, start + size) for start in range(0, len(rows) - size + 1, size))
 
 
 def _report(batches: Sequence[Batch], left_out: Mapping[str, int]) -> None:
-    log.debug("plan: %d batches, %d rows", len(batches), sum(len(batch.rows) for batch in batches))
     planned = {batch.dataset for batch in batches}
-    for name, rows in left_out.items():
+    for name in left_out:
         if name not in planned:
             log.warning("plan: '%s' fills no batch, so none of its rows is trained on", name)
-        elif rows:
-            log.debug("plan: %d rows of '%s' are in no batch (last incomplete batch of an epoch)", rows, name)
     if not batches:
         raise DataError("no dataset fills a single batch", fix="lower per_device_train_batch_size or take more rows")
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from boom_utils.cards import Card, write_card
-from boom_utils.config import Pooling, PretrainedBase
+from boom_utils.config import PretrainedBase
 from boom_utils.errors import CheckpointError, ConfigError
 from boom_utils.model_folder import (
     EncoderSpec,
@@ -67,7 +67,14 @@ def open_base(folder: Path, config: PretrainedBase, prompts: Mapping[str, str]) 
         refuse_code_and_pickles(place)
         find_weight_files(place)
         spec = _spec(place, config, prompts)
-        _check_length(place, config)
+        most = length_limits(place)[1]
+        if most is not None and config.max_seq_length > most:
+            raise ConfigError(
+                "texts may be longer than the base has positions",
+                where="base_model.max_seq_length",
+                expected=f"at most {most}",
+                found=config.max_seq_length,
+            )
         adapter, longest = folder if is_adapter(folder) else None, spec.max_seq_length
         transformer, tokenizer = open_transformer(place, torch.float32, adapter, model_max_length=longest)
     if not tokenizer.is_fast:
@@ -78,7 +85,13 @@ def open_base(folder: Path, config: PretrainedBase, prompts: Mapping[str, str]) 
 def _spec(folder: Path, config: PretrainedBase, prompts: Mapping[str, str]) -> EncoderSpec:
     """What the profile says of the base, and its own folder where the profile says nothing."""
     if not is_sentence_transformer(folder):
-        return EncoderSpec(_pooling(folder, config), config.normalize, config.max_seq_length, dict(prompts))
+        if config.pooling is None:
+            raise ConfigError(
+                "the base does not say how token states become an embedding",
+                where=folder,
+                fix="set base_model.pooling to lasttoken (decoders), mean or cls",
+            )
+        return EncoderSpec(config.pooling, config.normalize, config.max_seq_length, dict(prompts))
     own = read_spec(folder)
     if own.beyond:
         raise CheckpointError(
@@ -99,24 +112,3 @@ def _spec(folder: Path, config: PretrainedBase, prompts: Mapping[str, str]) -> E
         prompts=dict(prompts),
         default_prompt_name=own.default_prompt_name if own.default_prompt_name in prompts else None,
     )
-
-
-def _pooling(folder: Path, config: PretrainedBase) -> Pooling:
-    if config.pooling is None:
-        raise ConfigError(
-            "the base does not say how token states become an embedding",
-            where=folder,
-            fix="set base_model.pooling to lasttoken (decoders), mean or cls",
-        )
-    return config.pooling
-
-
-def _check_length(folder: Path, config: PretrainedBase) -> None:
-    most = length_limits(folder)[1]
-    if most is not None and config.max_seq_length > most:
-        raise ConfigError(
-            "texts may be longer than the base has positions",
-            where="base_model.max_seq_length",
-            expected=f"at most {most}",
-            found=config.max_seq_length,
-        )

@@ -1,0 +1,81 @@
+"""Which models of a profile answer which question: declared by its author, read by tables, figures and notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from pydantic import model_validator
+
+from boom_utils.yaml_files import Frozen, Name
+
+
+class Comparison(Frozen):
+    """Models beside the one they are compared with."""
+
+    baseline: Name | None = None
+    models: tuple[Name, ...] = ()
+
+
+class IncrementalModels(Comparison):
+    """Models before and after new data arrive, beside the one that is retrained on everything."""
+
+    core_ratios: tuple[Name, ...] = ()  # updates that differ in their old data, ascending
+    weights: tuple[Name, ...] = ()  # updates that differ in their weight, ascending
+
+
+class Granularities(Frozen):
+    """Merges of one model a dataset, a family of tasks, or a cluster of datasets."""
+
+    dataset: Name | None = None
+    family: Name | None = None
+    cluster: Name | None = None
+
+
+class Experiments(Frozen):
+    """Which models answer which question: tables, figures, claims and notebooks read it, and no model is made by it."""
+
+    full: Name | None = None  # the member of the full corpus, batch-level shuffled
+    boom: Name | None = None  # of `variants`, the one that `full` is compared with first
+    sampled: tuple[Name, ...] = ()  # members of samples of all old datasets, and `full`
+    variants: tuple[Name, ...] = ()  # merges of `sampled` by Multi-SLERP
+    controls: tuple[Name, ...] = ()  # other averages of `sampled`
+    scheduling: Comparison = Comparison()  # members of the same batches in other orders
+    granularities: Granularities = Granularities()
+    methods: tuple[tuple[Name, ...], ...] = ()  # each: merges of the same members
+    incremental: IncrementalModels = IncrementalModels()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_takes_away(cls, values: Any) -> Any:
+        return (
+            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
+        )
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """Plain averages of the weights of ``sampled``."""
+        return (*self.controls, *self.variants)
+
+    def names(self) -> list[tuple[str, str]]:
+        """Every name in it, behind the key that it is found under."""
+        return [(f"experiments.{key}", name) for key, value in self.model_dump().items() for name in _names_in(value)]
+
+    def of(self, models: Collection[str]) -> Experiments:
+        """What is left of it with some models only; one that is left alone is compared with nothing."""
+        kept = _with_names(self.model_dump(), models)
+        alone = [key for key in ("scheduling", "incremental") if len({*_names_in(kept[key])}) < 2]
+        return Experiments.model_validate(kept | dict.fromkeys(alone))
+
+
+def _names_in(value: Any) -> list[str]:
+    parts = value.values() if isinstance(value, dict) else value or ()
+    return [value] if isinstance(value, str) else [name for part in parts for name in _names_in(part)]
+
+
+def _with_names(value: Any, names: Collection[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_names(part, names) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(kept for part in value if (kept := _with_names(part, names)))
+    return value if value in names else None
