@@ -80,20 +80,12 @@ def write_own_study(own: OwnData, like: Profile, folder: Path) -> Path:
     if len(set(names.values())) < len(names):
         raise ConfigError("two datasets get one name", found=names, fix="rename one of them")
     if 1.0 not in own.ratios or len(set(own.ratios)) != len(own.ratios):
-        raise ConfigError(
-            "the ratios need a 1.0, the model that every other one is compared with, and no ratio twice",
-            found=list(own.ratios),
-        )
+        what = "the ratios need a 1.0, the model that every other one is compared with, and no ratio twice"
+        raise ConfigError(what, found=list(own.ratios))
     entries = [_dataset(names[name], files, own, folder) for name, files in own.datasets.items()]
-    manifest = {
-        "name": "own_data",
-        "description": "Rows of a reader's own.",
-        "source": {"kind": "local_files"},
-        "datasets": entries,
-        "tasks": [
-            {"id": one["id"], "dataset": one["id"], "family": one["family"], "held_out": False} for one in entries
-        ],
-    }
+    tasks = [{"id": one["id"], "dataset": one["id"], "family": one["family"], "held_out": False} for one in entries]
+    manifest: dict[str, Any] = {"name": "own_data", "description": "Rows of a reader's own."}
+    manifest |= {"source": {"kind": "local_files"}, "datasets": entries, "tasks": tasks}
     folder.mkdir(parents=True, exist_ok=True)
     head = _HEAD.format(profile=PROFILE)
     write_text(folder / MANIFEST, head + _yaml(manifest))
@@ -119,7 +111,9 @@ def _profile(own: OwnData, like: Profile, datasets: list[str], folder: Path) -> 
     members = {ratio: "full" if ratio == 1.0 else f"s{round(100 * ratio)}" for ratio in sorted(own.ratios)}
     corpus = {"manifest": MANIFEST, "datasets": datasets, "train_rows": own.train_rows, "evaluation_queries": 300}
     corpus["hard_negatives"] = like.corpus.hard_negatives
-    subsets = {ratio: f"p{round(100 * ratio)}" for ratio in members}
+    subsets, all_of_them = {ratio: f"p{round(100 * ratio)}" for ratio in members}, [*members.values()]
+    declared = {"full": "full", "boom": "boom", "sampled": [*all_of_them], "variants": ["boom"]}
+    declared |= {"controls": ["plain-mean"], "methods": [["plain-mean", "boom"]]}
     return {
         "name": "own",
         "description": f"{', '.join(datasets)}, with the training settings of {like.name}.",
@@ -131,17 +125,10 @@ def _profile(own: OwnData, like: Profile, datasets: list[str], folder: Path) -> 
             {"name": name, "subset": subsets[ratio], "seed": round(100 * ratio)} for ratio, name in members.items()
         ],
         "merges": [
-            {"name": "plain-mean", "method": "linear", "members": [*members.values()], "weights": "equal"},
-            {"name": "boom", "method": "multislerp", "members": [*members.values()], "weights": "ratio"},
+            {"name": "plain-mean", "method": "linear", "members": [*all_of_them], "weights": "equal"},
+            {"name": "boom", "method": "multislerp", "members": [*all_of_them], "weights": "ratio"},
         ],
-        "experiments": {
-            "full": "full",
-            "boom": "boom",
-            "sampled": [*members.values()],
-            "variants": ["boom"],
-            "controls": ["plain-mean"],
-            "methods": [["plain-mean", "boom"]],
-        },
+        "experiments": declared,
         "evaluation": {"in_domain": [*datasets], "reference": "full"},
     }
 
