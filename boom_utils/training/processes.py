@@ -99,7 +99,7 @@ class Launcher:
 
     def ask_to_stop(self) -> None:
         """Let every `StopAsked` of this launcher say so."""
-        self._store.set(_STOP, "")
+        self._store.add(_STOP, 1)  # waits for the answer, which `set` does not
 
 
 class StopAsked:
