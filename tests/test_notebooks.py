@@ -252,7 +252,7 @@ def small_profile(folder: Path, **training: float) -> Path:
     """A smaller study of the same corpus, in a workspace that holds it already."""
     content = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
     content["name"] = "killed"
-    content["base_model"]["pretraining"]["num_train_epochs"] = 1
+    content["base_model"]["pretraining"]["num_train_epochs"] = 2
     content["base_model"]["hidden_size"] = 32
     content["training"] |= training
     profile = folder / "killed.yaml"

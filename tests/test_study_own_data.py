@@ -74,7 +74,7 @@ def test_the_files_written_name_no_place_of_this_machine_and_work_from_another_f
     assert profile.base_model.place.resolve() == model.resolve()  # type: ignore[union-attr]
     manifest = load_manifest(profile.manifest)
     assert (manifest.folder / manifest.dataset("help_desk").place.files[0]).resolve() == file.resolve()
-    assert yaml.safe_load(written.read_text(encoding="utf-8"))["training"]["learning_rate"] == 7e-4
+    assert yaml.safe_load(written.read_text(encoding="utf-8"))["training"]["learning_rate"] == 2.5e-4
 
 
 def test_a_model_of_the_hub_keeps_its_name(tmp_path: Path) -> None:
