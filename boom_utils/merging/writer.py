@@ -43,14 +43,16 @@ class MergeOptions:
         names: What messages, facts and the model card call the folders; as much of each path as tells them apart
             where none is given.
         max_shard_bytes: Most bytes in one weight file.
-        threads: Threads; None: one for each processor, at most 16.
+        threads: Threads; None: two more than processors, at most 16.
         provenance: What the model card says of the members' data and of what they took.
+        place: Where a folder will lie that is moved once it is made: paths in its recipe are relative to this.
     """
 
     names: Mapping[Path, str] = field(default_factory=dict)
     max_shard_bytes: int | None = 5_000_000_000
     threads: int | None = None
     provenance: Provenance = field(default_factory=Provenance)
+    place: Path | None = None
 
 
 @dataclass
@@ -138,7 +140,8 @@ def merge_all(recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions | No
         for job, folder, left in zip(jobs, folders, left_out, strict=True):
             facts = {**_facts(job, models, prints), "left_out": left, "reconciled": reconciled}
             _write_config(folder, {info.dtype for info in job.layout.values() if info.is_float})
-            (folder / RECIPE_FILE).write_text(recipe_yaml(job.recipe, relative_to=job.out), encoding="utf-8")
+            text = recipe_yaml(job.recipe, relative_to=options.place or job.out)
+            (folder / RECIPE_FILE).write_text(text, encoding="utf-8")
             _write_card(folder, job.recipe, facts, labels, options.provenance)
             all_facts.append(facts)
         for job, folder in zip(jobs, folders, strict=True):

@@ -247,7 +247,8 @@ def merge(profile: Profile, manifest: Manifest, config: MergeConfig, nodes: Node
         data = training_data(manifest, (*profile.corpus.datasets, *profile.corpus.new_datasets))
         provenance = Provenance(data=data, trained=trained)
         names = {artifact.path: name for name, artifact in found.items()}
-        facts = write_merged(make_recipe(recipe), out, MergeOptions(names, provenance=provenance))
+        place = next(iter(names)).parents[1] / "merge" / "made"  # where it lies when it is finished: beside its inputs
+        facts = write_merged(make_recipe(recipe), out, MergeOptions(names, provenance=provenance, place=place))
         return {**facts, "trained": trained}
 
     described = {**config.model_dump(mode="json", exclude={"scored"}), "weights": weights, "dtype": "float32"}
