@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,16 +21,13 @@ from boom_utils.reporting.figures import (
     schedule_comparison,
     schedule_losses,
     schedule_strips,
-    task_deltas,
 )
-from boom_utils.reporting.panels import STYLE
 from boom_utils.reporting.report import write_report
 from boom_utils.reporting.results import Numbers, read_numbers, read_results, write_numbers
 from boom_utils.reporting.tables import (
     checks_table,
     incremental_table,
     markdown,
-    member_table,
     model_table,
     schedule_table,
     verdict_of,
@@ -197,12 +192,15 @@ def test_a_schedule_is_better_or_worse_only_where_the_interval_excludes_zero(sch
     assert verdict_of(Estimate(0, 0, 0), "above", "below") == "inconclusive"
 
 
-def test_a_study_with_one_schedule_has_no_table_and_no_figures_of_schedules(folder: Path, tmp_path: Path) -> None:
+def test_a_study_of_one_schedule_and_no_new_data_has_no_table_and_no_figures_of_these(
+    folder: Path, tmp_path: Path
+) -> None:
     written = write_report(folder, tmp_path / "out")["written"]
-    assert not [name for name in written if "schedule" in name]
+    assert not [name for name in written if "schedule" in name or "incremental" in name]
     results = read_results(folder)
     assert schedule_table(results).empty
-    for draw in (schedule_strips, schedule_comparison, schedule_losses):
+    assert incremental_table(results).empty
+    for draw in (schedule_strips, schedule_comparison, schedule_losses, incremental_comparison):
         assert draw(results).axes, "a notebook of such a study still runs"
 
 
@@ -233,17 +231,6 @@ def test_an_update_costs_what_is_trained_when_the_new_data_arrive(updated: Path)
     assert passes["retrained"] == pytest.approx(1.25)
 
 
-def test_models_that_know_new_data_are_in_the_overall_tables_and_not_in_those_of_the_static_setting(
-    updated: Path,
-) -> None:
-    results = read_results(updated)
-    assert [text.get_text() for text in task_deltas(results).axes[0].get_xticklabels()] == ["merged"]
-    assert {"update", "retrained", "fresh"} <= set(model_table(results).model)
-    checked = ["base", "half", "full", "merged", "update", "fresh", "retrained"]
-    assert list(checks_table(results).model) == checked
-    assert member_table(results).set_index("member")["new data"].to_dict()["update"] == 1.0
-
-
 def test_hyper_parameters_of_its_own_are_said_of_a_member(scheduled: Path) -> None:
     study = json.loads((scheduled / "study.json").read_text())
     study["members"]["sets"]["training"] = {"learning_rate": 2e-5, "num_train_epochs": None}
@@ -269,14 +256,6 @@ def test_the_figure_of_an_update_has_a_panel_a_group_and_one_for_the_cost(update
     assert [patch.get_width() for patch in figure.axes[-1].patches] == [0, 6, 6, 10]
 
 
-def test_a_study_without_new_data_has_no_table_and_no_figure_of_updates(scheduled: Path, tmp_path: Path) -> None:
-    written = write_report(scheduled, tmp_path / "out")["written"]
-    assert not [name for name in written if "incremental" in name]
-    results = read_results(scheduled)
-    assert incremental_table(results).empty
-    assert incremental_comparison(results).axes, "a notebook of such a study still runs"
-
-
 def test_a_strip_has_one_cell_a_step_and_one_colour_a_dataset() -> None:
     many = [f"set{number}" for number in range(9)]
     for sequences in ({"long": ["b", "a", "b", "c"], "short": ["c", "a"]}, {"all": many * 2}):
@@ -290,19 +269,6 @@ def test_a_strip_has_one_cell_a_step_and_one_colour_a_dataset() -> None:
         )
         assert [text.get_text() for text in figure.legends[0].get_texts()] == datasets
         assert axis.get_xlim() == (0, max(map(len, sequences.values())))
-
-
-@pytest.mark.promise(32)
-def test_the_same_strips_give_the_same_bytes() -> None:
-    drawn = []
-    for _ in range(2):
-        buffer = io.BytesIO()
-        with mpl.rc_context(STYLE):
-            plan_strips({"one": ["a", "b"] * 20, "two": ["a"] * 20 + ["b"] * 20}).savefig(
-                buffer, format="svg", metadata={"Date": None}
-            )
-        drawn.append(buffer.getvalue())
-    assert drawn[0] == drawn[1]
 
 
 def test_a_markdown_cell_holds_the_value_and_its_interval(folder: Path) -> None:

@@ -37,7 +37,7 @@ from boom_utils.reporting.figures import (
 )
 from boom_utils.reporting.panels import HEIGHT, STYLE, WIDTH
 from boom_utils.reporting.results import Results, read_results
-from boom_utils.reporting.tables import checks_table, incremental_table, member_table
+from boom_utils.reporting.tables import incremental_table
 
 
 @pytest.fixture(scope="module")
@@ -155,17 +155,6 @@ def test_several_updates_at_once_have_no_core_and_no_weight_and_are_in_no_sweep(
     found = next(update for update in updates(study) if update.model == "updated-40")
     assert (found.core, found.weight) == (None, None)
     assert "updated-40" not in [update.model for update in (*core_sweep(study), *weight_sweep(study))]
-    cancelled = {**merge, "members": ["boom", "update-40"], "weights": [1.0, -1.0]}
-    study = changed(results, merges={**results.study["merges"], "updated-40": cancelled})
-    assert next(update for update in updates(study) if update.model == "updated-40").weight is None
-
-
-def test_members_of_some_datasets_are_neither_merged_as_samples_nor_compared_as_schedules(results: Results) -> None:
-    assert not [name for name in results.experiments.sampled if name.startswith(("only", "family", "cluster", "on-"))]
-    checked = set(checks_table(results).model)
-    assert {"boom", "mean", "updated-40", "retrained"} <= checked
-    assert not {"datasets", "stock", "boom-vectors", "s50"} & checked
-    assert member_table(results).set_index("member").loc["update-0", "ratio"] == 0.0
 
 
 def test_a_comparison_of_results_is_the_one_of_the_evaluation(results: Results) -> None:

@@ -131,7 +131,9 @@ def granularity_table(results: Results) -> pd.DataFrame:
     >>> "by-dataset" in set(granularity_table(results)["model"])
     True
     """
-    found = granularity_rows(results)
+    known, merges = results.experiments, granularity_merges(results)
+    found = {results.reference: "reference"} | ({known.boom: "BOOM: one model a sample"} if known.boom else {})
+    found = found | {merge: GRANULARITIES[kind] for merge, kind in merges.items()} if merges else {}
     facts = [
         {
             "model": model,
@@ -142,17 +144,6 @@ def granularity_table(results: Results) -> pd.DataFrame:
         for model, what in found.items()
     ]
     return beside(facts, compare(results, [*found], results.groups, results.reference))
-
-
-def granularity_rows(results: Results) -> dict[str, str]:
-    """Model -> what it is, in the order of table and figure; nothing without a merge of some granularity."""
-    merges = granularity_merges(results)
-    if not merges:
-        return {}
-    first = {results.reference: "reference"}
-    if boom := results.experiments.boom:
-        first[boom] = "BOOM: one model a sample"
-    return first | {merge: GRANULARITIES[kind] for merge, kind in merges.items()}
 
 
 def method_table(results: Results) -> pd.DataFrame:
@@ -274,7 +265,7 @@ def dataset_table(results: Results) -> pd.DataFrame:
     if found is None:
         return pd.DataFrame()
     interaction, clusters = found
-    families = dataset_families(results)
+    families = results.study.get("families", {})
     rows = []
     for place, name in enumerate(interaction.datasets):
         others = [other for other in interaction.datasets if other != name]
@@ -288,11 +279,6 @@ def dataset_table(results: Results) -> pd.DataFrame:
             row |= _milli(title, other if exists else "none", changes[other] if exists else None)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def dataset_families(results: Results) -> dict[str, str]:
-    """Dataset -> task family, as study.json says."""
-    return dict(results.study.get("families", {}))
 
 
 def _milli(title: str, other: str, change: Estimate | None) -> dict[str, Any]:

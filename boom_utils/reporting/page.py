@@ -27,7 +27,7 @@ from boom_utils.reporting.ablations import BOOM
 from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTESTED
 from boom_utils.reporting.published import Published, table_name
 from boom_utils.reporting.results import Results
-from boom_utils.reporting.tables import WIDER
+from boom_utils.reporting.tables import WIDER, points
 
 MINUS = "\N{MINUS SIGN}"
 _TONES = {
@@ -216,21 +216,11 @@ def _cell(row: Mapping[Any, Any], column: str, names: Sequence[str], missing: st
         return Cell(plain(value), number_of(value), note, tone)
     if pd.isna(value):
         return Cell(missing)
-    return Cell(f"{points(value, sign)} {_interval(row, column, sign)}", float(value), note, tone)
+    return Cell(f"{points(value, sign).replace('-', MINUS)} {_interval(row, column, sign)}", float(value), note, tone)
 
 
 def _interval(row: Mapping[Any, Any], column: str, sign: bool) -> str:
-    return f"[{points(row[f'{column} low'], sign)}, {points(row[f'{column} high'], sign)}]"
-
-
-def points(value: float, sign: bool = False) -> str:
-    """A score or difference with one decimal and a true minus.
-
-    >>> points(-0.04, sign=True)
-    '0.0'
-    """
-    shown = f"{value:+.1f}" if sign else f"{value:.1f}"
-    return "0.0" if float(shown) == 0 else shown.replace("-", MINUS)
+    return f"[{points(row[f'{column} low'], sign)}, {points(row[f'{column} high'], sign)}]".replace("-", MINUS)
 
 
 def _is_numeric(cells: Sequence[Cell]) -> bool:

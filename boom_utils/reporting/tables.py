@@ -94,11 +94,6 @@ def beside(
     return pd.concat([pd.DataFrame(facts), *frames, pd.DataFrame(more)], axis=1)
 
 
-def without_verdicts(frame: pd.DataFrame) -> pd.DataFrame:
-    """What `compare` says, without a word for it."""
-    return frame[[name for name in frame if not str(name).endswith("verdict")]]
-
-
 def model_table(results: Results) -> pd.DataFrame:
     """The study's main table: every model's mean in and out of domain, and its difference to the reference.
 
@@ -125,7 +120,8 @@ def model_table(results: Results) -> pd.DataFrame:
         }
         for model in results.models
     ]
-    return beside(facts, without_verdicts(compare(results, results.models, results.groups, results.reference)))
+    frame = compare(results, results.models, results.groups, results.reference)
+    return beside(facts, frame[[name for name in frame if not str(name).endswith("verdict")]])
 
 
 def seeds_of(results: Results, model: str) -> dict[str, Any]:
@@ -423,15 +419,19 @@ def _cell(row: pd.Series[Any], column: str, bounds: Sequence[str], missing: str)
     return with_interval(value, row[bounds[0]], row[bounds[1]], sign).replace(" ", NO_BREAK_SPACE)
 
 
-def with_interval(value: float, low: float, high: float, sign: bool = False) -> str:
-    """A score or difference and its interval, with one decimal each and no zero below zero.
+def points(value: float, sign: bool = False) -> str:
+    """A score or difference with one decimal and no zero below zero.
 
-    >>> with_interval(-0.04, -1.26, 1.2, sign=True)
-    '0.0 [-1.3, +1.2]'
+    >>> points(-0.04, sign=True), points(1.26, sign=True)
+    ('0.0', '+1.3')
     """
-    shown = (f"{number:{'+' if sign else ''}.1f}" for number in (value, low, high))
-    value_text, *bounds = ("0.0" if text in ("-0.0", "+0.0") else text for text in shown)
-    return f"{value_text} [{', '.join(bounds)}]"
+    shown = f"{value:{'+' if sign else ''}.1f}"
+    return "0.0" if float(shown) == 0 else shown
+
+
+def with_interval(value: float, low: float, high: float, sign: bool = False) -> str:
+    """A score or difference with its interval: ``41.2 [39.8, 42.5]``."""
+    return f"{points(value, sign)} [{points(low, sign)}, {points(high, sign)}]"
 
 
 def describe(results: Results, model: str) -> str:
