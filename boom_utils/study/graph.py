@@ -94,14 +94,14 @@ class Study:
             ConfigError: It is not made yet.
         """
         place = stages.model_nodes(self.whole).get(model)
-        found = place and self.workspace.find(self.node(place))
+        found = self.workspace.find(self.node(place)) if place else None
         if place and found is None:
             raise ConfigError(
                 f"model '{model}' of profile '{self.profile.name}' is not made yet",
                 where=self.workspace.root,
                 fix=f"boom run --profile {self.profile.name}",
             )
-        return found or None
+        return found
 
     def build_all(self, prefix: str, only: Sequence[str] | None = None) -> dict[str, Artifact]:
         """Every artifact whose name starts with ``prefix``, by the rest of its name; or ``only`` some of them."""

@@ -132,7 +132,7 @@ def member(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: No
             job = replace(job, watch=_watched_rows(watch, found["watched"].path, rules, out))
         return train_member(job, out, execution.processes or usable_processes(job))
 
-    described = {"training": hyper.model_dump(mode="json"), "rules": rules, "name": config.name}
+    described: dict[str, Any] = {"training": hyper.model_dump(mode="json"), "rules": rules, "name": config.name}
     described |= {"restart_rate": restart}
     compared = profile.experiments.scheduling
     watch = profile.watch if config.name in (compared.baseline, *compared.models) else None

@@ -97,7 +97,7 @@ def find_model(name: str, profile: str) -> Model:
         ConfigError: There is no such model or folder, or it is not made yet, or has no card.
     """
     study = None if re.search(r"[/\\]", name) else Study(load_profile(profile))
-    artifact = study and study.finished_model(name)
+    artifact = None if study is None else study.finished_model(name)
     if study is None or artifact is None:
         folder = Path(name)
         if study is not None and not folder.is_dir():
