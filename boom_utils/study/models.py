@@ -83,7 +83,7 @@ def plan(profile: Profile, manifest: Manifest, config: MemberConfig, nodes: Node
         return {**facts, "datasets": sorted(data)}
 
     schedule = config.model_dump(mode="json", include={"schedule", "order", "stages"})
-    described = {"options": options, "rules": rules, "schedule": schedule, "families": families}
+    described: dict[str, Any] = {"options": options, "rules": rules, "schedule": schedule, "families": families}
     inputs = {"subset": nodes[f"subset/{config.subset}"], **_tokens(profile, config, nodes)}
     if config.cluster is not None:
         described["cluster"] = config.cluster

@@ -112,7 +112,7 @@ def _profile(own: OwnData, like: Profile, datasets: list[str], folder: Path) -> 
     corpus = {"manifest": MANIFEST, "datasets": datasets, "train_rows": own.train_rows, "evaluation_queries": 300}
     corpus["hard_negatives"] = like.corpus.hard_negatives
     subsets, all_of_them = {ratio: f"p{round(100 * ratio)}" for ratio in members}, [*members.values()]
-    declared = {"full": "full", "boom": "boom", "sampled": [*all_of_them], "variants": ["boom"]}
+    declared: dict[str, Any] = {"full": "full", "boom": "boom", "sampled": [*all_of_them], "variants": ["boom"]}
     declared |= {"controls": ["plain-mean"], "methods": [["plain-mean", "boom"]]}
     return {
         "name": "own",
