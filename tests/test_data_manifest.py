@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import QUESTIONS, plain_smoke, raw_hub_corpus
+from conftest import QUESTIONS, SHARED, plain_smoke, raw_hub_corpus
 from manifest_pages import EXAMPLE
 
 from boom_utils.config import Profile
@@ -20,6 +20,7 @@ from boom_utils.errors import ConfigError, ManifestError
 from boom_utils.study.graph import Study
 
 Raw = dict[str, Any]
+SOURCES = SHARED / "mirror" / "sources.yaml"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -207,3 +208,17 @@ def test_the_corpora_of_the_paper_have_their_datasets_and_a_study_takes_what_it_
     raw["evaluation"] |= {"in_domain": ["sts12"], "out_of_domain": ["cosqa"]}
     chosen = chosen_datasets(general, Profile.model_validate(raw))
     assert [dataset.id for dataset in chosen] == ["nq", "sts", "cornstack_go"], "its tasks are benchmarks'"
+
+
+@pytest.mark.skipif(not SOURCES.is_file(), reason="../shared/mirror/sources.yaml, the survey of the files, is not here")
+def test_open_text_names_every_file_of_the_survey_with_the_same_facts() -> None:
+    open_text = load_manifest("open_text")
+    survey = {one["name"]: one for one in yaml.safe_load(SOURCES.read_text(encoding="utf-8"))["datasets"]}
+    assert list(survey) == [dataset.id for dataset in open_text.datasets]
+    for dataset, one in zip(open_text.datasets, survey.values(), strict=True):
+        assert dataset.origin is not None
+        facts = [(f["url"], f["sha256"], f["bytes"], f["role"], f.get("part", f.get("domain"))) for f in one["files"]]
+        assert [(f.url, f.sha256, f.bytes, f.role, f.part) for f in dataset.origin.files] == facts
+        assert list(dataset.languages) == one["languages"]
+        stated = (dataset.origin.licence, dataset.origin.commit, dataset.origin.repository)
+        assert stated == (one["licence"], one["commit"], one["repository"])

@@ -81,6 +81,8 @@ def test_scores_of_ranks_are_known_and_kept_for_every_query_and_mteb_reads_them(
         text = (tmp_path / "mock.json").read_text()
         assert mteb.results.TaskResult.from_disk(tmp_path / "mock.json").get_score() == facts["main_score"]
         assert "0x7" not in text and not list(tmp_path.glob("*predictions*"))
+        evaluate_task("mock", tmp_path, task, tmp_path)
+        assert (tmp_path / "mock.json").read_text() == text, "a result states when it was made"
 
 
 @pytest.mark.promise(28)

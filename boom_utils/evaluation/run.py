@@ -75,7 +75,7 @@ def evaluate_task(
         model: Name in tables; mteb's name is ``boom/<model>``.
         folder: An encoder folder that does not change while it exists.
         task: What to score it on; its prompt stands before queries.
-        out: Gets ``<task>.json`` (mteb's TaskResult) and ``samples.json``.
+        out: Gets ``<task>.json`` (mteb's TaskResult, without its times) and ``samples.json``.
         scoring: Everything else.
 
     Returns:
@@ -100,7 +100,9 @@ def evaluate_task(
         options = {"cache": None, "co2_tracker": False, "show_progress_bar": False, "prediction_folder": out}
         encoding = {"batch_size": 1024, "show_progress_bar": False}
         result = mteb.evaluate(wrapped, made, encode_kwargs=encoding, **options).task_results[0]
-    result.to_disk(out / f"{task.name}.json")
+    # When, and how long it took: that says nothing of the score, and files of the same scores shall be the same.
+    untimed = result.model_copy(update={"evaluation_time": None, "date": None, "evaluation_phases": None})
+    untimed.to_disk(out / f"{task.name}.json")
     score, samples = float(result.get_score()), table(metric, made.samples)
     # mteb rounds nDCG, MAP and mean accuracy to 5 digits; a rank correlation of a constant is NaN for it and 0 here.
     if abs((again := TaskSamples.from_json(samples).score) - score) > 1e-4:

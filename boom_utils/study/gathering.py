@@ -15,7 +15,7 @@ from boom_utils.config import MemberConfig, Profile, load_profile
 from boom_utils.data.examples import read_jsonl
 from boom_utils.data.manifest import Manifest
 from boom_utils.reporting.published import PUBLISHED, PUBLISHED_FILES
-from boom_utils.reporting.results import Numbers, read_samples, run_of, write_numbers
+from boom_utils.reporting.results import PAGE, Numbers, read_samples, run_of, write_numbers
 from boom_utils.reporting.trace import KEY_LETTERS, lineage_of
 from boom_utils.study.deviations import PAPER_PROFILE, deviations
 from boom_utils.study.models import passes
@@ -25,6 +25,8 @@ from boom_utils.study.stages import VERSION, Inputs, Nodes
 from boom_utils.training.batch_losses import WATCHED_LOSSES, read_points
 
 LOG = "training_log.jsonl"
+TIMED = ("tables/costs.csv", "tables/costs.md", PAGE)
+"""What of a report says how long something took."""
 _MEMBER_FACTS = ("steps", "examples", "tokens", "mean_loss_last_tenth")
 
 
@@ -48,7 +50,7 @@ def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
         for name in {"geometry", "interaction"} & {*found}:
             shutil.copyfile(found[name].path / f"{name}.json", out / f"{name}.json")
 
-    return Node("results", VERSION["results"], "results", described, make, wanted)
+    return Node("results", VERSION["results"], "results", described, make, wanted, observations=("training.parquet",))
 
 
 def report(nodes: Nodes) -> Node:
@@ -61,7 +63,8 @@ def report(nodes: Nodes) -> Node:
 
         return write_report(found["results"].path, out)
 
-    return Node("report", VERSION["report"], "tables and figures", described, make, {"results": nodes["results"]})
+    inputs = {"results": nodes["results"]}
+    return Node("report", VERSION["report"], "tables and figures", described, make, inputs, observations=TIMED)
 
 
 def numbers_of(found: Inputs) -> Numbers:
@@ -88,7 +91,6 @@ def _score(artifact: Artifact, task: str) -> dict[str, Any]:
     facts, path = dict(artifact.facts), artifact.path / f"{task}.json"
     known = {name: facts.pop(name, None) for name in ("metric", "main_score", "mteb_version", "revision", "prompt")}
     result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    result.pop("evaluation_phases", None)  # when encoding began and ended: a third of the bytes, and optional
     return {
         "metric": known.pop("metric"),
         "value": known.pop("main_score"),

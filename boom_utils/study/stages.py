@@ -29,9 +29,9 @@ VERSION: Mapping[str, int] = {
     "geometry": 3,
     "losses": 2,
     "interaction": 3,
-    "scores": 3,
-    "results": 11,
-    "report": 9,
+    "scores": 4,
+    "results": 12,
+    "report": 10,
 }
 
 Nodes = Mapping[str, Node]
