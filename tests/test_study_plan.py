@@ -286,12 +286,13 @@ def test_numbers_that_mean_nothing_are_refused(options: list[str]) -> None:
         raise SystemExit(main(["plan", *options]))
 
 
-def test_a_profile_of_files_can_be_planned(tmp_path: Path) -> None:
-    study = Study(load_profile("mini"), Workspace(tmp_path))
+@pytest.mark.parametrize(("name", "model_bytes"), [("mini", 5e7), ("paper-0.6b", 1e9)])
+def test_a_profile_of_files_or_of_the_hub_can_be_planned(name: str, model_bytes: float, tmp_path: Path) -> None:
+    study = Study(load_profile(name), Workspace(tmp_path))
     plan = plan_study(study)
     assert [cost.name for cost in plan.models] == [n for n in study.whole.model_names if n != "random"]
     assert not any(cost.up_to_date for cost in plan.models)
-    assert cost_of(plan, "full").amounts["model_bytes"] > 5e7
+    assert cost_of(plan, "full").amounts["model_bytes"] > model_bytes
 
 
 def test_a_profile_that_is_not_there_is_an_error(tmp_path: Path) -> None:
