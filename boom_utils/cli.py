@@ -120,7 +120,7 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "OUT": ("folder of the merged model (with --plan: of the report)", {"type": Path, "nargs": "?"}),
     "--plan": ("merge nothing: print norms, angles and what the merge would give", {}),
     "--shard-gb N": ("most gigabytes in one weight file (5)", {"type": _above_zero, "default": 5.0}),
-    "--threads N": ("threads (one for each processor, at most 16)", {"type": _count}),
+    "--threads N": ("threads (two more than processors, at most 16)", {"type": _count}),
     "MODEL": ("name of a model of the profile, or a model folder", {}),
     "--tasks T": ("only these tasks, or benchmarks", {"nargs": "+", "action": "extend", "default": []}),
     "--out DIR": ("results in mteb's JSON; what is up to date stays", {"type": Path}),
