@@ -12,7 +12,7 @@ from boom_utils.errors import MergeError
 from boom_utils.merging.family import open_checkpoints
 from boom_utils.merging.gram import family_grams, load_grams, save_grams
 from boom_utils.merging.methods import METHODS, Settings
-from boom_utils.merging.planner import coefficients_of, forecast, plan
+from boom_utils.merging.planner import coefficients_of, forecast, geometry_of, plan
 from boom_utils.merging.recipe import METHOD_RULES, make_recipe
 from boom_utils.merging.writer import merge
 from boom_utils.reporting.merge_plan import plan_text
@@ -133,3 +133,10 @@ def test_a_plan_of_models_that_hold_nan_names_all_of_them(tmp_path, family):
         save_file(tensors, folder / "model.safetensors")
     with pytest.raises(MergeError, match=r"embed_tokens\.weight: NaN or infinity in m3(.|\n)*norm.*in m1"):
         plan(recipe_for("multislerp", family))
+
+
+def test_a_member_that_is_its_base_has_no_angle_and_the_geometry_is_still_json(family):
+    shutil.copy(family[0] / "model.safetensors", family[1] / "model.safetensors")
+    found = geometry_of(family_grams(open_checkpoints(family), has_base=True)).as_json()
+    text = json.dumps(found, allow_nan=False)
+    assert json.loads(text)["cosines"][0][1] is None

@@ -154,7 +154,7 @@ def test_snakemake_makes_a_study_that_a_run_finds_up_to_date(
     if snakemake is None:
         pytest.skip("Snakemake is not installed (make cluster)")
     content = yaml.safe_load(profile.read_text(encoding="utf-8"))
-    content |= {"subsets": content["subsets"][-1:], "members": content["members"][-1:], "merges": []}
+    content |= {"subsets": content["subsets"][-1:], "members": content["members"][-1:], "merges": [], "experiments": {}}
     (small := profile.with_name("small.yaml")).write_text(yaml.safe_dump(content), encoding="utf-8")
     jobs = tmp_path / "jobs.json"
     assert main(["plan", "--profile", str(small), "--jobs", str(jobs), "--gpus", "0", "--tokens-per-second", "9"]) == 0

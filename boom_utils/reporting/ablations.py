@@ -162,7 +162,7 @@ def method_table(results: Results) -> pd.DataFrame:
 
     >>> from boom_utils.reporting.results import read_results
     >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
-    >>> {"ties", "slerp"} <= set(method_table(results)["method"])
+    >>> {"ties", "multislerp"} <= set(method_table(results)["method"])
     True
     """
     facts, plain, said = [], dict[str, str | None](), []

@@ -260,9 +260,13 @@ def merge(profile: Profile, manifest: Manifest, config: MergeConfig, nodes: Node
 
 
 def geometry_nodes(profile: Profile, nodes: Nodes) -> dict[str, Node]:
-    """Inner products with their base: of the scored members of samples, and of those that methods compare."""
-    samples = [name for name in profile.experiments.sampled if name in profile.scored_models]
-    made = {"geometry": _geometry(samples, nodes)}
+    """Inner products with their base: of the scored members of samples, and of those that methods compare.
+
+    Of all members where the profile declares no samples; a study without members has no geometry.
+    """
+    declared = profile.experiments.sampled
+    samples = [name for name in declared if name in profile.scored_models] or [one.name for one in profile.members]
+    made = {"geometry": _geometry(samples, nodes)} if samples else {}
     if compared := compared_members(profile):
         made["geometry/compared"] = _geometry(compared, nodes)
     return made
