@@ -266,6 +266,8 @@ def finite_or_none(value: float) -> float | None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.floating):
-        return [_plain(part) for part in value] if value.ndim else finite_or_none(float(value))
+    if isinstance(value, np.ndarray):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.floating):
+        return finite_or_none(float(value))
     return list(value) if isinstance(value, tuple) else value
