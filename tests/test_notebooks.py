@@ -25,6 +25,7 @@ from boom_utils.artifacts import PROJECT_ROOT, Workspace
 from boom_utils.cli import main
 from boom_utils.config import PROFILES, Profile, load_profile
 from boom_utils.evaluation.benchmarks import random_state_kept
+from boom_utils.merging.recipe import load_recipe
 from boom_utils.reporting.claims import counts_of
 from boom_utils.reporting.report import write_mteb_results, write_report
 from boom_utils.reporting.results import read_results
@@ -190,6 +191,9 @@ def test_every_artifact_is_what_its_record_says(smoke: Run) -> None:
         artifact = study.workspace.find(node)
         assert artifact is not None, name
         assert artifact.damaged_files() == [], name
+        if name.startswith("merge/"):  # its recipe names the members from where the merged model lies
+            recipe = load_recipe(artifact.path / "mergekit_config.yaml")
+            assert all((entry.model / "model.safetensors").is_file() for entry in recipe.models), name
 
 
 @pytest.mark.promise(32)
