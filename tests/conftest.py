@@ -25,6 +25,7 @@ import torch
 import yaml
 from hub_server import REVISION, HubServer
 from hypothesis import settings
+from made_up_results import write_made_up_results
 from smoke_run import Run, Started
 
 from boom_utils.artifacts import PROJECT_ROOT
@@ -33,6 +34,7 @@ from boom_utils.data.examples import TrainingExample
 from boom_utils.data.tokens import TextRules, TokenTable, write_tokens
 from boom_utils.experiments import Experiments
 from boom_utils.models import Encoder
+from boom_utils.reporting.results import Results, read_results
 from boom_utils.training.base_model import random_encoder
 from boom_utils.training.gradients import TrainingJob
 from boom_utils.training.plan import DatasetRules, PlanInput, PlanOptions, plan_batches
@@ -98,6 +100,25 @@ def started_smoke(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 def smoke(started_smoke: Started) -> Run:
     """The finished smoke study."""
     return started_smoke.finished(HANGS)
+
+
+@pytest.fixture(scope="session")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the made-up study: read by many tests, changed by none."""
+    return write_made_up_results(tmp_path_factory.mktemp("results") / "made-up")
+
+
+@pytest.fixture(scope="session")
+def results(made_up: Path) -> Results:
+    """The made-up study."""
+    return read_results(made_up)
+
+
+@pytest.fixture(scope="session")
+def pooled(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The made-up study with three seeds of two models."""
+    seeds = {"full": (0.01, -0.02), "boom": (0.015, -0.005)}
+    return read_results(write_made_up_results(tmp_path_factory.mktemp("results") / "pooled", seeds))
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pandas as pd
 from boom_utils.artifacts import write_json
 from boom_utils.evaluation.interaction import Interaction, clusters
 from boom_utils.evaluation.statistics import TaskSamples
-from boom_utils.reporting.results import Numbers, read_numbers, run_of, write_numbers
+from boom_utils.reporting.results import Numbers, Results, run_of, write_numbers
 
 DATASETS = {"nq": "retrieval", "fiqa": "retrieval", "sts": "sts", "imdb": "classification", "arxiv": "clustering"}
 TASKS = {
@@ -33,27 +34,19 @@ STAGES = {
 }
 SETS = {"boom": ["s20", "s40", "s60", "s80", "full"], "boom-40-100": ["s40", "s60", "s80", "full"]}
 SETS |= {"boom-80-100": ["s80", "full"], "boom-halves": ["half", "half-rest"]}
-FAMILY_METHODS = {
-    "families": "multislerp",
-    "ta": "task_arithmetic",
-    "ties": "ties",
-    "stock": "model_stock",
-    "sce": "sce",
-}
+FAMILY_METHODS = {"families": "multislerp", "ta": "task_arithmetic", "ties": "ties", "stock": "model_stock"}
+FAMILY_METHODS |= {"sce": "sce"}
 GAIN = {"random": -0.4, "base": -0.2, "boom": 0.015, "boom-40-100": 0.02, "boom-80-100": 0.008, "boom-halves": -0.01}
-GAIN |= {
-    "boom-equal": 0.014,
-    "seq-datasets": -0.05,
-    "seq-families": -0.03,
-    "two-stage": -0.015,
-    "s20": -0.05,
-    "s40": -0.03,
-}
+GAIN |= {"boom-equal": 0.014, "seq-datasets": -0.05, "seq-families": -0.03, "two-stage": -0.015, "s20": -0.05}
+GAIN |= {"s40": -0.03}
 GAIN |= {"s60": -0.018, "s80": -0.008, "half": -0.024, "half-rest": -0.025, "s50": -0.02, "stock": -0.12, "ta": -0.03}
 GAIN |= {"datasets": -0.07, "clusters": -0.025, "families": -0.04, "ties": -0.041, "slerp-all": -0.045, "sce": -0.05}
 GAIN |= {"updated-0": -0.05, "updated-20": -0.01, "updated-40": 0.002, "updated-100": 0.01, "updated-w25": 0.012}
 GAIN |= {"updated-w75": -0.02, "on-0": -0.09, "on-40": -0.012, "retrained": 0.003}
 """Skill of a model less that of `full`; 0 where a model is not named."""
+GEOMETRY: dict[str, Any] = {"members": ["s20", "full"], "has_base": True, "relative_updates": [0.1, 0.2]}
+GEOMETRY |= {"cosines": [[1, 0.2], [0.2, 1]], "distances": [[0, 0.3], [0.3, 0]]}
+GEOMETRY |= {"layers": ["embedding", "layer 0"], "by_layer": [[0.05, 0.1], [0.15, 0.3]]}
 
 
 def member(ratio: float | None, new: float | None = None, **more: Any) -> dict[str, Any]:
@@ -166,21 +159,6 @@ def score_rows(samples: Mapping[tuple[str, str], TaskSamples], result: Mapping[s
     return pd.DataFrame(rows)
 
 
-def add_numbers(
-    folder: Path, samples: Mapping[tuple[str, str], TaskSamples], logs: Mapping[str, Sequence[str]] | None = None
-) -> None:
-    """Write samples and training logs (the dataset of every step) into a results folder, beside those it has."""
-    known = read_numbers(folder) if (folder / "samples.parquet").is_file() else Numbers()
-    every = {**known.samples, **samples}
-    steps = [
-        {**run_of(name), "step": step, "dataset": dataset, "queries": 2, "loss": 2.0 - step / 20}
-        for name, datasets in (logs or {}).items()
-        for step, dataset in enumerate(datasets)
-    ]
-    training = pd.concat([known.training, pd.DataFrame(steps)]) if steps and len(known.training) else known.training
-    write_numbers(folder, Numbers(every, score_rows(every), training if len(training) else pd.DataFrame(steps)))
-
-
 def made_up_interaction(conflicts: bool = False) -> dict[str, Any]:
     """The first two datasets and the last two help each other; with ``conflicts`` all others surely disturb."""
     size = len(DATASETS)
@@ -195,20 +173,9 @@ def made_up_interaction(conflicts: bool = False) -> dict[str, Any]:
     return {**found.as_json(), "clusters": clusters(found, count=2).as_json()}
 
 
-def write_made_up_results(
-    folder: Path,
-    gain: Mapping[str, float] | None = None,
-    seeds: Mapping[str, Sequence[float]] | None = None,
-) -> Path:
-    """Write the folder.
-
-    Args:
-        folder: Where.
-        gain: Skills that differ from `GAIN`.
-        seeds: Model -> how much better its second, third, ... seed is than its first.
-    """
-    hidden, chosen = unscored(), {**GAIN, **(gain or {})}
-    models = [name for name in ("random", "base", *members(), *merges()) if name not in hidden]
+def write_made_up_results(folder: Path, seeds: Mapping[str, Sequence[float]] | None = None) -> Path:
+    """Write the folder; ``seeds``: model -> how much better its second, third, ... seed is than its first."""
+    models = [name for name in ("random", "base", *members(), *merges()) if name not in unscored()]
     study = {
         "profile": "made-up",
         "models": models,
@@ -224,22 +191,35 @@ def write_made_up_results(
     }
     samples = {}
     for model in models:
-        samples |= made_up_scores(model, chosen)
-    pooled: dict[str, list[str]] = {}
-    for model, moves in (seeds or {}).items():
-        pooled[model] = [model, *(f"{model}.seed{number}" for number in range(2, 2 + len(moves)))]
-        for name, move in zip(pooled[model][1:], moves, strict=True):
-            samples |= made_up_scores(name, {name: chosen.get(model, 0.0) + move})
+        samples |= made_up_scores(model, GAIN)
+    pooled = {
+        model: [model, *(f"{model}.seed{number + 2}" for number in range(len(moves)))]
+        for model, moves in (seeds or {}).items()
+    }
+    for model, names in pooled.items():
+        for name, move in zip(names[1:], (seeds or {})[model], strict=True):
+            samples |= made_up_scores(name, {name: GAIN.get(model, 0.0) + move})
+    steps = [
+        {**run_of(name), "step": step, "dataset": dataset, "queries": 2, "loss": 2.0 - step / 20}
+        for name in members()
+        for step, dataset in enumerate([*DATASETS] * 6)
+    ]
     write_json(folder / "study.json", {**study, "seeds": pooled})
-    add_numbers(folder, samples, {name: [*DATASETS] * 6 for name in members()})
+    write_numbers(folder, Numbers(samples, score_rows(samples), pd.DataFrame(steps)))
     write_json(folder / "interaction.json", made_up_interaction())
     write_json(folder / "corpus" / "summary.json", {"sets": {"train/nq": {"rows": 8, "query_words": {"median": 3.0}}}})
-    shuffled = ["s20", "full"]
-    geometry = {"members": shuffled, "has_base": True, "cosines": [[1, 0.2], [0.2, 1]], "distances": [[0, 1], [1, 0]]}
-    geometry |= {
-        "relative_updates": [0.1, 0.2],
-        "layers": ["embedding", "layer 0"],
-        "by_layer": [[0.1, 0.1], [0.2, 0.3]],
-    }
-    write_json(folder / "geometry.json", geometry)
+    write_json(folder / "geometry.json", GEOMETRY)
     return folder
+
+
+def with_study(results: Results, **changes: Any) -> Results:
+    """The same results with something else in their study."""
+    return replace(results, study={**results.study, **changes})
+
+
+def with_gain(results: Results, gain: Mapping[str, float]) -> Results:
+    """The same results with other skills of some models."""
+    samples = dict(results.numbers.samples)
+    for model, value in gain.items():
+        samples |= made_up_scores(model, {model: value})
+    return replace(results, numbers=replace(results.numbers, samples=samples))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import HANGS, SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -89,14 +86,10 @@ def test_rows_of_every_shape_are_the_same_in_every_kind_of_file(tmp_path: Path, 
     assert count_rows(path) == 10
 
 
-def test_the_same_rows_are_read_from_every_case_of_bug_reports(tmp_path: Path) -> None:
-    generator = SHARED / "cases" / "make_cases.py"
-    if not generator.is_file():
-        pytest.skip("the generator of cases is not here")
-    subprocess.run([sys.executable, generator, tmp_path], check=True, timeout=HANGS, capture_output=True)
-    expected = read(tmp_path / "data" / "jsonl" / "faq.jsonl")
+def test_the_same_rows_are_read_from_every_case_of_bug_reports(cases: Path) -> None:
+    expected = read(cases / "data" / "jsonl" / "faq.jsonl")
     assert len(expected) == 160
-    for case in sorted((tmp_path / "data").iterdir()):
+    for case in sorted((cases / "data").iterdir()):
         ((name, files),) = own_datasets(case).items()
         bare = [TrainingExample(one.query, one.pos) for one in expected]
         assert read(*map(Path, files)) == (bare if name == "pairs" else expected), case.name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_results import GAIN, made_up_interaction, made_up_scores, unscored, write_made_up_results
+from made_up_results import made_up_interaction, unscored, with_gain, with_study
 
 from boom_utils.artifacts import write_json
 from boom_utils.evaluation.statistics import Measured
@@ -25,11 +24,12 @@ from boom_utils.reporting.claims import (
     claims_table,
     counts_of,
     examine,
+    paper_difference,
     verdict,
     write_claims,
 )
 from boom_utils.reporting.published import NOT_FILLED
-from boom_utils.reporting.results import Results, read_results
+from boom_utils.reporting.results import Results
 
 BOOM = "BOOM of samples {20, 40, 60, 80, 100} % beats batch-level shuffling"
 ALIKE_METHODS = "Multi-SLERP and TIES are equally good"
@@ -39,21 +39,8 @@ PAIRS = "Fewer than half of all pairs of datasets disturb one another"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_made_up_results(tmp_path_factory.mktemp("made-up"))
-
-
-@pytest.fixture(scope="module")
-def ledger(folder: Path) -> pd.DataFrame:
-    return claims_table(read_results(folder))
-
-
-def changed(folder: Path, gain: dict[str, float]) -> Results:
-    """The same results with other scores of some models."""
-    results, samples = read_results(folder), {}
-    for model, value in gain.items():
-        samples |= made_up_scores(model, {**GAIN, model: value})
-    return replace(results, numbers=replace(results.numbers, samples={**results.numbers.samples, **samples}))
+def ledger(results: Results) -> pd.DataFrame:
+    return claims_table(results)
 
 
 def verdicts(frame: pd.DataFrame, claim: str) -> list[str]:
@@ -78,28 +65,30 @@ def test_a_claim_is_supported_where_the_models_differ_as_it_says_and_described_w
     assert described["p (corrected)"].isna().all() and described["difference low"].notna().all()
 
 
-def test_a_reversed_effect_is_not_supported(folder: Path, tmp_path: Path) -> None:
-    frame = claims_table(changed(folder, {"boom": -0.03, "seq-datasets": 0.03, "updated-40": -0.06}))
+def test_a_reversed_effect_is_not_supported(results: Results) -> None:
+    frame = claims_table(with_gain(results, {"boom": -0.03, "seq-datasets": 0.03, "updated-40": -0.06}))
     for claim in (BOOM, "Batch-level shuffling beats one dataset after another", ON_PAR):
         assert verdicts(frame, claim)[0].startswith(REFUTED)
 
 
 def test_what_the_interval_leaves_open_is_inconclusive_and_so_is_what_no_primary_comparison_opens(
-    folder: Path, tmp_path: Path
+    results: Results,
 ) -> None:
-    frame = claims_table(changed(folder, {"boom": 0.0}))
+    frame = claims_table(with_gain(results, {"boom": 0.0}))
     assert verdicts(frame, BOOM) == [INCONCLUSIVE] * 2
     assert set(frame.loc[frame["rank"] == "secondary", "verdict"]) == {INCONCLUSIVE}
     assert set(frame.loc[frame["rank"] == "secondary", "p (corrected)"]) == {1.0}
 
 
-def test_no_number_of_the_ledger_is_drawn(folder: Path, ledger: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_number_of_the_ledger_is_drawn(
+    results: Results, ledger: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def drawn(*_: object, **__: object) -> None:
         raise AssertionError("a number is drawn")
 
     for module, name in ((np.random, "default_rng"), (np.random, "RandomState"), (random, "Random")):
         monkeypatch.setattr(module, name, drawn)
-    pd.testing.assert_frame_equal(claims_table(read_results(folder)), ledger)
+    pd.testing.assert_frame_equal(claims_table(replace(results)), ledger)
 
 
 def test_a_verdict_says_that_it_is_on_these_tasks_where_it_is_none_on_others_of_their_kind() -> None:
@@ -111,8 +100,7 @@ def test_a_verdict_says_that_it_is_on_these_tasks_where_it_is_none_on_others_of_
     assert (counts[SUPPORTED], counts[REFUTED], counts[DESCRIBED], counts[UNTESTED]) == (2, 0, 1, 1)
 
 
-def test_a_difference_that_hangs_on_one_task_is_on_these_tasks_only(folder: Path) -> None:
-    results = read_results(folder)
+def test_a_difference_that_hangs_on_one_task_is_on_these_tasks_only(results: Results) -> None:
     samples = {**results.numbers.samples}
     one = samples["boom", "known_0"]
     samples["boom", "known_0"] = replace(one, columns={"value": one.columns["value"] + 0.2})
@@ -123,30 +111,22 @@ def test_a_difference_that_hangs_on_one_task_is_on_these_tasks_only(folder: Path
 
 
 def test_merges_of_the_same_members_and_weights_have_no_variance_between_seeds_and_the_row_says_so(
-    tmp_path: Path,
+    pooled: Results,
 ) -> None:
-    seeds = {"full": (0.01, -0.02), "boom": (0.015, -0.005)}
-    limits = claims_table(read_results(write_made_up_results(tmp_path, seeds=seeds))).set_index("comparison")
-    limits = limits["what limits it"].fillna("")
+    limits = claims_table(pooled).set_index("comparison")["what limits it"].fillna("")
     assert limits["stock minus ties, in-domain"] == NO_SEEDS
     assert limits["boom minus full, in-domain"] == limits["full minus two-stage, in-domain"] == ""
 
 
-def test_a_claim_without_models_is_listed_as_not_tested(folder: Path, ledger: pd.DataFrame) -> None:
+def test_a_claim_without_models_is_listed_as_not_tested(results: Results, ledger: pd.DataFrame) -> None:
     assert verdicts(ledger, "Model Stock is worse than the Karcher mean") == [UNTESTED]
     assert ledger["known from"].str.startswith(("primary: ", "secondary: ")).all()
-    study = read_results(folder).study
-    members = {name: study["members"][name] for name in ("full", "s80")}
-    models = ["random", "base", "s80", "full"]
-    bare = Results(folder / "nowhere", {**study, "members": members, "merges": {}, "models": models})
-    frame = claims_table(bare)
+    members = {name: results.study["members"][name] for name in ("full", "s80")}
+    bare = with_study(results, members=members, merges={}, models=["random", "base", "s80", "full"])
+    frame = claims_table(replace(bare, folder=results.folder / "nowhere"))
     assert set(frame["verdict"]) == {UNTESTED}
     assert frame["claim"].to_list() == ledger["claim"].drop_duplicates().to_list()
     assert frame["difference"].isna().all()
-
-
-def certain(value: float, error: float) -> Measured:
-    return Measured(value, {"queries": (error**2, 1e6)})
 
 
 @pytest.mark.parametrize(
@@ -170,7 +150,7 @@ def test_a_difference_is_judged_by_where_its_whole_interval_lies(
     expected: str, value: float, error: float, wanted: bool | None
 ) -> None:
     """Equality is not claimed from the lack of a difference."""
-    found = certain(value, error)
+    found = Measured(value, {"queries": (error**2, 1e6)})
     p, holds = examine(found, expected)
     assert (p < 0.05) == (wanted is not None)
     assert wanted in (None, holds)
@@ -180,57 +160,45 @@ def test_a_difference_is_judged_by_where_its_whole_interval_lies(
 
 @pytest.mark.parametrize(("conflicts", "wanted"), [(True, REFUTED), (False, INCONCLUSIVE)])
 def test_conflicting_pairs_are_counted_with_what_their_intervals_leave_open(
-    folder: Path, tmp_path: Path, conflicts: bool, wanted: str
+    results: Results, tmp_path: Path, conflicts: bool, wanted: str
 ) -> None:
-    study = read_results(folder)
     write_json(tmp_path / "interaction.json", made_up_interaction(conflicts))
-    row = claims_table(replace(study, folder=tmp_path)).query("claim == @PAIRS").iloc[0]
+    row = claims_table(replace(results, folder=tmp_path)).query("claim == @PAIRS").iloc[0]
     assert row["verdict"] == wanted
     bounds = (row["difference low"], row["difference high"])
     assert bounds == ((80.0, 80.0) if conflicts else (0.0, 80.0))
     assert math.isnan(row["p (corrected)"])
 
 
-def test_an_update_that_costs_more_than_retraining_is_not_supported(folder: Path) -> None:
-    study = json.loads((folder / "study.json").read_text())
-    study["members"]["update-40"]["examples"] = 2000
-    assert verdicts(claims_table(replace(read_results(folder), study=study)), COST) == [REFUTED]
-
-
-def test_an_update_merged_with_the_members_themselves_is_not_the_papers(folder: Path) -> None:
-    study = json.loads((folder / "study.json").read_text())
-    for name in ("updated-40", "updated-w25", "updated-w75"):
-        study["merges"][name] |= {"members": ["s80", "full", "update-40"], "weights": [1.0, 1.0, 1.0]}
-    assert verdicts(claims_table(replace(read_results(folder), study=study)), ON_PAR) == [UNTESTED]
+def test_an_update_that_costs_more_than_retraining_or_is_merged_with_the_members_is_not_the_papers(
+    results: Results,
+) -> None:
+    members, merges = dict(results.study["members"]), dict(results.study["merges"])
+    members["update-40"] = {**members["update-40"], "examples": 2000}
+    assert verdicts(claims_table(with_study(results, members=members)), COST) == [REFUTED]
+    other = {"members": ["s80", "full", "update-40"], "weights": [1.0, 1.0, 1.0]}
+    merges |= {name: merges[name] | other for name in ("updated-40", "updated-w25", "updated-w75")}
+    assert verdicts(claims_table(with_study(results, merges=merges)), ON_PAR) == [UNTESTED]
 
 
 def test_the_page_counts_the_verdicts_and_has_a_table_for_every_part(
-    folder: Path, ledger: pd.DataFrame, tmp_path: Path
+    results: Results, ledger: pd.DataFrame, tmp_path: Path
 ) -> None:
-    results = read_results(folder)
     csv, page = (path.read_text(encoding="utf-8") for path in write_claims(results, tmp_path))
     assert f"{ledger['verdict'].str.startswith(SUPPORTED).sum()} supported" in page
     assert page.count("\n## ") == ledger["part"].nunique() == 6
     assert "reference |" not in page
     assert "nan" not in page
     assert len(csv.splitlines()) == len(ledger) + 1
-    again = write_claims(results, tmp_path / "again")
-    assert again[1].read_text(encoding="utf-8") == page
     assert not [name for name in unscored() if f" {name} minus" in page]
 
 
-def test_the_papers_difference_stands_beside_ours_once_a_reader_filled_both_values(folder: Path) -> None:
-    results = read_results(folder)
-
-    def cell(row: str, value: float, column: str = "in-domain") -> tuple[str, str, str, float]:
-        return "2", row, column, value
-
-    compared = "boom minus full, in-domain"
-
-    def said(*cells: tuple[str, str, str, float]) -> str:
-        paper = pd.DataFrame(cells, columns=["table", "row", "column", "value"])
-        return str(claims_table(results, paper).set_index("comparison").loc[compared, "paper"])
-
-    assert said() == said(cell("boom", 64.5)) == NOT_FILLED
-    assert said(cell("boom", 64.5), cell("full", 64.25, "out-of-domain")) == NOT_FILLED
-    assert said(cell("boom", 64.5), cell("full", 64.25)) == "+0.25 (table 2)"
+@pytest.mark.parametrize(
+    ("where", "said"), [(None, NOT_FILLED), ("out-of-domain", NOT_FILLED), ("in-domain", "+0.25 (table 2)")]
+)
+def test_the_papers_difference_stands_beside_ours_once_a_reader_filled_both_values(
+    where: str | None, said: str
+) -> None:
+    cells = [("2", "boom", "in-domain", 64.5), *([("2", "full", where, 64.25)] if where else [])]
+    paper = pd.DataFrame(cells, columns=["table", "row", "column", "value"])
+    assert paper_difference(paper, ["boom", "full"], "in-domain") == said

@@ -7,18 +7,13 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from made_up_results import score_rows, write_made_up_results
+from made_up_results import score_rows, with_study
 
 from boom_utils.cards import Card, write_card
 from boom_utils.errors import ResultsError
 from boom_utils.reporting.model_cards import licence_notes, named_card, read_card, scored_card
-from boom_utils.reporting.results import Results, read_results
+from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import NO_BREAK_SPACE
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return read_results(write_made_up_results(tmp_path_factory.mktemp("results")))
 
 
 @pytest.fixture
@@ -36,10 +31,11 @@ def test_a_scored_card_has_the_scores_of_the_tables_with_intervals(results: Resu
     assert text.index("## Scores") < text.index("## Limits") < text.index("## Citation")
     assert "not with other seeds" in text
     assert "minus full" not in scored_card(card, results, "full")
+    assert named_card('SentenceTransformer("OWNER/NAME")', "me/mine") == 'SentenceTransformer("me/mine")'
 
 
 def test_a_card_is_of_one_model_also_where_tables_pool_its_seeds(results: Results, card: str) -> None:
-    pooled = replace(results, study={**results.study, "seeds": {"boom": ["boom", "boom-equal"]}})
+    pooled = with_study(results, seeds={"boom": ["boom", "boom-equal"]})
     assert pooled.domain_mean("boom", "in-domain") != results.domain_mean("boom", "in-domain")
     assert scored_card(card, pooled, "boom") == scored_card(card, results, "boom")
 
@@ -56,8 +52,7 @@ def test_scores_of_before_are_replaced_and_the_rest_of_a_card_stays(results: Res
     assert made.text.endswith("## Limits" + after)
 
 
-def test_the_hub_library_reads_one_result_a_task_in_the_names_of_mteb(tmp_path: Path, card: str) -> None:
-    results = read_results(write_made_up_results(tmp_path))
+def test_the_hub_library_reads_one_result_a_task_in_the_names_of_mteb(results: Results, card: str) -> None:
     told = {"dataset_revision": "abc", "scores": {"test": [{"hf_subset": "default", "main_score": 0.5}]}}
     told_of = score_rows({("boom", "code"): results.numbers.samples["boom", "code"]}, told)
     results = replace(results, numbers=replace(results.numbers, scores=told_of))
@@ -71,13 +66,11 @@ def test_the_hub_library_reads_one_result_a_task_in_the_names_of_mteb(tmp_path: 
     assert code.metric_value == pytest.approx(100 * results.mean("boom", ["code"]).value, abs=1e-3)
 
 
-def test_a_card_that_the_kit_did_not_write_gets_scores_too(results: Results) -> None:
+def test_a_card_of_others_gets_scores_too_and_no_scores_and_a_broken_front_matter_are_errors(
+    results: Results, card: str
+) -> None:
     text = scored_card("# Mine\n\nA text.\n", results, "boom")
-    assert text.startswith("---\nmodel-index:")
-    assert "# Mine\n\nA text.\n\n## Scores\n" in text
-
-
-def test_a_model_without_scores_and_a_broken_front_matter_are_errors(results: Results, card: str) -> None:
+    assert text.startswith("---\nmodel-index:") and "# Mine\n\nA text.\n\n## Scores\n" in text
     with pytest.raises(ResultsError, match=r"no scores of 'bom'.*'boom'"):
         scored_card(card, results, "bom")
     for broken in ("---\n- a list\n---\n\n# x\n", "---\na: [\n---\n\n# x\n"):
@@ -85,23 +78,14 @@ def test_a_model_without_scores_and_a_broken_front_matter_are_errors(results: Re
             scored_card(broken, results, "boom")
 
 
-def test_the_snippet_names_the_repository() -> None:
-    assert named_card('SentenceTransformer("OWNER/NAME")', "me/mine") == 'SentenceTransformer("me/mine")'
-
-
-@pytest.mark.parametrize(
-    ("licence", "doubtful"),
-    [
-        ("unknown", True),
-        ("undeclared", True),
-        ("CC-BY-NC-4.0 (LICENSE file)", True),
-        ("for non-commercial use", True),
-        ("Apache-2.0 repository; restrictions of the underlying data sets may apply", True),
-        ('same as STSbenchmark ("distributed under the same license as the original")', True),
-        ("MIT", False),
-        ("CC-BY-SA-4.0", False),
-        ("Apache-2.0", False),
-    ],
-)
-def test_terms_to_look_at_are_told_from_plain_ones(licence: str, doubtful: bool) -> None:
-    assert licence_notes({"nq": licence}) == (["nq: " + licence] if doubtful else [])
+def test_terms_to_look_at_are_told_from_plain_ones() -> None:
+    doubtful = [
+        "unknown",
+        "undeclared",
+        "CC-BY-NC-4.0 (LICENSE file)",
+        "for non-commercial use",
+        "same as STSbenchmark",
+    ]
+    doubtful += ["Apache-2.0 repository; restrictions of the underlying data sets may apply"]
+    for licence in (*doubtful, "MIT", "CC-BY-SA-4.0", "Apache-2.0"):
+        assert licence_notes({"nq": licence}) == ["nq: " + licence] * (licence in doubtful)

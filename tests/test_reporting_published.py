@@ -76,23 +76,19 @@ def test_means_are_those_of_complete_sets_of_tasks_only(committed: Published) ->
     for benchmark in committed.benchmarks:
         for label, rows in committed.scores.query("benchmark == @benchmark").groupby("label"):
             shown[benchmark, label] = means_of(rows.set_index("task")["main_score"], committed.tasks(benchmark))
-    assert len(shown) == 35
-    assert sum(means is not None for means in shown.values()) == 15
+    assert (len(shown), sum(means is not None for means in shown.values())) == (35, 15)
     assert shown[ENGLISH, "BOOM_4B_v1 @447ab885"] is None, "a task is missing"
     assert shown[ENGLISH, "BOOM_4B_v1 @33fb3454"] == pytest.approx((69.933, 64.940), abs=1e-3)
     assert shown[ENGLISH, "NV-Embed-v2"] is not None, "two revisions, each of other tasks"
 
 
-def test_every_benchmark_has_its_full_set_of_tasks_also_those_nobody_has_scored(
+def test_every_benchmark_has_its_full_set_of_tasks_and_the_slot_for_the_papers_tables_is_empty(
     committed: Published, tmp_path: Path
 ) -> None:
     assert {name: len(committed.tasks(name)) for name in committed.benchmarks} == {ENGLISH: 41, CODE: 12, RTEB: 17}
-    table = benchmark_table(ours(tmp_path), committed, RTEB)
-    row = table.set_index("task").loc["SWEbenchCodeRetrieval"]
-    assert set(row[[name for name in row.index if name.startswith("BOOM_4B_v1") and "note" not in name]]) == {"n/a"}
-
-
-def test_the_slot_for_the_papers_tables_is_committed_empty(committed: Published) -> None:
+    row = benchmark_table(ours(tmp_path), committed, RTEB).set_index("task").loc["SWEbenchCodeRetrieval"]
+    unscored = [name for name in row.index if name.startswith("BOOM_4B_v1") and "note" not in name]
+    assert set(row[unscored]) == {"n/a"}, "a task that nobody has scored is there too"
     assert (COMMITTED / "paper_tables.csv").read_text() == "table,row,column,value,page\n"
     assert committed.paper.empty
 
@@ -133,20 +129,17 @@ def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("header", [HEADER + ",note", HEADER.removesuffix(",source"), HEADER + ",task"])
-def test_another_set_of_columns_is_an_error(header: str, tmp_path: Path) -> None:
+def test_other_columns_and_a_missing_or_cut_file_are_errors(header: str, tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match=r"published_scores.csv, line 1: the columns are .*, expected model, "):
         read_published(write(tmp_path, [], header=header))
-
-
-@pytest.mark.parametrize("name", ["published_scores.csv", "paper_tables.csv"])
-def test_a_missing_file_and_one_cut_short_are_errors(name: str, tmp_path: Path) -> None:
-    path = write(tmp_path) / name
-    path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(ResultsError, match=name):
-        read_published(tmp_path)
-    path.unlink()
-    with pytest.raises(ResultsError, match=f"{name}: the file is missing"):
-        read_published(tmp_path)
+    for name in ("published_scores.csv", "paper_tables.csv"):
+        path = write(tmp_path) / name
+        path.write_bytes(path.read_bytes()[:-12])
+        with pytest.raises(ResultsError, match=name):
+            read_published(tmp_path)
+        path.unlink()
+        with pytest.raises(ResultsError, match=f"{name}: the file is missing"):
+            read_published(tmp_path)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -161,11 +154,7 @@ def test_ours_stand_first_and_every_note_says_what_differs(tmp_path: Path) -> No
     assert table.loc["b", ["two", "two note"]].tolist() == ["n/a", ""]
     assert table["one"].tolist()[-2:] == [30, 37.5]
     assert set(table["two"].tolist()[-2:]) == {"n/a (missing: b)"}
-
-
-def test_our_own_mean_over_fewer_tasks_is_not_available_either(tmp_path: Path) -> None:
-    published = read_published(write(tmp_path / "p"))
-    table = benchmark_table(ours(tmp_path, tasks=("a", "b")), published, "Toy").set_index("task")
+    table = benchmark_table(ours(tmp_path, tasks=("a", "b")), read_published(tmp_path / "p"), "Toy")
     assert table["full"].tolist() == [50, 50, "n/a", *["n/a (missing: s)"] * 2]
 
 
@@ -229,14 +218,11 @@ def test_every_value_of_every_profile_is_in_its_ledger(name: str, paper: Profile
     assert not found.isna().any().any()
 
 
-def test_a_profiles_own_source_makes_its_value_the_papers(paper: Profile) -> None:
+def test_the_source_of_a_value_is_that_of_its_key_or_of_the_nearest_above(paper: Profile) -> None:
     found = {entry["key"]: entry for entry in deviations(paper, paper)}
     for key in {*paper.sources} & {*found}:
         assert found[key]["source"] == paper.sources[key].partition(":")[0]
         assert (found[key]["paper"] == found[key]["value"]) == (found[key]["source"] != "ours")
-
-
-def test_a_key_speaks_for_all_below_it_that_have_none_of_their_own() -> None:
     sources = {"members": "paper: all of them", "members.a": "ours: this one"}
     assert source_of(sources, "members.b") == ("paper", "all of them")
     assert source_of(sources, "members.a") == ("ours", "this one")
@@ -246,10 +232,10 @@ def test_a_key_speaks_for_all_below_it_that_have_none_of_their_own() -> None:
 def test_line_breaks_spaces_at_the_ends_and_values_that_are_not_set_can_be_seen(paper: Profile) -> None:
     template = paper.evaluation.model_copy(update={"query_template": "{prompt}\n{query} "})
     base = paper.base_model.model_copy(update={"revision": None})
-    changed = paper.model_copy(update={"evaluation": template, "base_model": base})
-    found = {entry["key"]: entry["value"] for entry in deviations(changed, paper)}
-    assert found["evaluation.query_template"] == "'{prompt}\\n{query} '"
-    assert found["base_model.revision"] == "not set"
+    found = deviations(paper.model_copy(update={"evaluation": template, "base_model": base}), paper)
+    values = {entry["key"]: entry["value"] for entry in found}
+    assert values["evaluation.query_template"] == "'{prompt}\\n{query} '"
+    assert values["base_model.revision"] == "not set"
 
 
 def test_results_without_deviations_have_no_ledger_and_malformed_ones_are_refused() -> None:

@@ -12,28 +12,20 @@ import mteb
 import numpy as np
 import pytest
 from conftest import plain_smoke
+from made_up_results import GEOMETRY
 
 from boom_utils.artifacts import Artifact, Node, Workspace, sha256_file, write_json, write_text
 from boom_utils.cli import main
 from boom_utils.config import Profile
 from boom_utils.data.manifest import load_manifest
-from boom_utils.errors import ConfigError, ResultsError
-from boom_utils.reporting.report import regenerate
+from boom_utils.errors import ConfigError, ResultsError, WorkspaceError
+from boom_utils.reporting.report import write_mteb_results
 from boom_utils.reporting.results import read_numbers, read_results
 from boom_utils.reporting.trace import corpus_entries, trace_text
 from boom_utils.study import runner
 from boom_utils.study.graph import Study
 from boom_utils.study.runner import publish
 
-GEOMETRY = {
-    "members": ["s20", "full"],
-    "has_base": True,
-    "cosines": [[1, 0.2], [0.2, 1]],
-    "distances": [[0, 0.3], [0.3, 0]],
-    "relative_updates": [0.1, 0.2],
-    "layers": ["embedding", "layer 0"],
-    "by_layer": [[0.05, 0.1], [0.15, 0.3]],
-}
 LOG = "\n".join(json.dumps({"step": n, "dataset": name, "queries": 2, "loss": 1.0}) for n, name in enumerate("abab"))
 
 
@@ -138,8 +130,8 @@ def test_lists_are_short_unless_all_is_asked_for(published: Path) -> None:
 
 
 def test_mtebs_own_results_are_written_where_its_cache_reads_them(published: Path, tmp_path: Path) -> None:
-    assert regenerate("smoke", published.parent, tmp_path / "mteb") == published / "report.html"
     results = read_results(published)
+    write_mteb_results(results, tmp_path / "mteb")
     found = mteb.ResultCache(tmp_path / "mteb").load_results(validate_and_filter=False).model_results
     assert {(one.model_name, one.model_revision, len(one.task_results)) for one in found} == {
         (f"boom/{model}", f"of {model}", len(results.study["tasks"])) for model in results.models
@@ -149,30 +141,29 @@ def test_mtebs_own_results_are_written_where_its_cache_reads_them(published: Pat
 
 def test_folders_and_files_of_the_workspace_are_traced(study: Study) -> None:
     member, report = study.workspace.find(study.node("member/s20")), study.workspace.find(study.node("report"))
-    assert member is not None
-    assert report is not None
+    assert member is not None and report is not None
     text = trace_text(member.path)
     assert text.startswith(f"member s20 (member/{member.path.name}, made 20")
-    assert "batch plan of s20" in text
-    assert "base model" in text
+    assert "batch plan of s20" in text and "base model" in text
     file = trace_text(member.path / "training_log.jsonl")
     assert file.startswith("training_log.jsonl, of\nmember s20 (")
     drawn = trace_text(report.path / "figures" / "training_losses.svg")
-    assert drawn.splitlines()[2].startswith("  <- results (")
-    assert " members: s20" in drawn
+    assert drawn.splitlines()[2].startswith("  <- results (") and " members: s20" in drawn
     assert "installed distributions" in trace_text(study.build("examples").path)
 
 
-def test_a_damaged_artifact_is_said(study: Study, tmp_path: Path) -> None:
-    copied = tmp_path / "copy"
-    shutil.copytree(study.workspace.root, copied)
-    made = study.workspace.find(study.node("plan/full"))
-    assert made is not None
-    place = copied / "plan" / made.path.name
-    (place / "made.txt").write_text("other")
-    assert "WARNING: made.txt CHANGED" in trace_text(place)
-    (place / "made.txt").unlink()
-    assert "made.txt IS GONE" in trace_text(place)
+def test_a_damaged_artifact_and_one_whose_inputs_are_gone_are_said(study: Study, tmp_path: Path) -> None:
+    node = Node("base", 1, "base model", {}, lambda out, _: write_text(out / "x", "x"))
+    place = Workspace(tmp_path).build(node).path
+    (line,) = trace_text(place).splitlines()
+    assert line.startswith("base model (base/"), "a stage without inputs is its own beginning"
+    (place / "x").write_text("other")
+    assert "WARNING: x CHANGED" in trace_text(place)
+    (place / "x").unlink()
+    assert "x IS GONE" in trace_text(place)
+    shutil.copytree(study.build("plan/full").path, tmp_path / "plan" / "alone")
+    with pytest.raises(WorkspaceError, match=r"what batch plan of full was made from is gone"):
+        trace_text(tmp_path / "plan" / "alone")
 
 
 def test_files_nothing_is_known_of_are_clear_errors(published: Path, tmp_path: Path) -> None:
@@ -222,10 +213,3 @@ def test_a_run_ends_by_naming_the_report(study: Study, tmp_path: Path, monkeypat
     assert list(places)[-1] == "report"
     assert places["report"] == tmp_path / "results" / "smoke" / "report.html"
     assert places["report"].is_file()
-
-
-def test_a_stage_without_inputs_is_its_own_beginning(tmp_path: Path) -> None:
-    node = Node("base", 1, "base model", {}, lambda out, _: write_text(out / "x", "x"))
-    lines = trace_text(Workspace(tmp_path).build(node).path).splitlines()
-    assert lines[0].startswith("base model (base/")
-    assert len(lines) == 1

@@ -1,0 +1,179 @@
+"""Figures: what they show is what tables and pairs say, marks are those of the intervals, nothing overlaps."""
+
+from __future__ import annotations
+
+import io
+from itertools import combinations
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from made_up_results import with_study
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from boom_utils.errors import ResultsError
+from boom_utils.evaluation.interaction import Interaction, clusters
+from boom_utils.reporting.figures import (
+    core_ratio_sweep,
+    forgetting_curves,
+    granularity_comparison,
+    incremental_comparison,
+    interaction_heat_map,
+    model_means,
+    pareto,
+    plan_strips,
+    study_figures,
+    task_deltas,
+)
+from boom_utils.reporting.panels import DIVERGING, HEIGHT, MOST_WITH_NUMBERS, STYLE, WIDTH
+from boom_utils.reporting.results import Results
+
+
+def test_no_figure_is_larger_than_a_screen_however_many_models_and_tasks_there_are(results: Results) -> None:
+    many = [model for model in results.models for _ in range(8)]
+    crowded = with_study(results, models=many, tasks=[task for task in results.study["tasks"] for _ in range(9)])
+    drawn = [draw(results) for draw in study_figures(results).values()]
+    for figure in [model_means(crowded), task_deltas(crowded), *drawn]:
+        width, height = figure.get_size_inches()
+        assert width <= WIDTH and height <= HEIGHT
+
+
+def test_every_model_in_the_pareto_figure_has_a_number_and_no_two_numbers_overlap(results: Results) -> None:
+    with mpl.rc_context(STYLE):
+        figure = pareto(results)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw_without_rendering()
+        named = [text.get_text() for text in figure.legends[0].get_texts()]
+        for axis in figure.axes:
+            boxes = [text.get_window_extent(renderer) for text in axis.texts]
+            assert {text.get_text() for text in axis.texts} == {name.split()[0] for name in named if name[0].isdigit()}
+            assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+
+
+def test_a_marker_is_filled_only_where_the_interval_excludes_zero(results: Results) -> None:
+    figure = granularity_comparison(results)
+    for axis, domain in zip(figure.axes, results.domains, strict=False):
+        dots = [line for line in axis.lines if line.get_marker() == "o"]
+        rows = ["boom", "datasets", "families", "clusters"]
+        found = [results.difference(model, "full", results.tasks(domain)) for model in rows]
+        for dot, estimate in zip(dots, found, strict=True):
+            assert (dot.get_markerfacecolor() != "white") == estimate.excludes_zero
+            assert np.ravel(dot.get_xdata())[0] == pytest.approx(100 * estimate.value, abs=1e-4)
+
+
+def test_updates_have_a_panel_a_group_of_tasks_one_for_the_cost_and_a_line_over_the_share_of_old_data(
+    results: Results,
+) -> None:
+    groups = ["old (4 tasks)", "new (1 task)", "out-of-domain (3 tasks)"]
+    figure, swept = incremental_comparison(results), core_ratio_sweep(results)
+    assert [axis.get_title() for axis in figure.axes] == [*groups, "examples to train"]
+    assert [patch.get_width() for patch in figure.axes[-1].patches][-1] == 800, "on-40"
+    assert [axis.get_title(loc="left") for axis in swept.axes] == groups
+    line = next(bars for bars in swept.axes[1].containers if bars.get_label() == "merged update").lines[0]
+    assert list(np.asarray(line.get_xdata())) == [0.0, 0.2, 0.4, 1.0]
+    expected = [100 * results.mean(f"updated-{percent}", ["code"]).value for percent in (0, 20, 40, 100)]
+    assert list(np.asarray(line.get_ydata())) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "plans", [{"long": ["b", "a", "b", "c"], "short": ["c", "a"]}, {"all": [f"set{number}" for number in range(9)]}]
+)
+def test_a_strip_has_one_cell_a_step_and_one_colour_a_dataset(plans: dict[str, list[str]]) -> None:
+    figure = plan_strips(plans)
+    image, datasets = figure.axes[0].images[0], sorted({name for plan in plans.values() for name in plan})
+    for row, plan in zip(np.ma.filled(image.get_array(), np.nan), plans.values(), strict=True):
+        assert [datasets[int(cell)] for cell in row[~np.isnan(row)]] == plan
+    colours = {image.to_rgba(np.array([number])).tobytes() for number in range(len(datasets))}
+    assert len(colours) == len(datasets)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == datasets
+
+
+# --- interactions and forgetting --------------------------------------------------------------------------------------
+
+NAMES = ("alpha_set", "beta", "gamma", "delta")
+CURVE = [(0.0, 2.0, 1.9, 2.1), (0.5, 1.5, 1.4, 1.6), (1.0, 1.75, 1.6, 1.9)]
+LOSSES = {"shuffled": {"a": CURVE, "b_set": CURVE, "c": CURVE}, "sequential": {"a": CURVE[:2], "c": CURVE}}
+
+
+def interaction(size: int = 4) -> Interaction:
+    """alpha_set with gamma and beta with delta help one another, surely; all others disturb, perhaps."""
+    values = np.fromfunction(lambda a, b: np.where((a + b) % 2 == 0, -0.2, 0.1) + 0.01 * (a + b), (size, size))
+    np.fill_diagonal(values, 0.0)
+    names = NAMES if size == 4 else tuple(f"set_{number}" for number in range(size))
+    spread = np.where(values < 0, 0.05, 0.5)
+    np.fill_diagonal(spread, 0.0)
+    return Interaction(names, (5,) * size, 0.95, *(values, values - spread, values + spread) * 2)
+
+
+def labels(axis: Any) -> tuple[list[str], list[str]]:
+    rows, columns = ([one.get_text() for one in get()] for get in (axis.get_yticklabels, axis.get_xticklabels))
+    return rows, columns
+
+
+def cells(figure: Figure) -> dict[tuple[str, str], str]:
+    axis = figure.axes[1]
+    rows, columns = labels(axis)
+    places = [tuple(map(int, text.get_position())) for text in axis.texts]
+    return {(rows[y], columns[x]): text.get_text() for (x, y), text in zip(places, axis.texts, strict=True)}
+
+
+def svg(figure: Figure) -> bytes:
+    page = io.BytesIO()
+    figure.savefig(page, format="svg", metadata={"Date": None})
+    return page.getvalue()
+
+
+def test_every_pair_has_its_number_and_a_star_where_the_interval_leaves_out_zero() -> None:
+    given = interaction()
+    given.values[1, 2] = given.values[2, 1] = -1e-6
+    figure = interaction_heat_map(given)
+    found, image = cells(figure), figure.axes[1].images[0]
+    assert len(found) == 12
+    assert found["alpha set", "gamma"] == found["gamma", "alpha set"] == "-0.18*"
+    assert found["alpha set", "beta"] == "+0.11"
+    assert found["beta", "gamma"] == "+0.00", "what rounds to nothing has no minus sign"
+    assert image.get_clim()[0] == -image.get_clim()[1] and min(DIVERGING(0.5)[:3]) > 0.99
+    assert image.get_array().mask.diagonal().all()
+    with pytest.raises(ResultsError, match="other datasets"):
+        interaction_heat_map(given, clusters(interaction(5), count=2))
+
+
+def test_rows_columns_and_tree_have_the_order_of_the_clusters_with_lines_between_them() -> None:
+    given = interaction()
+    groups = clusters(given, count=2)
+    tree, axis = interaction_heat_map(given, groups).axes[:2]
+    rows, columns = labels(axis)
+    assert rows == columns == [NAMES[leaf].replace("_", " ") for leaf in groups.leaves]
+    assert {*rows[:2]} in ({"alpha set", "gamma"}, {"beta", "delta"})
+    assert [line.get_ydata()[0] for line in axis.lines if len(set(line.get_ydata())) == 1] == [1.5]
+    assert [line.get_xdata()[0] for line in axis.lines if len(set(line.get_xdata())) == 1] == [1.5]
+    assert sorted(line.get_color() == "black" for line in tree.lines) == [False, True, True]
+    assert {y for line in tree.lines for y in line.get_ydata()} >= {0, 1, 2, 3}, "leaves stand at their rows"
+    assert tree.get_ylim() == axis.get_ylim()
+
+
+@pytest.mark.promise(32)
+@pytest.mark.parametrize("size", [2, MOST_WITH_NUMBERS, MOST_WITH_NUMBERS + 1])
+def test_from_two_datasets_to_many_there_is_a_figure_of_the_same_bytes_and_numbers_where_there_is_room(
+    size: int,
+) -> None:
+    with mpl.rc_context(STYLE):
+        drawn = interaction_heat_map(interaction(size))
+        page = svg(drawn)
+        assert size > 2 or page == svg(interaction_heat_map(interaction(size)))
+    assert any("." in text for text in cells(drawn).values()) == (size <= MOST_WITH_NUMBERS)
+    nothing = interaction_heat_map(Interaction(("a", "b"), (1, 1), 0.95, *(np.zeros((2, 2)),) * 6))
+    assert {*cells(nothing).values()} == {"+0.000"}
+
+
+@pytest.mark.promise(32)
+def test_curves_have_a_panel_a_dataset_a_line_of_one_colour_a_model_and_bands() -> None:
+    figure = forgetting_curves(LOSSES)
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert [axis.get_title(loc="left") for axis in shown] == ["a", "b set", "c"]
+    assert [len(axis.lines) for axis in shown] == [len(axis.collections) for axis in shown] == [2, 1, 2]
+    assert shown[0].lines[1].get_ydata().tolist() == [2.0, 1.5]
+    assert shown[0].lines[1].get_color() == shown[2].lines[1].get_color() != shown[0].lines[0].get_color()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["shuffled", "sequential"]
