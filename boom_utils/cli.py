@@ -12,7 +12,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -197,15 +196,15 @@ def _run(options: argparse.Namespace) -> None:
 
     Example: boom run --profile smoke --only 03
     """
-    from boom_utils.study.runner import RunOptions, run
+    from boom_utils.study.runner import choose, run
 
     logging.getLogger("traitlets").setLevel(logging.ERROR)  # nbconvert: every figure without an alternative text
     papermill = logging.getLogger("papermill")
     papermill.setLevel(logging.INFO)
     papermill.addFilter(_is_progress)
-    values = dict(_assignment(text) for text in options.set)
-    chosen = RunOptions(options.only, getattr(options, "from"), values, options.results, options.force_unlock)
-    for name, place in run(_opened(options), options.profile, chosen).items():
+    values = {"profile": options.profile, **dict(_assignment(text) for text in options.set)}
+    study, chosen = _opened(options), choose(options.only, getattr(options, "from"))
+    for name, place in run(study, chosen, values, options.results, force_unlock=options.force_unlock).items():
         log.info("%s: %s", name, place)
 
 
@@ -275,7 +274,7 @@ def _write_jobs(study: Study, plan: StudyPlan, options: argparse.Namespace) -> N
 
     jobs = jobs_of(study, plan, options.gpus)
     place = {"profile": options.profile, "workspace": str(study.workspace.root.resolve())}
-    write_json(options.jobs, {**place, "jobs": [asdict(job) for job in jobs]})
+    write_json(options.jobs, {**place, "jobs": jobs})
     log.info("%s: %d jobs for %d nodes", options.jobs, len(jobs), len(study.nodes))
 
 

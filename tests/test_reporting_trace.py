@@ -209,7 +209,7 @@ def test_results_say_what_members_were_trained_on(published: Path) -> None:
 
 def test_a_run_ends_by_naming_the_report(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "run_notebook", lambda *_: False)
-    places = runner.run(study, "smoke", runner.RunOptions(results=tmp_path / "results"))
+    places = runner.run(study, runner.choose([], None), {"profile": "smoke"}, tmp_path / "results")
     assert list(places)[-1] == "report"
     assert places["report"] == tmp_path / "results" / "smoke" / "report.html"
     assert places["report"].is_file()

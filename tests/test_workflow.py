@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,7 +19,7 @@ from boom_utils.cli import main
 from boom_utils.config import load_profile
 from boom_utils.data.examples import write_jsonl
 from boom_utils.study.graph import Study
-from boom_utils.study.jobs import Job, jobs_of
+from boom_utils.study.jobs import jobs_of
 from boom_utils.study.own_data import OwnData, write_own_study
 from boom_utils.study.plan import Assumptions, plan_study
 
@@ -77,9 +78,12 @@ def test_an_unknown_node_is_an_error_before_anything_is_made(
 # --- boom plan --jobs -------------------------------------------------------------------------------------------------
 
 
+Jobs = dict[str, dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Study, dict[int | None, list[Job]]]]:
-    """Studies, and their jobs with the devices of the profile and without any."""
+def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Study, dict[int | None, Jobs]]]:
+    """Studies, and their jobs by name with the devices of the profile and without any."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         measured = {"parameters": 2e6, "matrices": 1e6, "flops_per_second": 1e9}
@@ -87,44 +91,44 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Study, 
         for name in ("smoke", "paper-0.6b"):
             study = Study(load_profile(name), Workspace(tmp_path_factory.mktemp(name)))
             plan = plan_study(study, Assumptions(30, 100))
-            found[name] = study, {most: jobs_of(study, plan, most) for most in (None, 0)}
+            found[name] = (
+                study,
+                {most: {one["name"]: one for one in jobs_of(study, plan, most)} for most in (None, 0)},
+            )
     return found
 
 
 @pytest.mark.parametrize("name", ["smoke", "paper-0.6b"])
 def test_every_node_is_in_one_job_and_everything_it_is_made_of_comes_before(
-    name: str, studies: dict[str, tuple[Study, dict[int | None, list[Job]]]]
+    name: str, studies: dict[str, tuple[Study, dict[int | None, Jobs]]]
 ) -> None:
     study, jobs = studies[name][0], studies[name][1][None]
-    names, made, done = {id(node): name for name, node in study.nodes.items()}, set(), {}
-    for job in jobs:
-        assert {*job.after} <= {*done}, job.name
-        for node in job.nodes:
-            assert node not in made
-            inputs = {names[id(child)] for child in study.nodes[node].inputs.values()}
-            assert inputs <= made
-            assert inputs <= {*job.nodes}.union(*(done[other] for other in job.after)), "it waits for what it reads"
+    done: dict[str, set[str]] = {}
+    for job in jobs.values():
+        made = set().union(*(done[other] for other in job["after"]))
+        for node in job["nodes"]:
+            assert {*study.inputs[node]} <= made, "it waits for what it reads"
             made.add(node)
-        done[job.name] = {*job.nodes}
-    assert made == {*study.nodes}
+        done[job["name"]] = {*job["nodes"]}
+    assert sorted(node for nodes in done.values() for node in nodes) == sorted(study.nodes)
     assert len(jobs) < len(study.nodes) / 3
-    assert {job.kind for job in jobs} == {"data", "base", "tokens", "member", "pair", "merge", "scores", "report"}
+    kinds = {"data", "base", "tokens", "member", "pair", "merge", "scores", "report"}
+    assert {job["kind"] for job in jobs.values()} == kinds
 
 
 def test_the_bundles_of_the_paper_are_a_model_or_a_pair_or_all_scores_of_a_model_and_ask_for_its_devices(
-    studies: dict[str, tuple[Study, dict[int | None, list[Job]]]],
+    studies: dict[str, tuple[Study, dict[int | None, Jobs]]],
 ) -> None:
     study, jobs = studies["paper-0.6b"]
-    by_name = {job.name: job for job in jobs[None]}
-    assert (len(study.nodes), len(by_name)) == (4736, 643)
-    full, scores, pair = by_name["member/full"], by_name["scores/full"], by_name["pair/pair-1-2"]
-    assert full.nodes == ("plan/full", "member/full")
-    assert pair.nodes == tuple(f"interaction/{kind}/pair-1-2" for kind in ("plan", "member", "losses"))
-    assert {*scores.nodes} == {name for name in study.nodes if name.startswith("scores/full/")}
-    assert [job.gpus for job in (full, pair, scores, by_name["merge/boom"])] == [8, 8, 1, 0]
-    assert not any(job.gpus for job in jobs[0])
-    assert not any(job.gpus for job in studies["smoke"][1][None]), "a tiny base is trained on processors"
-    assert all(job.minutes > 0 and job.mem_mb > 0 for some in jobs.values() for job in some)
+    asked = [jobs[None][name] for name in ("member/full", "pair/pair-1-2", "scores/full", "merge/boom")]
+    assert (len(study.nodes), len(jobs[None])) == (4736, 643)
+    assert asked[0]["nodes"] == ["plan/full", "member/full"]
+    assert asked[1]["nodes"] == [f"interaction/{kind}/pair-1-2" for kind in ("plan", "member", "losses")]
+    assert asked[2]["nodes"] == [name for name in study.nodes if name.startswith("scores/full/")]
+    assert [job["gpus"] for job in asked] == [8, 8, 1, 0]
+    none = (*jobs[0].values(), *studies["smoke"][1][None].values())
+    assert not any(job["gpus"] for job in none), "a tiny base is trained on processors"
+    assert all(job["minutes"] > 0 and job["mem_mb"] > 0 for some in jobs.values() for job in some.values())
 
 
 def test_jobs_keep_their_keys_until_what_they_do_changes(tmp_path: Path, profile: Path) -> None:
@@ -133,7 +137,8 @@ def test_jobs_keep_their_keys_until_what_they_do_changes(tmp_path: Path, profile
         content["subsets"][0]["ratio"] = ratio
         (changed := profile.with_name("changed.yaml")).write_text(yaml.safe_dump(content), encoding="utf-8")
         study = Study(load_profile(changed), Workspace(tmp_path))
-        return {job.name: job.key for job in jobs_of(study, plan_study(study, Assumptions(9, 9, tokens_per_second=9)))}
+        plan = plan_study(study, Assumptions(9, 9, tokens_per_second=9))
+        return {job["name"]: job["key"] for job in jobs_of(study, plan)}
 
     before, again, after = keys(0.4), keys(0.4), keys(0.5)
     assert before == again

@@ -8,15 +8,15 @@ import os
 import re
 import shutil
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
 
 from boom_utils.artifacts import PROJECT_ROOT, default_workspace
 from boom_utils.config import load_profile
 from boom_utils.data.fetching import chosen_datasets, files_of, hub_set
 from boom_utils.data.files import downloads_folder, hub_paths, mirror, offline
-from boom_utils.data.manifest import Dataset, HttpsFiles, InstalledDistributions, LocalFiles, Manifest, load_manifest
+from boom_utils.data.manifest import Dataset, InstalledDistributions, LocalFiles, Manifest, load_manifest
 from boom_utils.data.mining import corpus_deviations
 from boom_utils.errors import BoomError
 
@@ -39,16 +39,17 @@ def check_machine(profile: str) -> int:
 def _packages() -> Iterator[Finding]:
     lock = (PROJECT_ROOT / "requirements.lock").read_text(encoding="utf-8")
     wanted = dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", lock, flags=re.M))
-    differing = [f"{name} {have} (locked: {want})" for name, want in wanted.items() if (have := _version(name)) != want]
+    have = {_plain(one.name): one.version.split("+")[0] for one in importlib.metadata.distributions()}
+    there = {name: have.get(_plain(name)) for name in wanted}
+    differing = [
+        f"{name} {there[name]} (locked: {version})" for name, version in wanted.items() if there[name] != version
+    ]
     text = f"other versions than results were made with: {', '.join(differing)}"
     yield ("note", text) if differing else ("ok", f"all {len(wanted)} packages as locked")
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name).split("+")[0]
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _corpus(profile: str) -> Iterator[Finding]:
@@ -60,48 +61,26 @@ def _corpus(profile: str) -> Iterator[Finding]:
             yield "note", f"{name}: {text}; the corpus gets its own fingerprint"
         yield "ok", f"{name}: {len(manifest.source.distributions)} distributions looked at"
         return
-    files = _files(manifest, datasets)
-    missing = [one for one, there in files.items() if not there]
-    begin = f"{name}: {len(files) - len(missing)} of {len(files)} files are in the workspace"
+    missing = [one.id for one in datasets if not _is_here(one, manifest, downloads_folder())]
+    begin = f"{name}: files of {len(datasets) - len(missing)} of {len(datasets)} datasets are here"
     if not missing:
         yield "ok", begin
     elif isinstance(manifest.source, LocalFiles):
-        yield "problem", f"{begin}, not {', '.join(map(str, missing))}"
-    elif isinstance(manifest.source, HttpsFiles) and (source := mirror()) is not None:
-        absent = sum(not (source / one.path).is_file() for one in missing)
-        others = f"{absent} of the others are not in BOOM_MIRROR" if absent else "BOOM_MIRROR has the others"
-        yield "problem" if absent else "ok", f"{begin}, {others}"
-    elif offline():
+        yield "problem", f"{begin}, not of {', '.join(missing)}"
+    elif offline() and mirror() is None:
         yield "problem", f"{begin}, and HF_HUB_OFFLINE forbids to fetch the others; set BOOM_MIRROR"
-    elif isinstance(manifest.source, HttpsFiles) and (reason := _unreachable(missing[0].url)):
-        yield "problem", f"{begin}, and the network does not give the others ({reason}); set BOOM_MIRROR"
     else:
         yield "ok", f"{begin}; boom data fetch gets the others"
 
 
-def _files(manifest: Manifest, datasets: Sequence[Dataset]) -> dict[Any, bool]:
-    """Every file of a corpus (of the hub: every dataset), and whether it is here; asks nobody."""
-    folder = downloads_folder()
-    if isinstance(manifest.source, HttpsFiles):
-        return {file: (folder / file.path).is_file() for file in files_of(datasets)}
-    if isinstance(manifest.source, LocalFiles):
-        names = [file for one in datasets if one.local for file in one.local.files]
-        return {name: (manifest.folder / name).is_file() for name in names if not name.startswith("hf://")}
-    found = {}
-    for dataset in datasets:
+def _is_here(dataset: Dataset, manifest: Manifest, folder: Path) -> bool:
+    """Whether all files of a dataset are on this machine; asks nobody."""
+    if dataset.hub is not None:
         with suppress(BoomError):
-            found[dataset.id] = False
-            found[dataset.id] = bool(hub_paths(hub_set(dataset, folder)))
-    return found
-
-
-def _unreachable(url: str) -> str | None:
-    """Why an address cannot be asked for, or None."""
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
-    except (OSError, ValueError) as error:
-        return str(error)
-    return None
+            return bool(hub_paths(hub_set(dataset, folder)))
+        return False
+    own = [manifest.folder / name for name in (dataset.local.files if dataset.local else ()) if "://" not in name]
+    return all(path.is_file() for path in (*own, *(folder / file.path for file in files_of([dataset]))))
 
 
 def _devices() -> Iterator[Finding]:
@@ -124,7 +103,10 @@ def _disk() -> Iterator[Finding]:
 def _hub() -> Iterator[Finding]:
     if offline():
         yield "ok", "hub: offline by HF_HUB_OFFLINE; smoke needs no network"
-    elif reason := _unreachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co")):
-        yield "note", f"hub: not reachable ({reason}); smoke needs no network"
+        return
+    try:
+        urllib.request.urlopen(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=5).close()
+    except (OSError, ValueError) as error:
+        yield "note", f"hub: not reachable ({error}); smoke needs no network"
     else:
         yield "ok", "hub: reachable"

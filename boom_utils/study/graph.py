@@ -12,6 +12,7 @@ import re
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -72,6 +73,12 @@ class Study:
         _check_merges(profile)
         downloads = downloads_folder(self.workspace.root)
         self.nodes = _nodes(profile, self.manifest, downloads, execution or models.Execution())
+
+    @cached_property
+    def inputs(self) -> dict[str, list[str]]:
+        """Name of every node -> names of the nodes it is made from."""
+        names = {id(node): name for name, node in self.nodes.items()}
+        return {name: sorted({names[id(one)] for one in node.inputs.values()}) for name, node in self.nodes.items()}
 
     def node(self, name: str) -> Node:
         """The node of that name.

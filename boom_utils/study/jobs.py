@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from graphlib import TopologicalSorter
+from typing import Any
 
 from boom_utils.artifacts import digest_of
 from boom_utils.config import TinyBase
 from boom_utils.study.graph import Study
-from boom_utils.study.plan import Cost, StudyPlan
+from boom_utils.study.plan import StudyPlan, total
 from boom_utils.study.scoring import profile_benchmarks
 
 LEAST_MINUTES, UNKNOWN_MINUTES = 15, 720
@@ -23,122 +23,73 @@ CONVERTED_BYTES = 1e5  # of tokens a second: what one processor converts and tok
 CHARACTERS_A_TOKEN = 4
 BASE_MB, UNKNOWN_MB = 4000, 32_000
 COPIES = {"base": 5, "member": 5, "pair": 5, "merge": 2, "scores": 2}  # of the weights, that a job holds in memory
+_KINDS = {"examples": "data", "subset": "data", "random": "base", "plan": "member", "results": "report"}
+"""Nodes made in a job of another name than their own."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """Some nodes that are made one after another in one place.
-
-    Args:
-        name: Unique in the study.
-        kind: ``data``, ``base``, ``tokens``, ``member``, ``pair``, ``merge``, ``scores`` or ``report``.
-        nodes: Names, inputs first.
-        after: Names of the jobs it waits for.
-        key: Digest of what its nodes are to be; another one means other work under the same name.
-        gpus: Devices.
-        mem_mb: Memory of the machine.
-        minutes: Time, with a margin.
-    """
-
-    name: str
-    kind: str
-    nodes: tuple[str, ...]
-    after: tuple[str, ...]
-    key: str
-    gpus: int
-    mem_mb: int
-    minutes: int
-
-
-def jobs_of(study: Study, plan: StudyPlan, most_gpus: int | None = None) -> list[Job]:
+def jobs_of(study: Study, plan: StudyPlan, most_gpus: int | None = None) -> list[dict[str, Any]]:
     """The jobs of a study, each after those it waits for; every node is in one of them.
 
     Args:
         study: The study.
         plan: Its costs.
         most_gpus: Devices a job may use; None: as many as the profile's batches are made for, none for a tiny base.
+
+    Returns:
+        Of each job: ``name``; ``kind`` (data, base, tokens, member, pair, merge, scores or report); ``nodes``, inputs
+        first; ``after``, the jobs it waits for; ``key``, another where its nodes are to be something else; and what it
+        asks for: ``gpus``, ``mem_mb`` and ``minutes``.
     """
-    bundles: dict[str, list[str]] = {}
-    for name in study.nodes:  # inputs come first
-        bundles.setdefault(job_of(name)[1], []).append(name)
-    names, keys = {id(node): name for name, node in study.nodes.items()}, _keys(study)
+    bundles, keys = dict[str, list[str]](), dict[str, str]()
+    for name, node in study.nodes.items():  # inputs come first
+        bundles.setdefault(job_of(name), []).append(name)
+        keys[name] = digest_of([node.stage, node.version, node.config, [keys[one] for one in study.inputs[name]]])
     after = {
-        job: {job_of(names[id(child)])[1] for name in nodes for child in study.nodes[name].inputs.values()} - {job}
-        for job, nodes in bundles.items()
+        job: {job_of(one) for name in nodes for one in study.inputs[name]} - {job} for job, nodes in bundles.items()
     }
-    asks = _Asks(study, plan, most_gpus)
-    return [
-        Job(job, job_of(job)[0], tuple(nodes), tuple(sorted(after[job])), digest_of([keys[n] for n in nodes]), *asked)
-        for job in TopologicalSorter(after).static_order()
-        for nodes in [bundles[job]]
-        for asked in [asks.of(job, nodes)]
-    ]
+    asked, jobs = _asking(study, plan, most_gpus), list[dict[str, Any]]()
+    for job in TopologicalSorter(after).static_order():
+        kind, nodes = job.split("/")[0], bundles[job]
+        kind = {"interaction": "pair", "geometry": "merge"}.get(kind, kind)
+        facts = {"name": job, "kind": kind, "nodes": nodes, "after": sorted(after[job])}
+        jobs.append({**facts, "key": digest_of([keys[name] for name in nodes]), **asked(kind, nodes)})
+    return jobs
 
 
-def job_of(node: str) -> tuple[str, str]:
-    """Kind and name of the job that makes a node, by the node's name or its own.
+def job_of(node: str) -> str:
+    """Name of the job that makes a node.
 
-    >>> job_of("plan/s40"), job_of("interaction/losses/pair-1-2")
-    (('member', 'member/s40'), ('pair', 'pair/pair-1-2'))
+    >>> job_of("plan/s40"), job_of("scores/s40/sts"), job_of("interaction/losses/pair-1-2"), job_of("tokens/new")
+    ('member/s40', 'scores/s40', 'pair/pair-1-2', 'tokens')
     """
     stage, *rest = node.split("/")
-    match stage:
-        case "data" | "examples" | "subset":
-            return "data", "data"
-        case "random" | "base":
-            return "base", "base"
-        case "tokens":
-            return "tokens", "tokens"
-        case "plan" | "member":
-            return "member", f"member/{rest[0]}"
-        case "pair" | "interaction":
-            return "pair", f"pair/{rest[-1]}" if rest else "interaction"
-        case "merge" | "geometry":
-            return "merge", node
-        case "scores":
-            return "scores", f"scores/{rest[0]}"
-        case "results" | "report":
-            return "report", "report"
-    raise AssertionError(f"no kind of job makes {node}")
+    kind = _KINDS.get(stage, stage)
+    if kind == "interaction" and rest:
+        return f"pair/{rest[-1]}"
+    if kind in ("member", "scores"):
+        return f"{kind}/{rest[0]}"
+    return node if kind in ("merge", "geometry") else kind
 
 
-def _keys(study: Study) -> dict[str, str]:
-    """Digest of every node and of all it is made from, before anything is made."""
-    keys: dict[int, str] = {}
-    for node in study.nodes.values():
-        inputs = {name: keys[id(child)] for name, child in node.inputs.items()}
-        keys[id(node)] = digest_of([node.stage, node.version, node.config, inputs])
-    return {name: keys[id(node)] for name, node in study.nodes.items()}
+def _asking(study: Study, plan: StudyPlan, most_gpus: int | None) -> Callable[[str, Sequence[str]], dict[str, int]]:
+    """What a job of some kind and nodes asks a cluster for: devices, memory and minutes."""
+    processes, tiny = study.profile.training.processes, isinstance(study.profile.base_model, TinyBase)
+    most = (0 if tiny else processes) if most_gpus is None else most_gpus
+    sizes = {name: task.size for name, task in profile_benchmarks(study.profile).tasks.items()}
+    everything, model_mb = total(plan.costs), plan.costs.loc["base", "model_bytes"] / 1e6
 
-
-class _Asks:
-    """What the jobs of a study ask a cluster for."""
-
-    def __init__(self, study: Study, plan: StudyPlan, most_gpus: int | None) -> None:
-        profile = study.profile
-        tiny = isinstance(profile.base_model, TinyBase)
-        self.processes = profile.training.processes
-        self.most = (0 if tiny else self.processes) if most_gpus is None else most_gpus
-        self.plan, self.sizes = plan, {name: task.size for name, task in profile_benchmarks(profile).tasks.items()}
-        self.costs: Mapping[str, Cost] = {cost.name: cost for cost in (*plan.models, *plan.pairs)}
-        self.model_mb = self.costs["base"].amounts["model_bytes"] / 1e6
-
-    def of(self, job: str, nodes: list[str]) -> tuple[int, int, int]:
-        """Devices, memory and minutes of one job."""
-        kind, model = job_of(job)[0], job.split("/")[-1]
-        gpus = min(self.most, {"member": self.processes, "pair": self.processes, "scores": 1}.get(kind, 0))
-        memory = BASE_MB + COPIES.get(kind, 0) * self.model_mb
-        seconds = 0.0
+    def asked(kind: str, nodes: Sequence[str]) -> dict[str, int]:
+        gpus = min(most, {"member": processes, "pair": processes, "scores": 1}.get(kind, 0))
+        memory = BASE_MB + COPIES.get(kind, 0) * model_mb
+        column, unit = ("device_hours", 3600 / gpus) if gpus else ("seconds", 1.0)
+        costs = plan.costs.loc[plan.costs.index.intersection(nodes)]
+        seconds = math.nan if costs["at_least"].any() else costs[column].sum(skipna=False) * unit
         if kind in ("data", "tokens"):
-            seconds = math.nan if self.plan.unknown_rows else self.plan.tokens_bytes / CONVERTED_BYTES
-        elif kind in ("base", "member", "pair") and (cost := self.costs.get(model)):
-            seconds = math.nan if cost.at_least else self._seconds(cost.amounts, gpus)
-        elif kind == "scores" and (size := sum(self.sizes.get(node.split("/")[-1], 0) for node in nodes)):
-            all_models = self.plan.total()  # a forward pass is a third of a training step
-            seconds = size / CHARACTERS_A_TOKEN * self._seconds(all_models, gpus) / all_models["tokens"] / 3
+            seconds = math.nan if plan.unknown_rows else plan.tokens_bytes / CONVERTED_BYTES
+        elif size := sum(sizes.get(node.split("/")[-1], 0) for node in nodes if kind == "scores"):
+            # A forward pass is a third of a training step.
+            seconds = size / CHARACTERS_A_TOKEN * everything[column] * unit / everything["tokens"] / 3
         minutes = UNKNOWN_MINUTES if math.isnan(seconds) else LEAST_MINUTES + math.ceil(MARGIN * seconds / 60)
-        return gpus, UNKNOWN_MB if math.isnan(memory) else math.ceil(memory), minutes
+        return {"gpus": gpus, "mem_mb": UNKNOWN_MB if math.isnan(memory) else math.ceil(memory), "minutes": minutes}
 
-    @staticmethod
-    def _seconds(amounts: Mapping[str, float], gpus: int) -> float:
-        return amounts.get("device_hours", 0.0) * 3600 / gpus if gpus else amounts.get("seconds", 0.0)
+    return asked

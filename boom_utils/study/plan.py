@@ -1,38 +1,40 @@
 """What a study would cost, before it runs: examples, steps, tokens, FLOPs, time on this machine, disk.
 
 Facts of finished artifacts come first, then counts of the manifest, then assumptions, which are printed. What is not
-known stays unknown: where the rows of some datasets are, the numbers of a member are a lower bound and say so.
+known stays unknown (NaN, in JSON null): where the rows of some datasets are, the numbers of a member are a lower bound
+and say so.
 
 FLOPs are those of the matrices: 2 a weight and token forward, 4 backward, or 2 where the weights are frozen (LoRA), and
-2 more for whatever is computed twice. Products of attention, mining and evaluation are not counted.
+2 more with gradient checkpointing.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from boom_utils.artifacts import Artifact, Node
-from boom_utils.config import MemberConfig, TinyBase, TrainingConfig
-from boom_utils.data.manifest import Dataset, Manifest
+from boom_utils.artifacts import Node
+from boom_utils.config import MemberConfig, PretrainedBase, TinyBase, TrainingConfig
+from boom_utils.data.manifest import Manifest
 from boom_utils.data.sampling import subset_size
 from boom_utils.study.graph import Study
-from boom_utils.study.models import datasets_of, interaction_members
+from boom_utils.study.models import datasets_of, interaction_members, rules_of
 from boom_utils.training.plan import DatasetRules
 
 BYTES_A_WEIGHT = 4  # models are stored in float32
 ADAM_COPIES = 3  # a checkpoint holds weights and two moments
-UNKNOWN = math.nan
-"""Stands for what is not known: everything computed from it is not known either. In JSON it is null."""
-_COLUMNS = {
+_COLUMNS: Mapping[str, tuple[str, float, str]] = {
     "examples": ("examples", 1.0, ""),
     "steps": ("steps", 1.0, ""),
     "tokens": ("tokens", 1e6, " M"),
@@ -42,7 +44,8 @@ _COLUMNS = {
     "model_bytes": ("model", 1e6, " MB"),
     "checkpoint_bytes": ("checkpoint", 1e6, " MB"),
 }
-AMOUNTS = tuple(_COLUMNS)[:-1]
+"""Amounts of a model, each with its heading, and what it is shown in."""
+AMOUNTS = [*_COLUMNS][:-1]
 """What is summed over models; checkpoints are not, as one run's are gone before the next begins."""
 
 
@@ -66,70 +69,48 @@ class Assumptions:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """One model of the study.
+class StudyPlan:
+    """Costs of all models of a study, and what the numbers rest on.
 
     Args:
-        name: Its name.
-        kind: ``base``, ``member`` or ``merge``.
-        up_to_date: Whether it is in the workspace.
-        amounts: `AMOUNTS` and checkpoint_bytes; of merges the bytes alone.
-        at_least: The rows of some of its datasets are not known and not counted.
+        costs: A row a model, by name of its node: ``name``, ``kind`` (base, member, pair, merge), ``up_to_date``, the
+            amounts, and ``at_least``: the rows of some of its datasets are not known and not counted.
+        tokens_bytes: Disk that the tokens of all rows take.
+        unknown_rows: Datasets whose rows are not known.
+        assumptions: What the numbers rest on, a sentence each.
+        nodes: The graph: every node with the names of its inputs, inputs first.
     """
 
-    name: str
-    kind: str
-    up_to_date: bool
-    amounts: Mapping[str, float]
-    at_least: bool = False
-
-
-@dataclass(frozen=True)
-class StudyPlan:
-    """Costs of all models, the graph they are in, and what the numbers rest on; ``pairs`` are in no sum."""
-
-    profile: str
-    models: tuple[Cost, ...]
-    pairs: tuple[Cost, ...]
+    costs: pd.DataFrame
     tokens_bytes: float
-    nodes: tuple[Mapping[str, Any], ...]
     unknown_rows: tuple[str, ...]
     assumptions: tuple[str, ...]
-
-    def total(self, *, to_do: bool = False) -> dict[str, float]:
-        """Sums of what is known over all models, or over those that are not made yet."""
-        costs = [cost.amounts for cost in self.models if not (to_do and cost.up_to_date)]
-        return {name: _sum([amounts[name] for amounts in costs if name in amounts]) for name in AMOUNTS}
-
-    def at_least(self, *, to_do: bool = False) -> bool:
-        """Whether `total` leaves out something that is not known."""
-        costs = [cost for cost in self.models if not (to_do and cost.up_to_date)]
-        return any(cost.at_least or any(math.isnan(cost.amounts.get(name, 0.0)) for name in AMOUNTS) for cost in costs)
+    nodes: tuple[Mapping[str, Any], ...]
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-able form; ``nodes`` is the graph, every node with the names of its inputs, inputs first."""
-        sums = {"totals": self.total(), "to_do": self.total(to_do=True), "at_least": self.at_least()}
-        found: dict[str, Any] = _without_nan({**asdict(self), **sums})
-        return found
+        """JSON-able form."""
+        to_do = self.costs[~self.costs["up_to_date"]]
+        sums = {"totals": total(self.costs), "to_do": total(to_do), "disk": {"tokens_bytes": self.tokens_bytes}}
+        known = {name: {key: None if one != one else one for key, one in found.items()} for name, found in sums.items()}
+        models = json.loads(self.costs.to_json(orient="records", double_precision=15))
+        facts = {"unknown_rows": self.unknown_rows, "assumptions": self.assumptions, "nodes": self.nodes}
+        return {"models": models, **known, **facts}
 
 
-def _sum(amounts: Sequence[float]) -> float:
-    """Sum of what is known; unknown where there is something and nothing of it is known."""
-    known = [amount for amount in amounts if not math.isnan(amount)]
-    return sum(known) if known or not amounts else UNKNOWN
+def total(costs: pd.DataFrame) -> dict[str, Any]:
+    """Sums of what is known of some rows of `StudyPlan.costs`; ``at_least`` if something is not known.
+
+    >>> costs = pd.DataFrame({name: [1.0, math.nan] for name in _COLUMNS} | {"at_least": False})
+    >>> total(costs) == dict.fromkeys(AMOUNTS, 1.0) | {"at_least": True}
+    True
+    """
+    lacking = bool(costs["at_least"].any() or costs[AMOUNTS].isna().any(axis=None))
+    return {**costs[AMOUNTS].sum(min_count=min(1, len(costs))), "at_least": lacking}
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def known_rows(manifest: Manifest) -> dict[str, int | None]:
-    """Training rows of every dataset as its manifest states them; None where it does not."""
-    return {dataset.id: dataset.stated_rows for dataset in manifest.datasets}
+def known_rows(manifest: Manifest) -> dict[str, float]:
+    """Training rows of every dataset as its manifest states them."""
+    return {one.id: math.nan if one.stated_rows is None else one.stated_rows for one in manifest.datasets}
 
 
 def plan_study(study: Study, assumptions: Assumptions | None = None) -> StudyPlan:
@@ -137,68 +118,46 @@ def plan_study(study: Study, assumptions: Assumptions | None = None) -> StudyPla
 
     The speed of this machine is measured once for a shape of model, in some seconds, and kept in the workspace.
     """
-    return _Planner(study, assumptions or Assumptions()).plan()
+    planner = _Planner(study, assumptions or Assumptions())
+    profile, corpus = study.whole, study.profile.corpus
+    costs = [planner.base(), *(planner.member(one, "member") for one in profile.members)]
+    costs += [planner.row(f"merge/{one.name}", "merge") for one in profile.merges]
+    if profile.interaction is not None:
+        costs += [planner.member(one, "pair") for one in interaction_members(profile, profile.interaction)]
+    rows = {name: planner.rows[name] for name in (*corpus.datasets, *corpus.new_datasets)}
+    unknown = tuple(name for name, count in rows.items() if math.isnan(count))
+    stored = sum(4 * count * planner.texts(name)[2] for name, count in rows.items() if name not in unknown)
+    frame = pd.DataFrame(costs).set_index("node")
+    said = tuple(planner.said(unknown))
+    return StudyPlan(frame, stored if len(unknown) < len(rows) else math.nan, unknown, said, planner.graph())
 
 
-@dataclass(frozen=True)
-class _Texts:
-    """Mean tokens of a dataset's texts, and tokens of all texts a row, used or not."""
-
-    query: float
-    positive: float
-    negative: float
-    stored: float
-
-
-@dataclass(frozen=True)
 class _Planner:
-    study: Study
-    given: Assumptions
+    def __init__(self, study: Study, given: Assumptions) -> None:
+        self.study, self.given, self.training = study, given, study.profile.training
+        self.found = study.workspace.find_all(study.nodes)
 
     @cached_property
-    def found(self) -> dict[str, Artifact]:
-        """What is up to date, by name of its node."""
-        return self.study.workspace.find_all(self.study.nodes)
-
-    @property
-    def training(self) -> TrainingConfig:
-        return self.study.profile.training
-
-    def plan(self) -> StudyPlan:
-        """All costs, in the order the study shows its models."""
-        profile, disk = self.study.whole, {"model_bytes": self.weights[0] * BYTES_A_WEIGHT}
-        costs = [self._base(disk), *(self._member(member, disk) for member in profile.members)]
-        costs += [Cost(m.name, "merge", f"merge/{m.name}" in self.found, disk) for m in profile.merges]
-        analysis = interaction_members(profile, profile.interaction) if profile.interaction else []
-        pairs = [self._member(member, disk) for member in analysis]
-        rows = {name: self.rows[name] for name in (*profile.corpus.datasets, *profile.corpus.new_datasets)}
-        unknown = tuple(name for name, count in rows.items() if count is None)
-        stored = [UNKNOWN if count is None else count * self._texts(name).stored * 4 for name, count in rows.items()]
-        said = tuple(self._said(len(unknown)))
-        nodes = _graph(self.study, self.found)
-        return StudyPlan(profile.name, tuple(costs), tuple(pairs), _sum(stored), nodes, unknown, said)
-
-    @cached_property
-    def rows(self) -> dict[str, int | None]:
+    def rows(self) -> dict[str, float]:
         """Training rows of every dataset: of the examples if they are made, else as stated, `train_rows` at most."""
-        most = self.study.profile.corpus.train_rows
         stated = known_rows(self.study.manifest)
         if "examples" in self.found:
             counted = self.found["examples"].facts["rows"]
-            return {name: counted.get(f"train/{name}") for name in stated}
-        return {name: most if rows is None else min(rows, most or rows) for name, rows in stated.items()}
+            return {name: counted.get(f"train/{name}", math.nan) for name in stated}
+        most = self.study.profile.corpus.train_rows or math.nan
+        return {name: float(np.fmin(rows, most)) for name, rows in stated.items()}
 
     @cached_property
-    def lengths(self) -> dict[str, _Texts]:
-        """Mean lengths of the datasets whose tokens are in the workspace."""
+    def lengths(self) -> dict[str, tuple[float, float, float]]:
+        """`texts` of the datasets whose tokens are in the workspace."""
         folders = [self.found[name].path for name in ("tokens", "tokens/new") if name in self.found]
-        return {path.stem: _read_texts(path) for folder in folders for path in sorted(folder.glob("*.arrow"))}
+        return {path.stem: _read_lengths(path) for folder in folders for path in sorted(folder.glob("*.arrow"))}
 
-    def _texts(self, dataset: str) -> _Texts:
-        query = min(self.given.query_tokens or self.training.query_max_len, self.training.query_max_len)
-        passage = min(self.given.passage_tokens or self.training.passage_max_len, self.training.passage_max_len)
-        limits = _Texts(query, passage, passage, query + passage * self.training.train_group_size)
-        return self.lengths.get(dataset, limits)
+    def texts(self, dataset: str) -> tuple[float, float, float]:
+        """Mean tokens of a dataset's queries and passages, and tokens of all texts a row, used or not."""
+        query = min(self.given.query_tokens or math.inf, self.training.query_max_len)
+        passage = min(self.given.passage_tokens or math.inf, self.training.passage_max_len)
+        return self.lengths.get(dataset, (query, passage, query + passage * self.training.train_group_size))
 
     @cached_property
     def shape(self) -> dict[str, Any] | None:
@@ -214,208 +173,185 @@ class _Planner:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path and path.is_file() else None
 
     @cached_property
-    def measured(self) -> Mapping[str, float]:
-        """Size of the base and speed of one device of this machine; of another model where the base is not here."""
+    def model(self) -> Mapping[str, float]:
+        """``parameters`` of the base, ``matrices`` (those that every token meets), and ``flops_per_second`` here.
+
+        A base that is not on this machine has the size that the profile states.
+        """
         from boom_utils.machine import machine_name, measure
 
-        shape, precision = self.shape or {"model_type": "bert"}, self.training.precision
-        length = min(128, self.training.passage_max_len)
+        base = self.study.profile.base_model
+        if isinstance(base, PretrainedBase) and self.shape is None:
+            total = base.parameters or math.nan
+            matrices = total - (base.embedding_parameters or 0.0)
+            return {"parameters": total, "matrices": matrices, "flops_per_second": math.nan}
+        shape, precision, length = self.shape or {}, self.training.precision, min(128, self.training.passage_max_len)
         config = {"shape": shape, "precision": precision, "length": length, "machine": machine_name()}
         node = Node("speed", 1, "speed of this machine", config, lambda _, __: measure(shape, precision, length))
         return self.study.workspace.build(node).facts
 
     @cached_property
-    def weights(self) -> tuple[float, float]:
-        """Parameters of the base, and those of them that every token meets."""
-        base = self.study.profile.base_model
-        if self.shape is not None:
-            return self.measured["parameters"], self.measured["matrices"]
-        total, embedding = (base.parameters, base.embedding_parameters) if base.kind == "pretrained" else (None, None)
-        return (UNKNOWN, UNKNOWN) if total is None else (total, total - (embedding or 0.0))
-
-    @cached_property
     def tokens_per_second(self) -> float | None:
         """Speed of one device of this machine: as given, else the median of the members that are made, if any."""
-        if self.given.tokens_per_second is not None:
-            return self.given.tokens_per_second
         speeds = [a.facts["tokens_per_second"] for name, a in self.found.items() if name.startswith("member/")]
-        return float(median(speeds)) if speeds else None
+        return self.given.tokens_per_second or (float(median(speeds)) if speeds else None)
 
-    def _base(self, disk: Mapping[str, float]) -> Cost:
-        base = self.study.profile.base_model
-        if not isinstance(base, TinyBase):
-            return Cost("base", "base", "base" in self.found, disk)
-        options = base.pretraining
+    def row(self, node: str, kind: str, counted: Mapping[str, float] | None = None, **amounts: Any) -> dict[str, Any]:
+        """A row of `StudyPlan.costs`; what is not trained costs its bytes alone."""
+        counts = counted or {}
+        shared = {"node": node, "name": node.split("/")[-1], "kind": kind, "up_to_date": node in self.found}
+        trained = {name: float(counts.get(name, 0)) for name in ("examples", "steps", "tokens")}
+        rest = {"flops": 0.0, "seconds": 0.0, "device_hours": 0.0}
+        size = {"model_bytes": self.model["parameters"] * BYTES_A_WEIGHT, "checkpoint_bytes": 0.0, "at_least": False}
+        return {**shared, **trained, **rest, **size, **amounts}
+
+    def base(self) -> dict[str, Any]:
+        """The row of the base; one that is not trained here costs its bytes alone."""
+        config = self.study.profile.base_model
+        if not isinstance(config, TinyBase):
+            return self.row("base", "base")
+        options = config.pretraining
         size = DatasetRules().batch_size(options.per_device_train_batch_size, options.processes)
-        steps = (self.study.profile.corpus.pretraining_pairs or UNKNOWN) // size * options.num_train_epochs
+        steps = (self.study.profile.corpus.pretraining_pairs or math.nan) // size * options.num_train_epochs
         tokens = steps * size * (options.query_max_len + options.passage_max_len)
         counted: Mapping[str, float] = {"examples": steps * size, "steps": steps, "tokens": tokens}
         counted = self.found["base"].facts if "base" in self.found else counted
-        return Cost("base", "base", "base" in self.found, {**self._trained(counted, options), **disk})
+        return self.row("base", "base", counted, **self._trained(counted["tokens"], options))
 
-    def _member(self, member: MemberConfig, disk: Mapping[str, float]) -> Cost:
-        profile = self.study.whole
-        subset, training = profile.subset(member.subset), member.training.of(self.training)
-        parts = []
-        for name, dataset in datasets_of(profile, self.study.manifest, member).items():
+    def member(self, config: MemberConfig, kind: str) -> dict[str, Any]:
+        """The row of a member, or of a model of the interaction analysis."""
+        profile, place = self.study.whole, "interaction/" if kind == "pair" else ""
+        subset, training = profile.subset(config.subset), config.training.of(self.training)
+        rules, parts = rules_of(profile, self.study.manifest, config), []
+        for name in datasets_of(profile, self.study.manifest, config):
             share = subset.new_data if name in profile.corpus.new_datasets else profile.ratio(subset)
-            complement = subset.complement_of is not None
-            rows = self.rows[name] if member.cluster is None else None  # a cluster is found by the interaction analysis
-            if rows is not None and subset.part:
-                rows //= subset.part[1]
-            parts.append(None if rows is None else self._dataset(dataset, rows, share or 0.0, training, complement))
-        known = [part for part in parts if part is not None]
-        counted = {name: _sum([p[name] for p in known] or [UNKNOWN]) for name in ("examples", "steps", "tokens")}
-        counted["again"] = _sum([p["again"] for p in known])
-        if f"plan/{member.name}" in self.found:
-            facts = self.found[f"plan/{member.name}"].facts
-            counted |= {"examples": facts["examples"], "steps": facts["batches"]}
-        if made := f"member/{member.name}" in self.found:
-            counted["tokens"] = self.found[f"member/{member.name}"].facts["tokens"]
-        amounts = {**self._trained(counted, training), **disk}
-        return Cost(member.name, "member", made, amounts, len(known) < len(parts) and not made)
+            # Which datasets are in a cluster is found by the interaction analysis.
+            rows = math.nan if config.cluster else self.rows[name] // (subset.part[1] if subset.part else 1)
+            known = not math.isnan(rows)
+            drawn = subset_size(share, int(rows)) if known and share else rows
+            parts.append(self._counted(name, drawn, DatasetRules(**rules[name]), training))
+        counts = pd.DataFrame(parts, columns=["examples", "steps", "tokens"])
+        counted = dict(counts.sum(min_count=1))
+        if plan := self.found.get(f"{place}plan/{config.name}"):
+            counted |= {"examples": plan.facts["examples"], "steps": plan.facts["batches"]}
+        if made := self.found.get(f"{place}member/{config.name}"):
+            counted["tokens"] = made.facts["tokens"]
+        lacking = made is None and bool(counts.isna().any(axis=None))
+        amounts = self._trained(counted["tokens"], training)
+        return self.row(f"{place}member/{config.name}", kind, counted, at_least=lacking, **amounts)
 
-    def _dataset(
-        self, dataset: Dataset, rows: int, share: float, training: TrainingConfig, complement: bool
-    ) -> dict[str, float]:
-        """What one dataset adds to a member."""
-        drawn = rows - subset_size(1 - share, rows) if complement else subset_size(share, rows)
-        rules = DatasetRules(dataset.in_batch_negatives, dataset.halve_batch, dataset.group_size)
+    def _counted(self, dataset: str, rows: float, rules: DatasetRules, training: TrainingConfig) -> tuple[float, ...]:
+        """Examples, steps and tokens that some rows of a dataset add to a member."""
         size = rules.batch_size(training.per_device_train_batch_size, training.processes)
         group = rules.group_size(training.train_group_size, training.train_group_size)
-        steps, texts = drawn // size * training.num_train_epochs, self._texts(dataset.id)
-        row = texts.query + texts.positive + (group - 1) * texts.negative
-        # The exact gradient of a batch that does not fit computes the tokens twice that it does not keep.
-        kept, step = training.tokens_in_memory, row * size / training.processes
-        twice = max(0.0, 1 - kept / step) if kept is not None and dataset.in_batch_negatives else 0.0
-        tokens = steps * size * row
-        return {"examples": steps * size, "steps": steps, "tokens": tokens, "again": tokens * twice}
+        query, passage, _ = self.texts(dataset)
+        steps = rows // size * training.num_train_epochs
+        return steps * size, steps, steps * size * (query + group * passage)
 
-    def _trained(self, counted: Mapping[str, float], training: TrainingConfig) -> dict[str, float]:
-        """Amounts of a training run."""
+    def _trained(self, tokens: float, training: TrainingConfig) -> dict[str, float]:
+        """What a training run on some tokens costs."""
         per_weight = (4.0 if training.lora else 6.0) + (2.0 if training.gradient_checkpointing else 0.0)
-        tokens, (total, used) = counted["tokens"], self.weights
-        flops = used * (per_weight * tokens + 2.0 * counted.get("again", 0.0))
-        if self.tokens_per_second is not None:
-            seconds = tokens / self.tokens_per_second
-        else:
-            seconds = flops if math.isnan(flops) else flops / self.measured["flops_per_second"]
-        # Adapters are few, and their number is not known here.
-        checkpoint = UNKNOWN if training.lora else total * BYTES_A_WEIGHT * ADAM_COPIES
-        hours = flops / (self.given.device_tflops * 1e12 * self.given.utilisation) / 3600
-        counts = {name: counted[name] for name in ("examples", "steps", "tokens")}
-        return {**counts, "flops": flops, "seconds": seconds, "device_hours": hours, "checkpoint_bytes": checkpoint}
+        flops, speed = self.model["matrices"] * per_weight * tokens, self.tokens_per_second
+        return {
+            "flops": flops,
+            "seconds": tokens / speed if speed else flops / self.model["flops_per_second"],
+            "device_hours": flops / (self.given.device_tflops * 1e12 * self.given.utilisation) / 3600,
+            # Adapters are few, and their number is not known here.
+            "checkpoint_bytes": math.nan if training.lora else self.model["parameters"] * BYTES_A_WEIGHT * ADAM_COPIES,
+        }
 
-    def _said(self, unknown: int) -> list[str]:
+    def said(self, unknown: tuple[str, ...]) -> list[str]:
         """What the numbers rest on."""
-        training, given = self.training, self.given
-        if "examples" in self.found:
-            where = "the examples"
-        else:
-            most = self.study.profile.corpus.train_rows
-            bound = f"; {most} (corpus.train_rows) where none are stated, an upper bound" if most else ""
-            where = f"manifest {self.study.manifest.name}, before conversion{bound}"
-        said = [f"rows: counted in {where}" + (f"; unknown for {unknown} datasets" if unknown else "")]
+        training, given, model = self.training, self.given, self.model
+        stated = (
+            f"manifest {self.study.manifest.name}, before conversion; corpus.train_rows bounds what it does not state"
+        )
+        said = [f"rows: counted in {'the examples' if 'examples' in self.found else stated}"]
+        if unknown:
+            names = ", ".join(unknown[:8]) + (" ..." if len(unknown) > 8 else "")
+            said.append(f"rows: unknown for {len(unknown)} datasets, sums are lower bounds: {names}")
         if self.lengths:
             said.append(f"lengths: measured, tokens of {len(self.lengths)} datasets are in the workspace")
         else:
-            for name, mean, limit in (
-                ("query", given.query_tokens, training.query_max_len),
-                ("passage", given.passage_tokens, training.passage_max_len),
-            ):
-                why = "its limit, an upper bound" if mean is None else "as given"
-                said.append(f"lengths: {min(mean or limit, limit):g} tokens a {name}, {why}")
+            query, passage, _ = self.texts("")
+            for name, mean, asked in (("query", query, given.query_tokens), ("passage", passage, given.passage_tokens)):
+                why = "as given" if asked else "its limit, an upper bound"
+                said.append(f"lengths: {mean:g} tokens a {name}, {why}")
             said.append("passages a query: at most train_group_size, the rows may bring fewer")
-        if math.isnan(self.weights[1]):
+        if math.isnan(model["matrices"]):
             said.append("parameters of the base: unknown; state base_model.parameters, or have the model here")
         else:
-            said.append(f"weights a token meets: {self.weights[1]:.3g} (all but embeddings)")
+            said.append(f"weights a token meets: {model['matrices']:.3g} (all but embeddings)")
         if self.tokens_per_second is not None:
-            basis = "members that are made" if given.tokens_per_second is None else "as given"
+            basis = "as given" if given.tokens_per_second else "members that are made"
             said.append(f"time here: {self.tokens_per_second:g} tokens a second, {basis}")
-        elif not math.isnan(self.weights[1]):
-            of = "layers of the base's shape" if self.shape else "a BERT, as the base is not here"
-            rate = f"{self.measured['flops_per_second'] / 1e9:.3g} GFLOP/s in {training.precision}"
-            said.append(
-                f"time here: {rate} on one device of this machine, measured once (speed/) in training steps of {of}"
-            )
+        elif self.shape is None:
+            said.append("time here: unknown, as the base is not on this machine; state --tokens-per-second")
+        else:
+            rate = f"{model['flops_per_second'] / 1e9:.3g} GFLOP/s in {training.precision} on one device here"
+            said.append(f"time here: {rate}, measured once (speed/) in training steps of layers of the base's shape")
         said.append(f"device hours: {given.device_tflops:g} TFLOP/s at {100 * given.utilisation:g} % utilisation")
-        rest = "the interaction analysis, products of attention"
-        return [*said, f"not counted: conversion, mining, tokenising, merging, evaluation, {rest}"]
+        rest = "merging, evaluation, products of attention, tokens computed twice for lack of memory"
+        return [*said, f"not counted: conversion, mining, tokenising, {rest}"]
+
+    def graph(self) -> tuple[dict[str, Any], ...]:
+        """Every node: name, stage, label, names of its inputs, whether it is up to date and where it is then."""
+        root = self.study.workspace.root
+        return tuple(
+            {
+                "name": name,
+                "stage": node.stage,
+                "label": node.label,
+                "inputs": self.study.inputs[name],
+                "up_to_date": name in self.found,
+                "folder": str(self.found[name].path.relative_to(root)) if name in self.found else None,
+            }
+            for name, node in self.study.nodes.items()
+        )
 
 
-def _read_texts(path: Path) -> _Texts:
-    """Mean lengths of one token table, from its offsets."""
+def _read_lengths(path: Path) -> tuple[float, float, float]:
+    """`_Planner.texts` of one token table."""
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    query = pc.sum(pc.list_value_length(table["query"])).as_py() or 0
+    passages = [pc.list_value_length(pc.list_flatten(table[name])) for name in ("pos", "neg")]
+    tokens, count = sum(pc.sum(one).as_py() or 0 for one in passages), sum(map(len, passages))
     rows = max(1, len(table))
-    query = sum(len(chunk.values) for chunk in table["query"].chunks)
-    means, tokens = {}, {}
-    for name in ("pos", "neg"):
-        count = sum(len(chunk.values) for chunk in table[name].chunks)
-        tokens[name] = sum(len(chunk.values.values) for chunk in table[name].chunks)
-        means[name] = tokens[name] / max(1, count)
-    return _Texts(query / rows, means["pos"], means["neg"], (query + tokens["pos"] + tokens["neg"]) / rows)
-
-
-def _graph(study: Study, found: Mapping[str, Artifact]) -> tuple[dict[str, Any], ...]:
-    """Every node: name, stage, label, names of its inputs, whether it is up to date and where it is then."""
-    names = {id(node): name for name, node in study.nodes.items()}
-    root = study.workspace.root
-    return tuple(
-        {
-            "name": name,
-            "stage": node.stage,
-            "label": node.label,
-            "inputs": sorted({names[id(child)] for child in node.inputs.values()}),
-            "up_to_date": name in found,
-            "folder": str(found[name].path.relative_to(root)) if name in found else None,
-        }
-        for name, node in study.nodes.items()
-    )
+    return query / rows, tokens / max(1, count), (query + tokens) / rows
 
 
 def plan_text(plan: StudyPlan) -> str:
-    """The plan for people: one line a model, the sums, what is up to date, and the assumptions.
+    """The plan for people: one line a model, the sums, what is up to date, and what the numbers rest on.
 
     Hours of a rented device are shown from one hour on: who needs less does not rent.
     """
-    total = plan.total()
-    columns = [name for name in _COLUMNS if name != "device_hours" or total[name] >= 1]
-
-    def line(name: str, amounts: Mapping[str, float], at_least: bool, status: str = "") -> tuple[str, ...]:
-        return (
-            name,
-            *(_shown(key, amounts[key], at_least and "bytes" not in key) if key in amounts else "" for key in columns),
-            status,
-        )
-
-    rows = [("", *(_COLUMNS[name][0] for name in columns), "")]
-    rows += [line(c.name, c.amounts, c.at_least, "up to date" if c.up_to_date else "to do") for c in plan.models]
-    rows.append(line("all", total, plan.at_least()))
-    rows.append(line("still to do", plan.total(to_do=True), plan.at_least(to_do=True)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]]).rstrip() for row in rows
-    ]
-    ready = sum(bool(node["up_to_date"]) for node in plan.nodes)
-    stored = _shown("model_bytes", plan.tokens_bytes, bool(plan.unknown_rows))
-    lines += ["", f"artifacts: {ready} of {len(plan.nodes)} up to date; tokens on disk: {stored}"]
-    if plan.unknown_rows:
-        names = ", ".join(plan.unknown_rows[:8]) + (" ..." if len(plan.unknown_rows) > 8 else "")
-        lines.append(f"rows unknown for {len(plan.unknown_rows)} datasets (sums are lower bounds): {names}")
-    return "\n".join([*lines, *(f"- {text}" for text in plan.assumptions)])
+    costs, pair = plan.costs, plan.costs["kind"] == "pair"
+    whole, pairs = total(costs), total(costs[pair])
+    columns = [name for name in _COLUMNS if name != "device_hours" or not whole[name] < 1]
+    lines = {
+        row["name"]: ("up to date" if row["up_to_date"] else "to do", row) for row in costs[~pair].to_dict("records")
+    }
+    lines |= {"pairs of datasets": ("", pairs)} if pairs["steps"] else {}
+    lines |= {"all": ("", whole), "still to do": ("", total(costs[~costs["up_to_date"]]))}
+    cells = {
+        name: [*(_shown(key, amounts.get(key, 0.0), amounts["at_least"]) for key in columns), state]
+        for name, (state, amounts) in lines.items()
+    }
+    table = pd.DataFrame.from_dict(cells, orient="index", columns=[*(_COLUMNS[key][0] for key in columns), ""])
+    ready, stored = sum(node["up_to_date"] for node in plan.nodes), _shown("model_bytes", plan.tokens_bytes, False)
+    said = f"artifacts: {ready} of {len(plan.nodes)} up to date; tokens on disk: {stored}"
+    return "\n".join([table.to_string(), "", said, *(f"- {text}" for text in plan.assumptions)])
 
 
 def _shown(name: str, amount: float, at_least: bool) -> str:
     """Three digits at least, with the unit, or hours, minutes and seconds; ``>=`` before a lower bound."""
     if math.isnan(amount):
         return "unknown"
-    value = amount / _COLUMNS[name][1]
-    if name == "seconds" and value >= 360_000:
-        text = f"{value / 3600:,.0f} h"
-    elif name == "seconds":
+    _, unit, suffix = _COLUMNS[name]
+    value = amount / unit
+    if name == "seconds":
         minutes, seconds = divmod(math.ceil(value), 60)
-        text = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+        text = f"{value / 3600:,.0f} h" if value >= 360_000 else f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
     else:
         text = f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:.3g}"
-    return (">= " if at_least else "") + text + _COLUMNS[name][2]
+    return "" if not amount else (">= " if at_least and "bytes" not in name else "") + text + suffix

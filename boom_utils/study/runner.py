@@ -16,8 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import nbformat
 import papermill
 import yaml
 from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from pydantic import TypeAdapter
@@ -55,76 +54,61 @@ _SECRET_NAME = re.compile(r"token|secret|passw|api_?key|credential", re.IGNORECA
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """What to run.
-
-    Args:
-        only: Numbers or names of notebooks (``03``); all when empty.
-        start: Run this one and all after it.
-        parameters: Values for the notebooks' ``parameters`` cells, besides ``profile``, as text.
-        results: Folder that gets ``<profile>/``; the project's ``results/`` when None.
-        force_unlock: Take over the lock of a run on a machine that is gone.
-    """
-
-    only: Sequence[str] = ()
-    start: str | None = None
-    parameters: Mapping[str, str] = field(default_factory=dict)
-    results: Path | None = None
-    force_unlock: bool = False
-
-
-def run(study: Study, profile_argument: str, options: RunOptions) -> dict[str, Path]:
-    """Execute the chosen notebooks that are not up to date, publish the results, and say where everything is.
+def run(
+    study: Study,
+    notebooks: Sequence[str],
+    parameters: Mapping[str, str],
+    results: Path | None = None,
+    *,
+    force_unlock: bool = False,
+) -> dict[str, Path]:
+    """Execute some notebooks that are not up to date, publish the results, and say where everything is.
 
     Args:
         study: The opened study.
-        profile_argument: What the notebooks get as ``profile``: a name, or the whole path of a YAML file.
-        options: What to run.
+        notebooks: As `choose` gives them.
+        parameters: Values for the notebooks' ``parameters`` cells, as text: ``profile`` (a name, or the whole path of a
+            YAML file), and what else they declare.
+        results: Folder that gets ``<profile>/``; the project's ``results/`` when None.
+        force_unlock: Take over the lock of a run on a machine that is gone.
 
     Returns:
         Name -> place, for the closing message.
 
     Raises:
-        ConfigError: A notebook or parameter that does not exist, or a value of another type; nothing has run then.
+        ConfigError: A parameter that does not exist, or a value of another type; nothing has run then.
         NotebookError: A cell failed or the kernel died.
         WorkspaceError: Another run holds the workspace.
     """
-    chosen = choose(options.only, options.start)
-    values = typed_parameters(chosen, {"profile": profile_argument, **options.parameters})
-    warn_of_another_python()
+    values = typed_parameters(notebooks, parameters)
     executed = study.workspace.root / "executed" / study.profile.name
-    with run_lock(study, force=options.force_unlock):
-        for number, name in enumerate(chosen, start=1):
+    with run_lock(study, force=force_unlock):
+        for number, name in enumerate(notebooks, start=1):
             began = time.monotonic()
             fresh = run_notebook(study, name, values[name], executed)
             took = f"executed in {time.monotonic() - began:.0f} s" if fresh else "up to date"
-            log.info("[%d/%d] %s: %s", number, len(chosen), name, took)
+            log.info("[%d/%d] %s: %s", number, len(notebooks), name, took)
         places = {"executed notebooks (.ipynb and .html)": executed}
-        if published := publish(study, options.results):
+        if published := publish(study, results):
             places |= {name: published / name for name in ("tables", "figures")}
             places["report"] = published / PAGE
     return places
 
 
 def choose(only: Sequence[str], start: str | None) -> list[str]:
-    """Names of the notebooks to run, in order.
+    """Names of the notebooks of some numbers or names, or of one and all after it, in order; all where none is named.
 
     Raises:
         ConfigError: A number or name that fits none.
     """
-    names = list(NOTEBOOKS)
-
-    def named(text: str) -> str:
-        fits = [name for name in names if name == text or name.split("_")[0] == text.zfill(2)]
-        if not fits:
-            raise ConfigError(f"there is no notebook '{text}'{nearest(text, names)}", expected=", ".join(names))
-        return fits[0]
-
+    names = {text: name for name in NOTEBOOKS for text in (name, name[:2], name[:2].lstrip("0"))}
+    for text in (*only, *([start] if start else [])):
+        if text not in names:
+            what = f"there is no notebook '{text}'{nearest(text, NOTEBOOKS)}"
+            raise ConfigError(what, expected=", ".join(NOTEBOOKS))
     if only:
-        wanted = {named(text) for text in only}
-        return [name for name in names if name in wanted]
-    return names[names.index(named(start)) :] if start else names
+        return sorted({names[text] for text in only})
+    return [name for name in NOTEBOOKS if start is None or name >= names[start]]
 
 
 def typed_parameters(notebooks: Sequence[str], texts: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -143,53 +127,28 @@ def typed_parameters(notebooks: Sequence[str], texts: Mapping[str, str]) -> dict
         for name, text in texts.items()
         if _SECRET_NAME.search(name) or _TOKEN.search(text)
     ]
-    declared = {notebook: declared_parameters(notebook) for notebook in notebooks}
-    values: dict[str, dict[str, Any]] = {notebook: {} for notebook in notebooks}
-    known = sorted(set().union(*declared.values()))
+    cells = {name: papermill.inspect_notebook(str(NOTEBOOK_FOLDER / f"{name}.ipynb")) for name in notebooks}
+    known = sorted(set().union(*cells.values()))
     problems += [f"{', '.join(notebooks)}: no parameter '{n}'{nearest(n, known)}" for n in texts if n not in known]
-    for notebook, defaults in declared.items():
-        for name in [name for name in texts if name in defaults]:
-            try:
-                values[notebook][name] = _typed(texts[name], defaults[name])
-            except (ValueError, yaml.YAMLError):
-                expected = f"{_TYPES.get(type(defaults[name]), 'another value')} such as {defaults[name]!r}"
-                problems.append(f"{notebook}: '{name}' is {expected}, not '{texts[name]}'")
+    values: dict[str, dict[str, Any]] = {notebook: {} for notebook in notebooks}
+    for notebook, name in ((one, name) for one in notebooks for name in texts if name in cells[one]):
+        default = ast.literal_eval(cells[notebook][name]["default"])
+        try:
+            values[notebook][name] = _typed(texts[name], default)
+        except (ValueError, yaml.YAMLError):
+            problems.append(f"{notebook}: '{name}' takes a value such as {default!r}, not '{texts[name]}'")
     if problems:
         raise ConfigError("parameters the notebooks cannot take", found=bullet_list(problems), fix="see --help")
     return values
 
 
-_TYPES = {bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "a mapping"}
-
-
 def _typed(text: str, default: Any) -> Any:
     """A text as a value of the default's type; a list's entries as those of its first entry."""
-    if isinstance(default, str):
-        return text
+    kind: Any = Any if default is None else type(default)
+    value = text if isinstance(default, str | bool | int | float) else yaml.safe_load(text)
     if isinstance(default, list):
-        entries = TypeAdapter(list[str]).validate_python(yaml.load(text, Loader=yaml.BaseLoader))
-        return [_typed(entry, default[0] if default else "") for entry in entries]
-    value = text if isinstance(default, bool | int | float) else yaml.safe_load(text)
-    return TypeAdapter(Any if default is None else type(default)).validate_python(value)
-
-
-def declared_parameters(notebook: str) -> dict[str, Any]:
-    """Names in the ``parameters`` cell of a notebook, with their defaults; None for one that is no literal.
-
-    Raises:
-        ConfigError: The notebook is missing.
-    """
-    path = NOTEBOOK_FOLDER / f"{notebook}.ipynb"
-    if not path.is_file():
-        raise ConfigError(f"notebook {notebook} is missing", where=path.name, fix="restore it from the repository")
-    return {name: _literal(found["default"]) for name, found in papermill.inspect_notebook(str(path)).items()}
-
-
-def _literal(source: str) -> Any:
-    try:
-        return ast.literal_eval(source)
-    except (ValueError, SyntaxError):
-        return None
+        kind, value = list[type(default[0]) if default else str], yaml.load(text, Loader=yaml.BaseLoader)  # type: ignore[misc]
+    return TypeAdapter(kind).validate_python(value)
 
 
 class OwnKernel(AsyncKernelManager):  # type: ignore[misc]
@@ -200,21 +159,6 @@ class OwnKernel(AsyncKernelManager):  # type: ignore[misc]
         """How this interpreter starts a kernel."""
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         return KernelSpec(argv=command, display_name="Python 3", language="python")
-
-
-def warn_of_another_python() -> None:
-    """Say so if notebooks opened in Jupyter would be run by another Python than this one."""
-    try:
-        program = KernelSpecManager().get_kernel_spec("python3").argv[0]
-    except NoSuchKernel:
-        return
-    if os.sep in program and Path(program).parent != Path(sys.executable).parent:
-        log.warning(
-            "Jupyter's kernel python3 belongs to another Python, %s. This run does not use it, notebooks opened in "
-            "Jupyter do. To repair it: %s -m ipykernel install --sys-prefix",
-            program,
-            sys.executable,
-        )
 
 
 def run_notebook(study: Study, name: str, values: Mapping[str, Any], executed: Path) -> bool:
@@ -275,10 +219,8 @@ def _execute(name: str, output: Path, values: Mapping[str, Any], executed: Path)
             extra_arguments=["--IPKernelApp.log_level=50"],  # its notes on sockets, at the start and when interrupted
         )
     except (PapermillExecutionError, DeadKernelError) as error:
-        if isinstance(error, DeadKernelError):
-            hint = "it was killed, or there was not enough memory; finished stages are kept"
-            what = f"the kernel died ({hint}, so run again with more memory)"
-        else:
+        what = "the kernel died (it was killed, or there was not enough memory; finished stages are kept)"
+        if isinstance(error, PapermillExecutionError):
             what = scrub(f"{error.ename}: {_ANSI.sub('', str(error.evalue))}")
         place = executed / f"{name}.failed.ipynb"
         if output.is_file():
@@ -315,11 +257,11 @@ def _copy_if_changed(source: Path, target: Path) -> None:
 
 def publish(study: Study, results: Path | None) -> Path | None:
     """Copy results, tables, figures and their page to ``<results>/<profile>``; None while they are not made yet."""
-    found = [study.workspace.find(study.node(name)) for name in ("results", "report")]
-    if any(artifact is None for artifact in found):
+    found = study.workspace.find_all({name: study.node(name) for name in ("results", "report")})
+    if len(found) < 2:
         return None
     folder = results_folder(study, results)
-    wanted = {Path(name): artifact.path / name for artifact in found if artifact for name in artifact.record["outputs"]}
+    wanted = {Path(name): artifact.path / name for artifact in found.values() for name in artifact.record["outputs"]}
     for name, source in wanted.items():
         _copy_if_changed(source, folder / name)
     for path in sorted(folder.rglob("*")):  # of an earlier, different study
@@ -348,7 +290,9 @@ def run_lock(study: Study, *, force: bool = False) -> Iterator[None]:
     """
     path = study.workspace.root / ".locks" / f"run-{study.profile.name}.lock"
     note = path.with_suffix(".json")
-    holder = _holder(note)
+    holder: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        holder |= json.loads(note.read_text(encoding="utf-8"))
     if force and not (holder.get("host") == socket.gethostname() and process_alive(holder.get("pid"))):
         path.unlink(missing_ok=True)
         soft_lock(path).unlink(missing_ok=True)
@@ -361,17 +305,9 @@ def run_lock(study: Study, *, force: bool = False) -> Iterator[None]:
     with locked(path, 0, busy):
         try:
             if holder:
-                said = "an earlier run (process %s, since %s) ended early; going on from there"
-                log.info(said, holder.get("pid"), holder.get("since"))
+                log.info("an earlier run (process %(pid)s, since %(since)s) ended early; going on from there", holder)
             facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             write_text(note, json.dumps(facts))
             yield
         finally:
             note.unlink(missing_ok=True)
-
-
-def _holder(note: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(note.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
