@@ -76,13 +76,13 @@ def _asking(study: Study, plan: StudyPlan, most_gpus: int | None) -> Callable[[s
     processes, tiny = study.profile.training.processes, isinstance(study.profile.base_model, TinyBase)
     most = (0 if tiny else processes) if most_gpus is None else most_gpus
     sizes = {name: task.size for name, task in profile_benchmarks(study.profile).tasks.items()}
-    everything, model_mb = total(plan.costs), plan.costs.loc["base", "model_bytes"] / 1e6
+    everything, model_mb = total(plan.costs), float(plan.costs["model_bytes"]["base"]) / 1e6
 
     def asked(kind: str, nodes: Sequence[str]) -> dict[str, int]:
         gpus = min(most, {"member": processes, "pair": processes, "scores": 1}.get(kind, 0))
         memory = BASE_MB + COPIES.get(kind, 0) * model_mb
         column, unit = ("device_hours", 3600 / gpus) if gpus else ("seconds", 1.0)
-        costs = plan.costs.loc[plan.costs.index.intersection(nodes)]
+        costs: Any = plan.costs[plan.costs.index.isin(nodes)]
         seconds = math.nan if costs["at_least"].any() else costs[column].sum(skipna=False) * unit
         if kind in ("data", "tokens"):
             seconds = math.nan if plan.unknown_rows else plan.tokens_bytes / CONVERTED_BYTES

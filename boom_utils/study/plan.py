@@ -328,7 +328,7 @@ def plan_text(plan: StudyPlan) -> str:
     costs, pair = plan.costs, plan.costs["kind"] == "pair"
     whole, pairs = total(costs), total(costs[pair])
     columns = [name for name in _COLUMNS if name != "device_hours" or not whole[name] < 1]
-    lines = {
+    lines: dict[str, tuple[str, Any]] = {
         row["name"]: ("up to date" if row["up_to_date"] else "to do", row) for row in costs[~pair].to_dict("records")
     }
     lines |= {"pairs of datasets": ("", pairs)} if pairs["steps"] else {}
