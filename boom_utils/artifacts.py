@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 
 from boom_utils.errors import BoomError, WorkspaceError
 
@@ -108,8 +108,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def locked(path: Path, seconds: float, busy: BoomError, waiting: str = "another process is at it") -> Iterator[None]:
     """Hold a lock that the system gives back when this process ends, however it does.
 
-    A file system without such locks (NFS, some container mounts) gets a lock file, with one warning: it counts for all
-    processes of this machine, and for other machines until it is deleted.
+    A file system without such locks (NFS, some container mounts) is worked on without, with one warning: artifacts are
+    whole all the same, but two processes may make one at the same time.
 
     Args:
         path: Of the lock; the file stays.
@@ -118,49 +118,30 @@ def locked(path: Path, seconds: float, busy: BoomError, waiting: str = "another 
         waiting: Logged while somebody else holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = _taken(path, 0)
-    if lock is None and seconds:
-        log.info("%s; waiting", waiting)
-        lock = _taken(path, seconds)
-    if lock is None:
-        raise busy
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        with naming(path):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                log.log(logging.INFO if seconds else logging.DEBUG, "%s; waiting", waiting)
+                lock.acquire(timeout=seconds)
+    except Timeout:
+        raise busy from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        _warn_without_locks(path.parent)
     try:
         yield
     finally:
         lock.release()
 
 
-def _taken(path: Path, seconds: float) -> BaseFileLock | None:
-    """The lock, taken; None if somebody else still holds it after some seconds."""
-    lock: BaseFileLock = FileLock(path, fallback_to_soft=False)
-    try:
-        with naming(path):
-            try:
-                lock.acquire(timeout=seconds)
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
-                _warn_of_lock_files(path.parent)
-                lock = SoftFileLock(soft_lock(path))
-                lock.acquire(timeout=seconds)
-    except Timeout:
-        return None
-    return lock
-
-
-def soft_lock(path: Path) -> Path:
-    """The lock file that stands in for the lock ``path`` where the file system has no locks."""
-    return path.with_name(path.name + ".held")
-
-
 @functools.lru_cache
-def _warn_of_lock_files(folder: Path) -> None:
-    log.warning(
-        "%s: this file system has no locks (flock), so lock files stand in for them. One that a dead machine left "
-        "has to be deleted: %s. To have real locks, set BOOM_HOME to a folder on a local disk",
-        folder,
-        soft_lock(folder / "*.lock"),
-    )
+def _warn_without_locks(folder: Path) -> None:
+    fix = "run one process at a time, or set BOOM_HOME to a folder on a local disk"
+    log.warning("%s: this file system has no locks (flock), so work may be done twice: %s", folder, fix)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -246,15 +227,6 @@ class Artifact:
         """What the stage had to say about its output (counts, warnings, deviations)."""
         return dict(self.record["facts"])
 
-    def damaged_files(self) -> list[str]:
-        """Names of files whose sha256 is no longer the recorded one (a full check, reads everything)."""
-        outputs = self.record["outputs"]
-        return [
-            name
-            for name, facts in outputs.items()
-            if not (self.path / name).is_file() or sha256_file(self.path / name) != facts["sha256"]
-        ]
-
 
 Make = Callable[[Path, Mapping[str, Artifact]], Mapping[str, Any] | None]
 
@@ -333,11 +305,9 @@ class _Attempt:
             other.rename(self.folder)
         except FileNotFoundError:
             return  # somebody else was first
-        stale = [
-            path for path in (*self.folder.iterdir(), *self.path.iterdir()) if path.name not in (*self.kept, _MADE)
-        ]
-        for path in stale:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in [*self.folder.iterdir(), *self.path.iterdir()]:
+            if path.name not in (*self.kept, _MADE):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @property
     def lost(self) -> bool:
@@ -346,12 +316,10 @@ class _Attempt:
 
     def complete(self, record: Mapping[str, Any]) -> None:
         """Write the record; unlike `write_json` this never makes the folder again that somebody took."""
-        path = self.folder / RECORD
-        with path.open("x", encoding="utf-8") as handle:
+        with (self.path / RECORD).open("x", encoding="utf-8") as handle:
             handle.write(json_text(record))
             handle.flush()
             os.fsync(handle.fileno())
-        path.rename(self.path / RECORD)
 
     def end(self, *, keep: bool) -> None:
         """Leave checkpoints to the next attempt; throw all else away."""
@@ -403,7 +371,8 @@ class Workspace:
         """The artifact of ``node``, made now if it does not exist yet (inputs first).
 
         Raises:
-            WorkspaceError: The disk is full, or another process has held the same artifact for an hour.
+            WorkspaceError: Another process has held the same artifact for an hour.
+            OSError: The disk is full; it names a file.
         """
         if found := self.find(node):
             log.log(node.log_level, "%s: up to date", node.label)
@@ -431,17 +400,11 @@ class Workspace:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError) as error:
-            raise WorkspaceError(
-                "an artifact's record cannot be read", where=folder / RECORD, found=error, fix="delete the folder"
-            ) from error
-        wrong = [name for name, size in sizes.items() if size != record["outputs"][name]["size"]]
-        if wrong:
-            raise WorkspaceError(
-                "an artifact was changed after it was finished",
-                where=folder,
-                found=f"other size than recorded: {', '.join(wrong)}",
-                fix="delete the folder; it will be made again",
-            )
+            what, fix = "an artifact's record cannot be read", "delete the folder"
+            raise WorkspaceError(what, where=folder / RECORD, found=error, fix=fix) from error
+        if wrong := [name for name, size in sizes.items() if size != record["outputs"][name]["size"]]:
+            what, fix = "an artifact was changed after it was finished", "delete the folder; it will be made again"
+            raise WorkspaceError(what, where=folder, found=f"other size than recorded: {', '.join(wrong)}", fix=fix)
         return Artifact(folder, record)
 
     def _make(self, node: Node, inputs: Mapping[str, Artifact], folder: Path, key: str) -> Artifact:
@@ -454,11 +417,10 @@ class Workspace:
                 seconds = round(time.perf_counter() - began, 3)
                 if not attempt.lost:
                     attempt.complete(self._record(node, inputs, key, facts, seconds, attempt.path))
-                    return self._publish(node, attempt.path, folder, seconds)
-        except Exception as error:
+                    self._publish(attempt.path, folder)
+                    log.log(node.log_level, "%s: done in %.1f s", node.label, seconds)
+        except Exception:
             if not attempt.lost:
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    raise self._disk_full(node, error) from error
                 raise
             log.debug("%s: its folder was taken", node.label, exc_info=True)
         finally:
@@ -471,34 +433,22 @@ class Workspace:
             fix="let it finish, then run again: what it makes is used",
         )
 
-    def _publish(self, node: Node, attempt: Path, folder: Path, seconds: float) -> Artifact:
-        """Rename a complete attempt to its place; if another one came first, that is the artifact."""
+    def _publish(self, attempt: Path, folder: Path) -> None:
+        """Rename a complete attempt to its place; if another one came first, that one stays."""
         folder.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                attempt.rename(folder)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                if found := self._read(folder):
-                    log.info("%s: another process was first; its result is used", node.label)
-                    return found
-                # A folder without a record, or whose files are gone.
-                broken = attempt.with_name("broken")
-                folder.rename(broken)
-                shutil.rmtree(broken)
-            else:
-                log.log(node.log_level, "%s: done in %.1f s", node.label, seconds)
-                return Artifact(folder, json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        if folder.exists() and self._read(folder) is None:  # a folder without a record, or whose files are gone
+            shutil.rmtree(folder)
+        try:
+            attempt.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
     def _record(
         self, node: Node, inputs: Mapping[str, Artifact], key: str, facts: Mapping[str, Any], seconds: float, out: Path
     ) -> dict[str, Any]:
-        files = sorted(path for path in out.rglob("*") if path.is_file())
-        outputs = {
-            path.relative_to(out).as_posix(): {"sha256": sha256_file(path), "size": path.stat().st_size}
-            for path in files
-        }
+        files = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if path.is_file()}
+        outputs = {name: {"sha256": sha256_file(path), "size": path.stat().st_size} for name, path in files.items()}
         return {
             "stage": node.stage,
             "version": node.version,
@@ -516,12 +466,3 @@ class Workspace:
             "outputs": outputs,
             "digest": digest_of({n: facts["sha256"] for n, facts in outputs.items() if n not in node.observations}),
         }
-
-    def _disk_full(self, node: Node, error: OSError) -> WorkspaceError:
-        free = shutil.disk_usage(self.root).free
-        return WorkspaceError(
-            f"no space left on the disk while making {node.label}",
-            where=self.root,
-            found=f"{free / 2**20:.0f} MiB free ({error})",
-            fix="free some space or set BOOM_HOME to another disk, then run again: finished stages are kept",
-        )

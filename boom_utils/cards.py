@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,13 +204,9 @@ def _used(provenance: Provenance) -> list[Dataset]:
 
 
 def _parameters(folder: Path) -> int:
-    from safetensors import safe_open
+    from huggingface_hub import parse_local_safetensors_file_metadata as metadata
 
-    count = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="np") as weights:
-            count += sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    return count
+    return sum(sum(metadata(path).parameter_count.values()) for path in folder.glob("*.safetensors"))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

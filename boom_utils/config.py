@@ -224,18 +224,9 @@ class MemberConfig(ScheduleConfig):
         return self
 
 
-MergeMethod = Literal[
-    "linear",
-    "slerp",
-    "nuslerp",
-    "multislerp",
-    "karcher",
-    "task_arithmetic",
-    "ties",
-    "sce",
-    "model_stock",
-    "linear_norm_matched",
-]
+_Averages = Literal["linear", "slerp", "nuslerp", "multislerp", "karcher"]
+_TaskVectors = Literal["task_arithmetic", "ties", "sce"]
+MergeMethod = Literal[_Averages, _TaskVectors, "model_stock", "linear_norm_matched"]
 
 
 class MergeConfig(Frozen):
@@ -350,13 +341,6 @@ class Profile(Frozen):
         """Share of the (old) corpus that member ``name`` is trained on."""
         return self.ratio(self.member_subset(name))
 
-    def member_facts(self) -> dict[str, dict[str, Any]]:
-        """Every member's config, and the share of the new data it is trained on (None: of none)."""
-        return {
-            member.name: {**member.model_dump(mode="json"), "new_data": self.subset(member.subset).new_data}
-            for member in self.members
-        }
-
     def new_datasets(self, subset: SubsetConfig) -> tuple[str, ...]:
         """New datasets that ``subset`` draws from: all, or none."""
         return self.corpus.new_datasets if subset.new_data is not None else ()
@@ -382,8 +366,7 @@ class Profile(Frozen):
     @property
     def scored_models(self) -> list[str]:
         """Those of `model_names` that are scored."""
-        silent = {member.name for member in self.members if not member.scored}
-        silent |= {merge.name for merge in self.merges if not merge.scored}
+        silent = {model.name for model in (*self.members, *self.merges) if not model.scored}
         return [name for name in self.model_names if name not in silent]
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from pydantic import model_validator
-
 from boom_utils.yaml_files import Frozen, Name
 
 
@@ -45,13 +43,6 @@ class Experiments(Frozen):
     methods: tuple[tuple[Name, ...], ...] = ()  # each: merges of the same members
     incremental: IncrementalModels = IncrementalModels()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _null_takes_away(cls, values: Any) -> Any:
-        return (
-            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
-        )
-
     @property
     def averages(self) -> tuple[str, ...]:
         """Plain averages of the weights of ``sampled``."""
@@ -65,7 +56,7 @@ class Experiments(Frozen):
         """What is left of it with some models only; one that is left alone is compared with nothing."""
         kept = _with_names(self.model_dump(), models)
         alone = [key for key in ("scheduling", "incremental") if len({*_names_in(kept[key])}) < 2]
-        return Experiments.model_validate(kept | dict.fromkeys(alone))
+        return Experiments.model_validate({key: value for key, value in kept.items() if key not in alone})
 
 
 def _names_in(value: Any) -> list[str]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
-from collections.abc import Callable, Iterable, Mapping
+import timeit
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -76,26 +76,6 @@ def warn_of_emulation(precisions: Iterable[str]) -> None:
             )
 
 
-def _shortest_seconds(work: Callable[[], object], repeats: int) -> float:
-    """The shortest of several runs, after one that warms up: other work on the machine makes the others longer."""
-    import torch
-
-    taken = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return min(taken[1:])
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def machine_name() -> str:
     """What a measured speed belongs to: device or processor, threads, and torch's version."""
     import torch
@@ -128,20 +108,23 @@ def measure(shape: Mapping[str, Any], precision: str, length: int) -> dict[str, 
         whole = AutoModel.from_config(AutoConfig.for_model(**shape))
     # All layers of an encoder take the same time; token embeddings take next to none.
     part = {"num_hidden_layers": min(2, whole.config.num_hidden_layers), "vocab_size": 1000, "pad_token_id": 0}
-    config, device = AutoConfig.for_model(**{**shape, "layer_types": None, **part}), _device()
+    config = AutoConfig.for_model(**{**shape, "layer_types": None, **part})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.random.fork_rng(devices=[]):
         model = AutoModel.from_config(config, dtype=torch.float32).to(device).train()
         flops_a_row = 6 * _matrices(model) * length
-        tokens_NL = torch.ones(
-            int(min(64, max(1, _STEP_FLOPS // flops_a_row))), length, dtype=torch.int64, device=device
-        )
+        rows = int(min(64, max(1, _STEP_FLOPS // flops_a_row)))
+        tokens_NL = torch.ones(rows, length, dtype=torch.int64, device=device)
 
         def step() -> None:
             with autocast(precision, device):
                 states_NLD = model(input_ids=tokens_NL).last_hidden_state
             states_NLD.float().mean().backward()
+            if device == "cuda":
+                torch.cuda.synchronize()
 
-        rate = flops_a_row * len(tokens_NL) / _shortest_seconds(step, repeats=6)
+        # The shortest of several runs: the first one warms up, and other work on the machine makes others longer.
+        rate = flops_a_row * rows / min(timeit.repeat(step, number=1, repeat=7))
     return {"parameters": whole.num_parameters(), "matrices": _matrices(whole), "flops_per_second": float(rate)}
 
 

@@ -6,10 +6,9 @@ Unknown keys are refused with the nearest valid name, and so are keys given twic
 from __future__ import annotations
 
 import re
-import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -35,29 +34,23 @@ def parse(model: type[Model], raw: Any, where: str, error: type[BoomError]) -> M
     try:
         return model.model_validate(raw)
     except ValidationError as caught:
-        problems = [_explain(model, problem) for problem in _own(caught.errors())]
-        raise error(
-            f"{len(problems)} problem(s) in {where}", found=bullet_list(problems), fix="correct the keys named above"
-        ) from None
+        found: Sequence[Any] = caught.errors()
+        problems = [_explain(model, problem) for problem in found if not _follows(problem, found)]
+        what, fix = f"{len(problems)} problem(s) in {where}", "correct the keys named above"
+        raise error(what, found=bullet_list(problems), fix=fix) from None
 
 
-def _own(problems: Sequence[Any]) -> list[Any]:
-    """Without those that only follow from others: pydantic also calls a list too short whose entries are wrong."""
-
-    def follows(problem: Any) -> bool:
-        place = problem["loc"]
-        return problem["type"] == "too_short" and any(
-            other["loc"][: len(place)] == place != other["loc"] for other in problems
-        )
-
-    return [problem for problem in problems if not follows(problem)]
+def _follows(problem: Mapping[str, Any], problems: Sequence[Any]) -> bool:
+    """Whether it only follows from others: pydantic also calls a list too short whose entries are wrong."""
+    place, others = problem["loc"], [other["loc"] for other in problems]
+    return problem["type"] == "too_short" and any(other[: len(place)] == place != other for other in others)
 
 
 def _explain(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
     location = problem["loc"]
     key = ".".join(str(part) for part in location) or "(whole file)"
     if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key{nearest(str(location[-1]), _keys_at(model, location[:-1]))}"
+        return f"{key}: unknown key{nearest(str(location[-1]), _keys(model))}"
     given = problem.get("input")
     shown = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
     return f"{key}: {problem['msg']}{shown}{_nearest_choice(problem)}"
@@ -70,30 +63,10 @@ def _nearest_choice(problem: Mapping[str, Any]) -> str:
     return nearest(str(context.get("tag", problem.get("input"))), choices)
 
 
-def _keys_at(model: Any, location: Iterable[str | int]) -> set[str]:
-    """Valid keys of the (possibly nested, possibly repeated) model at a location of a validation error."""
-    models = [model]
-    for part in location:
-        fields = [found.model_fields[part] for found in models if part in found.model_fields]
-        if fields:
-            models = [found for field in fields for found in _models_in(field.annotation)]
-        else:
-            # The tag of a union, which pydantic puts between a key and the key below it, or a position in a list.
-            models = [found for found in models if part in _tags(found)] or models
-    return {key for found in models for key in found.model_fields}
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """All models in a type: itself, or those it is a union or a collection of."""
-    if hasattr(annotation, "model_fields"):
-        return [annotation]
-    return [found for part in typing.get_args(annotation) for found in _models_in(part)]
-
-
-def _tags(model: type[BaseModel]) -> set[Any]:
-    """Values of the model's literal keys; one of them tells it from others of a union."""
-    literals = (field.annotation for field in model.model_fields.values())
-    return {value for kind in literals if typing.get_origin(kind) is Literal for value in typing.get_args(kind)}
+def _keys(model: type[BaseModel]) -> set[str]:
+    """All keys of a model, and of the models in it."""
+    schema = model.model_json_schema()
+    return {key for part in (schema, *schema.get("$defs", {}).values()) for key in part.get("properties", ())}
 
 
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is
@@ -128,8 +101,9 @@ def read_yaml(path: Path, error: type[BoomError]) -> Any:
 def joined(below: Any, above: Any, error: type[BoomError]) -> Any:
     """What one file says with the values of another in it.
 
-    Mappings are joined key by key; anything else takes the place of what was there. A key ``name+`` adds to the list
-    ``name`` of entries with names: an entry takes the place of its namesake, or comes last.
+    Mappings are joined key by key; null takes away what was there, so that the default holds; anything else takes the
+    place of what was there. A key ``name+`` adds to the list ``name`` of entries with names: an entry takes the place
+    of its namesake, or comes last.
 
     Raises:
         BoomError: Of the class ``error``: ``name+`` adds to something else.
@@ -146,4 +120,4 @@ def joined(below: Any, above: Any, error: type[BoomError]) -> Any:
         if not all(isinstance(one, list) and all(isinstance(e, dict) and "name" in e for e in one) for one in lists):
             raise error(f"'{key}' adds to a list of entries with names, and nothing else can be added to")
         found[name] = [*{entry["name"]: entry for one in lists for entry in one}.values()]
-    return found
+    return {key: value for key, value in found.items() if value is not None}

@@ -28,7 +28,7 @@ from hypothesis import settings
 from made_up_results import write_made_up_results
 from smoke_run import Run, Started
 
-from boom_utils.artifacts import PROJECT_ROOT
+from boom_utils.artifacts import PROJECT_ROOT, Artifact, sha256_file
 from boom_utils.config import PROFILES, TinyBase, TrainingConfig
 from boom_utils.data.examples import TrainingExample
 from boom_utils.data.tokens import TextRules, TokenTable, write_tokens
@@ -70,6 +70,12 @@ QUESTIONS = {
     "description": "Question -> its answer.",
 }
 """What the manifests of tests say of a plain retrieval dataset."""
+
+
+def damaged(artifact: Artifact) -> list[str]:
+    """Names of the files of an artifact that are not the recorded ones."""
+    outputs = artifact.record["outputs"]
+    return [name for name, facts in outputs.items() if sha256_file(artifact.path / name) != facts["sha256"]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

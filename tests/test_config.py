@@ -268,9 +268,9 @@ def test_named_entries_take_the_place_of_their_namesakes_or_come_last(tmp_path: 
 
 
 def test_lists_are_replaced_and_null_takes_away(tmp_path: Path) -> None:
-    content = {"watch": None, "evaluation": {"out_of_domain": ["docstring_to_code"]}}
+    content = {"watch": None, "evaluation": {"out_of_domain": ["docstring_to_code"]}, "training": {"precision": None}}
     mine = load_profile(extending(tmp_path, **content))
-    assert mine.watch is None
+    assert mine.watch is None and mine.training.precision == "fp32"
     assert mine.evaluation.out_of_domain == ("docstring_to_code",)
     assert mine.evaluation.in_domain == load_profile("smoke").evaluation.in_domain
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import HANGS
+from conftest import HANGS, damaged
 from docstring_examples import examples, needs_a_finished_run
 from docstring_examples import run as run_example
 from smoke_run import CANARY, Run, command, environment
@@ -190,7 +190,7 @@ def test_every_artifact_is_what_its_record_says(smoke: Run) -> None:
     for name, node in study.nodes.items():
         artifact = study.workspace.find(node)
         assert artifact is not None, name
-        assert artifact.damaged_files() == [], name
+        assert damaged(artifact) == [], name
         if name.startswith("merge/"):  # its recipe names the members from where the merged model lies
             recipe = load_recipe(artifact.path / "mergekit_config.yaml")
             assert all((entry.model / "model.safetensors").is_file() for entry in recipe.models), name

@@ -249,10 +249,11 @@ def holding(root: Path, before: str = "") -> subprocess.Popen[str]:
 
 
 @pytest.mark.promise(37)
+@pytest.mark.parametrize("flock", ["", NO_FLOCK])
 def test_a_second_run_names_the_first_and_goes_on_once_that_is_killed(
-    setup: Setup, caplog: pytest.LogCaptureFixture
+    setup: Setup, caplog: pytest.LogCaptureFixture, flock: str
 ) -> None:
-    process = holding(setup.workspace.root)
+    process = holding(setup.workspace.root, flock)
     expected = rf"(?s)process {process.pid} on {re.escape(socket.gethostname())}, since 20.*--force-unlock"
     with pytest.raises(WorkspaceError, match=expected), run_lock(setup.study):
         pass

@@ -37,7 +37,6 @@ from boom_utils.artifacts import (
     digest_of,
     locked,
     process_alive,
-    soft_lock,
     write_text,
 )
 from boom_utils.errors import ConfigError, NotebookError, WorkspaceError, bullet_list, nearest
@@ -292,16 +291,18 @@ def run_lock(study: Study, *, force: bool = False) -> Iterator[None]:
     note = path.with_suffix(".json")
     holder: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        holder |= json.loads(note.read_text(encoding="utf-8"))
-    if force and not (holder.get("host") == socket.gethostname() and process_alive(holder.get("pid"))):
+        holder |= {**json.loads(note.read_text(encoding="utf-8")), "seen": note.stat().st_mtime}
+    alive = holder.get("host") == socket.gethostname() and process_alive(holder.get("pid"), holder["seen"])
+    if force and not alive:
         path.unlink(missing_ok=True)
-        soft_lock(path).unlink(missing_ok=True)
     busy = WorkspaceError(
         f"another run of profile '{study.profile.name}' is at work in this workspace",
         where=study.workspace.root,
         found=f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}",
         fix="wait for it or stop it; if that machine is gone, run with --force-unlock",
     )
+    if alive:  # also where the file system has no locks
+        raise busy
     with locked(path, 0, busy):
         try:
             if holder:
