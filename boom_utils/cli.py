@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         log.error("error: %s", _explained(error))
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError):
         words = sys.argv[1:] if arguments is None else list(arguments)
         log.error("interrupted; what is finished is kept. To go on: boom %s", shlex.join(words))
         return 130
@@ -72,21 +72,16 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 # --- options and commands ---------------------------------------------------------------------------------------------
 
 
-def _above_zero(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise ValueError
-    return number
+def _number(kind: Callable[[str], float], least: float, words: str) -> Callable[[str], float]:
+    """What reads a number that is at least so large; argparse calls it by its words."""
 
+    def read(text: str) -> float:
+        if not least <= (number := kind(text)) < float("inf"):
+            raise ValueError
+        return number
 
-def _whole(text: str, least: int = 0) -> int:
-    if (number := int(text)) < least:
-        raise ValueError
-    return number
-
-
-def _count(text: str) -> int:
-    return _whole(text, 1)
+    read.__name__ = words
+    return read
 
 
 def _profile(text: str) -> str:
@@ -94,7 +89,8 @@ def _profile(text: str) -> str:
     return str(Path(text).resolve()) if text.endswith((".yaml", ".yml")) else text
 
 
-_above_zero.__name__, _whole.__name__, _count.__name__ = "number above 0", "whole number", "whole number from 1"
+_ABOVE_ZERO = _number(float, sys.float_info.min, "number above 0")
+_COUNT = _number(int, 1, "whole number from 1")
 _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "--profile P": ("name of a profile, or a .yaml file (smoke)", {"type": _profile, "default": "smoke"}),
     "--only NN": ("only this notebook; may be repeated", {"action": "append", "default": []}),
@@ -106,20 +102,20 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "--receipt FILE": ("write key, digest and seconds of each there", {"type": Path}),
     "--json": ("as JSON, with the graph of artifacts and their inputs", {}),
     "--jobs FILE": ("only write the jobs of a cluster (workflow/Snakefile)", {"type": Path}),
-    "--gpus N": ("most devices of such a job; 0: processors only", {"type": _whole}),
-    "--query-tokens N": ("mean tokens of a query (its limit)", {"type": _above_zero}),
-    "--passage-tokens N": ("mean tokens of a passage (its limit)", {"type": _above_zero}),
-    "--device-tflops N": ("peak of a rented device (989: H100, bf16)", {"type": _above_zero, "default": 989.0}),
-    "--mfu X": ("share of that peak that is reached (0.4)", {"type": _above_zero, "default": 0.4}),
-    "--tokens-per-second N": ("speed of one device here (measured in a few steps)", {"type": _above_zero}),
+    "--gpus N": ("most devices of such a job; 0: processors only", {"type": _number(int, 0, "whole number")}),
+    "--query-tokens N": ("mean tokens of a query (its limit)", {"type": _ABOVE_ZERO}),
+    "--passage-tokens N": ("mean tokens of a passage (its limit)", {"type": _ABOVE_ZERO}),
+    "--device-tflops N": ("peak of a rented device (989: H100, bf16)", {"type": _ABOVE_ZERO, "default": 989.0}),
+    "--mfu X": ("share of that peak that is reached (0.4)", {"type": _ABOVE_ZERO, "default": 0.4}),
+    "--tokens-per-second N": ("speed of one device here (measured in a few steps)", {"type": _ABOVE_ZERO}),
     "MEMBER": ("name of a member in the profile", {}),
-    "--nproc N": ("devices (CPU: processes) to use (every CUDA device)", {"type": _count}),
+    "--nproc N": ("devices (CPU: processes) to use (every CUDA device)", {"type": _COUNT}),
     "--allow-change FIELD": ("go on from a checkpoint although it differs", {"action": "append", "default": []}),
     "RECIPE.yaml": ("recipe in mergekit's YAML", {"type": Path}),
     "OUT": ("folder of the merged model (with --plan: of the report)", {"type": Path, "nargs": "?"}),
     "--plan": ("merge nothing: print norms, angles and what the merge would give", {}),
-    "--shard-gb N": ("most gigabytes in one weight file (5)", {"type": _above_zero, "default": 5.0}),
-    "--threads N": ("threads (two more than processors, at most 16)", {"type": _count}),
+    "--shard-gb N": ("most gigabytes in one weight file (5)", {"type": _ABOVE_ZERO, "default": 5.0}),
+    "--threads N": ("threads (two more than processors, at most 16)", {"type": _COUNT}),
     "MODEL": ("name of a model of the profile, or a model folder", {}),
     "--tasks T": ("only these tasks, or benchmarks", {"nargs": "+", "action": "extend", "default": []}),
     "--out DIR": ("results in mteb's JSON; what is up to date stays", {"type": Path}),
@@ -180,12 +176,23 @@ def _add(parser: argparse.ArgumentParser, option: str) -> None:
         parser.add_argument(name, action="store_true", help=said)
 
 
+def _study(options: argparse.Namespace, **more: Any) -> Study:
+    """The study of a profile, with what the command line says of its corpus."""
+    from boom_utils.config import load_profile
+    from boom_utils.study.graph import Study
+
+    profile = load_profile(options.profile)
+    if rule := getattr(options, "on_bad_line", None):
+        corpus = profile.corpus.model_copy(update={"on_bad_line": rule})
+        profile = profile.model_copy(update={"corpus": corpus})
+    return Study(profile, **more)
+
+
 def _opened(options: argparse.Namespace, **more: Any) -> Study:
     """The study that is about to be run."""
-    from boom_utils.config import load_profile
-    from boom_utils.study.graph import Study, say_precision
+    from boom_utils.study.graph import say_precision
 
-    study = Study(load_profile(options.profile), **more)
+    study = _study(options, **more)
     say_precision(study.profile)
     return study
 
@@ -250,8 +257,6 @@ def _plan(options: argparse.Namespace) -> None:
 
     Example: boom plan --profile paper-0.6b
     """
-    from boom_utils.config import load_profile
-    from boom_utils.study.graph import Study
     from boom_utils.study.plan import Assumptions, plan_study, plan_text
 
     given = (options.query_tokens, options.passage_tokens, options.device_tflops, options.mfu)
@@ -260,7 +265,7 @@ def _plan(options: argparse.Namespace) -> None:
     if options.json:  # nothing else goes to stdout
         logging.getLogger("boom_utils").setLevel(logging.ERROR)
         log.setLevel(logging.INFO)
-    study = Study(load_profile(options.profile))
+    study = _study(options)
     made = plan_study(study, Assumptions(*given, options.tokens_per_second))
     if options.jobs is not None:
         _write_jobs(study, made, options)
@@ -366,17 +371,6 @@ def _fetch(options: argparse.Namespace) -> None:
     fetch_corpus(options.manifest, None if options.manifest else options.profile, options.only)
 
 
-def _data_study(options: argparse.Namespace) -> Study:
-    from boom_utils.config import load_profile
-    from boom_utils.study.graph import Study
-
-    profile = load_profile(options.profile)
-    if options.on_bad_line is not None:
-        corpus = profile.corpus.model_copy(update={"on_bad_line": options.on_bad_line})
-        profile = profile.model_copy(update={"corpus": corpus})
-    return Study(profile)
-
-
 @_command("data convert", "--profile P", "--on-bad-line RULE")
 def _convert(options: argparse.Namespace) -> None:
     """Make training rows and evaluation sets of a profile; fetches what is missing.
@@ -386,7 +380,7 @@ def _convert(options: argparse.Namespace) -> None:
     from boom_utils.reporting.corpus import corpus_text
     from boom_utils.reporting.results import read_json_object
 
-    study = _data_study(options)
+    study = _study(options)
     examples = study.build("examples")
     log.info("%s", corpus_text(study.manifest, read_json_object(examples.path / "summary.json")))
     log.info("%s", examples.path)
@@ -401,7 +395,7 @@ def _sample(options: argparse.Namespace) -> None:
     from boom_utils.data.sampling import load_subset
     from boom_utils.reporting.corpus import subset_frame
 
-    drawn = {name: artifact.path for name, artifact in _data_study(options).build_all("subset/").items()}
+    drawn = {name: artifact.path for name, artifact in _study(options).build_all("subset/").items()}
     log.info("%s", subset_frame({name: load_subset(path) for name, path in drawn.items()}).to_string())
     log.info("%s", next(iter(drawn.values())).parent)
 
@@ -415,7 +409,7 @@ def _overlap(options: argparse.Namespace) -> None:
     from boom_utils.reporting.corpus import overlap_text
     from boom_utils.reporting.results import read_json_object
 
-    examples = _data_study(options).build("examples")
+    examples = _study(options).build("examples")
     log.info("%s", overlap_text(read_json_object(examples.path / "summary.json")))
 
 
@@ -475,17 +469,10 @@ def _push(options: argparse.Namespace) -> None:
     if not options.yes:
         if not sys.stdin.isatty():
             raise ConfigError("nobody is there to be asked", fix="--yes uploads without asking, --dry-run only looks")
-        if not _agreed(f"upload this to {options.repo}? [y/N] "):
+        if input(f"upload this to {options.repo}? [y/N] ").strip().lower() not in ("y", "yes"):
             log.info("nothing was uploaded")
             return
     log.info("%s", push(upload))
-
-
-def _agreed(question: str) -> bool:
-    try:
-        return input(question).strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
 
 
 @_command("check", "--profile P")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr
 
 from boom_utils.errors import ConfigError, nearest
 from boom_utils.experiments import Experiments
 from boom_utils.machine import Precision, on_this_machine
-from boom_utils.yaml_files import Frozen, Name, joined, parse, read_yaml
+from boom_utils.yaml_files import Frozen, Name, joined, parse, read_yaml, repeated
 
 PROFILES = Path(__file__).parent / "profiles"
 QUERY_TEMPLATE = "Instruct: {instruction}\nQuery: "
@@ -145,11 +144,10 @@ class PretrainedBase(Frozen):
         """Where its name leads if it is a folder: relative ones start at the profile's file."""
         return self._folder / Path(self.name).expanduser()
 
-    @model_validator(mode="after")
-    def _counts_fit(self) -> PretrainedBase:
+    def problems(self) -> Iterator[str]:
+        """Half a count."""
         if (self.parameters is None) != (self.embedding_parameters is None):
-            raise ValueError("give both of `parameters` and `embedding_parameters`, or neither")
-        return self
+            yield "give both of `parameters` and `embedding_parameters`, or neither"
 
 
 BaseModelConfig = Annotated[TinyBase | PretrainedBase, Field(discriminator="kind")]
@@ -170,14 +168,13 @@ class SubsetConfig(Frozen):
     # (2, 3): of the second of three parts of every dataset's rows, which share no row
     part: tuple[int, int] | None = None
 
-    @model_validator(mode="after")
-    def _one_rule(self) -> SubsetConfig:
+    def problems(self) -> Iterator[str]:
+        """None or two of the rules."""
         given = [self.ratio is not None, self.complement_of is not None]
         if all(given) or (not any(given) and self.new_data is None):
-            raise ValueError("give exactly one of `ratio` and `complement_of`, or `new_data` alone")
+            yield "give exactly one of `ratio` and `complement_of`, or `new_data` alone"
         if self.new_data is not None and self.complement_of is not None:
-            raise ValueError("`new_data` goes with `ratio`, not with `complement_of`")
-        return self
+            yield "`new_data` goes with `ratio`, not with `complement_of`"
 
     def rule(self) -> dict[str, Any]:
         """The rule as JSON. It speaks of new data and parts only if there are some: they change no older subset."""
@@ -193,15 +190,14 @@ class ScheduleConfig(Frozen):
     # restarted: every stage warms up and decays by itself
     learning_rate_stages: Literal["continued", "restarted"] = "continued"
 
-    @model_validator(mode="after")
-    def _fits(self) -> ScheduleConfig:
+    def problems(self) -> Iterator[str]:
+        """What the schedule has no use for, or lacks."""
         if (self.schedule == "two_stage") != (len(self.stages) == 2):
-            raise ValueError("`stages` names two lists of families for two_stage, and is left out otherwise")
+            yield "`stages` names two lists of families for two_stage, and is left out otherwise"
         if self.order != "given" and not self.schedule.startswith("sequential"):
-            raise ValueError("`order` is for sequential schedules")
+            yield "`order` is for sequential schedules"
         if self.learning_rate_stages == "restarted" and self.schedule == "batch_shuffled":
-            raise ValueError("batch_shuffled has one stage: there is nothing to restart")
-        return self
+            yield "batch_shuffled has one stage: there is nothing to restart"
 
 
 class MemberConfig(ScheduleConfig):
@@ -217,11 +213,11 @@ class MemberConfig(ScheduleConfig):
     training: TrainingChanges = TrainingChanges()  # what differs from the profile's
     scored: bool = True  # false: only merged
 
-    @model_validator(mode="after")
-    def _one_choice(self) -> MemberConfig:
+    def problems(self) -> Iterator[str]:
+        """Those of its schedule, and two choices of datasets."""
+        yield from super().problems()
         if self.datasets is not None and self.cluster is not None:
-            raise ValueError("give `datasets` or `cluster`, not both")
-        return self
+            yield "give `datasets` or `cluster`, not both"
 
 
 _Averages = Literal["linear", "slerp", "nuslerp", "multislerp", "karcher"]
@@ -310,12 +306,9 @@ class Profile(Frozen):
     sources: Mapping[str, str] = {}  # dotted key -> where its value comes from (`SOURCES`), colon, note
     _folder: Path = PrivateAttr(default=PROFILES)
 
-    @model_validator(mode="after")
-    def _names_resolve(self) -> Profile:
-        problems = [*_repeated(self), *_unresolved(self), *_misfits(self), *_unsourced(self)]
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+    def problems(self) -> Iterator[str]:
+        """Names given twice or leading nowhere, and parts that do not fit together."""
+        yield from (*_repeated(self), *_unresolved(self), *_misfits(self), *_unsourced(self))
 
     @property
     def manifest(self) -> str | Path:
@@ -385,15 +378,14 @@ def trained_members(model: str, merges: Mapping[str, Sequence[str]]) -> list[str
 def _repeated(profile: Profile) -> Iterator[str]:
     """Names that are given twice."""
     corpus, found = profile.corpus, profile.evaluation
-    groups: dict[str, Sequence[str]] = {
+    groups = {
         "dataset": [*corpus.datasets, *corpus.new_datasets],
         "subset": [subset.name for subset in profile.subsets],
         "model": profile.model_names,
         "task": [*found.in_domain, *found.out_of_domain],
         "benchmark": [*found.in_domain_benchmarks, *found.out_of_domain_benchmarks],
     }
-    for kind, names in groups.items():
-        yield from (f"{kind} '{name}' is named twice" for name, count in Counter(names).items() if count > 1)
+    return repeated(groups)
 
 
 def _unresolved(profile: Profile) -> Iterator[str]:

@@ -6,12 +6,13 @@ Unknown keys are refused with the nearest valid name, and so are keys given twic
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from boom_utils.errors import BoomError, bullet_list, nearest
 
@@ -20,9 +21,25 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
 
 
 class Frozen(BaseModel):
-    """Base of every config: immutable, unknown keys refused, no NaN or infinity."""
+    """Base of every config: immutable, unknown keys refused, no NaN or infinity, no `problems`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    def problems(self) -> Iterator[str]:
+        """What does not fit together, although every value by itself is right."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if found := list(self.problems()):
+            raise ValueError("; ".join(found))
+        return self
+
+
+def repeated(groups: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    """Names that are given twice among those of one kind."""
+    for kind, names in groups.items():
+        yield from (f"{kind} '{name}' is named twice" for name, count in Counter(names).items() if count > 1)
 
 
 def parse(model: type[Model], raw: Any, where: str, error: type[BoomError]) -> Model:

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
 from boom_utils.artifacts import default_workspace, sha256_file, write_json
 from boom_utils.errors import BoomError, ConfigError, DownloadError, ManifestError, bullet_list
@@ -60,12 +60,11 @@ class RemoteFile(Frozen):
     sha256: Sha256
     bytes: int = Field(ge=0)
 
-    @model_validator(mode="after")
-    def _url_is_safe(self) -> RemoteFile:
+    def problems(self) -> Iterator[str]:
+        """An address that is no safe path."""
         if not _URL.fullmatch(self.url):
             names = "names that are safe on every system: letters, digits and ._~&()+=,-, at most 200 of them"
-            raise ValueError(f"url is no plain https address of a file: a host (no user, no port), then {names}")
-        return self
+            yield f"url is no plain https address of a file: a host (no user, no port), then {names}"
 
     @property
     def path(self) -> PurePosixPath:

@@ -9,17 +9,16 @@ downloaded; this module reads no corpus and asks no server.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.data.files import HubFile, RemoteFile
 from boom_utils.errors import ManifestError, nearest
-from boom_utils.yaml_files import Frozen, Name, parse, read_yaml
+from boom_utils.yaml_files import Frozen, Name, parse, read_yaml, repeated
 
 MANIFESTS = PROJECT_ROOT / "data_manifests"
 READABLE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow)(\.(gz|zst|bz2|lz4))?$")
@@ -228,12 +227,10 @@ class Manifest(Frozen):
     # Where the manifest's file is makes no other corpus, and no record names a place on one machine.
     folder: Path = Field(default=MANIFESTS, exclude=True, description="set when it is read")
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Manifest:
-        checks = (_repeated, _name_problems, _type_problems, _source_problems, _file_problems)
-        if found := [problem for check in checks for problem in check(self)]:
-            raise ValueError("; ".join(found))
-        return self
+    def problems(self) -> Iterator[str]:
+        """Names given twice or leading nowhere, and datasets that contradict their type or the source."""
+        for check in (_repeated, _name_problems, _type_problems, _source_problems, _file_problems):
+            yield from check(self)
 
     @property
     def installed(self) -> InstalledDistributions:
@@ -276,8 +273,7 @@ def _repeated(corpus: Manifest) -> Iterator[str]:
         "hub file": (f"{one.hub.repo}/{file.path}" for one in corpus.datasets if one.hub for file in one.hub.files),
         "held-out rows of": (task.dataset for task in corpus.tasks if isinstance(corpus.source, LocalFiles)),
     }
-    for kind, names in groups.items():
-        yield from (f"{kind} '{name}' is named twice" for name, count in Counter(names).items() if count > 1)
+    yield from repeated(groups)
     revisions = dict[str, str | None]()
     for hub in (one.hub for one in corpus.datasets if one.hub):
         if revisions.setdefault(hub.repo, hub.revision) != hub.revision:
