@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         log.error("error: %s", _explained(error))
         return 1
-    except (KeyboardInterrupt, EOFError):
+    except KeyboardInterrupt:
         words = sys.argv[1:] if arguments is None else list(arguments)
         log.error("interrupted; what is finished is kept. To go on: boom %s", shlex.join(words))
         return 130
@@ -469,7 +469,8 @@ def _push(options: argparse.Namespace) -> None:
     if not options.yes:
         if not sys.stdin.isatty():
             raise ConfigError("nobody is there to be asked", fix="--yes uploads without asking, --dry-run only looks")
-        if input(f"upload this to {options.repo}? [y/N] ").strip().lower() not in ("y", "yes"):
+        log.info("upload this to %s? [y/N]", options.repo)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             log.info("nothing was uploaded")
             return
     log.info("%s", push(upload))

@@ -359,7 +359,8 @@ class Profile(Frozen):
     @property
     def scored_models(self) -> list[str]:
         """Those of `model_names` that are scored."""
-        silent = {model.name for model in (*self.members, *self.merges) if not model.scored}
+        models: tuple[MemberConfig | MergeConfig, ...] = (*self.members, *self.merges)
+        silent = {model.name for model in models if not model.scored}
         return [name for name in self.model_names if name not in silent]
 
 
