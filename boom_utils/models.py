@@ -159,10 +159,10 @@ class Encoder:
 
     @property
     def packs(self) -> bool:
-        """Whether texts stand in one row without padding: on CPU, where the model gives the same embeddings so.
+        """Whether texts stand in one row without padding: where the model gives the same embeddings so.
 
         Not assumed from the model's kind but tried once, on two short texts: position numbers, sliding windows or code
-        that ignores the attention interface would show. On CUDA length-sorted padding keeps the large kernels.
+        that ignores the attention interface would show.
         """
         if self._packs is None:
             self.use_packing(None)
@@ -176,8 +176,7 @@ class Encoder:
         """
         if self._packs:
             self.transformer.set_attn_implementation("sdpa")
-        wanted = not self.spec.beyond and (chosen or (chosen is None and self.device.type == "cpu"))
-        self._packs = bool(wanted) and self._packing_is_exact()
+        self._packs = chosen is not False and not self.spec.beyond and self._packing_is_exact()
         if chosen and not self._packs:
             raise CheckpointError("this model cannot be packed: its embeddings would change", fix="leave packing off")
 
@@ -213,18 +212,19 @@ class Encoder:
         return pool(states_NLD[mask_NL], lengths_N, self.spec)
 
     def _embed_packed(self, tokens: Sequence[Tokens]) -> Tensor:
-        lengths = [len(row) for row in tokens]
+        lengths_N = self._lengths(tokens)
         ids_T = torch.cat([_as_tensor(row) for row in tokens])
-        places_T = torch.cat([torch.arange(length) for length in lengths])
+        places_T = torch.cat([torch.arange(len(row)) for row in tokens])
         # A causal model makes its own mask unless it is given one by kind of layer.
         options = {"use_cache": False, "attention_mask": {"full_attention": None}} if self._causal else {}
         states_1TD = self.transformer(
             input_ids=ids_T[None].to(self.device),
             position_ids=places_T[None].to(self.device),
-            packed_lengths=lengths,
+            cu_seq_lens_q=torch.nn.functional.pad(lengths_N.cumsum(0), (1, 0)).int(),
+            max_length_q=len(tokens[0]),
             **options,
         ).last_hidden_state
-        return pool(states_1TD[0], self._lengths(tokens), self.spec)
+        return pool(states_1TD[0], lengths_N, self.spec)
 
     def _lengths(self, tokens: Sequence[Tokens]) -> Tensor:
         return torch.tensor([len(row) for row in tokens], device=self.device)

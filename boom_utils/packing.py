@@ -1,8 +1,9 @@
 """Embed many texts in one row without padding, through transformers' attention interface.
 
 All texts stand behind one another in one long row, so every linear layer works on real tokens only; attention is done
-text by text, texts of equal length together. The model itself is unmodified. Whether that is exact for a model
-(position numbers, sliding windows, code that ignores the interface) is not assumed but tried: see `Encoder`.
+within each text: by one flash attention kernel for texts of any lengths (CUDA, bf16 and fp16), elsewhere by one call
+for all texts of a length. The model itself is unmodified. Whether that is exact for a model (position numbers, sliding
+windows, code that ignores the interface) is not assumed but tried: see `Encoder`.
 
 Shapes: N texts, T tokens of all texts, H heads, K key/value heads, E head dimensions.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 ATTENTION = "boom_packed"
@@ -32,21 +34,38 @@ def packed_attention(
         key: float (1, K, T, E).
         value: float (1, K, T, E).
         attention_mask: Not used: a packed row has no padding.
-        options: ``packed_lengths`` (tokens of each text, longest first), ``scaling`` and ``dropout``.
+        options: ``cu_seq_lens_q`` (int32 (N + 1,), where each text begins and the last one ends, longest text first),
+            ``max_length_q`` (tokens of the longest), ``scaling`` and ``dropout``.
 
     Returns:
         float (1, T, H, E), and None for the attention weights.
     """
-    kernel: dict[str, Any] = {
-        "is_causal": bool(getattr(module, "is_causal", False)),
-        "scale": options.get("scaling"),
-        "dropout_p": options.get("dropout", 0.0),
-        "enable_gqa": query.shape[1] != key.shape[1],
-    }
-    equal = Counter(options["packed_lengths"])  # equally long texts stand next to each other: no padding, no copies
+    starts, longest, dropout = options["cu_seq_lens_q"], options["max_length_q"], options.get("dropout", 0.0)
+    causal, gqa = bool(getattr(module, "is_causal", False)), query.shape[1] != key.shape[1]
+    dtype = _precision(query)
+    if dropout == 0 and _flash_works(query.device.type, dtype):
+        parts = (part[0].transpose(0, 1).to(dtype) for part in (query, key, value))  # autocast passes this kernel by
+        window = (-1, 0) if causal else (-1, -1)
+        options = {"scale": options.get("scaling"), "window_size": window, "enable_gqa": gqa}
+        return varlen_attn(*parts, starts, starts, longest, longest, **options)[None], None
+    kernel = {"is_causal": causal, "scale": options.get("scaling"), "dropout_p": dropout, "enable_gqa": gqa}
+    equal = Counter(starts.diff().tolist())  # equally long texts stand next to each other: no padding, no copies
     sizes = [length * count for length, count in equal.items()]
     groups = zip(equal, *(part[0].split_with_sizes(sizes, dim=1) for part in (query, key, value)), strict=True)
     return torch.cat([_attend(length, group, kernel) for length, *group in groups])[None], None
+
+
+def _precision(states: Tensor) -> torch.dtype:
+    """In which attention computes: autocast's if it is on, else that of the states."""
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+
+
+@torch.compiler.assume_constant_result
+def _flash_works(device: str, dtype: torch.dtype) -> bool:
+    """Whether the kernel for texts of any lengths is there: from Ampere on, in half precision."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return half and device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def _attend(length: int, group: Sequence[Tensor], kernel: Mapping[str, Any]) -> Tensor:

@@ -83,8 +83,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need the smoke study come last: it runs beside the others."""
+    """Tests that need the smoke study come last: it runs beside the others. Those of CUDA are skipped without one."""
     items.sort(key=_needs_smoke)
+    for item in items:
+        if item.get_closest_marker("cuda") is not None and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
 
 
 def _needs_smoke(item: pytest.Item) -> bool:
