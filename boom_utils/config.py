@@ -22,6 +22,7 @@ SOURCES = ("paper", "authors' script", "model card", "third-party summary", "our
 """Where a value of a profile may come from; a note follows after a colon."""
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
+Checkpointing = bool | Literal["selective"]
 Pooling = Literal["lasttoken", "mean", "cls"]
 MachinePrecision = Annotated[Precision, AfterValidator(on_this_machine)]
 """``auto`` is bf16 where this machine has it, else fp32: a study is keyed and recorded by what it is here."""
@@ -80,7 +81,8 @@ class TrainingConfig(Frozen):
     mask_false_negatives: bool = False  # leave out negatives identical to the positive
     lora: LoraConfig | None = None  # None trains all weights
     precision: MachinePrecision = "fp32"  # of the passes; weights stay fp32
-    gradient_checkpointing: bool = False  # less memory, more time, the same gradient
+    # less memory, more time, the same gradient; selective: much of the memory, little time
+    gradient_checkpointing: Checkpointing = False
     torch_compile: bool = False  # pays off on long runs
     packing: bool | None = None  # no padding; None: on CPU where it is exact
     tokens_per_micro_batch: int = Field(default=8192, gt=0)  # memory only; does not change the gradient

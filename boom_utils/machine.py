@@ -34,11 +34,17 @@ def dtype_of(precision: str) -> torch.dtype:
     return found
 
 
-def autocast(precision: str, device: str) -> Any:
-    """Context of forward and backward passes: nothing in fp32, else autocast; weights stay float32."""
+def autocast(precision: str, device: str, *, cache: bool = True) -> Any:
+    """Context of forward passes: nothing in fp32, else autocast; weights stay float32.
+
+    Args:
+        precision: Of matrix products and attention.
+        device: Kind of device.
+        cache: Keeps the copies of weights for all passes of the context.
+    """
     import torch
 
-    return nullcontext() if precision == "fp32" else torch.autocast(device, dtype=dtype_of(precision))
+    return nullcontext() if precision == "fp32" else torch.autocast(device, dtype_of(precision), cache_enabled=cache)
 
 
 @functools.lru_cache

@@ -44,10 +44,11 @@ def packed_attention(
     causal, gqa = bool(getattr(module, "is_causal", False)), query.shape[1] != key.shape[1]
     dtype = _precision(query)
     if dropout == 0 and _flash_works(query.device.type, dtype):
-        parts = (part[0].transpose(0, 1).to(dtype) for part in (query, key, value))  # autocast passes this kernel by
-        window = (-1, 0) if causal else (-1, -1)
-        options = {"scale": options.get("scaling"), "window_size": window, "enable_gqa": gqa}
-        return varlen_attn(*parts, starts, starts, longest, longest, **options)[None], None
+        # autocast passes this kernel by
+        q, k, v = (part[0].transpose(0, 1).to(dtype) for part in (query, key, value))
+        flash: Any = {"scale": options.get("scaling"), "window_size": (-1, 0 if causal else -1), "enable_gqa": gqa}
+        made: Any = varlen_attn(q, k, v, starts, starts, longest, longest, **flash)
+        return made[None], None
     kernel = {"is_causal": causal, "scale": options.get("scaling"), "dropout_p": dropout, "enable_gqa": gqa}
     equal = Counter(starts.diff().tolist())  # equally long texts stand next to each other: no padding, no copies
     sizes = [length * count for length, count in equal.items()]
@@ -61,7 +62,7 @@ def _precision(states: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _flash_works(device: str, dtype: torch.dtype) -> bool:
     """Whether the kernel for texts of any lengths is there: from Ampere on, in half precision."""
     half = dtype in (torch.bfloat16, torch.float16)

@@ -250,7 +250,7 @@ class _Planner:
 
     def _trained(self, tokens: float, training: TrainingConfig) -> dict[str, float]:
         """What a training run on some tokens costs."""
-        per_weight = (4.0 if training.lora else 6.0) + (2.0 if training.gradient_checkpointing else 0.0)
+        per_weight = (4.0 if training.lora else 6.0) + (2.0 if training.gradient_checkpointing is True else 0.0)
         flops, speed = self.model["matrices"] * per_weight * tokens, self.tokens_per_second
         return {
             "flops": flops,

@@ -135,7 +135,10 @@ class Gradients:
 
     def precision(self) -> Any:
         """Context of the passes: autocast to bf16 or fp16, or nothing."""
-        return autocast(self.job.config.precision, self.processes.device.type)
+        config = self.job.config
+        # Selective recomputation repeats the operations of a layer one by one, so each pass must make the same ones.
+        cache = config.gradient_checkpointing != "selective"
+        return autocast(config.precision, self.processes.device.type, cache=cache)
 
     @cached_property
     def has_dropout(self) -> bool:

@@ -31,6 +31,7 @@ from boom_utils.config import LoraConfig, TrainingConfig
 from boom_utils.errors import ConfigError, TrainingError
 from boom_utils.models import Encoder
 from boom_utils.progress import progress
+from boom_utils.training.fitting import checkpoint_layers
 from boom_utils.training.gradients import BatchFacts, Gradients, TrainingJob, batch_texts
 from boom_utils.training.plan import Batch, BatchPlan
 from boom_utils.training.probe import Probe, batches_digest
@@ -252,8 +253,7 @@ def _prepare(encoder: Encoder, config: TrainingConfig, processes: Processes) -> 
     """Put the model on its device, into training mode, with the switches of the config."""
     encoder.transformer.to(processes.device)
     encoder.use_packing(False if config.torch_compile else config.packing)
-    if config.gradient_checkpointing:
-        encoder.transformer.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(encoder.transformer, config.gradient_checkpointing)
     if config.lora is not None:
         encoder.transformer = add_adapters(encoder.transformer, config.lora)
     encoder.transformer.train()
