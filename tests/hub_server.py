@@ -12,19 +12,17 @@ import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
-@dataclass
-class Request:
+class Request(NamedTuple):
     """What was asked for."""
 
     method: str
     path: str
-    headers: dict[str, str]
 
 
 @dataclass
@@ -56,8 +54,7 @@ class HubServer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *unused: object) -> None:
@@ -91,15 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *unused: object) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self._answer()
-
     def do_GET(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
         hub, path = self.server_hub, unquote(urlsplit(self.path).path)
-        hub.requests.append(Request(self.command, path, dict(self.headers)))
+        hub.requests.append(Request(self.command, path))
         if found := re.fullmatch(
             r"/api/(?:datasets|models)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.+))?)?", path
         ):
@@ -109,20 +100,19 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._error(404, None)
 
-    def _known(self, repo: str, revision: str | None) -> bool:
-        if repo not in self.server_hub.repos:
-            self._error(404, "RepoNotFound")
-            return False
-        if revision not in (None, "main", REVISION):
-            self._error(404, "RevisionNotFound")
-            return False
-        return True
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def _unknown(self, repo: str, revision: str | None) -> str | None:
+        if repo in self.server_hub.repos:
+            return None if revision in (None, "main", REVISION) else "RevisionNotFound"
+        return "RepoNotFound"
 
     def _api(self, repo: str, kind: str | None, revision: str | None, folder: str | None) -> None:
-        if not self._known(repo, revision):
-            return
         hub = self.server_hub
-        if kind != "tree":
+        if unknown := self._unknown(repo, revision):
+            self._error(404, unknown)
+        elif kind != "tree":
             facts = {"id": repo, "sha": REVISION, "private": False, "tags": []}
             siblings = [{"rfilename": path} for path in hub.repos[repo]]
             self._send(json.dumps({**facts, "siblings": siblings}).encode())
@@ -141,31 +131,28 @@ class _Handler(BaseHTTPRequestHandler):
         return entry
 
     def _file(self, stored: str | None, repo: str, revision: str, path: str) -> None:
-        hub = self.server_hub
-        if not self._known(repo, revision):
-            return
-        if repo in hub.gated:
-            self._error(403, "GatedRepo")
-            return
-        if path not in hub.repos[repo]:
-            self._error(404, "EntryNotFound")
-            return
+        hub, files = self.server_hub, self.server_hub.repos.get(repo, {})
         fault = None if self.command == "HEAD" else hub.fault(path)
-        if isinstance(fault, int):
+        if unknown := self._unknown(repo, revision):
+            self._error(404, unknown)
+        elif repo in hub.gated:
+            self._error(403, "GatedRepo")
+        elif path not in files:
+            self._error(404, "EntryNotFound")
+        elif isinstance(fault, int):
             self._error(fault, None)
-            return
-        content = hub.repos[repo][path]
-        etag = git_blob(content) if path in hub.plain else hashlib.sha256(content).hexdigest()
-        headers = {"X-Repo-Commit": REVISION, "ETag": f'"{etag}"', "X-Linked-Size": str(len(content))}
-        headers["X-Linked-Etag"] = headers["ETag"]
-        if hub.signature and not stored:
-            port = urlsplit(hub.endpoint).port
-            headers["Location"] = f"http://localhost:{port}/stored{urlsplit(self.path).path}?Signature={hub.signature}"
-            self._send(b"", headers, status=302)
-            return
-        if fault == "corrupt":
-            content = bytes([content[0] ^ 1]) + content[1:]
-        self._send(content, headers, cut=fault == "truncate")
+        else:
+            content = files[path]
+            etag = f'"{git_blob(content) if path in hub.plain else hashlib.sha256(content).hexdigest()}"'
+            headers = {"X-Repo-Commit": REVISION, "ETag": etag, "X-Linked-Etag": etag}
+            headers["X-Linked-Size"] = str(len(content))
+            if hub.signature and not stored:
+                place = f"localhost:{urlsplit(hub.endpoint).port}/stored{urlsplit(self.path).path}"
+                headers["Location"] = f"http://{place}?Signature={hub.signature}"
+                self._send(b"", headers, status=302)
+            else:
+                content = bytes([content[0] ^ 1]) + content[1:] if fault == "corrupt" else content
+                self._send(content, headers, cut=fault == "truncate")
 
     def _send(
         self, content: bytes, headers: dict[str, str] | None = None, *, cut: bool = False, status: int = 200

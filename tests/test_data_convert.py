@@ -159,6 +159,3 @@ def test_what_cannot_be_trained_on_or_evaluated_is_refused(make: Callable[..., M
     with pytest.raises(DataError, match=r"no rows in train/medquad[\s\S]*left out[\s\S]*without a negative"):
         make(tasks=(), raws={"medquad": alone}, datasets=("medquad",), new_datasets=())
     assert not (tmp_path / "made" / "summary.json").exists()
-
-
-# --- real files -------------------------------------------------------------------------------------------------------

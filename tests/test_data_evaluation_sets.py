@@ -9,11 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boom_utils.data.evaluation_sets import (
-    EvaluationSet,
-    Limits,
-    evaluation_set,
-)
+from boom_utils.data.evaluation_sets import EvaluationSet, Limits, evaluation_set
 from boom_utils.data.manifest import load_manifest
 from boom_utils.data.text_files import COLUMNS, Raw, table_of
 

@@ -21,7 +21,7 @@ from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import Profile
 from boom_utils.data import files
 from boom_utils.data.fetching import chosen_datasets, files_of
-from boom_utils.data.files import HubFile, HubSet, RemoteFile, fetch, fetch_hub, hub_errors, hub_paths, read_lock
+from boom_utils.data.files import HubFile, HubSet, RemoteFile, fetch, fetch_hub, hub_paths, read_lock
 from boom_utils.data.manifest import load_manifest
 from boom_utils.errors import BoomError, ConfigError, DownloadError, ManifestError
 
@@ -313,16 +313,3 @@ def test_a_profile_fetches_what_it_trains_on_and_what_it_evaluates_and_no_more()
     with pytest.raises(ManifestError, match="did you mean 'squad_nqg'"):
         chosen_datasets(manifest, profile_of_files(datasets=["squad_nqq"]))
     assert len(files_of([manifest.dataset("arxiv_s2s"), manifest.dataset("arxiv_p2p")])) == 1
-
-
-def test_what_must_not_be_asked_offline_names_the_variable_also_behind_an_error_of_another_library(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE forbids"), hub_errors("owner/name"):
-        try:
-            raise OfflineModeIsEnabled("offline")
-        except OfflineModeIsEnabled as error:
-            raise ConnectionError("not reachable") from error

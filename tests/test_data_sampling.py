@@ -13,13 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boom_utils.config import SubsetConfig
-from boom_utils.data.sampling import (
-    draw_subset,
-    load_subset,
-    make_subset,
-    save_subset,
-    subset_size,
-)
+from boom_utils.data.sampling import draw_subset, load_subset, make_subset, save_subset, subset_size
 from boom_utils.errors import DataError
 
 names = st.text("abcdefgh_", min_size=1, max_size=6).filter(lambda name: name[0] != "_")

@@ -86,12 +86,15 @@ def test_scores_of_ranks_are_known_and_kept_for_every_query_and_mteb_reads_them(
 
 
 @pytest.mark.promise(28)
-def test_judgements_may_be_graded(words: None, tmp_path: Path) -> None:
+def test_judgements_may_be_graded_and_a_revision_is_the_content_of_the_set(words: None, tmp_path: Path) -> None:
     task = retrieval_task(tmp_path, "code_retrieval")
+    first = build_task(task).metadata.dataset["revision"]
+    assert build_task(task).metadata.dataset["revision"] == first
     judged = [{"query": q, "document": d, "score": s} for q in ("q1", "q2", "q3") for d, s in (("a", 1), ("c", 3))]
     write_jsonl(task.folder / "qrels.jsonl", judged)
     facts = evaluate_task("mock", tmp_path, task, tmp_path)
     assert facts["main_score"] == pytest.approx((1 + 3 / 2) / (3 + 1 / np.log2(3)), abs=1e-5)
+    assert build_task(task).metadata.dataset["revision"] != first
 
 
 SEPARATE = [{"text": f"{1 - label} {label} {n / 1000}", "label": label} for label in (0, 1) for n in range(20)]
@@ -137,16 +140,6 @@ def test_an_sts_is_scored_by_the_similarity_of_the_model(monkeypatch: pytest.Mon
     assert (facts["main_score"], facts["metric"], facts["similarity"]) == (pytest.approx(1.0), "spearman", "dot")
 
 
-def test_the_dataset_revision_is_the_content_of_the_set(tmp_path: Path) -> None:
-    def revision() -> str:
-        return str(build_task(retrieval_task(tmp_path)).metadata.dataset["revision"])
-
-    first = revision()
-    assert revision() == first
-    (tmp_path / "set" / "more.jsonl").write_text("{}\n")
-    assert revision() != first
-
-
 class Spy(Words):
     """Notes the texts of every call, by prompt."""
 
@@ -158,7 +151,7 @@ class Spy(Words):
         return super().encode(texts)
 
 
-def test_queries_get_the_prompt_documents_do_not_and_symmetric_tasks_give_it_to_all(
+def test_queries_get_the_prompt_documents_their_own_or_none_and_symmetric_tasks_give_it_to_all(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for task, prompts in (
@@ -169,6 +162,10 @@ def test_queries_get_the_prompt_documents_do_not_and_symmetric_tasks_give_it_to_
         evaluate_task("mock", tmp_path, replace(task, prompt="P "), tmp_path)
         assert {prompt for prompt, _ in spy.seen} == prompts
         assert all(set(texts) == {"1 0", "1 1", "0 1"} for prompt, texts in spy.seen if not prompt)
+    for symmetric in (False, True):
+        wrapped = MtebEncoder(spy, META, "query: ", prompt_documents=symmetric, passage_prompt="passage: ")
+        wrapped.encode(batches(numbers(2 + symmetric)), prompt_type=PromptType.document)
+    assert [prompt for prompt, _ in spy.seen[-2:]] == ["passage: ", "query: "]
 
 
 @pytest.mark.parametrize(
@@ -265,11 +262,3 @@ def test_embeddings_are_compared_as_the_model_says(encoder: Encoder, name: str) 
     wanted = SimilarityFunction.to_similarity_fn(name)(texts, other)
     assert np.allclose(wrapped.similarity(texts, other), wanted, atol=1e-6)
     assert np.allclose(wrapped.similarity_pairwise(texts, other), np.diag(wanted), atol=1e-6)
-
-
-def test_documents_get_their_own_prompt_unless_all_texts_are_queries() -> None:
-    spy = Spy()
-    for symmetric in (False, True):
-        task = MtebEncoder(spy, META, "query: ", prompt_documents=symmetric, passage_prompt="passage: ")
-        task.encode(batches(numbers(2 + symmetric)), prompt_type=PromptType.document)
-    assert [prompt for prompt, _ in spy.seen] == ["passage: ", "query: "]

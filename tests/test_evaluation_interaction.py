@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -162,11 +160,6 @@ def test_clusters_are_numbered_by_their_first_dataset_and_stand_together_in_a_tr
 def test_clusters_that_make_no_sense_are_refused(options: Mapping[str, Any]) -> None:
     with pytest.raises(ConfigError, match="a count of 1 to 3 clusters, or a finite threshold"):
         clusters(interaction(np.zeros((3, 3))), **options)
-
-
-def test_the_analysis_and_its_figures_need_no_torch() -> None:
-    code = "import sys, boom_utils.evaluation.interaction, boom_utils.reporting.figures; print('torch' in sys.modules)"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
 # --- forgetting -------------------------------------------------------------------------------------------------------

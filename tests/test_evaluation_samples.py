@@ -10,13 +10,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from made_up_tasks import retrieval_split, rows, scored, task_class
 from mteb._evaluators import retrieval_metrics
-from mteb.abstasks import (
-    AbsTask,
-    AbsTaskBitextMining,
-    AbsTaskClassification,
-    AbsTaskClustering,
-    AbsTaskRetrieval,
-)
+from mteb.abstasks import AbsTask, AbsTaskBitextMining, AbsTaskClassification, AbsTaskClustering, AbsTaskRetrieval
 from mteb.abstasks.text.summarization import AbsTaskSummarization
 from mteb.mocks import mock_tasks
 from sklearn.exceptions import UndefinedMetricWarning
