@@ -436,7 +436,7 @@ def _report(options: argparse.Namespace) -> None:
 def _trace(options: argparse.Namespace) -> None:
     """Say what a table, figure, score or artifact was made from, back to the data.
 
-    Example: boom trace results/smoke/figures/pareto.svg
+    Example: boom trace results/smoke/figures/model_means.svg
     """
     from boom_utils.reporting.trace import trace_text
 

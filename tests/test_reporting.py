@@ -8,19 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_results import DATASETS, with_gain, with_study
+from made_up_results import with_gain, with_study
 
 from boom_utils.artifacts import write_json
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.statistics import Estimate, TaskSamples, mean_shares, measure, moved, shares_of
 from boom_utils.reporting.ablations import (
     ABLATION_TABLES,
-    dataset_table,
     granularity_table,
     merge_table,
     method_table,
-    pareto_front,
-    pareto_table,
     seed_table,
     variant_table,
 )
@@ -91,10 +88,10 @@ def test_a_folder_without_a_study_and_a_damaged_interaction_are_refused(results:
     with pytest.raises(ResultsError, match="no tasks, evaluation, members, merges, experiments"):
         read_results(tmp_path)
     without = replace(results, folder=tmp_path)
-    assert dataset_table(without).empty and "interaction" not in study_figures(without)
+    assert "interaction" not in study_figures(without)
     write_json(tmp_path / "interaction.json", {"datasets": ["a", "b"]})
     with pytest.raises(ResultsError, match="not an interaction"):
-        dataset_table(without)
+        study_figures(without)
 
 
 # --- means, differences, verdicts -------------------------------------------------------------------------------------
@@ -139,14 +136,13 @@ def test_a_study_without_an_experiment_has_neither_its_table_nor_its_figure(resu
     members = {name: results.study["members"][name] for name in ("s20", "full")}
     study = {"models": ["base", "s20", "full", "boom-80-100"], "members": members, "merges": {"boom-80-100": merge}}
     small = replace(with_study(results, **study), folder=results.folder / "nowhere")
-    tables = {name: make for name, make in {**TABLES, **ABLATION_TABLES}.items() if name != "corpus"}
-    absent = {"schedules", "incremental", "headline", "seeds", "granularities", "methods", "variants", "datasets"}
-    assert {name for name, make in tables.items() if make(small).empty} == absent
-    assert list(study_figures(small))[5:] == ["pareto"]
+    absent = {"schedules", "incremental", "headline", "seeds", "granularities", "methods", "variants"}
+    assert {name for name, make in {**TABLES, **ABLATION_TABLES}.items() if make(small).empty} == absent
+    assert len(study_figures(small)) == 5
     for draw in (schedule_comparison, schedule_losses, incremental_comparison):
         assert draw(small).axes, "a notebook of such a study still runs"
-    sure = ["granularity_comparison", "method_comparison", "variant_comparison", "pareto", "core_ratio_sweep"]
-    assert [*study_figures(results)][-7:] == [*sure, "merge_weight_sweep", "interaction"]
+    known = ["granularity_comparison", "method_comparison", "variant_comparison", "core_ratio_sweep"]
+    assert [*study_figures(results)][-6:] == [*known, "merge_weight_sweep", "interaction"]
 
 
 # --- experiments ------------------------------------------------------------------------------------------------------
@@ -179,22 +175,6 @@ def test_variants_are_multislerp_of_samples_with_what_they_cost(results: Results
     assert table["corpus passes"].to_list() == pytest.approx([3.0, 2.8, 1.8, 1.0, 3.0])
     assert table["weights"].to_list() == ["by ratio", "by ratio", "by ratio", "equal", "equal"]
     assert table.loc["boom-halves", ["ratios", "in-domain verdict"]].to_list() == ["{50, 50}", "worse"]
-
-
-def test_a_model_is_not_dominated_where_no_other_is_cheaper_and_better(results: Results) -> None:
-    front = pareto_front(results, "in-domain")
-    assert "boom-halves" not in front, "full costs the same and is better"
-    assert "boom" not in front, "boom-40-100 is cheaper and better"
-    assert (front[:2], front[-1]) == (["base", "s20"], "boom-40-100"), "what nobody trained costs nothing"
-    for found in (map(results.cost, front), (results.domain_mean(name, "in-domain").value for name in front)):
-        assert (np.diff([*found]) > 0).all()
-    table = pareto_table(results).set_index(["domain", "model"])
-    assert table.loc[("in-domain", "boom"), "not dominated"] == "no"
-    assert table.loc[("in-domain", "boom-40-100"), "next cheaper"] == "boom-80-100"
-    members = dict(results.study["members"])
-    members |= {name: {**members[name], "passes": cost} for name, cost in (("half", 0.1 + 0.2), ("half-rest", 0.3))}
-    alike = pareto_front(with_study(results, members=members), "in-domain")
-    assert "half" in alike and "half-rest" not in alike, "0.1 + 0.2 is no more than 0.3"
 
 
 def test_an_update_is_compared_with_retraining_on_old_new_and_other_tasks(results: Results) -> None:
@@ -252,15 +232,6 @@ def test_hyper_parameters_of_its_own_are_said_of_a_member(results: Results) -> N
     members["s20"] = {**members["s20"], "training": {"learning_rate": 2e-5, "num_train_epochs": None}}
     what = model_table(with_study(results, members=members)).set_index("model")["what"]
     assert what["s20"].endswith("learning_rate 2e-05")
-
-
-def test_every_dataset_has_its_cluster_and_its_strongest_partners(results: Results) -> None:
-    table = dataset_table(results).set_index("dataset")
-    assert table["family"].to_dict() == DATASETS
-    assert table.loc["nq", "strongest synergy"] == "fiqa"
-    assert table.loc["nq", "strongest synergy, nats x 1000"] == "-200.0 [-250.0, -150.0]"
-    assert table.loc["sts", "strongest synergy"] == "none"
-    assert table.loc["nq", "cluster"] == table.loc["fiqa", "cluster"]
 
 
 # --- seeds ------------------------------------------------------------------------------------------------------------

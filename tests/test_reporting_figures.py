@@ -1,16 +1,14 @@
-"""Figures: what they show is what tables and pairs say, marks are those of the intervals, nothing overlaps."""
+"""Figures: what they show is what tables and pairs say, marks are those of the intervals."""
 
 from __future__ import annotations
 
 import io
-from itertools import combinations
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 from made_up_results import with_study
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from boom_utils.errors import ResultsError
@@ -22,7 +20,6 @@ from boom_utils.reporting.figures import (
     incremental_comparison,
     interaction_heat_map,
     model_means,
-    pareto,
     plan_strips,
     study_figures,
     task_deltas,
@@ -38,18 +35,6 @@ def test_no_figure_is_larger_than_a_screen_however_many_models_and_tasks_there_a
     for figure in [model_means(crowded), task_deltas(crowded), *drawn]:
         width, height = figure.get_size_inches()
         assert width <= WIDTH and height <= HEIGHT
-
-
-def test_every_model_in_the_pareto_figure_has_a_number_and_no_two_numbers_overlap(results: Results) -> None:
-    with mpl.rc_context(STYLE):
-        figure = pareto(results)
-        renderer = FigureCanvasAgg(figure).get_renderer()
-        figure.draw_without_rendering()
-        named = [text.get_text() for text in figure.legends[0].get_texts()]
-        for axis in figure.axes:
-            boxes = [text.get_window_extent(renderer) for text in axis.texts]
-            assert {text.get_text() for text in axis.texts} == {name.split()[0] for name in named if name[0].isdigit()}
-            assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
 
 
 def test_a_marker_is_filled_only_where_the_interval_excludes_zero(results: Results) -> None:

@@ -82,7 +82,7 @@ def test_every_file_of_a_report_leads_over_scores_members_plans_and_base_to_the_
     order = [" models: base, boom", " merged models: plain-mean, boom", " members: s20, s40"]
     order += [" batch plans: s20, s40", " subsets: p20", "tokens of the training examples", "base model"]
     order.append(f"datasets {study.node('examples').config['found']['distributions']['datasets']}")
-    for name in ("tables/headline.csv", "figures/pareto.svg", "claims.md", "report.html", "samples.parquet"):
+    for name in ("tables/headline.csv", "figures/model_means.svg", "claims.md", "report.html", "samples.parquet"):
         text = trace_text(published / name)
         assert text.startswith(f"{name} (sha256 {sha256_file(published / name)[:12]}), of the results in smoke")
         places = [next(place for place, line in enumerate(text.splitlines()) if part in line) for part in order[:5]]

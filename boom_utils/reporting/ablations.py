@@ -1,4 +1,4 @@
-"""Tables of the paper's experiments: the headline, granularities, methods, BOOM variants, costs, datasets."""
+"""Tables of the paper's experiments: the headline, granularities, methods, BOOM variants, merges, costs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import math
 import statistics
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from boom_utils.config import trained_members
-from boom_utils.evaluation.statistics import Estimate, moved
+from boom_utils.evaluation.statistics import moved
 from boom_utils.merging.recipe import METHOD_RULES
 from boom_utils.reporting.experiments import (
     GRANULARITIES,
@@ -21,12 +20,10 @@ from boom_utils.reporting.experiments import (
     method_label,
     plain_multislerp,
     ratio_text,
-    read_interaction,
     weights_kind,
 )
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import (
-    NOTHING,
     ROLES,
     Table,
     beside,
@@ -34,8 +31,6 @@ from boom_utils.reporting.tables import (
     describe,
     estimate_columns,
     seeds_of,
-    verdict_of,
-    with_interval,
 )
 
 BASE, REFERENCE, BOOM, CONTROL = "base", "full corpus", "BOOM", "plain mean"
@@ -191,46 +186,6 @@ def variant_table(results: Results) -> pd.DataFrame:
     return beside(facts, compare(results, found, results.groups, results.reference))
 
 
-def pareto_table(results: Results) -> pd.DataFrame:
-    """Quality against training cost, a domain after the other: which models no other one beats in both.
-
-    ``not dominated``: no model is as good at less cost, or better at the same. ``step up`` compares each such model
-    with the next cheaper one: where the interval of the paired difference includes zero, it is inconclusive.
-    """
-    rows = []
-    models = pareto_models(results)
-    for domain in results.domains if models else []:
-        tasks, front = results.tasks(domain), pareto_front(results, domain)
-        for model in sorted(models, key=lambda name: (results.cost(name), models.index(name))):
-            row: dict[str, Any] = {"domain": domain, "model": model, "what": describe(results, model)}
-            row |= _cost(results, model) | estimate_columns("mean", results.domain_mean(model, domain))
-            row["not dominated"] = "yes" if model in front else "no"
-            place = front.index(model) if model in front else 0
-            gap = results.difference(model, front[place - 1], tasks) if place else NOTHING
-            row |= {"next cheaper": front[place - 1] if place else ""}
-            row |= {"step up": verdict_of(gap, "better", "worse") if place else ""}
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def pareto_models(results: Results) -> list[str]:
-    """The base, which costs nothing, batch-level shuffled members and the BOOM variants; none without variants."""
-    found, base = results.experiments, [name for name in ("base",) if name in results.models]
-    return [*base, *found.sampled, *found.variants] if found.variants else []
-
-
-def pareto_front(results: Results, domain: str) -> list[str]:
-    """The models no other one beats in cost and mean score both, from cheap to dear."""
-    points = [(results.cost(name), -results.domain_mean(name, domain).value, name) for name in pareto_models(results)]
-    front: list[str] = []
-    best = np.inf
-    for _, negative, name in sorted(points):
-        if negative < best:
-            front.append(name)
-            best = negative
-    return front
-
-
 def merge_table(results: Results) -> pd.DataFrame:
     """Every merge beside the base, the mean of what was merged and the best of it, with paired differences.
 
@@ -253,37 +208,6 @@ def merge_table(results: Results) -> pd.DataFrame:
                 row |= estimate_columns(f"{domain} minus {name}", results.difference(merge, other, tasks))
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def dataset_table(results: Results) -> pd.DataFrame:
-    """Every dataset with its family, its cluster, and those that help and disturb it most when trained together.
-
-    Differences of its own held-out loss in nats (times 1000), of which the interval is that pair's alone, over so many
-    held-out batches. Empty for a study without the interaction analysis.
-    """
-    found = read_interaction(results)
-    if found is None:
-        return pd.DataFrame()
-    interaction, clusters = found
-    families = results.study.get("families", {})
-    rows = []
-    for place, name in enumerate(interaction.datasets):
-        others = [other for other in interaction.datasets if other != name]
-        changes = {other: interaction.change(name, trained_with=other) for other in others}
-        row: dict[str, Any] = {"dataset": name, "family": families.get(name, "")}
-        row["cluster"] = clusters.labels[place] if clusters else ""
-        row["held-out batches"] = interaction.batches[place]
-        for title, pick in (("strongest synergy", min), ("strongest conflict", max)):
-            other = pick(others, key=lambda key: changes[key].value)
-            exists = changes[other].value < 0 if title.endswith("synergy") else changes[other].value > 0
-            row |= _milli(title, other if exists else "none", changes[other] if exists else None)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _milli(title: str, other: str, change: Estimate | None) -> dict[str, Any]:
-    shown = with_interval(1000 * change.value, 1000 * change.low, 1000 * change.high, sign=True) if change else ""
-    return {title: other, f"{title}, nats x 1000": shown.partition(" [nan")[0]}
 
 
 def _cost(results: Results, model: str) -> dict[str, Any]:
@@ -309,6 +233,4 @@ ABLATION_TABLES: dict[str, Table] = {
     "methods": method_table,
     "variants": variant_table,
     "merges": merge_table,
-    "pareto": pareto_table,
-    "datasets": dataset_table,
 }

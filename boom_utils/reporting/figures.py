@@ -18,13 +18,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from boom_utils.artifacts import write_text
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.interaction import Clusters, Interaction, clusters
 from boom_utils.reporting import panels
-from boom_utils.reporting.ablations import granularity_table, method_table, pareto_table, variant_table
+from boom_utils.reporting.ablations import granularity_table, method_table, variant_table
 from boom_utils.reporting.experiments import (
     Update,
     core_sweep,
@@ -75,7 +74,6 @@ def study_figures(results: Results) -> dict[str, Draw]:
         "granularity_comparison": (granularity_merges(results), granularity_comparison),
         "method_comparison": (method_groups(results), method_comparison),
         "variant_comparison": (len(results.experiments.variants) > 1, variant_comparison),
-        "pareto": (results.experiments.variants, pareto),
         "core_ratio_sweep": (core_sweep(results), core_ratio_sweep),
         "merge_weight_sweep": (weight_sweep(results), merge_weight_sweep),
         "interaction": (
@@ -302,7 +300,7 @@ def task_deltas(results: Results) -> Figure:
     return figure
 
 
-# --- what things cost -------------------------------------------------------------------------------------------------
+# --- sweeps -----------------------------------------------------------------------------------------------------------
 
 
 def core_ratio_sweep(results: Results) -> Figure:
@@ -332,40 +330,6 @@ def _sweep(results: Results, found: Sequence[Update], varied: str, label: str) -
             for model, mean in of_kind[kind][group].items():
                 axis.axhline(mean, color=colour, ls="--", lw=1.2, label=f"{kind} ({model})")
     panels.legend(figure, axes)
-    return figure
-
-
-def pareto(results: Results) -> Figure:
-    """Mean score against training cost in units of the reference's, a panel a domain; models have numbers.
-
-    Squares are merges, circles members. Filled: no model is as good at less cost. The line joins these: solid where the
-    paired difference of the two is certain, dashed where its interval includes zero.
-    """
-    table = pareto_table(results)
-    models = list(dict.fromkeys(table["model"]))
-    figure = Figure(figsize=(min(WIDTH, 2.2 + 4.2 * len(results.domains)), 4.8), layout="constrained")
-    axes = figure.subplots(1, len(results.domains), squeeze=False)[0]
-    for axis, domain in zip(axes, results.domains, strict=True):
-        frame = table[table["domain"] == domain].set_index("model").loc[models]
-        cost = frame["cost of the reference"]
-        for (model, row), x in zip(frame.iterrows(), cost, strict=True):
-            colour, marker = (ORANGE, "s") if model in results.parts else (BLUE, "o")
-            face = colour if row["not dominated"] == "yes" else "white"
-            axis.plot([x, x], [row["mean low"], row["mean high"]], color=colour, lw=1.0, alpha=0.45)
-            axis.plot(x, row["mean"], marker=marker, ms=6, mfc=face, mec=colour, ls="", zorder=3)
-            if (other := row["next cheaper"]) in frame.index:
-                style = (0, (3, 2)) if row["step up"] == "inconclusive" else "-"
-                axis.plot([cost[other], x], [frame["mean"][other], row["mean"]], color=GREY, lw=1.2, ls=style, zorder=1)
-        axis.set_title(_title(domain, results.tasks(domain)))
-        axis.set_xlim(right=1.12 * max(1.0, cost.max()))
-        axis.grid(lw=0.4, alpha=0.5)
-        panels.number_points(axis, cost.to_numpy(), frame["mean"].to_numpy())
-    axes[0].set_ylabel(f"mean score x 100, {interval_text(results)}")
-    figure.supxlabel("training cost, 1 = the reference's; solid step: certain, dashed: inconclusive", fontsize=8)
-    known = [Line2D([], [], ls="", label=f"{number} {model}") for number, model in enumerate(models, 1)]
-    for label, marker, face in (("merged", "s", "white"), ("trained", "o", "white"), ("not dominated", "s", "black")):
-        known.append(Line2D([], [], marker=marker, mec="black", mfc=face, ls="", label=label))
-    figure.legend(handles=known, frameon=False, fontsize=7.5, loc="outside right upper", handlelength=1)
     return figure
 
 

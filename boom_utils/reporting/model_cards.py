@@ -16,7 +16,7 @@ import yaml
 from boom_utils.cards import ANY_REPO
 from boom_utils.errors import ResultsError, nearest
 from boom_utils.reporting.results import Results
-from boom_utils.reporting.tables import estimate_columns, markdown
+from boom_utils.reporting.tables import compare, markdown, task_table
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
@@ -97,25 +97,18 @@ def _eval_results(results: Results, model: str) -> list[EvalResult]:
 
 def _section(results: Results, model: str) -> list[str]:
     other = results.reference if results.reference in {*results.models} - {model} else None
-    means, rows = [], []
-    for domain in results.domains:
-        tasks = results.tasks(domain)
-        mean = {"tasks": domain, "number": len(tasks)} | estimate_columns("mean", results.domain_mean(model, domain))
-        means.append(
-            mean | (estimate_columns(f"mean minus {other}", results.difference(model, other, tasks)) if other else {})
-        )
-    for task in results.study["tasks"]:
-        row = {"task": task["name"], "family": task["family"], "domain": task["domain"]}
-        samples = results.samples(model)[task["name"]]
-        row |= {"metric": samples.metric, "samples": len(samples.ids)}
-        rows.append(row | estimate_columns("score", results.mean(model, [task["name"]])))
+    means = pd.concat([compare(results, [model], {"mean": tasks}, other) for tasks in results.groups.values()])
+    means.insert(0, "tasks", [*results.groups])
+    means.insert(1, "number", [*map(len, results.groups.values())])
+    means = means.drop(columns="mean verdict", errors="ignore").reset_index(drop=True)
+    tasks = task_table(replace(results, study={**results.study, "models": [model]})).drop(columns="model")
     text = (
         f"Times 100, on the evaluation sets of the study ({results.study['profile']}); none of these numbers is the "
         f"paper's. Intervals: {100 * results.confidence:g} %, over queries, pairs or test rows of each task. They say "
         "how far a number would move with others of these, not with other seeds."
     )
     text += f" Differences to `{other}` are paired." if other else ""
-    return ["## Scores", text, *(markdown(pd.DataFrame(part)).rstrip() for part in (means, rows))]
+    return ["## Scores", text, *(markdown(part).rstrip() for part in (means, tasks))]
 
 
 def licence_notes(licences: Mapping[str, str]) -> list[str]:

@@ -133,20 +133,6 @@ def line_style(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "ls": LINES[number // len(COLOURS) % len(LINES)]}
 
 
-def number_points(axis: Axes, x_N: np.ndarray, y_N: np.ndarray) -> None:
-    """Write the number of each point to its right; numbers of points with about one x are moved apart."""
-    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
-    gap, order = 0.045 * (top - bottom), np.lexsort((y_N, x_N))
-    for column in np.split(order, np.flatnonzero(np.diff(x_N[order]) > 0.05 * (right - left)) + 1):
-        places = column[np.argsort(y_N[column])]
-        steps = gap * np.arange(len(places))
-        moved = np.maximum.accumulate(y_N[places] - steps) + steps
-        x = x_N[places].max() + 0.025 * (right - left)
-        for place, y in zip(places, moved - (moved - y_N[places]).mean(), strict=True):
-            axis.plot([x_N[place], x], [y_N[place], y], color=GREY, lw=0.5, zorder=1)
-            axis.text(x, y, str(place + 1), fontsize=7.5, va="center", zorder=4)
-
-
 def matrix(
     values: np.ndarray, names: tuple[Sequence[str], Sequence[str]], shown: str, unit: str, **more: Any
 ) -> tuple[Figure, Axes]:

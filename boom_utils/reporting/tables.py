@@ -19,7 +19,7 @@ from boom_utils.config import EvaluationConfig
 from boom_utils.evaluation.benchmarks import tasks_by_domain
 from boom_utils.evaluation.statistics import Estimate, TaskSamples, measure
 from boom_utils.reporting.experiments import updates
-from boom_utils.reporting.results import Results, read_json_object
+from boom_utils.reporting.results import Results
 
 SHUFFLED = "batch_shuffled"
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
@@ -289,32 +289,6 @@ def verdict_of(difference: Estimate, above: str, below: str) -> str:
     return above if difference.low > 0 else below
 
 
-def corpus_table(results: Results) -> pd.DataFrame:
-    """Rows and text lengths of every set of the corpus.
-
-    Args:
-        results: Of a finished study.
-
-    Returns:
-        One row a set.
-
-    Raises:
-        ResultsError: A file of the results is missing or damaged.
-
-    >>> from boom_utils.reporting.results import read_results
-    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
-    >>> list(corpus_table(results))
-    ['set', 'rows', 'median words']
-    """
-    summary = read_json_object(results.folder / "corpus" / "summary.json")
-    rows = []
-    for name, facts in summary["sets"].items():
-        lengths = {key: value for key, value in facts.items() if key.endswith("_words")}
-        shown = "; ".join(f"{key.removesuffix('_words')} {value['median']:g}" for key, value in lengths.items())
-        rows.append({"set": name, "rows": facts["rows"], "median words": shown})
-    return pd.DataFrame(rows)
-
-
 def score_frame(scores: Mapping[str, Mapping[str, TaskSamples]], evaluation: EvaluationConfig) -> pd.DataFrame:
     """Scores of a few models while a study is under way, as text: one row a model, one column a task, then the means.
 
@@ -354,7 +328,6 @@ TABLES: dict[str, Table] = {
     "schedules": schedule_table,
     "incremental": incremental_table,
     "checks": checks_table,
-    "corpus": corpus_table,
 }
 
 
