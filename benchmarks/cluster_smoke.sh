@@ -94,7 +94,7 @@ trainer_behind_checkpoint() {
     local pid folder
     pid=$(pgrep -f "^[^ ]*python[^ ]* .*build plan/full member/full --profile $PROFILE" | head -n 1)
     folder=$(readlink /proc/"$pid"/fd/* | grep -o 'member-[0-9a-f]*' | head -n 1)
-    [ -n "$folder" ] && [ -n "$(find "$D/cluster" -path "*$folder*" -name state.json -print -quit)" ] && echo "$pid"
+    [ -n "$folder" ] && [ -n "$(find "$D/cluster" -path "*$folder*" -name 'step-*.safetensors' -print -quit)" ] && echo "$pid"
 }
 
 # Of this cluster: SLURM tells every process of a job the node, and PATH tells the cluster.

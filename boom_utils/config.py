@@ -89,6 +89,8 @@ class TrainingConfig(Frozen):
     # most tokens whose activations are kept; more are computed twice, exactly
     tokens_in_memory: int | None = Field(default=None, gt=0)
     save_steps: int = Field(default=1000, gt=0)  # steps between checkpoints of a run
+    # minutes at most between them; the usual number keys no artifact
+    save_minutes: float = Field(default=10.0, gt=0, exclude_if=lambda minutes: minutes == 10.0)
 
 
 class TrainingChanges(Frozen):

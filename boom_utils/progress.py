@@ -16,19 +16,18 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 
-def log_to_stdout(mark: str = "", level: int = logging.INFO) -> None:
+def log_to_stdout(level: int = logging.INFO) -> None:
     """Show what the kit logs on stdout, one line an event, and warnings of libraries; their own bars are off.
 
     A terminal that cannot show a character (``LC_ALL=C``, ``PYTHONIOENCODING=ascii``) gets its escape sequence.
 
     Args:
-        mark: Starts every line.
         level: Of the kit's lines.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.WARNING, format=mark + "%(message)s", stream=sys.stdout, force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("boom_utils").setLevel(level)
     # Before these libraries are imported; transformers heeds the first one too.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

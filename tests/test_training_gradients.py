@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import HANGS, TEXTS, TOY, tiny_config, toy_job
+from conftest import TEXTS, TOY, tiny_config, toy_job
+from torch.multiprocessing import spawn
 
 from boom_utils.errors import TrainingError
 from boom_utils.models import Encoder
@@ -18,7 +16,7 @@ from boom_utils.training.base_model import random_encoder
 from boom_utils.training.gradients import BatchFacts, Gradients, TrainingJob, batch_texts
 from boom_utils.training.losses import false_negatives, info_nce
 from boom_utils.training.plan import Batch, DatasetRules
-from boom_utils.training.processes import this_process
+from boom_utils.training.processes import joined, this_process
 
 Vector = torch.Tensor
 EXACT = 1e-6
@@ -173,51 +171,29 @@ def test_a_plan_of_other_data_is_refused(encoder: Encoder, tmp_path: Path) -> No
 
 # --- several processes ------------------------------------------------------------------------------------------------
 
-TWO = """
-import json, os, sys
-from pathlib import Path
-import torch
-sys.path.insert(0, sys.argv[2])
-from boom_utils.training.gradients import Gradients
-from boom_utils.training.processes import joined
-from test_training_gradients import CHOICES, TOY, double_encoder, gradient, toy_job
 
-out, found = Path(sys.argv[1]), {}
-with joined() as processes, torch.random.fork_rng(devices=[]):
-    folder = out / f"rank{processes.rank}"
-    folder.mkdir()
-    for choice, (rules, changes) in CHOICES.items():
-        for memory in (None, 1):
-            config = TOY.model_copy(update={**changes, "tokens_in_memory": memory})
-            encoder = double_encoder()
-            job = toy_job(encoder, folder, rules, config)
-            encoder.transformer.train()
-            scaler = torch.amp.GradScaler("cpu", enabled=False)
-            facts = Gradients(encoder, job, processes, scaler).add(0, job.plan.batches[0])
-            processes.sum_gradients(list(encoder.transformer.parameters()))
-            found[f"{choice}-{memory}"] = [processes.total(facts.loss), gradient(encoder)]
-    torch.save(found, folder / "found.pt")
-"""
-
-
-def torchrun(script: Path, *arguments: str, processes: int = 2) -> None:
-    """Run a script in several gloo processes, one thread each, on a free port, with a limit of time."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run(
-        [*command, str(script), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=HANGS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+def found_by_one_of_two(rank: int, out: Path) -> None:
+    """Loss and gradient of every choice, in a file."""
+    found = {}
+    with joined(rank, 2, out) as processes, torch.random.fork_rng(devices=[]):
+        folder = out / f"rank{rank}"
+        folder.mkdir()
+        for choice, (rules, changes) in CHOICES.items():
+            for memory in (None, 1):
+                config = TOY.model_copy(update={**changes, "tokens_in_memory": memory})
+                encoder = double_encoder()
+                job = toy_job(encoder, folder, rules, config)
+                encoder.transformer.train()
+                scaler = torch.amp.GradScaler("cpu", enabled=False)
+                facts = Gradients(encoder, job, processes, scaler).add(0, job.plan.batches[0])
+                processes.sum_gradients(list(encoder.transformer.parameters()))
+                found[f"{choice}-{memory}"] = [processes.total(facts.loss), gradient(encoder)]
+        torch.save(found, folder / "found.pt")
 
 
 @pytest.mark.promise(15)
 def test_two_processes_have_loss_and_gradient_of_one_with_and_without_chunks(tmp_path: Path) -> None:
-    (tmp_path / "two.py").write_text(TWO)
-    torchrun(tmp_path / "two.py", str(tmp_path), str(Path(__file__).parent))
+    spawn(found_by_one_of_two, (tmp_path,), 2)
     ranks = [torch.load(tmp_path / f"rank{rank}" / "found.pt") for rank in (0, 1)]
     for choice, (rules, changes) in CHOICES.items():
         encoder = double_encoder()

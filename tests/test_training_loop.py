@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXTS, TOY, tiny_config, toy_job
+from test_training_state import steps_kept
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import LoraConfig
@@ -165,10 +166,7 @@ def test_a_gradient_that_is_not_finite_stops_and_the_last_checkpoint_remains(
     monkeypatch.setattr(Gradients, "add", poisoned)
     with pytest.raises(TrainingError, match=r"(?s)the gradient norm is (inf|nan).*step 5"):
         train(encoder, job, tmp_path)
-    assert [path.name for path in sorted((tmp_path / "checkpoints").glob("step-*"))] == [
-        "step-00000002",
-        "step-00000004",
-    ]
+    assert steps_kept(tmp_path) == ["step-00000002", "step-00000004"]
     assert len(lines_of(tmp_path)) == 5
 
 
@@ -217,7 +215,7 @@ def test_a_signal_finishes_the_step_saves_and_stops_and_the_old_handlers_are_bac
     with pytest.raises(KeyboardInterrupt):
         train(encoder, toy_job(encoder, tmp_path, config=TEN), tmp_path)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000005"]
+    assert steps_kept(tmp_path) == ["step-00000005"]
     assert len(lines_of(tmp_path)) == 5
 
 

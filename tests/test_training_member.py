@@ -1,34 +1,37 @@
-"""A member from files to a folder: alone, by two processes under torchrun, stopped, killed, and failing."""
+"""A member from files to a folder: alone, by two processes, stopped, killed, and failing."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import TEXTS, TOY, tiny_config, toy_job
-from pydantic import TypeAdapter
+from test_training_state import steps_kept
+from torch.multiprocessing import spawn
 
-from boom_utils.cards import Cost, Provenance
-from boom_utils.config import LoraConfig, TrainingConfig
+from boom_utils.config import TrainingConfig
 from boom_utils.errors import CheckpointError, TrainingError
 from boom_utils.models import Encoder
 from boom_utils.training import member as module
 from boom_utils.training.base_model import random_encoder
-from boom_utils.training.loop import LOG, MEASURED
+from boom_utils.training.loop import LOG, MEASURED, train
 from boom_utils.training.member import MemberJob, train_member
 from boom_utils.training.plan import DatasetRules
-from boom_utils.training.processes import Launcher, StopAsked
+from boom_utils.training.processes import joined
 
 COUNTS = {"seed": 0, "steps": 2, "examples": 8}
 PROMPTS = {"toy": "Instruct: find it\nQuery: "}
@@ -53,16 +56,6 @@ def lines_of(folder: Path) -> list[dict[str, object]]:
     return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
 
 
-def test_a_job_survives_its_journey_to_another_process() -> None:
-    config = TOY.model_copy(update={"lora": LoraConfig(r=2)})
-    paths = Path("a"), (Path("b"), Path("new")), Path("c")
-    job = MemberJob(*paths, {"toy": DatasetRules(group="first_row")}, config, PROMPTS, "toy", "A.", True, ("x",))
-    before = {"s20": Cost(seed=1, steps=2, examples=3, tokens=4, rows={"toy": 3})}
-    job = replace(job, provenance=Provenance(start="boom", passes=0.4, trained=before))
-    form = TypeAdapter(MemberJob)
-    assert form.validate_json(form.dump_json(job)) == job
-
-
 def test_a_member_is_a_whole_encoder_folder_with_log_and_card_and_nothing_else(tmp_path: Path) -> None:
     job = member_job(tmp_path)
     facts = train_member(job, tmp_path / "out")
@@ -73,38 +66,6 @@ def test_a_member_is_a_whole_encoder_folder_with_log_and_card_and_nothing_else(t
     assert not names & {"checkpoints", "processes"}
     assert facts["trained"] == {"toy": {**COUNTS, "tokens": facts["tokens"], "passes": None, "rows": {"toy": 8}}}
     assert f"| toy | 0 | 2 | 8 | {facts['tokens']} |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.promise(15)
-def test_two_processes_train_the_member_of_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = TOY.model_copy(update={"processes": 2, "per_device_train_batch_size": 2, "num_train_epochs": 3})
-    job = member_job(tmp_path, config)
-    train_member(job, tmp_path / "one")
-    with caplog.at_level(logging.INFO, logger="boom_utils"):
-        facts = train_member(job, tmp_path / "two", processes=2)
-    assert facts["processes"] == 2
-    assert "processes" not in {path.name for path in (tmp_path / "two").iterdir()}
-    for ours, theirs in zip(lines_of(tmp_path / "two"), lines_of(tmp_path / "one"), strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
-        assert (ours["tokens"], ours["queries"], ours["step"]) == (theirs["tokens"], theirs["queries"], theirs["step"])
-    one, two = (Encoder.load(tmp_path / name).encode(TEXTS) for name in ("one", "two"))
-    assert np.abs(one - two).max() < 1e-3
-
-
-@pytest.mark.promise(14)
-def test_what_stops_a_process_is_the_error_of_the_whole_with_its_message(tmp_path: Path) -> None:
-    job = member_job(tmp_path, broken=True)
-    with pytest.raises(TrainingError, match=r"(?s)loss is nan.*step 0, dataset 'toy', rows \["):
-        train_member(job, tmp_path / "out", processes=2)
-
-
-def test_processes_that_die_without_a_word_are_an_error_with_the_end_of_their_output(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = [sys.executable, "-c", "import os; print('last words', flush=True); os.kill(os.getpid(), 9)"]
-    monkeypatch.setattr(module._Launch, "_command", lambda *_: words)
-    with pytest.raises(TrainingError, match=r"(?s)a training process died.*last words.*too little memory"):
-        train_member(member_job(tmp_path), tmp_path / "out", processes=2)
 
 
 @pytest.mark.parametrize(
@@ -131,76 +92,133 @@ def test_every_cuda_device_is_used_if_the_batches_divide_among_them_else_one_and
     assert ("one of" in caplog.text) == (devices > expected)
 
 
-LONG = TOY.model_copy(update={"num_train_epochs": 4000, "save_steps": 10_000})
+# --- several processes ------------------------------------------------------------------------------------------------
+
+TWO = TOY.model_copy(update={"processes": 2, "per_device_train_batch_size": 2, "num_train_epochs": 5})
 
 
+def in_one_launch(rank: int, meeting: Path, job: MemberJob, folder: Path) -> None:
+    """Both of two processes: a whole training, one that a signal to the second stops, and what goes on from that."""
+    steps = iter(range(1, 1000))
+
+    def stop() -> bool:
+        if rank == 1 and next(steps) == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return False
+
+    with joined(rank, 2, meeting) as processes:
+        module._train_here(job, folder / "whole", processes)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(module, "train", partial(train, stop=stop))
+            module._train_here(job, folder / "stopped", processes)
+        processes.barrier()
+        if rank == 0:
+            shutil.copytree(folder / "stopped", folder / "seen")
+        processes.barrier()
+        module._train_here(job, folder / "stopped", processes)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MemberJob]:
+    """What one launch of two processes left."""
+    folder = tmp_path_factory.mktemp("two")
+    job = member_job(folder, TWO)
+    for name in ("meeting", "whole", "stopped"):
+        (folder / name).mkdir()
+    spawn(in_one_launch, (folder / "meeting", job, folder), 2)
+    return folder, job
+
+
+@pytest.mark.promise(15)
+def test_two_processes_train_the_member_of_one(two: tuple[Path, MemberJob], tmp_path: Path) -> None:
+    folder, job = two
+    train_member(job, tmp_path / "one")
+    for ours, theirs in zip(lines_of(folder / "whole"), lines_of(tmp_path / "one"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+        assert (ours["tokens"], ours["queries"], ours["step"]) == (theirs["tokens"], theirs["queries"], theirs["step"])
+    one, both = (Encoder.load(made).encode(TEXTS) for made in (tmp_path / "one", folder / "whole"))
+    assert np.abs(one - both).max() < 1e-3
+
+
+@pytest.mark.promise(11)
 @pytest.mark.promise(12)
 @pytest.mark.promise(16)
-def test_stopping_two_processes_saves_a_checkpoint_which_one_process_refuses_unless_allowed(tmp_path: Path) -> None:
-    job, out = member_job(tmp_path, LONG), tmp_path / "out"
+def test_a_signal_to_one_process_stops_both_with_a_checkpoint_and_both_go_on_byte_for_byte_but_no_other_number(
+    two: tuple[Path, MemberJob], tmp_path: Path
+) -> None:
+    folder, job = two
+    assert len(lines_of(folder / "seen")) == 6
+    assert "step-00000006" in steps_kept(folder / "seen")
+    whole, stopped = ((folder / name / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
+    assert stopped == whole
+    assert lines_of(folder / "stopped") == lines_of(folder / "whole")
+    for name in ("refused", "allowed"):
+        shutil.copytree(folder / "seen", tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"processes: was 2, is 1"):
+        train_member(job, tmp_path / "refused")
+    train_member(replace(job, allow_changes=("processes",)), tmp_path / "allowed")
+    assert lines_of(tmp_path / "allowed")[:6] == lines_of(folder / "whole")[:6]
 
-    def interrupt() -> None:
-        while not (out / LOG).is_file() or len((out / LOG).read_text().splitlines()) < 5:
+
+LONG = TWO.model_copy(update={"num_train_epochs": 4000, "save_steps": 10_000})
+
+
+def when_logged(out: Path, lines: int, do: Callable[[], None]) -> threading.Thread:
+    """Do something once a log has so many lines."""
+
+    def wait() -> None:
+        while not (out / LOG).is_file() or len((out / LOG).read_text().splitlines()) < lines:
             time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
+        do()
 
-    thread = threading.Thread(target=interrupt)
+    thread = threading.Thread(target=wait)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
+    return thread
+
+
+@pytest.mark.promise(16)
+def test_processes_whose_launcher_is_killed_or_gets_sigterm_save_and_end(tmp_path: Path) -> None:
+    job, out = member_job(tmp_path, LONG), tmp_path / "out"
+    code = (
+        "import pickle, sys\nfrom pathlib import Path\nfrom boom_utils.training.member import train_member\n"
+        "train_member(pickle.load(sys.stdin.buffer), Path(sys.argv[1]), 2)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE)
+    assert parent.stdin is not None
+    parent.stdin.write(pickle.dumps(job))
+    parent.stdin.close()
+    thread = when_logged(out, 3, parent.kill)
+    parent.wait()
+    thread.join()
+    deadline = time.monotonic() + 120
+    while not steps_kept(out):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    first = len(lines_of(out))
+    assert steps_kept(out) == [f"step-{first:08d}"]
+    thread = when_logged(out, first + 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):  # goes on from there: it has the lock, so those processes are gone
         train_member(job, out, processes=2)
     thread.join()
     made = len(lines_of(out))
-    assert [path.name for path in (out / "checkpoints").glob("step-*")] == [f"step-{made:08d}"]
-    with pytest.raises(CheckpointError, match=r"processes: was 2, is 1"):
-        train_member(job, out)
-    stop = iter([False, True])
-    original = module.train
-    allowed = replace(job, allow_changes=("processes",))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "train", lambda *given: original(*given[:-1], lambda: next(stop)))
-        train_member(allowed, out)
-    assert len(lines_of(out)) == made + 2
+    assert made >= first + 2
+    assert steps_kept(out) == [f"step-{first:08d}", f"step-{made:08d}"]
 
 
-def test_a_process_stops_when_its_launcher_asks_or_is_gone_whatever_numbers_processes_have_where_it_runs() -> None:
-    code = (
-        "import sys\nfrom boom_utils.training.processes import Launcher\n"
-        "launcher = Launcher()\nprint(launcher.address, flush=True)\nsys.stdin.readline()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stdout is not None
-    asked = StopAsked(process.stdout.readline().strip())
-    assert not asked() and not asked()
-    process.kill()
-    process.wait()
-    assert asked()
-    launcher = Launcher()
-    asked = StopAsked(launcher.address)
-    assert not asked()
-    launcher.ask_to_stop()
-    assert asked()
+@pytest.mark.promise(14)
+def test_what_stops_a_process_is_the_error_of_the_whole_with_its_message(tmp_path: Path) -> None:
+    job = member_job(tmp_path, broken=True)
+    with pytest.raises(TrainingError, match=r"(?s)loss is nan.*step 0, dataset 'toy', rows \["):
+        module._train_in_several(job, tmp_path / "out", 1)
 
 
-def test_processes_whose_parent_is_killed_save_and_end(tmp_path: Path) -> None:
-    job, out = member_job(tmp_path, LONG), tmp_path / "out"
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom pydantic import TypeAdapter\n"
-        "from boom_utils.training.member import MemberJob, train_member\n"
-        "train_member(TypeAdapter(MemberJob).validate_json(sys.argv[1]), Path(sys.argv[2]), 2)"
-    )
-    stored = TypeAdapter(MemberJob).dump_json(job).decode()
-    parent = subprocess.Popen([sys.executable, "-c", code, stored, str(out)])
-    deadline = time.monotonic() + 120
-    while not (out / LOG).is_file() or len((out / LOG).read_text().splitlines()) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    while not list((out / "checkpoints").glob("step-*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    made = len(lines_of(out))
-    time.sleep(1)
-    assert len(lines_of(out)) == made
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_processes_that_die_without_a_word_are_an_error_that_names_the_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_rank", die)
+    with pytest.raises(TrainingError, match=r"(?s)a training process died.*toy.*SIGKILL.*too little memory"):
+        module._train_in_several(member_job(tmp_path), tmp_path / "out", 1)

@@ -16,62 +16,20 @@ import pytest
 import torch
 from conftest import HANGS, TEXTS, TOY, tiny_config, toy_job
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 
-from boom_utils.artifacts import digest_of, write_json
 from boom_utils.config import LoraConfig, TrainingConfig
 from boom_utils.errors import CheckpointError, TrainingError
 from boom_utils.models import Encoder
 from boom_utils.training import state
 from boom_utils.training.base_model import random_encoder
+from boom_utils.training.gradients import Gradients
 from boom_utils.training.loop import LOG, MEASURED, train
 from boom_utils.training.plan import DatasetRules
 
 LONG = TOY.model_copy(update={"num_train_epochs": 5})  # ten steps, a checkpoint every three
 HARD = {"lora": LoraConfig(r=4, lora_dropout=0.2), "tokens_in_memory": 100, "precision": "fp16"}
 CONFIGS = {"all weights": LONG, "lora, dropout, fp16, two passes": LONG.model_copy(update=HARD)}
-
-RUN = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-from test_training_state import CONFIGS, fresh_encoder, saved, train, toy_job
-from boom_utils.training import gradients, state
-
-folder, when = Path(sys.argv[1]), sys.argv[2]
-kind, _, number = when.partition(":")
-calls = {"step": 0, "write": 0, "rename": 0, "drop": 0}
-
-def die_at(name):
-    calls[name] += 1
-    if kind == name and calls[name] == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-add, save_file, rename, sync = gradients.Gradients.add, state.save_file, Path.rename, state._sync
-
-def adding(self, step, batch):
-    die_at("step")
-    return add(self, step, batch)
-
-def writing(tensors, path):
-    save_file(tensors, path)
-    if kind == "write" and calls["write"] + 1 == int(number):
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # as far as the disk had got
-    die_at("write")
-
-def renaming(self, target):
-    die_at("rename")
-    return rename(self, target)
-
-def syncing(path):
-    sync(path)
-    if path == folder / "checkpoints":
-        die_at("drop")
-
-gradients.Gradients.add, state.save_file, Path.rename, state._sync = adding, writing, renaming, syncing
-encoder = fresh_encoder()
-train(encoder, toy_job(encoder, folder, config=CONFIGS[sys.argv[4]]), folder)
-saved(encoder, folder)
-"""
 
 
 def fresh_encoder() -> Encoder:
@@ -83,44 +41,9 @@ def saved(encoder: Encoder, folder: Path) -> bytes:
     return (folder / "model" / "model.safetensors").read_bytes()
 
 
-def run(folder: Path, when: str, config: str) -> int:
-    """Train in a process of its own that kills itself with SIGKILL at a point; its exit code."""
-    (folder.parent / "run.py").write_text(RUN)
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, str(folder.parent / "run.py"), str(folder), when, str(Path(__file__).parent), config]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS, env=os.environ, check=False)
-    assert done.returncode in (0, -9), done.stderr[-3000:]
-    return done.returncode
-
-
 def loss_lines(folder: Path) -> list[dict[str, object]]:
     lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
-
-
-@pytest.mark.promise(11)
-@pytest.mark.parametrize(
-    ("config", "deaths"),
-    [
-        # Twice while the second checkpoint is written, before it gets its name, and before the ones before it are
-        # dropped; each attempt goes on from what the last one left.
-        ("all weights", ["write:1", "write:2", "rename:1", "drop:1"]),
-        ("lora, dropout, fp16, two passes", ["step:8"]),
-    ],
-)
-def test_killed_with_sigkill_and_resumed_the_final_weights_are_identical_byte_for_byte(
-    tmp_path: Path, config: str, deaths: list[str]
-) -> None:
-    whole = fresh_encoder()
-    (tmp_path / "whole").mkdir()
-    train(whole, toy_job(whole, tmp_path / "whole", config=CONFIGS[config]), tmp_path / "whole")
-    expected = saved(whole, tmp_path / "whole")
-    for death in deaths:
-        assert run(tmp_path / "killed", death, config) == -9
-        assert not (tmp_path / "killed" / "model").exists()
-    assert run(tmp_path / "killed", "never", config) == 0
-    assert (tmp_path / "killed" / "model" / "model.safetensors").read_bytes() == expected
-    assert loss_lines(tmp_path / "killed") == loss_lines(tmp_path / "whole")
 
 
 def resumed(folder: Path, config: TrainingConfig = LONG, **options: Any) -> bytes:
@@ -130,10 +53,100 @@ def resumed(folder: Path, config: TrainingConfig = LONG, **options: Any) -> byte
     return saved(encoder, folder)
 
 
+def steps_kept(folder: Path) -> list[str]:
+    return sorted(path.name.split(".")[0] for path in (folder / "checkpoints").glob("step-*"))
+
+
+class Died(BaseException):
+    """What no code of the kit catches."""
+
+
+def raise_died() -> None:
+    raise Died
+
+
+def die_at(patch: pytest.MonkeyPatch, point: str, number: int, die: Callable[[], None] = raise_died) -> None:
+    """Let a training end at the ``number``-th step, write of a checkpoint, renaming of it, or end of a write."""
+    calls = iter(range(1, 1000))
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*given: Any) -> Any:
+            ends = (point != "drop" or given[0].is_dir()) and next(calls) == number
+            if ends and point in ("step", "rename"):
+                die()
+            result = function(*given)
+            if ends and point == "write":
+                given[1].write_bytes(
+                    given[1].read_bytes()[: given[1].stat().st_size // 2]
+                )  # as far as the disk had got
+            if ends:
+                die()
+            return result
+
+        return called
+
+    places: dict[str, tuple[Any, str]] = {
+        "step": (Gradients, "add"),
+        "write": (state, "save_file"),
+        "rename": (Path, "rename"),
+        "drop": (state, "_sync"),
+    }
+    place, name = places[point]
+    patch.setattr(place, name, dying(getattr(place, name)))
+
+
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The weights of a training that nothing stopped."""
     return resumed(tmp_path_factory.mktemp("state") / "whole")
+
+
+@pytest.mark.promise(11)
+def test_dead_twice_while_a_checkpoint_is_written_named_or_follows_another_the_weights_come_out_byte_for_byte(
+    tmp_path: Path, expected: bytes
+) -> None:
+    """Each attempt goes on from what the last one left."""
+    for point, number in (("write", 1), ("write", 2), ("rename", 1), ("drop", 2)):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Died):
+            die_at(patch, point, number)
+            resumed(tmp_path / "run")
+    assert steps_kept(tmp_path / "run") == ["step-00000003", "step-00000006", "step-00000009"]
+    assert resumed(tmp_path / "run") == expected
+    left = {path.name[:5] for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert left == {"step-", ".lock"}
+
+
+RUN = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import pytest
+from test_training_state import CONFIGS, die_at, resumed
+
+die_at(pytest.MonkeyPatch(), "step", 8, lambda: os.kill(os.getpid(), signal.SIGKILL))
+resumed(Path(sys.argv[1]), CONFIGS["lora, dropout, fp16, two passes"])
+"""
+
+
+@pytest.mark.promise(11)
+def test_killed_with_sigkill_and_resumed_the_final_weights_are_identical_byte_for_byte(tmp_path: Path) -> None:
+    config = CONFIGS["lora, dropout, fp16, two passes"]
+    command = [sys.executable, "-c", RUN, str(tmp_path / "killed"), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS, env=os.environ, check=False)
+    assert done.returncode == -9, done.stderr[-3000:]
+    assert len(loss_lines(tmp_path / "killed")) == 7
+    assert resumed(tmp_path / "killed", config) == resumed(tmp_path / "whole", config)
+    assert loss_lines(tmp_path / "killed") == loss_lines(tmp_path / "whole")
+
+
+def test_a_checkpoint_comes_every_so_many_minutes_too_and_changes_nothing(
+    tmp_path: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves = []
+    monkeypatch.setattr(state.Checkpoints, "save", lambda self, state, lines: saves.append(len(lines)))
+    assert resumed(tmp_path / "run", LONG.model_copy(update={"save_minutes": 1e-9, "save_steps": 100})) == expected
+    assert saves == list(range(1, 11))
+    assert "save_minutes" not in LONG.model_dump(), "the usual number is in no artifact's key"
 
 
 @pytest.fixture(scope="module")
@@ -161,34 +174,25 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def edit(path: Path) -> None:
-    path.write_text(path.read_text().replace('"step": 7', '"step": 7.0'))
-
-
-DAMAGES = [("optimizer.safetensors", Path.unlink), ("weights.safetensors", cut), ("weights.safetensors", flip)]
-
-
 @pytest.mark.promise(13)
-@pytest.mark.parametrize(("name", "damage"), [*DAMAGES, *(("state.json", do) for do in (Path.unlink, edit, cut))])
+@pytest.mark.parametrize("damage", [cut, flip])
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(
-    stopped: Path, expected: bytes, caplog: pytest.LogCaptureFixture, name: str, damage: Callable[[Path], None]
+    stopped: Path, expected: bytes, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
 ) -> None:
     last, before = sorted((stopped / "checkpoints").glob("step-*"), reverse=True)
-    names = ["log.jsonl", "optimizer.safetensors", "state.json", "weights.safetensors"]  # no pickle
-    assert sorted(path.name for path in last.iterdir()) == names
-    damage(last / name)
+    damage(last)
     with caplog.at_level(logging.INFO, logger="boom_utils"):
         assert resumed(stopped) == expected
-    assert f"checkpoint {last.name} is damaged" in caplog.text
-    assert f"resumed after step 6 (checkpoint {before.name})" in caplog.text
-    kept = sorted(path.name for path in (stopped / "checkpoints").iterdir())
-    assert kept == [".lock", "step-00000009", "step-00000010"]
+    assert "checkpoint step-00000007 is damaged" in caplog.text
+    assert "resumed after step 6 (checkpoint step-00000006)" in caplog.text
+    assert steps_kept(stopped) == ["step-00000009", "step-00000010"]
+    assert before.suffix == ".safetensors", "no pickle"
 
 
 @pytest.mark.promise(13)
 def test_when_every_checkpoint_is_damaged_nothing_starts_from_scratch_in_silence(stopped: Path) -> None:
-    for folder in (stopped / "checkpoints").glob("step-*"):
-        cut(folder / "weights.safetensors")
+    for path in (stopped / "checkpoints").glob("step-*"):
+        cut(path)
     with pytest.raises(CheckpointError, match=r"(?s)every checkpoint.*damaged.*delete the folder to start again"):
         resumed(stopped)
 
@@ -215,10 +219,12 @@ def test_a_changed_config_plan_base_or_data_is_refused_with_a_list_of_the_differ
 def test_a_change_that_is_allowed_by_name_and_another_version_of_torch_go_on(
     stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for path in (stopped / "checkpoints").glob("step-*/state.json"):
-        stored = json.loads(path.read_text().replace(torch.__version__, "1.0"))
-        del stored["digest"]
-        write_json(path, {**stored, "digest": digest_of(stored)})
+    for path in (stopped / "checkpoints").glob("step-*"):
+        tensors = load_file(path)
+        record = tensors["record"].numpy().tobytes().decode().replace(torch.__version__, "1.0")
+        tensors["record"] = torch.frombuffer(bytearray(record.encode()), dtype=torch.uint8)
+        save_file(tensors, path)
+        path.rename(path.with_name(f"{path.name.split('.')[0]}.{state._hash(path)}.safetensors"))
     config = LONG.model_copy(update={"save_steps": 2})
     with pytest.raises(CheckpointError, match=r"training\.save_steps: was 3, is 2"):
         resumed(stopped, config)

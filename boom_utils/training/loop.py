@@ -13,14 +13,11 @@ import logging
 import math
 import resource
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -35,7 +32,7 @@ from boom_utils.training.fitting import checkpoint_layers
 from boom_utils.training.gradients import BatchFacts, Gradients, TrainingJob, batch_texts
 from boom_utils.training.plan import Batch, BatchPlan
 from boom_utils.training.probe import Probe, batches_digest
-from boom_utils.training.processes import Processes, this_process
+from boom_utils.training.processes import Processes, StopSignals, this_process
 from boom_utils.training.state import Checkpoints, RunIdentity, TrainingState
 
 log = logging.getLogger(__name__)
@@ -54,16 +51,17 @@ def train(
 ) -> dict[str, Any]:
     """Train ``encoder`` in place over the job's plan.
 
-    Writes one JSON line a step to ``out/training_log.jsonl`` and, every ``save_steps`` and at the end, a checkpoint
-    under ``out/checkpoints``; remove that folder (`remove_checkpoints`) once the encoder is saved. Called again with
-    the same job after it was stopped or killed, it goes on from the last checkpoint to the same weights, bit by bit on
-    the same build and machine. What ``job.watched`` asks for goes to ``out/watched_losses.jsonl``.
+    Writes one JSON line a step to ``out/training_log.jsonl`` and a checkpoint under ``out/checkpoints`` every
+    ``save_steps`` and ``save_minutes`` and at the end; remove that folder (`remove_checkpoints`) once the encoder is
+    saved. Called again with the same job after it was stopped or killed, it goes on from the last checkpoint to the
+    same weights, bit by bit on the same build and machine. What ``job.watched`` asks for goes to
+    ``out/watched_losses.jsonl``.
 
     Args:
         encoder: The base; its own weights are changed. LoRA adapters are merged at the end.
         job: Data, plan and hyper-parameters.
         out: Folder of the log and the checkpoints.
-        processes: This process among those of torchrun; alone when None.
+        processes: This process among several; alone when None.
         allow_changes: Fields in which a checkpoint may differ from this job.
         stop: Asked after every step; True saves a checkpoint and ends the run.
 
@@ -160,18 +158,23 @@ class _Trainer:
         self.probe.resume(start)
         with StopSignals() as signals:
             self.probe.look(self.encoder, start)
-            steps = range(start, total)
+            steps, saved = range(start, total), time.monotonic()
             for step in progress(steps, len(steps), self.job.label) if self.processes.first else steps:
                 self._step(step)
                 self.probe.look(self.encoder, step + 1)  # before the checkpoint, which vouches for the point
                 stopped = self.processes.total(float(signals.seen or stop())) > 0
-                if stopped or (step + 1) % self.job.config.save_steps == 0 or step + 1 == total:
-                    if self.processes.first:
-                        checkpoints.save(len(self.lines), state, self.lines)
-                    self.processes.barrier()
+                if self.processes.first and (stopped or self._due(step + 1, time.monotonic() - saved)):
+                    checkpoints.save(state, self.lines)  # the others wait where they need this process next
+                    saved = time.monotonic()
                 if stopped:
+                    self.processes.barrier()
                     log.info("%s: stopped after step %d of %d; its checkpoint is kept", self.job.label, step + 1, total)
                     raise KeyboardInterrupt
+
+    def _due(self, done: int, seconds: float) -> bool:
+        """Whether a checkpoint is to be written after ``done`` steps, ``seconds`` after the last one."""
+        config = self.job.config
+        return done % config.save_steps == 0 or done == len(self.job.plan) or seconds >= 60 * config.save_minutes
 
     def _step(self, step: int) -> None:
         batch, began = self.job.plan.batches[step], time.perf_counter()
@@ -322,28 +325,6 @@ def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
-class StopSignals:
-    """Notes Ctrl-C and SIGTERM instead of dying in the middle of a step; a second Ctrl-C stops at once."""
-
-    def __init__(self) -> None:
-        self.seen = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # Python delivers signals there alone
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.seen and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.seen = True  # nothing is logged here: a handler may interrupt the very write that logs
 
 
 def check_finite(step: int, batch: Batch, found: tuple[float, float], scaler: torch.amp.GradScaler) -> bool:

@@ -5,15 +5,18 @@ With one process everything here does nothing, so the loop is the same for one d
 
 from __future__ import annotations
 
-import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,12 @@ class Processes:
         return parts
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Add up the gradients of all processes, in place, in a few large messages."""
+        """Add up the gradients of all processes, in place; all sums are on their way at once, without a copy."""
         if self.count == 1:
             return
-        for bucket in _buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
-            flat = torch.cat([gradient.flatten() for gradient in bucket])
-            dist.all_reduce(flat)
-            torch._foreach_copy_(bucket, _like(flat, bucket))
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for sent in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+            sent.wait()
 
     def total(self, value: float) -> float:
         """Sum of a number over all processes."""
@@ -66,66 +68,6 @@ class Processes:
             dist.barrier()
 
 
-_BUCKET = 32 * 2**20
-"""Elements of one message; its copy is the memory it costs."""
-
-
-def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    bucket: list[Tensor] = []
-    for gradient in gradients:
-        if bucket and sum(part.numel() for part in bucket) + gradient.numel() > _BUCKET:
-            yield bucket
-            bucket = []
-        bucket.append(gradient)
-    if bucket:
-        yield bucket
-
-
-def _like(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
-
-
-class Launcher:
-    """What the process that starts the others keeps for them: a small server, which ends when it does."""
-
-    def __init__(self) -> None:
-        self._store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-
-    @property
-    def address(self) -> str:
-        """Host and port."""
-        return f"localhost:{self._store.port}"
-
-    def ask_to_stop(self) -> None:
-        """Let every `StopAsked` of this launcher say so."""
-        self._store.add(_STOP, 1)  # waits for the answer, which `set` does not
-
-
-class StopAsked:
-    """Whether the launcher asked to stop, or is gone; the first process asks, and all agree by `Processes.total`.
-
-    A connection tells it, not a process number: that of the launcher means nothing on another machine.
-
-    Args:
-        launcher: Its `Launcher.address`.
-    """
-
-    def __init__(self, launcher: str) -> None:
-        host, port = launcher.rsplit(":", 1)
-        self._store = TCPStore(host, int(port), is_master=False)
-
-    def __call__(self) -> bool:
-        """True from the moment on when training should save and end."""
-        try:
-            return self._store.check([_STOP])
-        except dist.DistError:  # the connection broke
-            return True
-
-
-_STOP = "stop"
-
-
 def this_process() -> Processes:
     """This process alone, on the first CUDA device where there is one."""
     cuda = torch.cuda.is_available()
@@ -133,15 +75,54 @@ def this_process() -> Processes:
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
-    """Join the processes that torchrun started (gloo on CPU, nccl on CUDA), and leave them at the end."""
-    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+def joined(rank: int, count: int, meeting: Path) -> Iterator[Processes]:
+    """Join the other processes (gloo on CPU, nccl on CUDA), and leave them at the end.
+
+    Args:
+        rank: Number of this process, and of its CUDA device.
+        count: Processes on this machine; its processors are shared among them.
+        meeting: A folder that all of them know, empty at first.
+    """
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    device = torch.device("cuda", rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+    torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        f"file://{meeting}/addresses",
+        rank=rank,
+        world_size=count,
+        device_id=device if cuda else None,
+    )
     try:
-        yield Processes(rank, dist.get_world_size(), device)
+        yield Processes(rank, count, device)
     finally:
         dist.destroy_process_group()
+
+
+class StopSignals:
+    """Notes Ctrl-C and SIGTERM until what must not be cut is done, then raises KeyboardInterrupt.
+
+    A second Ctrl-C stops at once.
+    """
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals there alone
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self.seen:
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.seen and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.seen = True  # nothing is logged here: a handler may interrupt the very write that logs

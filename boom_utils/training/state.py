@@ -1,8 +1,9 @@
 """Checkpoints of a training run: written whole or not at all, checked before use, resumed bit by bit.
 
-A checkpoint holds the trainable weights, the optimizer's state and the log so far. Nothing else is needed: the batches
-and the learning rate follow from the plan and the step, and every dropout mask from the seed and the step. It does not
-hold a finished model; see `boom_utils.models`.
+A checkpoint is one safetensors file, named after its step and its content: the trainable weights, the optimizer's state
+and, as bytes of JSON, the log so far. Nothing else is needed: the batches and the learning rate follow from the plan
+and the step, and every dropout mask from the seed and the step. It does not hold a finished model; see
+`boom_utils.models`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from boom_utils.artifacts import digest_of, locked, sha256_file, write_json, write_text
+from boom_utils.artifacts import locked, sha256_file
 from boom_utils.errors import CheckpointError, TrainingError, bullet_list
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ KEPT = 2
 """Checkpoints kept: the last one, and one to fall back to."""
 LOCK_SECONDS = 60.0
 """How long a run waits for another one in its folder, which may be saving its last checkpoint."""
-_WEIGHTS, _OPTIMIZER, _LOG, _STATE = "weights.safetensors", "optimizer.safetensors", "log.jsonl", "state.json"
+_RECORD = "record"
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,36 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
 
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and values of all weights and of the optimizer's state, in memory of the processor."""
+        for name, parameter in self.parameters.items():
+            yield f"weights.{name}", parameter.detach().cpu()
+        for number, values in self.optimizer.state_dict()["state"].items():
+            for name, value in values.items():
+                yield f"optimizer.{number}.{name}", value.cpu()
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor], scaler: Mapping[str, Any]) -> None:
+        """Put back what `tensors` gave, and the state of the scaler."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[f"weights.{name}"])
+        numbered: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith("optimizer."):
+                _, number, name = key.split(".")
+                numbered.setdefault(int(number), {})[name] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": numbered, "param_groups": groups})
+        if scaler:
+            self.scaler.load_state_dict(dict(scaler))
+
 
 @dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: Holds ``step-00000100/`` and so on.
+        folder: Holds ``step-00000100.HASH.safetensors`` and so on.
         identity: Of the run that is about to write or read them.
         allow_changes: Fields of the identity that may differ.
     """
@@ -85,26 +108,18 @@ class Checkpoints:
         busy = TrainingError("another process trains into the same folder", where=self.folder, fix=fix)
         return locked(self.folder / ".lock", LOCK_SECONDS, busy)
 
-    def save(self, step: int, state: TrainingState, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Write the state after ``step`` steps under a temporary name, rename it, and drop all but the last two."""
-        final = self.folder / f"step-{step:08d}"
-        temporary = self.folder / f".{final.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file({name: value.detach().cpu() for name, value in state.parameters.items()}, temporary / _WEIGHTS)
-        save_file(_flat_optimizer(state.optimizer), temporary / _OPTIMIZER)
-        write_text(temporary / _LOG, "".join(json.dumps(line) + "\n" for line in lines))
-        files = {name: sha256_file(temporary / name) for name in (_WEIGHTS, _OPTIMIZER, _LOG)}
-        identity = {"fields": dict(self.identity.fields), "environment": dict(self.identity.environment)}
-        stored = {"step": step, "files": files, "scaler": state.scaler.state_dict(), **identity}
-        write_json(temporary / _STATE, {**stored, "digest": digest_of(stored)})
-        for path in (temporary / _WEIGHTS, temporary / _OPTIMIZER, temporary):
-            _sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
+    def save(self, state: TrainingState, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Write the state after the steps of the log ``lines``; drop all checkpoints but the last two."""
+        fields, environment = dict(self.identity.fields), dict(self.identity.environment)
+        record = {"lines": lines, "scaler": state.scaler.state_dict(), "fields": fields, "environment": environment}
+        content = torch.frombuffer(bytearray(json.dumps(record).encode()), dtype=torch.uint8)
+        temporary = self.folder / ".new.tmp"
+        save_file({_RECORD: content, **dict(state.tensors())}, temporary)
+        _sync(temporary)
+        temporary.rename(self.folder / f"step-{len(lines):08d}.{_hash(temporary)}.safetensors")
         _sync(self.folder)
-        for old in self._folders()[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        for old in self._found()[:-KEPT]:
+            old.unlink()
 
     def restore(self, state: TrainingState) -> list[dict[str, Any]]:
         """Put the newest sound checkpoint back into ``state``.
@@ -116,16 +131,18 @@ class Checkpoints:
             CheckpointError: Every checkpoint is damaged, or the newest sound one belongs to another run; the message
                 lists the fields that differ.
         """
-        found = self._folders()
-        for folder in reversed(found):
-            try:
-                stored, lines = _read(folder)
-            except (OSError, ValueError, KeyError) as error:
-                log.warning("checkpoint %s is damaged (%s); falling back to the one before", folder.name, error)
+        found = self._found()
+        for path in reversed(found):
+            step, written = path.name.split(".")[:2]
+            if _hash(path) != written:
+                log.warning("checkpoint %s is damaged; falling back to the one before", step)
                 continue
-            self._check(stored, folder)
-            _load(folder, stored, state)
-            log.info("resumed after step %d (checkpoint %s)", len(lines), folder.name)
+            tensors = load_file(path)
+            record = json.loads(tensors[_RECORD].numpy().tobytes())
+            self._check(record, path)
+            state.load(tensors, record["scaler"])
+            lines: list[dict[str, Any]] = record["lines"]
+            log.info("resumed after step %d (checkpoint %s)", len(lines), step)
             return lines
         if found:
             raise CheckpointError(
@@ -133,10 +150,11 @@ class Checkpoints:
             )
         return []
 
-    def _folders(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+    def _found(self) -> list[Path]:
+        """By step; a step that was made again after its first file was damaged has two."""
+        return sorted(self.folder.glob("step-*.safetensors"), key=lambda path: (path.name[:13], path.stat().st_mtime))
 
-    def _check(self, stored: Mapping[str, Any], folder: Path) -> None:
+    def _check(self, stored: Mapping[str, Any], path: Path) -> None:
         changed = {
             name: (before, now)
             for name, before, now in _differences(stored["fields"], self.identity.fields)
@@ -145,7 +163,7 @@ class Checkpoints:
         if changed:
             raise CheckpointError(
                 "this checkpoint belongs to another run, so training cannot go on from it",
-                where=folder,
+                where=path,
                 found=bullet_list(f"{name}: was {before}, is {now}" for name, (before, now) in changed.items()),
                 fix="undo the change, or delete the folder to start again; --allow-change FIELD goes on all the same",
             )
@@ -159,37 +177,8 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tupl
     return [(name, before.get(name), plain.get(name)) for name in names if before.get(name) != plain.get(name)]
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """State and log of a checkpoint whose files are all as they were written; ValueError says what is not."""
-    stored = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-    if stored.pop("digest") != digest_of(stored):
-        raise ValueError(f"changed after it was written: {_STATE}")
-    wrong = [name for name, digest in stored["files"].items() if sha256_file(folder / name) != digest]
-    if wrong:
-        raise ValueError(f"changed after it was written: {', '.join(wrong)}")
-    lines = [json.loads(line) for line in (folder / _LOG).read_text(encoding="utf-8").splitlines()]
-    if len(lines) != stored["step"]:
-        raise ValueError(f"{len(lines)} log lines for {stored['step']} steps")
-    return stored, lines
-
-
-def _load(folder: Path, stored: Mapping[str, Any], state: TrainingState) -> None:
-    weights = load_file(folder / _WEIGHTS)
-    with torch.no_grad():
-        for name, parameter in state.parameters.items():
-            parameter.copy_(weights[name])
-    numbered: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in load_file(folder / _OPTIMIZER).items():
-        number, name = key.split(".")
-        numbered.setdefault(int(number), {})[name] = tensor
-    state.optimizer.load_state_dict({"state": numbered, "param_groups": state.optimizer.state_dict()["param_groups"]})
-    if stored["scaler"]:
-        state.scaler.load_state_dict(stored["scaler"])
-
-
-def _flat_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    stored = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": value.cpu() for number, values in stored.items() for name, value in values.items()}
+def _hash(path: Path) -> str:
+    return sha256_file(path)[:16]
 
 
 def _sync(path: Path) -> None:
