@@ -163,7 +163,7 @@ def _train_in_several(job: MemberJob, out: Path, count: int) -> dict[str, Any]:
     quick_processes()
     results = get_context("spawn").SimpleQueue()
     with StopSignals() as signals, tempfile.TemporaryDirectory() as meeting:
-        ranks = start_processes(_rank, (count, Path(meeting), job, out, results), count, join=False)
+        ranks = start_processes(_rank, (count, Path(meeting), job, out, results), count, join=False)  # type: ignore[no-untyped-call]
         try:
             while not ranks.join(timeout=0.5):
                 if signals.seen:  # each finishes its step; they agree, and the first writes a checkpoint
