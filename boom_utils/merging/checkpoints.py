@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from boom_utils.artifacts import digest_of
 from boom_utils.errors import CheckpointError, bullet_list
-from boom_utils.merging.weight_files import DTYPES, OpenFile, TensorInfo, read_header, unified_name
+from boom_utils.merging.weight_files import MappedFile, TensorInfo, read_header, unified_name
 from boom_utils.model_folder import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -29,7 +29,7 @@ from boom_utils.model_folder import (
 
 CHUNK = 1 << 18  # elements of a tensor over which sums and digests are taken before they are put together
 PIECE = 1 << 16  # elements of a chunk that are worked on together: those of a few models stay in the cache
-HELD_BYTES = 256 << 20  # of all threads: a tensor that fits a thread's share is read once and held
+LARGE = 1 << 23  # elements from which on all threads work on one tensor
 
 _LORA = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
 # Settings of peft under which an adapter is more than two matrices a weight.
@@ -70,7 +70,7 @@ class Checkpoint:
         infos = [info for file in files for info in read_header(file)]
         if index and (problems := _index_problems(infos, index)):
             raise CheckpointError("the index of the shards lies" + bullet_list(problems), where=self.folder)
-        self._files = {file: OpenFile(file) for file in files}
+        self._files = {file: MappedFile(file) for file in files}
         self.tensors = _unified(infos, self.folder)
 
     def kind(self, name: str) -> np.dtype[Any]:
@@ -89,14 +89,11 @@ class Checkpoint:
             CheckpointError: The file cannot be read.
         """
         info = self.tensors[name]
-        read_values(self._files[info.file], info, start, values)
+        values[:] = read_values(self._files[info.file], info, start, values.size)
 
-    def raw_chunks(self, info: TensorInfo) -> Iterator[Values]:
-        """The elements of a tensor of any kind as they are stored, at most `CHUNK` at a time."""
-        for start in range(0, info.size, CHUNK):
-            raw = np.empty(min(CHUNK, info.size - start), DTYPES[info.dtype])
-            self._files[info.file].read_into(info.start + start * raw.itemsize, raw)
-            yield raw
+    def raw(self, info: TensorInfo) -> Values:
+        """All elements of a tensor of any kind as they are stored, flattened; not to be written."""
+        return self._files[info.file].elements(info)
 
 
 class AdapterCheckpoint(Checkpoint):
@@ -136,11 +133,11 @@ def _read_updates(folder: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, 
     config = read_mapping(folder / ADAPTER_CONFIG)
     if not (folder / ADAPTER).is_file():
         raise no_weights(folder, ADAPTER)
-    file, problems = OpenFile(folder / ADAPTER), _foreign(config)
+    file, problems = MappedFile(folder / ADAPTER), _foreign(config)
     sides: dict[str, dict[str, Values]] = {}
     for info in read_header(folder / ADAPTER):
         if match := _LORA.match(info.stored):
-            matrix = read_values(file, info, 0, np.empty(info.size, np.float64)).reshape(info.shape)
+            matrix = read_values(file, info).astype(np.float64).reshape(info.shape)
             sides.setdefault(match["module"], {})[match["side"]] = matrix
         else:
             problems.append(f"{info.stored} is no LoRA matrix")
@@ -179,20 +176,15 @@ def _scale(config: Mapping[str, Any], module: str, r: int) -> float:
     return float(alpha / (np.sqrt(r) if config.get("use_rslora") else r))
 
 
-def read_values(file: OpenFile, info: TensorInfo, start: int, values: Values) -> Values:
-    """Read elements of a floating-point tensor of an open file, exactly, into ``values`` (float32 or float64).
+def read_values(file: MappedFile, info: TensorInfo, start: int = 0, size: int | None = None) -> Values:
+    """Elements of a floating-point tensor, (size,), exactly: float64, float32 or float16.
 
     Raises:
-        CheckpointError: The file cannot be read.
+        CheckpointError: The file has become shorter.
     """
-    stored = DTYPES[info.dtype]
-    raw = values if stored == values.dtype else np.empty(values.size, stored)
-    file.read_into(info.start + start * stored.itemsize, raw)
-    if info.dtype == "BF16":  # the upper half of the bits of a float32
-        raw = np.left_shift(raw, 16, dtype=np.uint32).view(np.float32)
-    if raw is not values:
-        values[:] = raw
-    return values
+    raw = file.elements(info, start, size)
+    # BF16 is the upper half of the bits of a float32.
+    return np.left_shift(raw, 16, dtype=np.uint32).view(np.float32) if info.dtype == "BF16" else raw
 
 
 def fingerprints(models: Sequence[Checkpoint], digests: Mapping[str, Sequence[str]]) -> list[str]:
@@ -207,8 +199,9 @@ def fingerprints(models: Sequence[Checkpoint], digests: Mapping[str, Sequence[st
         parts = {name: ones[number] for name, ones in digests.items()}
         for name, info in model.tensors.items():
             if not info.is_float:
-                raw = [xxhash.xxh3_128_hexdigest(chunk.data) for chunk in model.raw_chunks(info)]
-                parts[name] = digest_chunks(DTYPES[info.dtype], raw)
+                raw = model.raw(info)
+                chunks = [raw[start : start + CHUNK] for start in range(0, raw.size, CHUNK)]
+                parts[name] = digest_chunks(raw.dtype, [xxhash.xxh3_128_hexdigest(chunk.data) for chunk in chunks])
         found.append(digest_of({name: [list(info.shape), parts[name]] for name, info in model.tensors.items()}))
     return found
 
@@ -220,10 +213,8 @@ def digest_chunks(dtype: np.dtype[Any], chunks: Sequence[str]) -> str:
 
 def same_bytes(one: Checkpoint, a: TensorInfo, two: Checkpoint, b: TensorInfo) -> bool:
     """Whether two tensors hold the same bytes (which tells -0 from 0, and knows NaN from NaN)."""
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
-    pairs = zip(one.raw_chunks(a), two.raw_chunks(b), strict=True)
-    return all(mine.tobytes() == theirs.tobytes() for mine, theirs in pairs)
+    same_form = (a.dtype, a.shape) == (b.dtype, b.shape)
+    return same_form and np.array_equal(one.raw(a).view(np.uint8), two.raw(b).view(np.uint8))
 
 
 def _unified(infos: Iterable[TensorInfo], where: Path) -> dict[str, TensorInfo]:
@@ -251,8 +242,8 @@ def _index_problems(infos: Iterable[TensorInfo], index: Mapping[str, str]) -> li
 class Streams:
     """Threads that read the same pieces of every model and work on them.
 
-    There are two threads more than processors, so that some compute while others wait for the disk. Memory is a piece
-    of every model for each thread, and tensors of at most `HELD_BYTES` together, whatever the size of the models.
+    There are two threads more than processors, so that some compute while others wait for the disk. Each holds a piece
+    of every model, whatever the size of the models; a tensor that is gone through again is read again.
 
     Args:
         models: R models with equal tensors, the base first if there is one.
@@ -261,9 +252,7 @@ class Streams:
 
     def __init__(self, models: Sequence[Checkpoint], threads: int | None = None) -> None:
         self.models = list(models)
-        count = threads or min(_processors() + 2, 16)
-        self.share = HELD_BYTES // count
-        self.pool = ThreadPoolExecutor(count, thread_name_prefix="merge")
+        self.pool = ThreadPoolExecutor(threads or min(_processors() + 2, 16), thread_name_prefix="merge")
         self._local = threading.local()
 
     def __enter__(self) -> Self:
@@ -290,7 +279,7 @@ class Streams:
 
 
 class Tensor:
-    """A floating-point tensor in all models: gone through any number of times, read once if it is small.
+    """A floating-point tensor in all models, gone through any number of times.
 
     Args:
         streams: The models, R of them.
@@ -301,8 +290,8 @@ class Tensor:
         self.name, self.models, self.scratch = name, streams.models, streams.scratch
         self.size = self.models[0].tensors[name].size
         self.kind = np.result_type(*(model.kind(name) for model in self.models))
-        self.small = self.size * len(self.models) * self.kind.itemsize <= streams.share
-        self._streams, self._known = streams, 0
+        self.small = self.size <= LARGE
+        self._pool = streams.pool
 
     def map(self, work: Work[Result], rows: Iterable[int] | None = None) -> list[Result]:
         """``work(pieces)`` on every chunk.
@@ -314,33 +303,18 @@ class Tensor:
         Returns:
             One result for each chunk, in order (a tensor without elements has one chunk without elements).
         """
-        numbers = list(range(len(self.models)) if rows is None else rows)
-        chunks = [self._pieces(start, numbers) for start in range(0, max(self.size, 1), CHUNK)]
-        return [work(pieces) for pieces in chunks] if self.small else list(self._streams.pool.map(work, chunks))
+        models = self.models if rows is None else [self.models[number] for number in rows]
+        chunks = [self._pieces(start, models) for start in range(0, max(self.size, 1), CHUNK)]
+        return list((map if self.small else self._pool.map)(work, chunks))
 
-    def _pieces(self, start: int, numbers: Sequence[int]) -> Pieces:
+    def _pieces(self, start: int, models: Sequence[Checkpoint]) -> Pieces:
         end = min(start + CHUNK, self.size)
         for first in range(start, max(end, start + 1), PIECE):
             size = min(PIECE, end - first)
-            yield first, (self._held if self.small else self._read)(first, size, numbers)
-
-    def _read(self, start: int, size: int, numbers: Sequence[int]) -> Values:
-        rows = self.scratch("rows", len(numbers) * size, self.kind).reshape(len(numbers), size)
-        for row, number in zip(rows, numbers, strict=True):
-            self.models[number].read_into(self.name, start, row)
-        return rows
-
-    def _held(self, start: int, size: int, numbers: Sequence[int]) -> Values:
-        """Rows of a small tensor; all models are read in the first pass, which goes from start to end."""
-        count = len(self.models)
-        memory = self.scratch("held", count * self.size, self.kind)
-        # Pieces lie one after another, so that the rows of each are contiguous.
-        rows = memory[count * start : count * (start + size)].reshape(count, size)
-        if start >= self._known:
-            for row, model in zip(rows, self.models, strict=True):
-                model.read_into(self.name, start, row)
-            self._known = start + size
-        return rows if numbers == list(range(count)) else rows[numbers]
+            rows = self.scratch("rows", len(models) * size, self.kind).reshape(len(models), size)
+            for row, model in zip(rows, models, strict=True):
+                model.read_into(self.name, first, row)
+            yield first, rows
 
 
 def _processors() -> int:

@@ -1,8 +1,8 @@
 """safetensors files: their headers read strictly, their tensors read and written piece by piece.
 
-Pieces are read with ``pread``, not mapped: a file that is truncated meanwhile is an error and not a crash, several
-threads read at once, and memory holds what is asked for and no page more. They are written past the page cache, where
-the system can: taking new pages, filling them and waiting until the disk has them costs more than a whole merge.
+Files are mapped: values are taken from the system's page cache without a copy. Before a piece is read the file's size
+is looked at, so that a file that was truncated is an error and not a crash. Pieces are written past the page cache,
+where the system can: taking new pages, filling them and waiting for the disk costs more than a whole merge.
 
 The format: https://github.com/huggingface/safetensors#format
 """
@@ -130,8 +130,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-class OpenFile:
-    """A file open for reading at any place, from several threads.
+class MappedFile:
+    """A weight file that is read where the system holds it, without a copy, from several threads.
 
     Args:
         path: The file.
@@ -142,26 +142,21 @@ class OpenFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _reading(path):
-            self._number = os.open(path, os.O_RDONLY)
+        with _reading(path), path.open("rb") as handle:
+            self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def read_into(self, start: int, buffer: NDArray[Any]) -> None:
-        """Fill ``buffer`` with the bytes at ``start``.
+    def elements(self, info: TensorInfo, start: int = 0, size: int | None = None) -> NDArray[Any]:
+        """Elements of a tensor as they are stored, (size,), from number ``start`` on: a view that cannot be written.
 
         Raises:
-            CheckpointError: The file has become shorter, or cannot be read.
+            CheckpointError: The file has become shorter; reading it then would end the process.
         """
-        view = memoryview(buffer.reshape(-1).view(np.uint8).data)
+        stored, size = DTYPES[info.dtype], info.size - start if size is None else size
+        begin = info.start + start * stored.itemsize
         with _reading(self.path):
-            while view:
-                count = os.preadv(self._number, [view], start)
-                if count == 0:
-                    raise ValueError(f"it ends {len(view)} bytes too early: was it changed meanwhile?")
-                view, start = view[count:], start + count
-
-    def __del__(self) -> None:
-        if (number := getattr(self, "_number", -1)) >= 0:
-            os.close(number)
+            if (missing := begin + size * stored.itemsize - self._map.size()) > 0:
+                raise ValueError(f"it ends {missing} bytes too early: was it changed meanwhile?")
+        return np.frombuffer(self._map, stored, size, begin) if size else np.empty(0, stored)
 
 
 class BlockFile:

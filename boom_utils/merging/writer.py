@@ -260,10 +260,8 @@ def round_once(merged: NDArray[np.float64], dtype: str) -> NDArray[Any]:
 
 def _copy_others(first: Checkpoint, job: _Job, writer: WeightWriter) -> None:
     for name, info in first.tensors.items():
-        place = 0
-        for raw in () if info.is_float else first.raw_chunks(info):
-            writer.write(job.layout[name].stored, place, raw)
-            place += raw.size
+        if not info.is_float:
+            writer.write(job.layout[name].stored, 0, first.raw(info))
 
 
 def _copy_folder(model: Checkpoint, target: Path) -> list[str]:
