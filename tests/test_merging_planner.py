@@ -73,7 +73,7 @@ def test_a_merge_from_the_saved_inner_products_is_the_merge_of_the_files(tmp_pat
 
 def test_any_weights_are_planned_from_one_pass_with_and_without_the_base(family, monkeypatch):
     table = family_grams(open_checkpoints(family), has_base=True)
-    monkeypatch.setattr("boom_utils.merging.weight_files.MappedFile.elements", lambda *_: pytest.fail("it read a model"))
+    monkeypatch.setattr("boom_utils.merging.checkpoints.Checkpoint.read", lambda *_: pytest.fail("it read a model"))
     members = np.array([flat(tensors_of(seed)) for seed in (1, 2, 3)])
     for weights in ((1, 1, 1), (0.2, 0.6, 1.0), (3, 0, 1)):
         told = forecast(table, "linear", Settings(tuple(map(float, weights))), on_base=False)

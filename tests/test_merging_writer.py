@@ -439,8 +439,8 @@ def test_many_merges_are_made_from_one_reading_and_equal_those_made_alone(tmp_pa
         "chosen": recipe_of(encoders[2], encoders[1], method="sce", parameters={"select_topk": 0.5}, **on_base),
         "stock": recipe_of(*encoders, method="model_stock", **on_base),
     }
-    read, reads = writer.Checkpoint.read_into, []
-    monkeypatch.setattr(writer.Checkpoint, "read_into", lambda self, *rest: (reads.append(1), read(self, *rest))[1])
+    read, reads = writer.Checkpoint.read, []
+    monkeypatch.setattr(writer.Checkpoint, "read", lambda self, *rest: (reads.append(1), read(self, *rest))[1])
     facts = merge_all([(recipe, tmp_path / "all" / name) for name, recipe in recipes.items()])
     plain = 4 * 3 * 2  # models, tensors, passes
     assert len(reads) <= plain + 3 * 3 * 4  # SCE looks at its three models four times more

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from boom_utils.artifacts import digest_of
 from boom_utils.errors import CheckpointError, bullet_list
+from boom_utils.merging.kernels import Rows
 from boom_utils.merging.weight_files import MappedFile, TensorInfo, read_header, unified_name
 from boom_utils.model_folder import (
     ADAPTER,
@@ -39,8 +40,8 @@ _FOREIGN = (
 )
 
 Values = NDArray[Any]
-Pieces = Iterator[tuple[int, Values]]
-"""Number of the first element, and (R, N) elements of R models; their memory is used again for the next ones."""
+Pieces = Iterator[tuple[int, Rows]]
+"""Number of the first element, and N elements of R models; their memory may be used again for the next ones."""
 Result = TypeVar("Result")
 Work = Callable[[Pieces], Result]
 
@@ -77,19 +78,14 @@ class Checkpoint:
         """How NumPy holds values of that tensor exactly: float32, or float64 where it is stored so."""
         return np.dtype(np.float64 if self.tensors[name].dtype == "F64" else np.float32)
 
-    def read_into(self, name: str, start: int, values: Values) -> None:
-        """Read elements of a floating-point tensor, flattened, beginning with element ``start``; exact.
-
-        Args:
-            name: Unified name.
-            start: The first element.
-            values: (N,) float32 or float64, overwritten; at least as wide as `kind`.
+    def read(self, name: str, start: int = 0, size: int | None = None) -> Values:
+        """Elements of a floating-point tensor, flattened, (size,), from number ``start`` on; exact, not to be written.
 
         Raises:
-            CheckpointError: The file cannot be read.
+            CheckpointError: The file has become shorter.
         """
         info = self.tensors[name]
-        values[:] = read_values(self._files[info.file], info, start, values.size)
+        return read_values(self._files[info.file], info, start, size)
 
     def raw(self, info: TensorInfo) -> Values:
         """All elements of a tensor of any kind as they are stored, flattened; not to be written."""
@@ -117,15 +113,16 @@ class AdapterCheckpoint(Checkpoint):
         self.sources = (self.folder, Path(adapter))
         self._updates = _read_updates(Path(adapter), self.tensors)
 
-    def read_into(self, name: str, start: int, values: Values) -> None:
-        """As `Checkpoint.read_into`, with the adapter added in float64 and rounded once to what ``values`` holds."""
-        super().read_into(name, start, values)
-        if name in self._updates and values.size:
-            a, b, scale = self._updates[name]
-            width = a.shape[1]
-            first, last = start // width, -(-(start + values.size) // width)
-            added = (b[first:last] @ a).reshape(-1)[start - first * width :][: values.size]
-            values[:] = values.astype(np.float64) + scale * added
+    def read(self, name: str, start: int = 0, size: int | None = None) -> Values:
+        """As `Checkpoint.read`, with the adapter added in float64: not yet rounded."""
+        values = super().read(name, start, size)
+        if name not in self._updates or not values.size:
+            return values
+        a, b, scale = self._updates[name]
+        width = a.shape[1]
+        first, last = start // width, -(-(start + values.size) // width)
+        added = (b[first:last] @ a).reshape(-1)[start - first * width :][: values.size]
+        return np.asarray(values.astype(np.float64) + scale * added)
 
 
 def _read_updates(folder: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[Values, Values, float]]:
@@ -311,10 +308,13 @@ class Tensor:
         end = min(start + CHUNK, self.size)
         for first in range(start, max(end, start + 1), PIECE):
             size = min(PIECE, end - first)
-            rows = self.scratch("rows", len(models) * size, self.kind).reshape(len(models), size)
-            for row, model in zip(rows, models, strict=True):
-                model.read_into(self.name, first, row)
-            yield first, rows
+            parts = [model.read(self.name, first, size) for model in models]
+            if any(part.dtype != self.kind or not part.flags.aligned for part in parts):
+                rows = self.scratch("rows", len(models) * size, self.kind).reshape(len(models), size)
+                for row, part in zip(rows, parts, strict=True):
+                    row[:] = part
+                parts = list(rows)
+            yield first, Rows.of(parts)
 
 
 def _processors() -> int:

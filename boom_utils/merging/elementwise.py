@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from boom_utils.merging import kernels
 from boom_utils.merging.checkpoints import Pieces, Tensor, Values
+from boom_utils.merging.kernels import Rows
 from boom_utils.merging.methods import Settings
 
 Array = NDArray[np.float64]
-Fill = Callable[[Values, Values], Any]
-"""Fills the merged elements (N,) from those of the models, (R, N)."""
+Fill = Callable[[Rows, Values], Any]
+"""Fills the merged elements (N,) from those of the R models."""
 
 _EVERYTHING = np.float32(0.0)  # the smallest magnitude that is kept, where all are
 
@@ -44,7 +45,7 @@ def prepare_ties(tensor: Tensor, rows: Sequence[int], settings: Settings) -> Fil
         smallest[row - 1] = value
     weights = np.array(settings.weights, dtype=np.float64)
     rule = np.array([settings.scale, float(settings.normalized)])
-    return lambda chunk, merged: kernels.ties(chunk, weights, smallest, rule, merged)
+    return lambda piece, merged: kernels.ties(piece.values, piece.starts, weights, smallest, rule, merged)
 
 
 def prepare_sce(tensor: Tensor, rows: Sequence[int], settings: Settings) -> Fill:
@@ -65,13 +66,13 @@ def prepare_sce(tensor: Tensor, rows: Sequence[int], settings: Settings) -> Fill
 
     def squares(pieces: Pieces) -> Array:
         found = np.zeros(len(rows) - 1)
-        for _, chunk in pieces:
-            kernels.add_selected_squares(chunk, smallest, found)
+        for _, piece in pieces:
+            kernels.add_selected_squares(piece.values, piece.starts, piece.size, smallest, found)
         return found
 
     weights = np.asarray(sum(tensor.map(squares, rows)), dtype=np.float64) / max(tensor.size, 1)
     weights = weights / weights.sum() if weights.sum() >= 1e-6 else np.full(len(weights), 1 / len(weights))
-    return lambda chunk, merged: kernels.sce(chunk, weights, smallest, merged)
+    return lambda piece, merged: kernels.sce(piece.values, piece.starts, weights, smallest, merged)
 
 
 ELEMENTWISE: Mapping[str, Callable[[Tensor, Sequence[int], Settings], Fill]] = {
@@ -102,10 +103,10 @@ def _histograms(tensor: Tensor, rows: Sequence[int], uppers: Mapping[int, int]) 
 
     def count(pieces: Pieces) -> None:
         counts = np.zeros_like(total)
-        for _, chunk in pieces:
-            values = tensor.scratch("magnitudes", chunk.shape[1], np.float32)
+        for _, piece in pieces:
+            values = tensor.scratch("magnitudes", piece.size, np.float32)
             for place, (row, upper) in enumerate(uppers.items()):
-                kernels.magnitudes(chunk, row, values)
+                kernels.magnitudes(piece.values, piece.starts, row, values)
                 kernels.count_keys(values, upper, counts[place])
         with adding:  # whole numbers: their order does not matter
             np.add(total, counts, out=total)

@@ -6,6 +6,7 @@ percent, so |x_i - x_j|^2 taken from the products of the models themselves would
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from boom_utils.artifacts import atomic_path
 from boom_utils.errors import MergeError, bullet_list
 from boom_utils.merging.checkpoints import CHUNK, Checkpoint, Pieces, Streams, Tensor, digest_chunks, fingerprints
-from boom_utils.merging.kernels import add_products
+from boom_utils.merging.kernels import Rows, add_products
 from boom_utils.progress import progress
 
 Array = NDArray[np.float64]
@@ -187,8 +188,8 @@ def tensor_gram(name: str, tensors: Sequence[ArrayLike], has_base: bool, labels:
     kind = np.result_type(np.float32, *flat)
     chunks = []
     for start in range(0, max(flat[0].size, 1), CHUNK):
-        rows = np.ascontiguousarray(np.stack([row[start : start + CHUNK] for row in flat]), dtype=kind)
-        chunks.append(_chunk(iter([(start, rows)]), [kind] * len(rows)))
+        rows = [np.ascontiguousarray(row[start : start + CHUNK], dtype=kind) for row in flat]
+        chunks.append(_chunk(iter([(start, Rows.of(rows))]), [kind] * len(rows)))
     found = _put_together(name, flat[0].size, chunks, labels)
     if found.problems:
         raise not_finite(found.problems)
@@ -325,11 +326,11 @@ def _chunk(pieces: Pieces, kinds: Sequence[Any]) -> _Chunk:
     matrix, digests = np.zeros((len(kinds), len(kinds))), [xxhash.xxh3_128() for _ in kinds]
     wrong: set[int] = set()
     for _, rows in pieces:
-        add_products(rows, matrix)
-        for row, kind, digest in zip(rows, kinds, digests, strict=True):
+        for row, kind, digest in zip(rows.held, kinds, digests, strict=True):  # first: it fetches them into the cache
             digest.update((row if row.dtype == kind else row.astype(kind)).data)
-        if not np.isfinite(matrix).all():
-            wrong |= {number for number, row in enumerate(rows) if not np.isfinite(row).all()}
+        add_products(rows.values, rows.starts, rows.size, matrix)
+        if not math.isfinite(matrix.sum()):
+            wrong |= {number for number, row in enumerate(rows.held) if not np.isfinite(row).all()}
     return _Chunk(matrix, wrong, not np.isfinite(matrix).all(), [digest.hexdigest() for digest in digests])
 
 

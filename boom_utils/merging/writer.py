@@ -84,7 +84,7 @@ class _Job:
             rows = [self.base, *self.models]
             merge = ELEMENTWISE[method](tensor, rows, settings)
             everything = rows == list(range(len(tensor.models)))
-            return merge if everything else lambda piece, merged: merge(piece[rows], merged)
+            return merge if everything else lambda piece, merged: merge(piece.chosen(rows), merged)
         made_of = methods.METHODS[method](gram.view(self.models, self.base), settings)
         if made_of.note:
             self.notes[tensor.name] = made_of.note
@@ -92,7 +92,7 @@ class _Job:
         factors[self.models] = made_of.members
         if self.base is not None:
             factors[self.base] = made_of.base
-        return lambda piece, merged: kernels.combine(piece, factors, merged)
+        return lambda piece, merged: kernels.combine(piece.values, piece.starts, factors, merged)
 
 
 def merge(recipe: Recipe, out: Path, options: MergeOptions | None = None) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def _write_pieces(
     for start, rows in pieces:
         for writer, (info, fill) in merges:
             direct = info.dtype in ("F32", "F64")
-            merged = tensor.scratch("merged", rows.shape[1], DTYPES[info.dtype] if direct else np.float64)
+            merged = tensor.scratch("merged", rows.size, DTYPES[info.dtype] if direct else np.float64)
             fill(rows, merged)
             values = merged if direct else round_once(merged, info.dtype)
             # BF16 stands there as bits, of which those of the exponent are all ones where a value is not finite.
