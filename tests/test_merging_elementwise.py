@@ -56,7 +56,7 @@ def streamed(folder, method, rows, settings_):
 
         def merge(tensor):
             fill = ELEMENTWISE[method](tensor, list(range(len(rows))), settings_)
-            tensor.map(lambda pieces: [fill(piece, merged[at : at + piece.size]) for at, piece in pieces])
+            tensor.map(lambda start, chunk: fill(chunk, merged[start : start + chunk.size]))
 
         list(streams.each(["w.weight"], merge))
     return merged

@@ -29,7 +29,6 @@ from boom_utils.model_folder import (
 )
 
 CHUNK = 1 << 18  # elements of a tensor over which sums and digests are taken before they are put together
-PIECE = 1 << 16  # elements of a chunk that are worked on together: those of a few models stay in the cache
 LARGE = 1 << 23  # elements from which on all threads work on one tensor
 
 _LORA = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
@@ -40,10 +39,9 @@ _FOREIGN = (
 )
 
 Values = NDArray[Any]
-Pieces = Iterator[tuple[int, Rows]]
-"""Number of the first element, and N elements of R models; their memory may be used again for the next ones."""
 Result = TypeVar("Result")
-Work = Callable[[Pieces], Result]
+Work = Callable[[int, Rows], Result]
+"""Works on a chunk: the number of its first element, and the elements of R models, whose memory may be used again."""
 
 
 class Checkpoint:
@@ -237,10 +235,10 @@ def _index_problems(infos: Iterable[TensorInfo], index: Mapping[str, str]) -> li
 
 
 class Streams:
-    """Threads that read the same pieces of every model and work on them.
+    """Threads that read the same chunks of every model and work on them.
 
-    There are two threads more than processors, so that some compute while others wait for the disk. Each holds a piece
-    of every model, whatever the size of the models; a tensor that is gone through again is read again.
+    There are two threads more than processors, so that some compute while others wait for the disk. Each holds a chunk
+    of every model at most, whatever the size of the models; a tensor that is gone through again is read again.
 
     Args:
         models: R models with equal tensors, the base first if there is one.
@@ -291,30 +289,28 @@ class Tensor:
         self._pool = streams.pool
 
     def map(self, work: Work[Result], rows: Iterable[int] | None = None) -> list[Result]:
-        """``work(pieces)`` on every chunk.
+        """``work`` on every chunk.
 
         Args:
-            work: Gets the pieces of a chunk, float32, or float64 where one of the models is stored so.
+            work: Gets elements in float32, or float64 where one of the models is stored so.
             rows: Which models, by number; all when None.
 
         Returns:
             One result for each chunk, in order (a tensor without elements has one chunk without elements).
         """
         models = self.models if rows is None else [self.models[number] for number in rows]
-        chunks = [self._pieces(start, models) for start in range(0, max(self.size, 1), CHUNK)]
-        return list((map if self.small else self._pool.map)(work, chunks))
+        each = map if self.small else self._pool.map
+        return list(each(lambda start: work(start, self._chunk(start, models)), range(0, max(self.size, 1), CHUNK)))
 
-    def _pieces(self, start: int, models: Sequence[Checkpoint]) -> Pieces:
-        end = min(start + CHUNK, self.size)
-        for first in range(start, max(end, start + 1), PIECE):
-            size = min(PIECE, end - first)
-            parts = [model.read(self.name, first, size) for model in models]
-            if any(part.dtype != self.kind or not part.flags.aligned for part in parts):
-                rows = self.scratch("rows", len(models) * size, self.kind).reshape(len(models), size)
-                for row, part in zip(rows, parts, strict=True):
-                    row[:] = part
-                parts = list(rows)
-            yield first, Rows.of(parts)
+    def _chunk(self, start: int, models: Sequence[Checkpoint]) -> Rows:
+        size = min(CHUNK, self.size - start)
+        parts = [model.read(self.name, start, size) for model in models]
+        if any(part.dtype != self.kind or not part.flags.aligned for part in parts):
+            rows = self.scratch("rows", len(models) * size, self.kind).reshape(len(models), size)
+            for row, part in zip(rows, parts, strict=True):
+                row[:] = part
+            parts = list(rows)
+        return Rows.of(parts)
 
 
 def _processors() -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boom_utils.merging import kernels
-from boom_utils.merging.checkpoints import Pieces, Tensor, Values
+from boom_utils.merging.checkpoints import Tensor, Values
 from boom_utils.merging.kernels import Rows
 from boom_utils.merging.methods import Settings
 
@@ -45,7 +45,7 @@ def prepare_ties(tensor: Tensor, rows: Sequence[int], settings: Settings) -> Fil
         smallest[row - 1] = value
     weights = np.array(settings.weights, dtype=np.float64)
     rule = np.array([settings.scale, float(settings.normalized)])
-    return lambda piece, merged: kernels.ties(piece.values, piece.starts, weights, smallest, rule, merged)
+    return lambda rows, merged: kernels.ties(rows.values, rows.starts, weights, smallest, rule, merged)
 
 
 def prepare_sce(tensor: Tensor, rows: Sequence[int], settings: Settings) -> Fill:
@@ -64,15 +64,14 @@ def prepare_sce(tensor: Tensor, rows: Sequence[int], settings: Settings) -> Fill
         still = _histograms(tensor, rows, {0: 0})[0][0]  # variances of zero: both halves of their bits are
         smallest = _thresholds(tensor, rows, {0: int(settings.selected * (tensor.size - int(still)))})[0]
 
-    def squares(pieces: Pieces) -> Array:
-        found = np.zeros(len(rows) - 1)
-        for _, piece in pieces:
-            kernels.add_selected_squares(piece.values, piece.starts, piece.size, smallest, found)
+    def squares(_: int, rows: Rows) -> Array:
+        found = np.zeros(len(rows.starts) - 1)
+        kernels.add_selected_squares(rows.values, rows.starts, rows.size, smallest, found)
         return found
 
     weights = np.asarray(sum(tensor.map(squares, rows)), dtype=np.float64) / max(tensor.size, 1)
     weights = weights / weights.sum() if weights.sum() >= 1e-6 else np.full(len(weights), 1 / len(weights))
-    return lambda piece, merged: kernels.sce(piece.values, piece.starts, weights, smallest, merged)
+    return lambda rows, merged: kernels.sce(rows.values, rows.starts, weights, smallest, merged)
 
 
 ELEMENTWISE: Mapping[str, Callable[[Tensor, Sequence[int], Settings], Fill]] = {
@@ -101,13 +100,11 @@ def _histograms(tensor: Tensor, rows: Sequence[int], uppers: Mapping[int, int]) 
     total = np.zeros((len(uppers), 1 << 16), dtype=np.int64)
     adding = threading.Lock()
 
-    def count(pieces: Pieces) -> None:
-        counts = np.zeros_like(total)
-        for _, piece in pieces:
-            values = tensor.scratch("magnitudes", piece.size, np.float32)
-            for place, (row, upper) in enumerate(uppers.items()):
-                kernels.magnitudes(piece.values, piece.starts, row, values)
-                kernels.count_keys(values, upper, counts[place])
+    def count(_: int, rows: Rows) -> None:
+        counts, values = np.zeros_like(total), tensor.scratch("magnitudes", rows.size, np.float32)
+        for place, (row, upper) in enumerate(uppers.items()):
+            kernels.magnitudes(rows.values, rows.starts, row, values)
+            kernels.count_keys(values, upper, counts[place])
         with adding:  # whole numbers: their order does not matter
             np.add(total, counts, out=total)
 

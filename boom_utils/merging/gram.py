@@ -6,7 +6,6 @@ percent, so |x_i - x_j|^2 taken from the products of the models themselves would
 
 from __future__ import annotations
 
-import math
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,11 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from boom_utils.artifacts import atomic_path
 from boom_utils.errors import MergeError, bullet_list
-from boom_utils.merging.checkpoints import CHUNK, Checkpoint, Pieces, Streams, Tensor, digest_chunks, fingerprints
+from boom_utils.merging.checkpoints import CHUNK, Checkpoint, Streams, Tensor, digest_chunks, fingerprints
 from boom_utils.merging.kernels import Rows, add_products
 from boom_utils.progress import progress
 
 Array = NDArray[np.float64]
+
+PIECE = 1 << 15  # elements that are digested and multiplied together: those of a few models stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +190,7 @@ def tensor_gram(name: str, tensors: Sequence[ArrayLike], has_base: bool, labels:
     chunks = []
     for start in range(0, max(flat[0].size, 1), CHUNK):
         rows = [np.ascontiguousarray(row[start : start + CHUNK], dtype=kind) for row in flat]
-        chunks.append(_chunk(iter([(start, Rows.of(rows))]), [kind] * len(rows)))
+        chunks.append(_chunk(Rows.of(rows), [kind] * len(rows)))
     found = _put_together(name, flat[0].size, chunks, labels)
     if found.problems:
         raise not_finite(found.problems)
@@ -228,7 +229,7 @@ def stream_gram(tensor: Tensor) -> StreamedGram:
         CheckpointError: A file cannot be read.
     """
     kinds = [model.kind(tensor.name) for model in tensor.models]
-    chunks = tensor.map(lambda pieces: _chunk(pieces, kinds))
+    chunks = tensor.map(lambda _, rows: _chunk(rows, kinds))
     found = _put_together(tensor.name, tensor.size, chunks, [model.label for model in tensor.models])
     digests = zip(kinds, zip(*(chunk.digests for chunk in chunks), strict=True), strict=True)
     return StreamedGram(found.gram, tuple(digest_chunks(kind, parts) for kind, parts in digests), found.problems)
@@ -322,16 +323,15 @@ def not_finite(problems: Sequence[str]) -> MergeError:
     )
 
 
-def _chunk(pieces: Pieces, kinds: Sequence[Any]) -> _Chunk:
+def _chunk(rows: Rows, kinds: Sequence[Any]) -> _Chunk:
     matrix, digests = np.zeros((len(kinds), len(kinds))), [xxhash.xxh3_128() for _ in kinds]
-    wrong: set[int] = set()
-    for _, rows in pieces:
-        for row, kind, digest in zip(rows.held, kinds, digests, strict=True):  # first: it fetches them into the cache
-            digest.update((row if row.dtype == kind else row.astype(kind)).data)
-        add_products(rows.values, rows.starts, rows.size, matrix)
-        if not math.isfinite(matrix.sum()):
-            wrong |= {number for number, row in enumerate(rows.held) if not np.isfinite(row).all()}
-    return _Chunk(matrix, wrong, not np.isfinite(matrix).all(), [digest.hexdigest() for digest in digests])
+    for first in range(0, rows.size, PIECE):  # digested first, which fetches it into the cache
+        for row, kind, digest in zip(rows.held, kinds, digests, strict=True):
+            digest.update(row[first : first + PIECE].astype(kind, copy=False).data)
+        add_products(rows.values, rows.starts + first, min(PIECE, rows.size - first), matrix)
+    finite = bool(np.isfinite(matrix).all())
+    wrong = set() if finite else {number for number, row in enumerate(rows.held) if not np.isfinite(row).all()}
+    return _Chunk(matrix, wrong, not finite, [digest.hexdigest() for digest in digests])
 
 
 def _put_together(name: str, size: int, chunks: Sequence[_Chunk], labels: Sequence[str]) -> StreamedGram:

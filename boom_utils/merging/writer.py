@@ -20,10 +20,11 @@ from boom_utils.artifacts import process_alive
 from boom_utils.cards import Card, Provenance, write_card
 from boom_utils.errors import MergeError
 from boom_utils.merging import kernels, methods
-from boom_utils.merging.checkpoints import Checkpoint, Pieces, Streams, Tensor, fingerprints
+from boom_utils.merging.checkpoints import Checkpoint, Streams, Tensor, fingerprints
 from boom_utils.merging.elementwise import ELEMENTWISE, Fill
 from boom_utils.merging.family import open_family, settings_of
 from boom_utils.merging.gram import StreamedGram, TensorGram, check_finite, stream_gram
+from boom_utils.merging.kernels import Rows
 from boom_utils.merging.methods import Settings
 from boom_utils.merging.recipe import Recipe, recipe_yaml
 from boom_utils.merging.weight_files import DTYPES, FLOATS, TensorInfo, WeightWriter, plain_name
@@ -84,7 +85,7 @@ class _Job:
             rows = [self.base, *self.models]
             merge = ELEMENTWISE[method](tensor, rows, settings)
             everything = rows == list(range(len(tensor.models)))
-            return merge if everything else lambda piece, merged: merge(piece.chosen(rows), merged)
+            return merge if everything else lambda chunk, merged: merge(chunk.chosen(rows), merged)
         made_of = methods.METHODS[method](gram.view(self.models, self.base), settings)
         if made_of.note:
             self.notes[tensor.name] = made_of.note
@@ -92,7 +93,7 @@ class _Job:
         factors[self.models] = made_of.members
         if self.base is not None:
             factors[self.base] = made_of.base
-        return lambda piece, merged: kernels.combine(piece.values, piece.starts, factors, merged)
+        return lambda chunk, merged: kernels.combine(chunk.values, chunk.starts, factors, merged)
 
 
 def merge(recipe: Recipe, out: Path, options: MergeOptions | None = None) -> dict[str, Any]:
@@ -220,7 +221,7 @@ def _write_weights(
             problems.extend(found.problems)
             if not problems:  # else nothing will be kept; the rest is only looked at, to name every problem at once
                 fills = [(job.layout[tensor.name], job.fill(tensor, found.gram)) for job in jobs]
-                tensor.map(lambda pieces: _write_pieces(tensor, pieces, list(zip(writers, fills, strict=True))))
+                tensor.map(lambda *chunk: _write_chunk(tensor, *chunk, list(zip(writers, fills, strict=True))))
             return found
 
         found = {one.gram.name: one for one in progress(streams.each(names, merge_tensor), len(names), "merge")}
@@ -231,21 +232,20 @@ def _write_weights(
     return fingerprints(models, {name: found[name].digests for name in names})
 
 
-def _write_pieces(
-    tensor: Tensor, pieces: Pieces, merges: Sequence[tuple[WeightWriter, tuple[TensorInfo, Fill]]]
+def _write_chunk(
+    tensor: Tensor, start: int, rows: Rows, merges: Sequence[tuple[WeightWriter, tuple[TensorInfo, Fill]]]
 ) -> None:
-    for start, rows in pieces:
-        for writer, (info, fill) in merges:
-            direct = info.dtype in ("F32", "F64")
-            merged = tensor.scratch("merged", rows.size, DTYPES[info.dtype] if direct else np.float64)
-            fill(rows, merged)
-            values = merged if direct else round_once(merged, info.dtype)
-            # BF16 stands there as bits, of which those of the exponent are all ones where a value is not finite.
-            fine = (values & 0x7F80) != 0x7F80 if info.dtype == "BF16" else np.isfinite(values)
-            if not fine.all():
-                what, fix = f"merged values are too large for {info.dtype}", "choose a wider out_dtype"
-                raise MergeError(what, where=tensor.name, fix=fix)
-            writer.write(info.stored, start, values)
+    for writer, (info, fill) in merges:
+        direct = info.dtype in ("F32", "F64")
+        merged = tensor.scratch("merged", rows.size, DTYPES[info.dtype] if direct else np.float64)
+        fill(rows, merged)
+        values = merged if direct else round_once(merged, info.dtype)
+        # BF16 stands there as bits, of which those of the exponent are all ones where a value is not finite.
+        fine = (values & 0x7F80) != 0x7F80 if info.dtype == "BF16" else np.isfinite(values)
+        if not fine.all():
+            what, fix = f"merged values are too large for {info.dtype}", "choose a wider out_dtype"
+            raise MergeError(what, where=tensor.name, fix=fix)
+        writer.write(info.stored, start, values)
 
 
 def round_once(merged: NDArray[np.float64], dtype: str) -> NDArray[Any]:
