@@ -221,7 +221,8 @@ def _write_weights(
             problems.extend(found.problems)
             if not problems:  # else nothing will be kept; the rest is only looked at, to name every problem at once
                 fills = [(job.layout[tensor.name], job.fill(tensor, found.gram)) for job in jobs]
-                tensor.map(lambda *chunk: _write_chunk(tensor, *chunk, list(zip(writers, fills, strict=True))))
+                merges = list(zip(writers, fills, strict=True))
+                tensor.map(lambda start, rows: _write_chunk(tensor, start, rows, merges))
             return found
 
         found = {one.gram.name: one for one in progress(streams.each(names, merge_tensor), len(names), "merge")}
