@@ -8,13 +8,11 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from graphlib import TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import yaml
 
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.study.graph import NOTEBOOKS
@@ -167,22 +165,6 @@ def test_notebooks_have_the_ten_parts_of_their_anatomy(path: Path) -> None:
     assert -1 not in places, f"missing: {[part for part, place in zip(parts, places, strict=True) if place < 0]}"
     assert all(before < after for before, after in pairwise(places))
     assert "assert" in "\n".join("".join(cell["source"]) for cell in cells(path, "code"))  # type: ignore[arg-type]
-
-
-# --- packaging --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.promise(42)
-def test_lock_environment_and_pyproject_agree() -> None:
-    lock = dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", (PROJECT_ROOT / "requirements.lock").read_text(), flags=re.M))
-    names = {name.lower().replace("_", "-") for name in lock}
-    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]
-    for requirement in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
-        assert re.split(r"[><=\[ ]", requirement)[0].lower() in names, requirement
-    assert lock["torch"] == "2.13.0"
-    environment = yaml.safe_load((PROJECT_ROOT / "environment.yml").read_text())
-    assert environment["channels"] == ["conda-forge"]
-    assert "-r requirements.lock" in environment["dependencies"][-1]["pip"]
 
 
 def test_nothing_committed_names_a_place_on_one_machine() -> None:

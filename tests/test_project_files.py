@@ -33,11 +33,15 @@ def read(name: str) -> str:
 def test_every_requirement_admits_what_is_locked_and_the_python_of_conda() -> None:
     lock = dict(re.findall(r"^([\w.-]+)==(\S+)", read("requirements.lock"), flags=re.MULTILINE))
     locked = {name.lower().replace("_", "-"): version for name, version in lock.items()}
+    assert locked["torch"] == "2.13.0"
     project = tomllib.loads(read("pyproject.toml"))["project"]
     for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(locked[requirement.name.lower()]), text
-    (python,) = [one for one in yaml.safe_load(read("environment.yml"))["dependencies"] if "python=" in str(one)]
+    environment = yaml.safe_load(read("environment.yml"))
+    assert environment["channels"] == ["conda-forge"]
+    assert "-r requirements.lock" in environment["dependencies"][-1]["pip"]
+    (python,) = [one for one in environment["dependencies"] if "python=" in str(one)]
     assert SpecifierSet(project["requires-python"]).contains(python.removeprefix("python="))
 
 
