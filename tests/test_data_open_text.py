@@ -14,7 +14,7 @@ from conftest import SHARED
 
 from boom_utils.data.manifest import Origin, load_manifest
 from boom_utils.data.open_text import READERS, read_dataset
-from boom_utils.data.text_files import HIGHEST_SCORE, Raw, Reader, Rule, json_rows, parallel, read_files, table
+from boom_utils.data.text_files import HIGHEST_SCORE, Raw, Reader, json_rows, parallel, read_files, table
 from boom_utils.errors import DataError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -57,12 +57,6 @@ def rows(raw: Raw) -> dict[str, list[tuple[Any, ...]]]:
     return {part: [tuple(row.values()) for row in made.to_pylist()] for part, made in raw.parts.items()}
 
 
-def counting(reader: Reader, *left_out: int) -> Reader:
-    """The reader, but its rules leave out so many rows, and where it allows for files without rows there is one."""
-    rules = [rule._replace(rows=rows) for rule, rows in zip(reader.rules, left_out, strict=True)]
-    return replace(reader, rules=tuple(rules), empty_files=min(reader.empty_files, 1))
-
-
 # --- one table: dataset, files, records -------------------------------------------------------------------------------
 
 QA = "<QAPair><Question>Why &amp;  how?</Question><Answer>{}</Answer></QAPair>"
@@ -82,109 +76,104 @@ UNKNOWN = {"claim_id": 8, "claim": "d", "evidences": CLAIM["evidences"][1:]}
 ARXIV = 'title,summary,comment,authors,category,split\r\nT,S,,a,physics,train\nU,"S\n2",,b,statistics,val\n'
 TWEET = "textID,text,sentiment\n"
 NLI = '{"sentence1": "a", "sentence2": "b", "label": "?", "level": null}\n'
-CASES: dict[str, tuple[tuple[int, ...], Files, dict[str, list[tuple[Any, ...]]]]] = {
+CASES: dict[str, tuple[Files, dict[str, list[tuple[Any, ...]]]]] = {
     "squad_nqg": (
-        (), {"train/query": "what 's -lrb- x -rrb- ?\n", "train/passage": "y , \n"}, {"train": [("what's (x)?", "y,")]}
+        {"train/query": "what 's -lrb- x -rrb- ?\n", "train/passage": "y , \n"}, {"train": [("what's (x)?", "y,")]}
     ),
     "squad_dev": (
-        (), {"test": PAGE}, {"test": [("Which?", "One & two."), ('What "else"?', "One & two."), ("Why?", "Three.")]}
+        {"test": PAGE}, {"test": [("Which?", "One & two."), ('What "else"?', "One & two."), ("Why?", "Three.")]}
     ),
     "medquad": (
-        (1, 2), {"train": XML, "test": XML.replace("Many.", "many " * 9), "test_2": "<Document/>"},
+        {"train": XML, "test": XML.replace("Many.", "many " * 9), "test_2": "<Document/>"},
         {"train": [("Why & how?", ("So " * 20).strip())]},
     ),
     "nq_open_oracle": (
-        (), {"corpus+queries+qrels": gzip.compress(b'{"question": "q", "ctxs": [{"text": "p "}]}\n')},
+        {"corpus+queries+qrels": gzip.compress(b'{"question": "q", "ctxs": [{"text": "p "}]}\n')},
         {"test": [("q", "p")]},
     ),
     "climate_fever_sentences": (
-        (1, 2, 1), {"corpus+queries+qrels": f"{json.dumps(CLAIM)}\n{json.dumps(UNKNOWN)}\n"},
+        {"corpus+queries+qrels": f"{json.dumps(CLAIM)}\n{json.dumps(UNKNOWN)}\n"},
         {"corpus": [("a:1", "x y"), ("a:2", "z")], "queries": [("7", "c")], "qrels": [("7", "a:1", 1.0)]},
     ),
     "cisi": (
-        (1,), {"corpus": SMART, "queries": SMART, "qrels": "    1      2\t0\t0.000000\n"},
+        {"corpus": SMART, "queries": SMART, "qrels": "    1      2\t0\t0.000000\n"},
         {"corpus": [("1", "A title. First line second."), ("2", "Other.")], "queries": [("1", "First line second.")],
          "qrels": [("1", "2", 1.0)]},
     ),
     "wikiqa": (
-        (), {"dev/query": "q\nq\n", "dev/passage": "x\ny", "dev/label": "1\n0\n"},
+        {"dev/query": "q\nq\n", "dev/passage": "x\ny", "dev/label": "1\n0\n"},
         {"dev": [("q", "x", "1"), ("q", "y", "0")]},
     ),
     "banking77": (
-        (), {"train": 'text,category\r\n"x ""y""\nz",age_limit\r\n'}, {"train": [('x "y" z', "age_limit")]}
+        {"train": 'text,category\r\n"x ""y""\nz",age_limit\r\n'}, {"train": [('x "y" z', "age_limit")]}
     ),
-    "emotion": ((), {"train": 'text;label_name\n"i;joy\n'}, {"train": [('"i', "joy")]}),
+    "emotion": ({"train": 'text;label_name\n"i;joy\n'}, {"train": [('"i', "joy")]}),
     "tweet_sentiment_extraction": (
-        (1,), {"train+test": f"{TWEET}A1,t,neutral\nb2,u,positive\n", "test": f"{TWEET}A1,t,neutral\n"},
+        {"train+test": f"{TWEET}A1,t,neutral\nb2,u,positive\n", "test": f"{TWEET}A1,t,neutral\n"},
         {"train": [("u", "positive")], "test": [("t", "neutral")]},
     ),
     "amazon_counterfactual_en": (
-        (), {"dev": 'sentence\tis_counterfactual\n"a ""b"""\t1\n'}, {"dev": [('a "b"', "counterfactual")]}
+        {"dev": 'sentence\tis_counterfactual\n"a ""b"""\t1\n'}, {"dev": [('a "b"', "counterfactual")]}
     ),
     "amazon_reviews": (
-        (), {"train+test/books": f"<data>\n{REVIEW}\n{REVIEW}</data>\n"},
+        {"train+test/books": f"<data>\n{REVIEW}\n{REVIEW}</data>\n"},
         {"train": [("Bad <b> & worse. one two", "5 stars")] * 2},
     ),
     "clinc150": (
-        (1,), {"train+dev+test": '{"val": [["x ", "yes"]], "oos_test": [["y", "oos"]]}'}, {"dev": [("x", "yes")]}
+        {"train+dev+test": '{"val": [["x ", "yes"]], "oos_test": [["y", "oos"]]}'}, {"dev": [("x", "yes")]}
     ),
-    "trec_question_6": ((), {"test": b"NUM:date When \xf0 ?\n"}, {"test": [("When \xf0 ?", "NUM")]}),
-    "sst2": ((), {"train": "1 a film .\n"}, {"train": [("a film .", "positive")]}),
+    "trec_question_6": ({"test": b"NUM:date When \xf0 ?\n"}, {"test": [("When \xf0 ?", "NUM")]}),
+    "sst2": ({"train": "1 a film .\n"}, {"train": [("a film .", "positive")]}),
     "stackoverflow_titles": (
-        (), {"train+test/text": "A\nC\n", "train+test/label": "1\n20\n"},
+        {"train+test/text": "A\nC\n", "train+test/label": "1\n20\n"},
         {"train": [("A", "wordpress")], "test": [("C", "magento")]},
     ),
-    "arxiv_s2s": ((), {"train+test": ARXIV}, {"train": [("T", "physics")], "test": [("U", "statistics")]}),
-    "arxiv_p2p": ((), {"train+test": ARXIV}, {"train": [("T. S", "physics")], "test": [("U. S 2", "statistics")]}),
-    "stsbenchmark": ((), {"test": '"He said ""hi"".","a, b",4.5\r\n'}, {"test": [('He said "hi".', "a, b", 4.5)]}),
-    "sts12": ((), {"train": '5\t"a\tb \n'}, {"train": [('"a', "b", 5.0)]}),
+    "arxiv_s2s": ({"train+test": ARXIV}, {"train": [("T", "physics")], "test": [("U", "statistics")]}),
+    "arxiv_p2p": ({"train+test": ARXIV}, {"train": [("T. S", "physics")], "test": [("U. S 2", "statistics")]}),
+    "stsbenchmark": ({"test": '"He said ""hi"".","a, b",4.5\r\n'}, {"test": [('He said "hi".', "a, b", 4.5)]}),
+    "sts12": ({"train": '5\t"a\tb \n'}, {"train": [('"a', "b", 5.0)]}),
     "mrpc": (
-        (), {"train": '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t2\t3\t"a\tb\r\n'},
+        {"train": '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t2\t3\t"a\tb\r\n'},
         {"train": [('"a', "b", "1")]},
     ),
     "sick_r": (
-        (), {"test": "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n1\ta\tb\t3\tNEUTRAL\n"},
+        {"test": "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n1\ta\tb\t3\tNEUTRAL\n"},
         {"test": [("a", "b", 2.5)]},
     ),
     "conala": (
-        (), {"test": json.dumps([{"intent": "i", "rewritten_intent": new, "snippet": " s"} for new in (None, "r")])},
+        {"test": json.dumps([{"intent": "i", "rewritten_intent": new, "snippet": " s"} for new in (None, "r")])},
         {"test": [("i", "s"), ("r", "s")]},
     ),
     "nl2bash": (
-        (), {"train+test/query": "a\nb", "train+test/passage": "ls 1\nls 0 \n"},
+        {"train+test/query": "a\nb", "train+test/passage": "ls 1\nls 0 \n"},
         {"train": [("a", "ls 1")], "test": [("b", "ls 0")]},
     ),
     "django": (
-        (1, 1), {"train+test/query": "1 2 3 4\n1 2 3 4\n1", "train+test/passage": f" {'y' * 18}\nelse :\n{'y' * 18}"},
+        {"train+test/query": "1 2 3 4\n1 2 3 4\n1", "train+test/passage": f" {'y' * 18}\nelse :\n{'y' * 18}"},
         {"train": [("1 2 3 4", "y" * 18)]},
     ),
     "cosqa": (
-        (), {"corpus": '{"f()": 0, "x": 1}', "queries+qrels": '[{"idx": "q-1", "doc": "how", "retrieval_idx": 0}]'},
+        {"corpus": '{"f()": 0, "x": 1}', "queries+qrels": '[{"idx": "q-1", "doc": "how", "retrieval_idx": 0}]'},
         {"corpus": [("0", "f()"), ("1", "x")], "queries": [("q-1", "how")], "qrels": [("q-1", "0", 1.0)]},
     ),
-    "jaquad": ((), {"train": SQUAD}, {"train": [("q", "C"), ("r", "C")]}),
-    "xquad_ara": ((), {"corpus+queries+qrels": SQUAD}, {"test": [("q", "C"), ("r", "C")]}),
-    "afqmc": ((), {"train": "a\u2028b\tc \t1\n"}, {"train": [("a\u2028b", "c", "1")]}),
-    "ocnli": ((1,), {"train": NLI.replace("?", "neutral") + NLI.replace("?", "-")}, {"train": [("a", "b", "neutral")]}),
-    "tweet_sentiment_multilingual_deu": ((), {"dev/text": "a  b", "dev/label": "2"}, {"dev": [("a b", "positive")]}),
+    "jaquad": ({"train": SQUAD}, {"train": [("q", "C"), ("r", "C")]}),
+    "xquad_ara": ({"corpus+queries+qrels": SQUAD}, {"test": [("q", "C"), ("r", "C")]}),
+    "afqmc": ({"train": "a\u2028b\tc \t1\n"}, {"train": [("a\u2028b", "c", "1")]}),
+    "ocnli": ({"train": NLI.replace("?", "neutral") + NLI.replace("?", "-")}, {"train": [("a", "b", "neutral")]}),
+    "tweet_sentiment_multilingual_deu": ({"dev/text": "a  b", "dev/label": "2"}, {"dev": [("a b", "positive")]}),
     "korsts": (
-        (), {"test": "genre\tfilename\tyear\tid\tscore\tsentence1\tsentence2\nm\tM\t2\t3\t1.500\ta\tb"},
+        {"test": "genre\tfilename\tyear\tid\tscore\tsentence1\tsentence2\nm\tM\t2\t3\t1.500\ta\tb"},
         {"test": [("a", "b", 1.5)]},
     ),
 }  # fmt: skip
-"""Dataset -> rows that its rules leave out, files, records; one of every layout."""
+"""Dataset -> files, records; one of every layout."""
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_few_lines_of_every_layout_become_these_records(name: str, tmp_path: Path) -> None:
-    left_out, contents, expected = CASES[name]
-    labels = ORIGINS[name].labels
-    raw = read(tmp_path, counting(READERS[name], *left_out), contents, labels=labels)
+    contents, expected = CASES[name]
+    raw = read(tmp_path, READERS[name], contents, labels=ORIGINS[name].labels)
     assert (raw.shape, raw.bad.number, rows(raw)) == (READERS[name].shape, 0, expected)
-    for number, rule in enumerate(READERS[name].rules):
-        wrong = [rows + (place == number) for place, rows in enumerate(left_out)]
-        message = refused(tmp_path, counting(READERS[name], *wrong), contents, labels=labels)
-        assert f"left out, {rule.why}: {left_out[number]} rows instead of {wrong[number]}" in message
 
 
 def test_every_dataset_of_open_text_has_an_entry_and_every_other_layout_was_tried() -> None:
@@ -207,7 +196,6 @@ BROKEN: list[tuple[Reader, Files, str]] = [
     (TSV, {"train": "x\t1\n \t1\n"}, "train:2: text is empty"),
     (TSV, {"train": "x\t1\ny\t2\n"}, "train:2: unknown label '2'"),
     (TSV, {"train": b"x\t1\nu\xff\t1\n"}, "train:2: text holds bytes that are not of the file's encoding"),
-    (TSV, {"train": ""}, "train: the file has no row"),
     (READERS["banking77"], {"train": "category,text\n1,x\n"}, "the header is not 'text,category': found ['category'"),
     (READERS["banking77"], {"train": 'text,category\n"x,1\nu,2\n'}, "not CSV from line 2: unexpected end of data"),
     (READERS["banking77"], {"train": 'text,category\n"x\ny",1\nz\n'}, "train:4: 1 columns instead of 2"),
@@ -258,9 +246,6 @@ def test_skipped_lines_are_left_out_and_listed_and_excuse_numbers_but_no_empty_p
     assert rows(raw) == {"train": [("x", "1"), ("z", "0")]}
     assert raw.bad.first == ["train:2: 1 columns instead of 2"]
     assert "left out train:2" in caplog.text
-    ruled = replace(PAIRS, rules=(Rule(1, "some", lambda parts: None),))
-    assert "left out, some: 0 rows instead of 1" in refused(tmp_path, ruled, {"train": "x\t1\n"})
-    assert rows(read(tmp_path, ruled, {"train": "x\t1\ny\n"}, "skip")) == {"train": [("x", "1")]}
     with pytest.raises(DataError, match="part 'test': 0 rows instead of 1"):
         read(tmp_path, PAIRS, {"train": "x\ty\n", "test": "x\n"}, "skip", parts={"train": 1, "test": 1})
     assert "part 'train': 1 rows instead of 3" in refused(tmp_path, PAIRS, {"train": "x\ty\n"}, parts={"train": 3})

@@ -28,7 +28,6 @@ from boom_utils.data.text_files import (
     Raw,
     Reader,
     Row,
-    Rule,
     Source,
     Values,
     collapse,
@@ -301,22 +300,21 @@ READERS: dict[str, Reader] = {
         "pairs",
         medquad,
         rules=(
-            Rule(1, "an answer that says nothing", without(lambda row: len(row["passage"]) < 41)),
-            Rule(32, "test pairs that share a text with train", without_shared("test", "train", "query", "passage")),
+            without(lambda row: len(row["passage"]) < 41),  # an answer that says nothing
+            without_shared("test", "train", "query", "passage"),  # test pairs that share a text with train
         ),
-        empty_files=6,
     ),
     "nq_open_oracle": Reader("pairs", json_rows(nq_open, lines=True), str.strip),
     "climate_fever_sentences": Reader(
         "judged",
         json_rows(climate_fever, lines=True),
         rules=(
-            Rule(2435, "sentences repeated for every claim they are evidence of", without_repeated_evidence),
-            Rule(4930, "sentences that say nothing about a claim", without(lambda row: row.get("score") == 0)),
-            Rule(474, "claims without a sentence that supports or refutes them", without_unjudged),
+            without_repeated_evidence,  # sentences repeated for every claim they are evidence of
+            without(lambda row: row.get("score") == 0),  # sentences that say nothing about a claim
+            without_unjudged,  # claims without a sentence that supports or refutes them
         ),
     ),
-    "cisi": Reader("judged", cisi, rules=(Rule(36, "queries that nobody judged documents for", without_unjudged),)),
+    "cisi": Reader("judged", cisi, rules=(without_unjudged,)),  # queries that nobody judged documents for
     "wikiqa": Reader("candidates", parallel),
     "trecqa": Reader("candidates", parallel),
     "banking77": Reader("labelled", table(",", "text label", "text,category", quoted=True)),
@@ -324,7 +322,7 @@ READERS: dict[str, Reader] = {
     "tweet_sentiment_extraction": Reader(
         "labelled",
         table(",", "id text label", "textID,text,sentiment", quoted=True),
-        rules=(Rule(3534, "rows of the official test", without_shared("train", "test", "id")),),
+        rules=(without_shared("train", "test", "id"),),  # rows of the official test
     ),
     "amazon_counterfactual_en": COUNTERFACTUAL,
     "amazon_reviews": Reader("labelled", amazon_reviews, record=amazon_review),
@@ -332,7 +330,7 @@ READERS: dict[str, Reader] = {
         "labelled",
         json_rows(clinc150),
         str.strip,
-        rules=(Rule(1200, "queries outside of all intents", without(lambda row: row["label"] == "oos")),),
+        rules=(without(lambda row: row["label"] == "oos"),),  # queries outside of all intents
     ),
     "trec_question_6": Reader(
         "labelled", matching("(?P<label>[A-Z]+):[a-z]+ (?P<text>.+)"), str.strip, encoding="latin-1"
@@ -358,8 +356,8 @@ READERS: dict[str, Reader] = {
         django,
         str.strip,
         rules=(
-            Rule(3942, "code too short to say anything by itself", without(lambda row: len(row["passage"]) < 18)),
-            Rule(280, "annotations that fit many lines of code", without(lambda row: len(row["query"].split()) < 4)),
+            without(lambda row: len(row["passage"]) < 18),  # code too short to say anything by itself
+            without(lambda row: len(row["query"].split()) < 4),  # annotations that fit many lines of code
         ),
     ),
     "cosqa": Reader("judged", json_rows(cosqa), str.strip),
@@ -371,7 +369,7 @@ READERS: dict[str, Reader] = {
         "nli",
         json_rows(lambda pair: [pair], lines=True),
         str.strip,
-        rules=(Rule(15, "pairs without an agreed label", without(lambda row: row["label"] == "-")),),
+        rules=(without(lambda row: row["label"] == "-"),),  # pairs without an agreed label
     ),
     **{f"tweet_sentiment_multilingual_{language}": Reader("labelled", parallel) for language in TWEETS},
     "amazon_counterfactual_de": COUNTERFACTUAL,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -61,14 +61,6 @@ class Source:
         """Of the one file."""
         (text,) = self.texts.values()
         return text
-
-
-class Rule(NamedTuple):
-    """Leaves rows out, exactly so many."""
-
-    rows: int
-    why: str
-    leave_out: Callable[[Parts], None]
 
 
 @dataclass(frozen=True)
@@ -211,8 +203,7 @@ class Reader:
         rows: Rows of a file, or of parallel files.
         clean: Applied to every column; leaves no white space at the ends.
         record: Columns from the values of a row; ``part`` says its part, where the role of the file does not.
-        rules: Rows left out, in order.
-        empty_files: So many files have no row.
+        rules: Leave rows out, in order; the numbers of rows that the manifest states are those without them.
         scores: Lowest and highest score there may be; rescaled to 0-5.
         encoding: Of the files; a byte order mark may stand before utf-8.
     """
@@ -221,8 +212,7 @@ class Reader:
     rows: Rows
     clean: Callable[[str], str] = collapse
     record: Callable[[Values], Values] = dict
-    rules: tuple[Rule, ...] = ()
-    empty_files: int = 0
+    rules: tuple[Callable[[Parts], None], ...] = ()
     scores: tuple[float, float] = (0.0, HIGHEST_SCORE)
     encoding: str = "utf-8-sig"
 
@@ -249,23 +239,21 @@ def read_files(name: str, origin: Origin, reader: Reader, folder: Path, on_bad_l
 
     Raises:
         DataError: A file is missing; rows are malformed (the first ten are shown with file, place and rule); a part has
-            no rows or not as many as the manifest states; a rule leaves out another number of rows than it says.
+            no rows or not as many as the manifest states.
     """
-    bad, wrong = BadRows(on_bad_line == "skip", f"the files of dataset '{name}'"), []
+    bad = BadRows(on_bad_line == "skip", f"the files of dataset '{name}'")
     parts = _records(origin, reader, folder, bad)
-    for rule in reader.rules:
-        before = sum(map(len, parts.values()))
-        rule.leave_out(parts)
-        left_out = before - sum(map(len, parts.values()))
-        wrong += [f"left out, {rule.why}: {left_out} rows instead of {rule.rows}"] if left_out != rule.rows else []
+    for leave_out in reader.rules:
+        leave_out(parts)
     for problem in _check_ids(parts) if reader.shape == "judged" else ():
         bad.add(problem)
     bad.close()
     # Where rows were skipped, only a part without any is wrong.
-    wrong = [] if bad.number else wrong
-    for part, rows in origin.parts.items():
-        if (found := len(parts[part])) != rows and not (bad.number and found):
-            wrong.append(f"part '{part}': {found} rows instead of {rows}")
+    wrong = [
+        f"part '{part}': {found} rows instead of {rows}"
+        for part, rows in origin.parts.items()
+        if (found := len(parts[part])) != rows and not (bad.number and found)
+    ]
     if wrong or not any(parts.values()):
         raise DataError(
             f"the files of dataset '{name}' have other rows than are stated, or none",
@@ -283,7 +271,6 @@ def read_files(name: str, origin: Origin, reader: Reader, folder: Path, on_bad_l
 def _records(origin: Origin, reader: Reader, folder: Path, bad: BadRows) -> Parts:
     """All good records, in the order of the files; ``bad`` gets what is malformed."""
     parts: Parts = {part: [] for part in reader.columns}
-    empty = list[str]()
     groups: dict[str, list[DataFile]] = {}
     for file in origin.files:
         is_column = file.part in COLUMNS.get(reader.shape, ())
@@ -301,7 +288,6 @@ def _records(origin: Origin, reader: Reader, folder: Path, bad: BadRows) -> Part
         except FileNotFoundError as error:
             what, fix = f"the file {name} has not been downloaded", "run `boom data fetch` for this corpus first"
             raise DataError(what, where=error.filename, fix=fix) from None
-        empty += [] if rows else [f"{name}: the file has no row of the expected form"]
         for place, values in rows:
             try:
                 record = _record(values, reader, part, origin.label_names)
@@ -309,8 +295,6 @@ def _records(origin: Origin, reader: Reader, folder: Path, bad: BadRows) -> Part
                 bad.add(f"{name}{place}: {error}")
             else:
                 parts[record["part"]].append({**record, "at": f"{name}{place}"})
-    for problem in empty if len(empty) != reader.empty_files else ():
-        bad.add(problem)
     return parts
 
 
