@@ -11,6 +11,7 @@ import sys
 from graphlib import TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,26 +102,21 @@ print(events, sorted(loaded - before - set(sys.stdlib_module_names)))
     assert not list(tmp_path.iterdir())
 
 
-def functions(path: Path) -> list[ast.FunctionDef]:
-    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef)]
-
-
-def docstring_lines(node: ast.FunctionDef) -> int:
-    first = node.body[0]
-    return (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(node) else 0
+def described(node: ast.FunctionDef) -> int:
+    """Lines of a docstring."""
+    return (node.body[0].end_lineno or 0) - node.body[0].lineno + 1 if ast.get_docstring(node) else 0
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_functions_fit_on_a_screen_and_modules_tell_one_story(path: Path) -> None:
-    for node in functions(path):
-        body = (node.end_lineno or 0) - node.body[0].lineno + 1 - docstring_lines(node)
-        arguments = [
-            argument.arg for argument in (*node.args.args, *node.args.kwonlyargs) if argument.arg not in ("self", "cls")
-        ]
+    text = path.read_text(encoding="utf-8")
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    for node in functions:
+        body = (node.end_lineno or 0) - node.body[0].lineno + 1 - described(node)
+        arguments = {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)} - {"self", "cls"}
         assert body <= 70, f"{path.name}: {node.name} has {body} lines"
         assert len(arguments) <= 6, f"{path.name}: {node.name} takes {len(arguments)} parameters"
-    described = sum(docstring_lines(node) for node in functions(path))
-    length = len(path.read_text(encoding="utf-8").splitlines()) - described
+    length = len(text.splitlines()) - sum(map(described, functions))
     assert length <= 520, f"{path.name} is long: does it tell two stories?"
 
 
@@ -136,7 +132,7 @@ def test_nothing_in_the_package_draws_from_a_global_generator() -> None:
 # --- notebooks --------------------------------------------------------------------------------------------------------
 
 
-def cells(path: Path, kind: str) -> list[dict[str, object]]:
+def cells(path: Path, kind: str) -> list[dict[str, Any]]:
     return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
 
 
@@ -145,34 +141,26 @@ def test_every_notebook_of_the_study_is_there_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOK_FILES, ids=lambda path: path.stem)
-def test_notebooks_are_committed_without_outputs_and_with_short_cells(path: Path) -> None:
-    code = cells(path, "code")
+def test_notebooks_have_their_anatomy_short_cells_and_no_outputs(path: Path) -> None:
+    code, text = cells(path, "code"), "\n".join("".join(cell["source"]) for cell in cells(path, "markdown"))
     assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
-    for cell in code:
-        source = "".join(cell["source"])  # type: ignore[arg-type]
+    assert sum("parameters" in cell["metadata"].get("tags", []) for cell in code) == 1
+    sources = ["".join(cell["source"]) for cell in code]
+    for source in sources:
         assert len(source.splitlines()) <= 20, source
         assert not re.search(r"^\s*class |!pip|%pip|/home/|/root/", source, flags=re.M), source
-    parameters = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]  # type: ignore[attr-defined]
-    assert len(parameters) == 1
-
-
-@pytest.mark.parametrize("path", NOTEBOOK_FILES, ids=lambda path: path.stem)
-def test_notebooks_have_the_ten_parts_of_their_anatomy(path: Path) -> None:
-    text = "\n".join("".join(cell["source"]) for cell in cells(path, "markdown"))  # type: ignore[arg-type]
+    assert "assert" in "\n".join(sources)
     parts = ["# ", "Question", "The paper", "Time and hardware", "real input", "by hand", "The stage"]
-    parts += ["Checks", "Pitfalls"]
-    places = [text.find(part) for part in parts]
-    assert -1 not in places, f"missing: {[part for part, place in zip(parts, places, strict=True) if place < 0]}"
-    assert all(before < after for before, after in pairwise(places))
-    assert "assert" in "\n".join("".join(cell["source"]) for cell in cells(path, "code"))  # type: ignore[arg-type]
+    places = {part: text.find(part) for part in (*parts, "Checks", "Pitfalls")}
+    assert -1 not in places.values(), f"missing: {[part for part, place in places.items() if place < 0]}"
+    assert all(before < after for before, after in pairwise(places.values()))
+
+
+# --- the repository ---------------------------------------------------------------------------------------------------
 
 
 def test_nothing_committed_names_a_place_on_one_machine() -> None:
     listed = subprocess.check_output(["git", "-C", str(PROJECT_ROOT), "ls-files"], text=True).splitlines()
     for name in listed:
-        if (
-            name.endswith((".py", ".md", ".yaml", ".yml", ".ipynb", ".toml", "Makefile"))
-            and "test_architecture" not in name
-        ):
-            text = (PROJECT_ROOT / name).read_text(encoding="utf-8")
-            assert not re.search(r"/(root|home/\w+|Users)/", text), name
+        if re.search(r"(\.(py|md|ya?ml|ipynb|toml)|Makefile)$", name) and "test_architecture" not in name:
+            assert not re.search(r"/(root|home/\w+|Users)/", (PROJECT_ROOT / name).read_text(encoding="utf-8")), name

@@ -39,26 +39,6 @@ def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: MappingProxyType(request.param))
 
 
-@pytest.mark.parametrize(
-    ("processor", "precision", "said"),
-    [
-        (AMX, "bf16", "precision auto: bf16, because this machine has it (amx_bf16, avx512_bf16)"),
-        ({"bf16": True}, "bf16", "precision auto: bf16, because this machine has it (bf16)"),  # ARM
-        (AVX2, "fp32", "precision auto: fp32, because this machine has no bf16 instructions"),
-        ({"avx512_f": True}, "fp32", "precision auto: fp32, because this machine has no bf16 instructions"),
-    ],
-    indirect=["processor"],
-)
-def test_profiles_for_processors_train_and_score_in_bf16_where_there_is_one_and_say_why_once(
-    processor: None, precision: str, said: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, logger="boom_utils"):
-        profile = load_profile("mini")
-    assert (profile.training.precision, profile.evaluation.precision) == (precision, precision)
-    assert caplog.text.count("precision auto") == 1
-    assert said in caplog.text
-
-
 def keys(folder: Path, precision: str | None = None) -> list[str]:
     """What a member and a score are functions of, with the profile's precision or another one."""
     profile = load_profile("mini-validation")
@@ -71,9 +51,21 @@ def keys(folder: Path, precision: str | None = None) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("processor", "precision"), [(AMX, "bf16"), (AVX2, "fp32")], indirect=["processor"], ids=["bf16", "fp32"]
+    ("processor", "precision", "said"),
+    [
+        (AMX, "bf16", "bf16, because this machine has it (amx_bf16, avx512_bf16)"),
+        ({"bf16": True}, "bf16", "bf16, because this machine has it (bf16)"),  # ARM
+        (AVX2, "fp32", "fp32, because this machine has no bf16 instructions"),
+    ],
+    indirect=["processor"],
 )
-def test_an_artifact_is_keyed_by_what_auto_is_on_the_machine(processor: None, precision: str, tmp_path: Path) -> None:
+def test_auto_is_bf16_where_the_machine_has_it_which_is_said_once_and_is_what_artifacts_are_keyed_by(
+    processor: None, precision: str, said: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    with caplog.at_level(logging.INFO, logger="boom_utils"):
+        profile = load_profile("mini")
+    assert (profile.training.precision, profile.evaluation.precision) == (precision, precision)
+    assert caplog.text.count("precision auto") == 1 and f"precision auto: {said}" in caplog.text
     auto = keys(tmp_path)
     assert auto == keys(tmp_path, precision)
     assert not {*auto} & {*keys(tmp_path, {"bf16": "fp32", "fp32": "bf16"}[precision])}
