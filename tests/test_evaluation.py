@@ -19,7 +19,7 @@ from mteb.types import PromptType
 from boom_utils.data.examples import write_jsonl
 from boom_utils.errors import EvaluationError
 from boom_utils.evaluation import encoding
-from boom_utils.evaluation.encoding import EmbeddingCache, MtebEncoder
+from boom_utils.evaluation.encoding import MtebEncoder
 from boom_utils.evaluation.run import evaluate_task
 from boom_utils.evaluation.statistics import TaskSamples
 from boom_utils.evaluation.tasks import LocalTask, build_task
@@ -211,35 +211,10 @@ def numbers(count: int) -> list[str]:
     return [f"1 {number}" for number in range(count)]
 
 
-def test_embeddings_are_the_same_bytes_with_and_without_the_cache(encoder: Encoder) -> None:
-    texts, cache = TEXTS * 3, EmbeddingCache()
-    plain = encoder.encode(texts, "find: ")
-    for _ in range(2):
-        assert cache.encode(encoder, texts, "find: ", None).tobytes() == plain.tobytes()
+def test_mteb_gets_the_bytes_that_the_encoder_gives_with_the_prompt_of_queries_or_documents(encoder: Encoder) -> None:
     wrapped = MtebEncoder(encoder, META, "find: ", prompt_documents=False)
-    assert wrapped.encode(batches(texts)).tobytes() == plain.tobytes()
-    assert wrapped.encode(batches(texts), prompt_type=PromptType.document).tobytes() == encoder.encode(texts).tobytes()
-
-
-def test_two_tasks_over_the_same_documents_encode_them_once() -> None:
-    encoder = Words()
-    tasks = [MtebEncoder(encoder, META, prompt, prompt_documents=False) for prompt in ("one: ", "two: ")]
-    found = [task.encode(batches(numbers(5)), prompt_type=PromptType.document) for task in tasks]
-    assert encoder.calls == 1 and np.array_equal(*found)
-    for task in tasks:
-        task.encode(batches(numbers(5)), prompt_type=PromptType.query)
-    MtebEncoder(Words(), META, "", prompt_documents=False).encode(batches(numbers(5)))
-    assert encoder.calls == 3  # another prompt is another text
-
-
-def test_the_cache_stays_within_its_size_and_forgets_the_least_recently_used() -> None:
-    encoder, cache = Words(), EmbeddingCache(size=2 * 4 * 2 * 4)  # two blocks of four texts, two float32 each
-    for texts in (["1 0"] * 4, ["1 1"] * 4, ["1 0"] * 4, ["1 2"] * 4, ["1 0"] * 4):
-        cache.encode(encoder, texts, "", None)
-    assert encoder.calls == 3
-    for texts in (["1 1"] * 4, numbers(100), numbers(100)):  # larger than all of it: never kept
-        cache.encode(encoder, texts, "", None)
-    assert encoder.calls == 6
+    assert wrapped.encode(batches(TEXTS)).tobytes() == encoder.encode(TEXTS, "find: ").tobytes()
+    assert wrapped.encode(batches(TEXTS), prompt_type=PromptType.document).tobytes() == encoder.encode(TEXTS).tobytes()
 
 
 def test_a_stream_is_encoded_block_by_block_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
