@@ -175,6 +175,7 @@ def environment_facts() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _version(distribution: str) -> str | None:
     try:
         return importlib.metadata.version(distribution)
@@ -182,6 +183,7 @@ def _version(distribution: str) -> str | None:
         return None
 
 
+@functools.cache
 def _git_commit() -> str | None:
     def git(*words: str) -> str:
         command = ["git", "-C", str(PROJECT_ROOT), *words]

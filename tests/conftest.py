@@ -13,7 +13,8 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the runner does: be quick beside another busy process
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # toy models gain nothing by more, and the smoke study runs beside
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # A suite that a shell started in the background ignores Ctrl-C, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -18,10 +18,9 @@ import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, compress
 from pathlib import Path, PurePosixPath
 from typing import Any
-
-import numpy as np
 
 from boom_utils.data.manifest import Manifest
 
@@ -36,6 +35,9 @@ CODE_LINES, CODE_WORDS, CODE_CHARACTERS = 40, 60, 480  # most of a source that i
 PLACEHOLDER = "<value>"  # stands for a formatted value in a message
 _PERCENT_FIELD = re.compile(r"%(?:\(\w+\))?[-#0 +]*\d*(?:\.\d+)?[sdrifgxaeE]")
 _BRACE_FIELD = re.compile(r"\{[^{}]*\}")
+# What handles errors comes last: of two definitions with one text, the one for the usual case is taken.
+_BLOCKS_OF_STATEMENTS = ("body", "orelse", "finalbody", "cases", "handlers")
+_SIMPLE = (ast.Expr, ast.Assign, ast.Return, ast.Raise, ast.Assert)  # most statements, and no block is in them
 _Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -173,13 +175,13 @@ def read_source(source: str, place: tuple[str, str, bool], mined: Mined) -> None
 def _statements(parent: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST, dict[str, ast.expr]]]:
     """All statements with the names around them and what stands before them is assigned; no expression is entered."""
     assigned: dict[str, ast.expr] = {}
-    # What handles errors comes last: of two definitions with one text, the one for the usual case is taken.
-    for node in sorted(ast.iter_child_nodes(parent), key=lambda node: isinstance(node, ast.excepthandler)):
-        if isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):
+    for block in _BLOCKS_OF_STATEMENTS:
+        for node in getattr(parent, block, ()):
             yield prefix, node, assigned
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 assigned[node.targets[0].id] = node.value
-            yield from _statements(node, f"{prefix}{node.name}." if isinstance(node, _Documented) else prefix)
+            if not isinstance(node, _SIMPLE):
+                yield from _statements(node, f"{prefix}{node.name}." if isinstance(node, _Documented) else prefix)
 
 
 def _code(node: _Documented, lines: Sequence[str]) -> str:
@@ -189,8 +191,10 @@ def _code(node: _Documented, lines: Sequence[str]) -> str:
         return ""
     kept = [*lines[node.lineno - 1 : doc.lineno - 1], *lines[doc.end_lineno or 0 : node.end_lineno]]
     code = textwrap.dedent("\n".join([line.rstrip() for line in kept if line.strip()][:CODE_LINES])).split("\n")
-    sizes = np.cumsum([(len(line.split()), len(line.strip())) for line in code], axis=0)
-    return "\n".join(code[: int((sizes <= (CODE_WORDS, CODE_CHARACTERS)).all(axis=1).sum())])
+    words = accumulate(len(line.split()) for line in code)
+    characters = accumulate(len(line.strip()) for line in code)
+    fits = (w <= CODE_WORDS and c <= CODE_CHARACTERS for w, c in zip(words, characters, strict=True))
+    return "\n".join(compress(code, fits))
 
 
 def message_text(node: ast.expr | None) -> str:
