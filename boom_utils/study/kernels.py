@@ -61,8 +61,8 @@ class KernelServer:
         """A kernel in ``folder``; None while the libraries are being imported, or where that went wrong."""
         if self._process is None:
             command = [sys.executable, "-P", "-m", __name__, *self.modules]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            self._process = subprocess.Popen(command, start_new_session=True, **pipes)
+            pipe = subprocess.PIPE
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
         asked, said = self._process.stdin, self._process.stdout
         assert asked is not None and said is not None
         self._is_ready = self._is_ready or (bool(select.select([said], [], [], 0)[0]) and said.readline() == "ready\n")
@@ -99,7 +99,8 @@ class OwnKernel(AsyncKernelManager):  # type: ignore[misc]
         return KernelSpec(argv=command, display_name="Python 3", language="python")
 
     async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
-        kernel = self.server and self.server.fork(kernel_cmd[3:], options.get("cwd"), options["env"])
+        server = self.server
+        kernel = None if server is None else server.fork(kernel_cmd[3:], options.get("cwd"), options["env"])
         if kernel is None:
             await super()._async_launch_kernel(kernel_cmd, **options)
         else:
