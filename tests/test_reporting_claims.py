@@ -24,11 +24,9 @@ from boom_utils.reporting.claims import (
     claims_table,
     counts_of,
     examine,
-    paper_difference,
     verdict,
     write_claims,
 )
-from boom_utils.reporting.published import NOT_FILLED
 from boom_utils.reporting.results import Results
 
 BOOM = "BOOM of samples {20, 40, 60, 80, 100} % beats batch-level shuffling"
@@ -191,14 +189,3 @@ def test_the_page_counts_the_verdicts_and_has_a_table_for_every_part(
     assert "nan" not in page
     assert len(csv.splitlines()) == len(ledger) + 1
     assert not [name for name in unscored() if f" {name} minus" in page]
-
-
-@pytest.mark.parametrize(
-    ("where", "said"), [(None, NOT_FILLED), ("out-of-domain", NOT_FILLED), ("in-domain", "+0.25 (table 2)")]
-)
-def test_the_papers_difference_stands_beside_ours_once_a_reader_filled_both_values(
-    where: str | None, said: str
-) -> None:
-    cells = [("2", "boom", "in-domain", 64.5), *([("2", "full", where, 64.25)] if where else [])]
-    paper = pd.DataFrame(cells, columns=["table", "row", "column", "value"])
-    assert paper_difference(paper, ["boom", "full"], "in-domain") == said

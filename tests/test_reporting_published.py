@@ -17,7 +17,6 @@ from boom_utils.reporting.published import (
     benchmark_table,
     deviations_table,
     means_of,
-    paper_table,
     read_published,
 )
 from boom_utils.reporting.results import Numbers, Results
@@ -42,10 +41,9 @@ SCORES = [
 ]
 
 
-def write(folder: Path, scores: list[str] = SCORES, paper: str = "", header: str = HEADER) -> Path:
+def write(folder: Path, scores: list[str] = SCORES, header: str = HEADER) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "published_scores.csv").write_text("\n".join([header, *scores]) + "\n")
-    (folder / "paper_tables.csv").write_text("table,row,column,value,page\n" + paper)
     return folder
 
 
@@ -82,15 +80,11 @@ def test_means_are_those_of_complete_sets_of_tasks_only(committed: Published) ->
     assert shown[ENGLISH, "NV-Embed-v2"] is not None, "two revisions, each of other tasks"
 
 
-def test_every_benchmark_has_its_full_set_of_tasks_and_the_slot_for_the_papers_tables_is_empty(
-    committed: Published, tmp_path: Path
-) -> None:
+def test_every_benchmark_has_its_full_set_of_tasks(committed: Published, tmp_path: Path) -> None:
     assert {name: len(committed.tasks(name)) for name in committed.benchmarks} == {ENGLISH: 41, CODE: 12, RTEB: 17}
     row = benchmark_table(ours(tmp_path), committed, RTEB).set_index("task").loc["SWEbenchCodeRetrieval"]
     unscored = [name for name in row.index if name.startswith("BOOM_4B_v1") and "note" not in name]
     assert set(row[unscored]) == {"n/a"}, "a task that nobody has scored is there too"
-    assert (COMMITTED / "paper_tables.csv").read_text() == "table,row,column,value,page\n"
-    assert committed.paper.empty
 
 
 @pytest.mark.promise(33)
@@ -107,39 +101,29 @@ def test_the_committed_scores_are_those_they_were_taken_from() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        *(
-            (score_line(TWO, "b", score), f"main_score is '{score}', expected a number from 0 to 100")
-            for score in ("nan", "inf", "", 100.1, -0.1)
-        ),
-        (score_line(ONE, "a", 10), "task is 'a', expected no two rows with the same model, revision, benchmark, task"),
-        (score_line("", "b", 10), "model is '', expected some text"),
-        (score_line(TWO, "b", 10)[:-20], "source is .*, expected ADDRESS/COMMIT"),
-        (score_line(TWO, "b", 10).replace(COMMIT, "main"), "source is .*, expected ADDRESS/COMMIT"),
+        *((score_line(TWO, "b", score), "main_score is no number") for score in ("nan", "inf", "", 100.1, -0.1)),
+        (score_line(ONE, "a", 10), "two rows with the same model, revision, benchmark, task"),
+        (score_line(TWO, "b", 10)[:-20], "source is not ADDRESS/COMMIT"),
+        (score_line(TWO, "b", 10).replace(COMMIT, "main"), "source is not ADDRESS/COMMIT"),
     ],
 )
-def test_a_wrong_score_is_an_error_with_file_and_line(line: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(ResultsError, match=f"published_scores.csv, line 7: {said}"):
-        read_published(write(tmp_path, [*SCORES, line]))
+def test_every_wrong_score_is_an_error_with_its_line(line: str, said: str, tmp_path: Path) -> None:
+    lines = [*SCORES, line, score_line(TWO, "c", "x")]
+    with pytest.raises(ResultsError, match=rf"(?s)line 7: {said}") as caught:
+        read_published(write(tmp_path, lines))
+    assert "line 8: main_score is no number" in str(caught.value) and "published_scores.csv" in str(caught.value)
 
 
-def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
-    lines = [*SCORES, score_line(TWO, "b", 101), score_line(TWO, "b", "x")]
-    with pytest.raises(ResultsError, match=r"(?s)line 7: .*line 8: .*paper_tables\.csv, line 2: page is '0'"):
-        read_published(write(tmp_path, lines, paper="3,full,in-domain,70,0\n"))
-
-
-@pytest.mark.parametrize("header", [HEADER + ",note", HEADER.removesuffix(",source"), HEADER + ",task"])
-def test_other_columns_and_a_missing_or_cut_file_are_errors(header: str, tmp_path: Path) -> None:
-    with pytest.raises(ResultsError, match=r"published_scores.csv, line 1: the columns are .*, expected model, "):
-        read_published(write(tmp_path, [], header=header))
-    for name in ("published_scores.csv", "paper_tables.csv"):
-        path = write(tmp_path) / name
-        path.write_bytes(path.read_bytes()[:-12])
-        with pytest.raises(ResultsError, match=name):
-            read_published(tmp_path)
-        path.unlink()
-        with pytest.raises(ResultsError, match=f"{name}: the file is missing"):
-            read_published(tmp_path)
+def test_a_missing_column_and_a_missing_or_cut_file_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"line 1: there is no column source"):
+        read_published(write(tmp_path, [], header=HEADER.removesuffix(",source")))
+    path = write(tmp_path) / "published_scores.csv"
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(ResultsError, match="line 6: source is not"):
+        read_published(tmp_path)
+    path.unlink()
+    with pytest.raises(ResultsError, match=r"published_scores\.csv"):
+        read_published(tmp_path)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -166,18 +150,6 @@ def test_prompts_are_compared_where_both_are_known(prompt: str, own: str | None,
     folder = write(tmp_path / "p", [f"{line},{prompt}" for line in SCORES], header=HEADER + ",prompt")
     table = benchmark_table(ours(tmp_path, prompt=own), read_published(folder), "Toy").set_index("task")
     assert table["one note"]["a"] == note
-
-
-def test_the_papers_column_says_not_filled_until_somebody_fills_it(tmp_path: Path) -> None:
-    results, folder = ours(tmp_path), tmp_path / "p"
-    table = paper_table(results, read_published(write(folder)))
-    assert table["paper"].tolist() == ["not filled"] * 4
-    assert table["ours"].tolist() == [50, 50, 25, 25]
-    filled = "3,merged,in-domain,1.5,7\n3,merged,elsewhere,2.5,7\n4,full,in-domain,9.5,8\n"
-    table = paper_table(results, read_published(write(folder, paper=filled))).query("table == '3'")
-    assert table["paper"].tolist() == ["not filled", "not filled", 1.5, "not filled", 2.5]
-    assert table["page"].tolist() == ["", "", "7", "", "7"]
-    assert pd.isna(table["ours"].iloc[-1])
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -72,7 +71,6 @@ def test_every_benchmark_and_released_model_has_a_line_and_no_mean_is_over_fewer
     rows = {line.split(" | ")[0]: line for line in section.splitlines() if line.startswith("| BOOM_4B_v1")}
     assert "69.93, mteb 1.39.7" in rows["| BOOM_4B_v1 at 33fb3454"]
     assert "n/a (missing: SummEvalSummarization.v2)" in rows["| BOOM_4B_v1 at 447ab885"]
-    assert "paper's tables: not filled" in section
 
 
 def test_no_committed_study_is_said_and_a_committed_one_is_shown(tmp_path: Path) -> None:
@@ -99,13 +97,6 @@ def test_a_benchmark_nobody_described_is_shown_by_its_ratios_and_a_malformed_one
     write_text(tmp_path / "benchmarks" / "new_thing.json", "{")
     with pytest.raises(ResultsError, match=r"new_thing\.json"):
         results_section(tmp_path)
-
-
-def test_a_mean_of_the_paper_that_a_reader_fills_in_is_counted(tmp_path: Path) -> None:
-    shutil.copytree(PROJECT_ROOT / "results" / "published", tmp_path / "published")
-    with (tmp_path / "published" / "paper_tables.csv").open("a", encoding="utf-8") as file:
-        file.write("3,boom,in-domain,70.1,7\n")
-    assert "paper's tables: 1 filled in" in results_section(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])

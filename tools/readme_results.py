@@ -17,7 +17,7 @@ from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import PROFILES
 from boom_utils.errors import ResultsError
 from boom_utils.reporting.claims import UNTESTED, counts_of
-from boom_utils.reporting.published import NOT_FILLED, Published, means_of, read_published
+from boom_utils.reporting.published import Published, means_of, read_published
 from boom_utils.reporting.results import PAGE, read_json_object
 
 BEGIN, END = "<!-- results: begin, written by tools/readme_results.py -->", "<!-- results: end -->"
@@ -84,11 +84,9 @@ def _verdicts(folder: Path) -> str:
 
 def _published(published: Published) -> Iterator[str]:
     """Means of the released models, over complete sets of tasks only."""
-    paper = f"{len(published.paper)} filled in" if len(published.paper) else NOT_FILLED
     yield (
         "**Published by others.** Means (task) of the models that the authors released, as mteb's results repository "
-        "has their scores; not measured here, not verified to be the paper's. Versions of mteb differ, so do prompts. "
-        f"Numbers from the paper's tables: {paper}."
+        "has their scores; not measured here, not verified to be the paper's. Versions of mteb differ, so do prompts."
     )
     rows: dict[str, dict[str, str]] = {}
     sizes = {benchmark: published.tasks(benchmark) for benchmark in published.benchmarks}

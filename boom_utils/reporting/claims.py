@@ -35,7 +35,6 @@ from boom_utils.reporting.experiments import (
     updates,
     weights_kind,
 )
-from boom_utils.reporting.published import NOT_FILLED
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import WIDER, estimate_columns, markdown
 
@@ -59,13 +58,7 @@ _EXPECTED = {
 }
 _DIFFERENCE = ("difference", "difference low", "difference high")
 _COLUMNS = ["verdict", "claim", "comparison", *_DIFFERENCE, "unit", "rank", "expected", "p (corrected)"]
-_COLUMNS += [
-    *(f"difference{WIDER}{end}" for end in ("", " low", " high")),
-    "paper",
-    "what limits it",
-    "part",
-    "known from",
-]
+_COLUMNS += [*(f"difference{WIDER}{end}" for end in ("", " low", " high")), "what limits it", "part", "known from"]
 
 
 def examine(found: Measured, expected: str) -> tuple[float, bool]:
@@ -109,12 +102,11 @@ def paper_update(results: Results) -> Update | None:
     return min(found, key=lambda update: update.weight != _CORE_WEIGHT, default=None)
 
 
-def claims_table(results: Results, paper: pd.DataFrame | None = None) -> pd.DataFrame:
+def claims_table(results: Results) -> pd.DataFrame:
     """The ledger: one row a claim and comparison, or one that says that the study does not test it.
 
     ``difference`` is in points of a score of 0 to 100, or in the unit named beside it; ``…, over tasks too`` is its
-    interval for other tasks of their kind; ``paper`` is the same difference of the values that a reader copied from the
-    paper's tables (`Published.paper`), on its own scale.
+    interval for other tasks of their kind.
     """
     listed = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     roles, groups = models_of(results), {domain: results.tasks(domain) for domain in results.domains}
@@ -127,8 +119,7 @@ def claims_table(results: Results, paper: pd.DataFrame | None = None) -> pd.Data
         line["expected"] = claim["expected"]
         pair = [roles.get(role, "") for role in claim.get("compare", ())]
         rows = [
-            {"rank": rank, "paper": paper_difference(paper, pair, where)}
-            | _compared(results, pair, (where, groups[where]), claim["expected"])
+            {"rank": rank} | _compared(results, pair, (where, groups[where]), claim["expected"])
             for rank in RANKS
             for where in claim.get(rank, ())
             if all(pair) and groups.get(where)
@@ -181,22 +172,6 @@ def counts_of(verdicts: Iterable[str]) -> dict[str, int]:
     return {name: counts[name] for name in VERDICTS}
 
 
-def paper_difference(paper: pd.DataFrame | None, models: Sequence[str], where: str) -> str:
-    """The difference of two models in a table of the paper, as far as a reader has filled both values in.
-
-    Args:
-        paper: As `Published.paper`: ``row`` is a model of ours, ``column`` a group of tasks.
-        models: The two models.
-        where: The group.
-    """
-    cells = [] if paper is None else paper[paper["column"] == where].to_dict("records")
-    values = {(str(cell["table"]), str(cell["row"])): float(cell["value"]) for cell in cells}
-    for table in sorted({table for table, _ in values}):
-        if {(table, name) for name in models} <= {*values}:
-            return f"{values[table, models[0]] - values[table, models[1]]:+.6g} (table {table})"
-    return NOT_FILLED
-
-
 def _counted(comparison: str, unit: str, bounds: tuple[float, float, float], limit: float, note: str) -> dict[str, Any]:
     """Cells of a share that is counted; its bounds are what is certain. The claim is that it is below ``limit``."""
     found = SUPPORTED if bounds[2] < limit else REFUTED if bounds[1] >= limit else INCONCLUSIVE
@@ -226,9 +201,9 @@ def _conflicts(results: Results) -> dict[str, Any]:
     return _counted(text + f"surely not for {not_so}", "% of pairs", bounds, 0.5, note)
 
 
-def write_claims(results: Results, out: Path, paper: pd.DataFrame | None = None) -> list[Path]:
+def write_claims(results: Results, out: Path) -> list[Path]:
     """Write the ledger as ``claims.csv`` and ``claims.md`` into ``out``."""
-    frame = claims_table(results, paper)
+    frame = claims_table(results)
     write_text(out / "claims.csv", frame.to_csv(index=False, lineterminator="\n"))
     write_text(out / "claims.md", claims_text(frame, results))
     return [out / "claims.csv", out / "claims.md"]
@@ -246,8 +221,7 @@ Claims are in our words; where each is known from stands beside it. Differences 
 of 0 to 100, with their {confidence:g} % interval over {results.levels}, and beside it the one for other tasks of the
 same kind. Two comparisons are primary; four are secondary, and judged as far as primary ones are decided; a verdict
 needs a p value below {alpha:.2g}, corrected for all of these. The others are described. Equally good means within
-{margin:g} point, a margin of ours. Paper: the same difference in the paper's tables, once a reader fills
-`results/published/paper_tables.csv`. Not supported means that our models show the opposite. *On these tasks* and *on
+{margin:g} point, a margin of ours. Not supported means that our models show the opposite. *On these tasks* and *on
 these trainings* say that a verdict is not one on other tasks of their kind, or on training again.
 """
     for part in dict.fromkeys(frame["part"]):

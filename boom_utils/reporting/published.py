@@ -1,13 +1,11 @@
-"""What others published, beside ours: scores of benchmarks, the paper's tables, and the paper's settings.
+"""What others published, beside ours: scores of benchmarks, and the paper's settings.
 
-The files are read-only data (``results/published``, described there) and read strictly: a wrong cell is an error with
-file and line. A mean is shown only over a complete set of tasks. The paper's own tables are an empty slot that a reader
-fills; until then a column says "not filled".
+The scores are read-only data (``results/published``, described there) and read strictly: a wrong cell is an error with
+its line. A mean is shown only over a complete set of tasks.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,40 +20,33 @@ from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.errors import ResultsError, bullet_list
 from boom_utils.reporting.ablations import headline_models
 from boom_utils.reporting.results import Results
-from boom_utils.reporting.tables import Table, estimate_columns
+from boom_utils.reporting.tables import Table
 
 PUBLISHED = PROJECT_ROOT / "results" / "published"
 """Scores that come with the project."""
-NOT_FILLED = "not filled"
 RELEASED = "ICT-TIME-and-Querit/"
 """Before the names of the models that the paper's authors released."""
 UNSCORED = {"RTEB(beta) open tasks": {"SWEbenchCodeRetrieval": "not stated"}}
 """Benchmark -> its tasks, with their types, that nobody has scored."""
-_COLUMNS = {
-    "published_scores.csv": ["model", "revision", "benchmark", "task", "task_type", "main_score", "source"],
-    "paper_tables.csv": ["table", "row", "column", "value", "page"],
-}
-PUBLISHED_FILES = tuple(_COLUMNS)
-_KEYS = (["model", "revision", "benchmark", "task"], ["table", "row", "column"])
-"""Columns that no two rows of a file share."""
-_NUMBERS = {"main_score": (0.0, 100.0), "value": (-math.inf, math.inf), "page": (1.0, math.inf)}
+SCORES = "published_scores.csv"
+_KEY = ["model", "revision", "benchmark", "task"]
+"""Columns that no two rows share."""
+_COLUMNS = [*_KEY, "task_type", "main_score", "source"]
 _SOURCE = r"https://\S+/[0-9a-f]{40}/\S+\.json \(n=\d+ splits=\S+ mteb=(\S+)\)"
 """An address with a commit in it, then what was averaged and the mteb version."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """The content of a folder of published scores.
+    """Scores that others published.
 
     Args:
         scores: One row a model, revision and task: as in the file, with ``mteb`` (the version), ``prompt`` (where it is
             published; else empty) and ``label``, which is the model's short name, with the revision where several
             revisions were scored on the same task.
-        paper: What a reader filled in from the paper: ``table``, ``row``, ``column``, ``value``, ``page``.
     """
 
     scores: pd.DataFrame
-    paper: pd.DataFrame
 
     @property
     def benchmarks(self) -> list[str]:
@@ -75,19 +66,23 @@ class Published:
 
 
 def read_published(folder: Path) -> Published:
-    """Read the published scores and the slot for the paper's tables.
+    """Read the published scores.
 
     Raises:
-        ResultsError: A file is missing or not as its README says: all problems at once, with file and line.
+        ResultsError: The file is missing or not as its README says: all problems at once, with their lines.
     """
-    problems: list[str] = []
-    scores, paper = (_read(folder / name, key, problems) for name, key in zip(_COLUMNS, _KEYS, strict=True))
+    try:
+        scores = pd.read_csv(folder / SCORES, dtype=str, keep_default_na=False, skip_blank_lines=False).fillna("")
+    except (OSError, ValueError) as error:
+        problems = [str(error)]
+    else:
+        problems = _problems(scores)
     if problems:
         raise ResultsError(
             "published scores cannot be used",
-            where=folder,
+            where=folder / SCORES,
             found=bullet_list(problems, 20),
-            fix="take the files of the repository again; README.md there describes them",
+            fix="take the file of the repository again; README.md beside it describes it",
         )
     scores["mteb"] = scores["source"].str.extract(_SOURCE)[0].replace("None", "")
     scores["prompt"] = scores.get("prompt", "")
@@ -95,40 +90,19 @@ def read_published(folder: Path) -> Published:
     twice = scores.duplicated(["benchmark", "label", "task"], keep=False)
     apart = twice.groupby([scores["benchmark"], scores["label"]]).transform("any")
     scores["label"] += (" @" + scores["revision"].str[:8]).where(apart, "")
-    return Published(scores.astype({"main_score": float}), paper.astype({"value": float}))
+    return Published(scores.astype({"main_score": float}))
 
 
-def _read(path: Path, key: list[str], problems: list[str]) -> pd.DataFrame:
-    """The cells of a file as text; what is wrong with it is added to ``problems``."""
-    columns = _COLUMNS[path.name]
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
-    except (OSError, ValueError) as error:
-        problems.append(f"{path.name}: {'the file is missing' if isinstance(error, FileNotFoundError) else error}")
-        return pd.DataFrame(columns=columns)
-    if {*frame} - {"prompt"} != {*columns}:
-        problems.append(
-            f"{path.name}, line 1: the columns are {', '.join(map(str, frame))}, expected {', '.join(columns)}"
-        )
-        return pd.DataFrame(columns=columns)
-    wrong = [(name, "some text", frame[name].fillna("").str.strip() == "") for name in columns]
-    for name, (low, high) in _NUMBERS.items():
-        if name in columns:
-            number = pd.to_numeric(frame[name], errors="coerce")
-            outside = ~(number.between(low, high) & np.isfinite(number))
-            wrong.append((name, f"a number from {low:g} to {high:g}", outside))
-    wrong.append((key[-1], f"no two rows with the same {', '.join(key)}", frame.duplicated(key)))
-    if "source" in columns:
-        types = frame.groupby(["benchmark", "task"])["task_type"].transform("nunique")
-        wrong.append(("task_type", "one type a task", types > 1))
-        unknown = ~frame["source"].fillna("").str.fullmatch(_SOURCE)
-        wrong.append(("source", "ADDRESS/COMMIT/FILE.json (n=... splits=... mteb=...)", unknown))
-    problems += [
-        f"{path.name}, line {place + 2}: {name} is {frame[name].iloc[place]!r}, expected {expected}"
-        for name, expected, bad in wrong
-        for place in np.flatnonzero(bad)
-    ]
-    return frame
+def _problems(scores: pd.DataFrame) -> list[str]:
+    """What is wrong with the cells of the file."""
+    if missing := [name for name in _COLUMNS if name not in scores]:
+        return [f"line 1: there is no column {', '.join(missing)}"]
+    wrong = {
+        f"two rows with the same {', '.join(_KEY)}": scores.duplicated(_KEY),
+        "main_score is no number from 0 to 100": ~pd.to_numeric(scores["main_score"], errors="coerce").between(0, 100),
+        "source is not ADDRESS/COMMIT/FILE.json (n=... splits=... mteb=...)": ~scores["source"].str.fullmatch(_SOURCE),
+    }
+    return [f"line {place + 2}: {what}" for what, rows in wrong.items() for place in np.flatnonzero(rows)]
 
 
 def means_of(scores: pd.Series[float], types: Mapping[str, str]) -> tuple[float, float] | None:
@@ -147,14 +121,14 @@ def means_of(scores: pd.Series[float], types: Mapping[str, str]) -> tuple[float,
 
 
 def published_tables(published: Published | None) -> dict[str, Table]:
-    """Tables that put ours beside the paper's, and beside the released models on every benchmark; see `table_name`."""
+    """Tables that put ours beside the paper's settings, and beside the released models on every benchmark."""
     tables: dict[str, Table] = {"deviations": deviations_table}
     if published is None:
         return tables
     for benchmark in published.benchmarks:
         if len(published.released(benchmark)):
             tables[table_name(benchmark)] = partial(benchmark_table, published=published, benchmark=benchmark)
-    return tables | {"paper": partial(paper_table, published=published)}
+    return tables
 
 
 def table_name(benchmark: str) -> str:
@@ -226,32 +200,6 @@ def _mixture(rows: pd.DataFrame) -> str:
     """What a mean mixes: several mteb versions, several revisions."""
     mixed = {"mteb versions": rows["mteb"].replace("", "not stated"), "revisions": rows["revision"].str[:8]}
     return "; ".join(f"{what} {', '.join(sorted(one.unique()))}" for what, one in mixed.items() if one.nunique() > 1)
-
-
-def paper_table(results: Results, published: Published) -> pd.DataFrame:
-    """Our means beside what a reader filled in from the paper's tables.
-
-    Returns:
-        One row a table, model of the headline and domain, times 100 with its interval; ``paper`` is the value that was
-        filled in or "not filled", ``page`` where it stands. Values of the paper without a row of ours come last.
-    """
-    shown, keys = headline_models(results) or results.models, ["row", "column"]
-    ours = pd.DataFrame(
-        [
-            {"row": model, "column": domain, **estimate_columns("ours", results.domain_mean(model, domain))}
-            for model in results.models
-            for domain in results.domains
-        ]
-    )
-    frames = []
-    for table in sorted(published.paper["table"].unique()) or [""]:
-        cells = published.paper[published.paper["table"] == table].set_index(keys)
-        known = ours[ours["row"].isin({*shown, *cells.index.get_level_values("row")})].set_index(keys)
-        frame = known.reindex(known.index.union(cells.index, sort=False)).join(cells[["value", "page"]])
-        frame["value"] = frame["value"].astype(object).where(frame["value"].notna(), NOT_FILLED)
-        frames.append(frame.fillna({"page": ""}).rename(columns={"value": "paper"}).reset_index())
-        frames[-1].insert(0, "table", table)
-    return pd.concat(frames, ignore_index=True)
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def write_report(folder: Path, out: Path, published: Path = PUBLISHED) -> dict[s
     tables = {**TABLES, **ABLATION_TABLES, **published_tables(others)}
     written = write_tables(results, out / "tables", tables)
     written += write_figures(results, out / "figures", study_figures(results))
-    written += write_claims(results, out, others.paper if others else None)
+    written += write_claims(results, out)
     names = [path.relative_to(out).as_posix() for path in written]
     write_text(out / PAGE, page(results, out, names, others))
     written.append(out / PAGE)

@@ -14,7 +14,7 @@ from boom_utils.artifacts import Artifact, Node, canonical_json, sha256_file, wr
 from boom_utils.config import MemberConfig, Profile, load_profile
 from boom_utils.data.examples import read_jsonl
 from boom_utils.data.manifest import Manifest
-from boom_utils.reporting.published import PUBLISHED, PUBLISHED_FILES
+from boom_utils.reporting.published import PUBLISHED, SCORES
 from boom_utils.reporting.results import PAGE, Numbers, read_samples, run_of, write_numbers
 from boom_utils.reporting.trace import KEY_LETTERS, lineage_of
 from boom_utils.study.deviations import PAPER_PROFILE, deviations
@@ -55,8 +55,8 @@ def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
 
 def report(nodes: Nodes) -> Node:
     """Tables, figures and their page, from the results and what others published."""
-    published = [PUBLISHED / name for name in PUBLISHED_FILES]
-    described = {"published": {path.name: sha256_file(path) for path in published if path.is_file()}}
+    published = PUBLISHED / SCORES
+    described = {"published": {SCORES: sha256_file(published)} if published.is_file() else {}}
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
         from boom_utils.reporting.report import write_report

@@ -31,7 +31,7 @@ VERSION: Mapping[str, int] = {
     "interaction": 3,
     "scores": 4,
     "results": 12,
-    "report": 10,
+    "report": 11,
 }
 
 Nodes = Mapping[str, Node]
