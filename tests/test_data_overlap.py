@@ -98,7 +98,7 @@ few_words = st.lists(st.sampled_from(["ab", "cd", "efg", "h", "éß", "中文"])
 
 
 @pytest.mark.promise(8)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(few_words, max_size=8, unique=True), st.lists(few_words, max_size=8))
 def test_what_is_found_is_what_comparing_every_pair_finds(known: list[str], texts: list[str]) -> None:
     assert KnownTexts(known).find(texts) == compared(known, texts)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import sem, t
 
@@ -112,7 +112,6 @@ def partition(found: Clusters) -> set[frozenset[str]]:
     return {frozenset(group) for group in found.groups}
 
 
-@settings(deadline=None)  # the first example imports scipy
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=12), st.integers(0, 2**32 - 1), st.floats(-5, 5))
 def test_blocks_are_found_again_by_their_number_and_by_a_threshold_wherever_zero_is(
     labels: list[int], seed: int, constant: float
@@ -126,7 +125,6 @@ def test_blocks_are_found_again_by_their_number_and_by_a_threshold_wherever_zero
     assert partition(clusters(given_, threshold=constant)) == expected
 
 
-@settings(deadline=None)  # the first example imports scipy
 @given(st.integers(2, 9), st.integers(0, 2**32 - 1), st.booleans())
 def test_the_order_of_datasets_changes_no_cluster_and_there_are_as_many_as_asked_for(
     size: int, seed: int, ties: bool
