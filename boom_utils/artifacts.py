@@ -429,11 +429,8 @@ class Workspace:
             attempt.end(keep=not (folder / RECORD).exists())
         if found := self._read(folder):
             return found
-        raise WorkspaceError(
-            f"another process goes on with {node.label}",
-            where=attempt.path,
-            fix="let it finish, then run again: what it makes is used",
-        )
+        fix = "let it finish, then run again: what it makes is used"
+        raise WorkspaceError(f"another process goes on with {node.label}", where=attempt.path, fix=fix)
 
     def _publish(self, attempt: Path, folder: Path) -> None:
         """Rename a complete attempt to its place; if another one came first, that one stays."""

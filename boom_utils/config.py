@@ -512,10 +512,8 @@ def _file_of(name_or_path: str, folder: Path, purpose: str = "") -> Path:
     named = name_or_path.endswith((".yaml", ".yml"))
     path = folder / name_or_path if named else PROFILES / f"{name_or_path}.yaml"
     if not path.is_file():
-        raise ConfigError(
-            f"there is no profile '{name_or_path}'{purpose}{nearest(name_or_path, profile_names())}",
-            expected=f"one of {', '.join(profile_names())}, or the path of a .yaml file",
-        )
+        what = f"there is no profile '{name_or_path}'{purpose}{nearest(name_or_path, profile_names())}"
+        raise ConfigError(what, expected=f"one of {', '.join(profile_names())}, or the path of a .yaml file")
     return path
 
 

@@ -76,10 +76,8 @@ def warn_of_emulation(precisions: Iterable[str]) -> None:
     """One warning for every precision that this machine only emulates."""
     for precision in sorted({*precisions} - {"fp32"}):
         if native_by(precision) is None:
-            log.warning(
-                "precision %s is only emulated on this machine, many times slower than fp32; auto would take fp32",
-                precision,
-            )
+            cost = "only emulated on this machine, many times slower than fp32; auto would take fp32"
+            log.warning("precision %s is %s", precision, cost)
 
 
 def machine_name() -> str:

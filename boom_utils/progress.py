@@ -62,7 +62,6 @@ def progress(items: Iterable[Item], total: int, label: str, every_seconds: float
         yield item
         now = time.monotonic()
         if now - said >= every_seconds and number < total:
-            log.info(
-                "%s: %d of %d, about %.0f s to go", label, number, total, (now - began) / number * (total - number)
-            )
+            left = (now - began) / number * (total - number)
+            log.info("%s: %d of %d, about %.0f s to go", label, number, total, left)
             said = now

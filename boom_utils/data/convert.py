@@ -126,8 +126,7 @@ def make_examples(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]
     records = {name: work.candidates(name) for name in progress(list(source.sets), len(source.sets), "candidates")}
     work.refuse_empty()
     trained = {
-        _short(name): iter_examples(work.file(name)) if found is None else texts_of(found[1])
-        for name, found in records.items()
+        _short(name): texts_of(found[1]) if found else iter_examples(work.file(name)) for name, found in records.items()
     }
     overlap = find_overlap(trained, work.evaluated, near=source.near)
     for name in progress(list(records), len(records), "training rows"):
@@ -135,9 +134,8 @@ def make_examples(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]
     work.refuse_empty()
     shared = work.look_again()
     if shared and corpus.overlap == "drop":
-        raise DataError(
-            f"{shared} evaluated texts are also trained on", fix="this is a fault of the kit: please report it"
-        )
+        fix = "this is a fault of the kit: please report it"
+        raise DataError(f"{shared} evaluated texts are also trained on", fix=fix)
     found = source.facts()
     for name, counts in found.pop("dropped", {}).items():
         work.dropped[name].update(counts)
@@ -150,9 +148,8 @@ def make_examples(manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]
         "shared_texts": shared,
     }
     domains = task_domains(source.tasks, corpus.datasets, overlap)
-    write_json(
-        out / "summary.json", {**facts, **found, "sets": work.sets, "overlap": overlap.ledger, "domains": domains}
-    )
+    found |= {"sets": work.sets, "overlap": overlap.ledger, "domains": domains}
+    write_json(out / "summary.json", {**facts, **found})
     return facts
 
 
@@ -284,11 +281,8 @@ class _Work:
         empty = [name for name, facts in self.sets.items() if not facts["rows"]]
         left_out = [f"{name}, left out: {dict(+self.dropped[name])}" for name in empty if +self.dropped[name]]
         if empty:
-            raise DataError(
-                "the corpus is too small for some sets",
-                found=f"no rows in {', '.join(empty)}{bullet_list(left_out)}",
-                fix=self.source.fix,
-            )
+            found = f"no rows in {', '.join(empty)}{bullet_list(left_out)}"
+            raise DataError("the corpus is too small for some sets", found=found, fix=self.source.fix)
 
 
 def _words(text: str) -> int:

@@ -135,22 +135,16 @@ def evaluation_set(raw: Raw, dataset: Dataset, limits: Limits, generator: np.ran
     """
     kind = task_kind(dataset)
     if raw.shape not in KINDS.get(kind, ()):
-        raise DataError(
-            f"no rule makes a {kind} task from records of shape '{raw.shape}'",
-            where=dataset.id,
-            expected=", ".join(KINDS.get(kind, ())) or f"one of the kinds {', '.join(KINDS)}",
-        )
+        expected = ", ".join(KINDS.get(kind, ())) or f"one of the kinds {', '.join(KINDS)}"
+        what = f"no rule makes a {kind} task from records of shape '{raw.shape}'"
+        raise DataError(what, where=dataset.id, expected=expected)
 
     def columns(part: str) -> _Columns:
         return [column.to_pylist() for column in part_of(raw, part, dataset.id).columns]
 
     if raw.shape == "judged":
         collection = [dict(zip(*columns(part), strict=True)) for part in ("queries", "corpus")]
-        known = {
-            (query, document): max(1, round(score))
-            for query, document, score in zip(*columns("qrels"), strict=True)
-            if score > 0
-        }
+        known = {tuple(pair): max(1, round(score)) for *pair, score in zip(*columns("qrels"), strict=True) if score > 0}
         return _searched(collection, ((*pair, score) for pair, score in known.items()), limits, generator)
     tested = columns("test" if "test" in raw.parts or "dev" not in raw.parts else "dev")
     if raw.shape in ("pairs", "candidates"):

@@ -194,12 +194,9 @@ class BadRows:
             DataError: There were malformed rows, and they are an error.
         """
         if self.first and not self._skip:
-            raise DataError(
-                f"{self.number}{' or more' if self.number == SHOWN else ''} malformed row(s)",
-                where=self._where,
-                found=bullet_list(self.first),
-                fix='correct them or get the files again, or leave them out and have them listed: on_bad_line "skip"',
-            )
+            what = f"{self.number}{' or more' if self.number == SHOWN else ''} malformed row(s)"
+            fix = 'correct them or get the files again, or leave them out and have them listed: on_bad_line "skip"'
+            raise DataError(what, where=self._where, found=bullet_list(self.first), fix=fix)
 
 
 def record_of(row: Mapping[str, Any], columns: Mapping[Column, str] = {}, only: Kind | None = None) -> Record:

@@ -271,9 +271,7 @@ def parse_docstring(raw: str) -> tuple[str, str, dict[str, str]]:
         those with a text.
     """
     body, *parts = _HEADING.split(inspect.cleandoc(raw))  # two groups are between a section and the next
-    titles = [
-        (underlined or title).rstrip(":").lower() for underlined, title in zip(parts[1::5], parts[3::5], strict=True)
-    ]
+    titles = [(line or title).rstrip(":").lower() for line, title in zip(parts[1::5], parts[3::5], strict=True)]
     parameters: dict[str, str] = {}
     for title, section in zip(["", *titles], [body, *parts[4::5]], strict=True):
         for name, lines in _parameters(title, section):

@@ -100,10 +100,8 @@ def read_dataset(dataset: Dataset, folder: Path, on_bad_line: Literal["error", "
         DataError: There is no entry; or as of `boom_utils.data.text_files.read_files`.
     """
     if dataset.origin is None or dataset.id not in READERS:
-        raise DataError(
-            f"nothing says how the files of dataset '{dataset.id}' are read{nearest(dataset.id, READERS)}",
-            expected="an entry in boom_utils/data/open_text.py, and files in the manifest",
-        )
+        what = f"nothing says how the files of dataset '{dataset.id}' are read{nearest(dataset.id, READERS)}"
+        raise DataError(what, expected="an entry in boom_utils/data/open_text.py, and files in the manifest")
     return read_files(dataset.id, dataset.origin, READERS[dataset.id], folder, on_bad_line)
 
 

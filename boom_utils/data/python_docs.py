@@ -299,9 +299,8 @@ class PythonDocs:
 
     def __init__(self, manifest: Manifest, corpus: CorpusConfig, tasks: Sequence[str]) -> None:
         if unknown := [dataset.id for dataset in manifest.datasets if dataset.id not in DATASETS]:
-            raise ManifestError(
-                f"python_docs has no rule for {', '.join(unknown)}", where=manifest.name, expected=", ".join(DATASETS)
-            )
+            what = f"python_docs has no rule for {', '.join(unknown)}"
+            raise ManifestError(what, where=manifest.name, expected=", ".join(DATASETS))
         trained = {f"train/{dataset.id}": dataset for dataset in used_datasets(manifest, corpus, ())}
         self.sets: Mapping[str, Dataset] = {**trained, "pretraining": manifest.dataset(PAIRS)}
         self.tasks: Sequence[EvaluationTask] = [manifest.task(name) for name in tasks]

@@ -255,11 +255,8 @@ def read_files(name: str, origin: Origin, reader: Reader, folder: Path, on_bad_l
         if (found := len(parts[part])) != rows and not (bad.number and found)
     ]
     if wrong or not any(parts.values()):
-        raise DataError(
-            f"the files of dataset '{name}' have other rows than are stated, or none",
-            found=bullet_list(wrong),
-            fix="fetch the files again, or correct the manifest",
-        )
+        what, fix = "have other rows than are stated, or none", "fetch the files again, or correct the manifest"
+        raise DataError(f"the files of dataset '{name}' {what}", found=bullet_list(wrong), fix=fix)
     tables = {
         part: pa.table({column: [record[column] for record in records] for column in reader.columns[part]})
         for part, records in parts.items()

@@ -81,12 +81,9 @@ class _Texts:
     def __post_init__(self) -> None:
         self.bare = self.tokenize([self.prompt], 10**6)[0]
         if len(self.bare) >= self.limit:
-            raise DataError(
-                f"the {self.kind} prompt of '{self.dataset}' leaves no room for the text",
-                expected=f"a prompt shorter than {self.kind}_max_len = {self.limit} tokens",
-                found=f"{len(self.bare)} tokens: {self.prompt!r}",
-                fix=f"raise {self.kind}_max_len or shorten the prompt in the manifest",
-            )
+            what, found = f"the {self.kind} prompt of '{self.dataset}' leaves no room for the text", len(self.bare)
+            fix = f"raise {self.kind}_max_len = {self.limit}, or shorten the prompt in the manifest"
+            raise DataError(what, found=f"{found} tokens: {self.prompt!r}", fix=fix)
 
     def lists(self, columns: Mapping[str, Sequence[Sequence[str]]], first: int) -> list[pa.ListArray]:
         """Tokens of columns of a batch, whose rows are groups of texts; ``first`` is the number of the first row."""
@@ -103,11 +100,8 @@ class _Texts:
             end = start + len(column.values)
             if empty[start:end].any():
                 rows = first + np.unique(pc.list_parent_indices(column).to_numpy()[empty[start:end]])
-                raise DataError(
-                    f"a {kind} of '{self.dataset}' has no tokens",
-                    where=f"row {', '.join(map(str, rows[:10]))} (from 0)",
-                    fix="remove or repair the text: the tokenizer makes nothing of it",
-                )
+                where, fix = f"row {', '.join(map(str, rows[:10]))} (from 0)", "remove or repair the text"
+                raise DataError(f"a {kind} of '{self.dataset}' has no tokens", where=where, fix=fix)
             found.append(pa.ListArray.from_arrays(column.offsets, tokens.take(texts.indices[start:end])))
             start = end
         return found

@@ -53,6 +53,7 @@ class Rows:
         """Some of the rows."""
         return replace(self, starts=self.starts[rows], held=[self.held[row] for row in rows])
 
+
 # Sums may be taken in another order (in vector registers); NaN and infinity keep their meaning.
 _SUM = {"reassoc", "contract", "nsz"}
 
