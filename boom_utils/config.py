@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, PrivateAttr
 from boom_utils.errors import ConfigError, nearest
 from boom_utils.experiments import Experiments
 from boom_utils.machine import Precision, on_this_machine
-from boom_utils.yaml_files import Frozen, Name, joined, parse, read_yaml, repeated
+from boom_utils.yaml_files import Frozen, Name, file_of, joined, parse, read_yaml, repeated
 
 PROFILES = Path(__file__).parent / "profiles"
 QUERY_TEMPLATE = "Instruct: {instruction}\nQuery: "
@@ -496,7 +496,7 @@ def extended(raw: Any, path: Path) -> Any:
     if not isinstance(raw, dict) or "extends" not in raw:
         return raw
     other = str(raw["extends"])
-    below = read_yaml(_file_of(other, path.parent, f" to extend in {path.name}"), ConfigError)
+    below = read_yaml(file_of(other, path.parent, PROFILES, "profile", ConfigError), ConfigError)
     if isinstance(below, dict) and "extends" in below:
         raise ConfigError(f"'{other}' extends a profile itself", where=path.name, fix="extend that one directly")
     return joined(below, {key: value for key, value in raw.items() if key != "extends"}, ConfigError)
@@ -505,16 +505,6 @@ def extended(raw: Any, path: Path) -> Any:
 def profile_names() -> list[str]:
     """Names of the profiles that come with the kit."""
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
-
-
-def _file_of(name_or_path: str, folder: Path, purpose: str = "") -> Path:
-    """The file of a profile by name or by path, relative to ``folder``."""
-    named = name_or_path.endswith((".yaml", ".yml"))
-    path = folder / name_or_path if named else PROFILES / f"{name_or_path}.yaml"
-    if not path.is_file():
-        what = f"there is no profile '{name_or_path}'{purpose}{nearest(name_or_path, profile_names())}"
-        raise ConfigError(what, expected=f"one of {', '.join(profile_names())}, or the path of a .yaml file")
-    return path
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
@@ -533,7 +523,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
     >>> profile.evaluation.reference, profile.subset("p20").ratio
     ('full', 0.2)
     """
-    path = _file_of(str(name_or_path), Path())
+    path = file_of(str(name_or_path), Path(), PROFILES, "profile", ConfigError)
     profile = parse(Profile, extended(read_yaml(path, ConfigError), path), path.name, ConfigError)
     # Where the file is makes no other study: it is no field, so that no record names a place on one machine.
     profile._folder = path.resolve().parent

@@ -115,6 +115,20 @@ def read_yaml(path: Path, error: type[BoomError]) -> Any:
         raise error(f"{path.name} is not valid YAML", where=path.name, found=caught, fix="correct the line") from None
 
 
+def file_of(name: str, folder: Path, shipped: Path, what: str, error: type[BoomError]) -> Path:
+    """The YAML file of a name, which is that of a file of the kit, or a path relative to a folder.
+
+    Raises:
+        BoomError: Of the class ``error``: there is none.
+    """
+    path = folder / name if name.endswith((".yaml", ".yml")) else shipped / f"{name}.yaml"
+    if not path.is_file():
+        names = sorted(one.stem for one in shipped.glob("*.yaml"))
+        expected = f"one of {', '.join(names)}, or the path of a .yaml file"
+        raise error(f"there is no {what} '{name}'{nearest(name, names)}", expected=expected)
+    return path
+
+
 def joined(below: Any, above: Any, error: type[BoomError]) -> Any:
     """What one file says with the values of another in it.
 

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, PositiveInt
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.data.files import HubFile, RemoteFile
 from boom_utils.errors import ManifestError, nearest
-from boom_utils.yaml_files import Frozen, Name, parse, read_yaml, repeated
+from boom_utils.yaml_files import Frozen, Name, file_of, parse, read_yaml, repeated
 
 MANIFESTS = PROJECT_ROOT / "data_manifests"
 READABLE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow)(\.(gz|zst|bz2|lz4))?$")
@@ -373,11 +373,7 @@ def load_manifest(name_or_path: str | Path, above: tuple[str, ...] = ()) -> Mani
     Raises:
         ManifestError: No such manifest, or any number of problems in it, listed together.
     """
-    name = str(name_or_path)
-    path = Path(name) if name.endswith((".yaml", ".yml")) else MANIFESTS / f"{name}.yaml"
-    if not path.is_file():
-        expected = f"one of {', '.join(manifest_names())}, or the path of a .yaml file"
-        raise ManifestError(f"there is no data manifest '{name}'{nearest(name, manifest_names())}", expected=expected)
+    path = file_of(str(name_or_path), Path(), MANIFESTS, "data manifest", ManifestError)
     if path.stem in above:
         raise ManifestError("manifests include each other", where=path.name, found=" -> ".join((*above, path.stem)))
     manifest = parse(Manifest, read_yaml(path, ManifestError), path.name, ManifestError)
