@@ -156,24 +156,6 @@ def test_held_out_queries_are_a_task_and_nobody_trains_on_them(own: Own, tmp_pat
     assert (facts["dropped"], facts["shared_texts"], facts["deviations"]) == ({}, 0, [])
 
 
-@pytest.mark.parametrize("overlap", ["drop", "report"])
-def test_rows_that_hold_or_nearly_repeat_an_evaluated_text_are_dropped_or_reported(
-    own: Own, tmp_path: Path, overlap: str
-) -> None:
-    (chosen, long_one), (other, near) = own.held_out[:2], own.trained[:2]
-    long = " ".join(words(number) for number in range(30))
-    other["neg"] = [chosen["pos"][0].upper()]
-    long_one["pos"], near["pos"] = [long], [long.replace(words(7), "changed")]
-    facts = own.convert(tmp_path / "out", overlap=overlap)
-    queries = {one.query for one in read_examples(tmp_path / "out/train/faq.jsonl")}
-    assert [one["query"] in queries for one in (other, near)] == [overlap == "report"] * 2
-    dropped = {"train/faq": {"a text is evaluated, or nearly so": 2}}
-    assert facts["dropped"] == (dropped if overlap == "drop" else {})
-    assert facts["shared_texts"] == int(overlap == "report")
-    (entry,) = summary(tmp_path / "out")["overlap"]
-    assert (entry["exact"], entry["near"], entry["rows"]) == (1, 1, 2)
-
-
 @pytest.mark.promise(7)
 def test_malformed_rows_are_an_error_or_listed(own: Own, tmp_path: Path) -> None:
     own.rows[3] = {"query": "what?", "pos": []}

@@ -21,7 +21,7 @@ from boom_utils.reporting.ablations import (
     seed_table,
     variant_table,
 )
-from boom_utils.reporting.experiments import core_sweep, method_groups, updates, weight_sweep
+from boom_utils.reporting.experiments import method_groups, sweep, updates
 from boom_utils.reporting.figures import incremental_comparison, schedule_comparison, schedule_losses, study_figures
 from boom_utils.reporting.results import Numbers, Results, read_numbers, read_results, write_numbers
 from boom_utils.reporting.tables import TABLES, checks_table, incremental_table, markdown, model_table, schedule_table
@@ -219,12 +219,17 @@ def test_updates_are_known_by_kind_core_and_weight_and_several_at_once_are_in_no
         (0.0, 0.5),
         (0.4, 0.75),
     ]
-    assert [update.model for update in core_sweep(results)] == ["updated-0", "updated-20", "updated-40", "updated-100"]
-    assert [update.model for update in weight_sweep(results)] == ["updated-w25", "updated-40", "updated-w75"]
+    assert [update.model for update in sweep(results, "core_ratios")] == [
+        "updated-0",
+        "updated-20",
+        "updated-40",
+        "updated-100",
+    ]
+    assert [update.model for update in sweep(results, "weights")] == ["updated-w25", "updated-40", "updated-w75"]
     merge = {**results.study["merges"]["updated-40"], "members": ["boom", "update-20", "update-40"]}
     both = {**results.study["merges"], "updated-40": {**merge, "weights": [1, 1, 1]}}
     study = with_study(results, merges=both)
-    assert "updated-40" not in [update.model for update in (*core_sweep(study), *weight_sweep(study))]
+    assert "updated-40" not in [update.model for update in (*sweep(study, "core_ratios"), *sweep(study, "weights"))]
 
 
 def test_hyper_parameters_of_its_own_are_said_of_a_member(results: Results) -> None:

@@ -11,17 +11,7 @@ import pandas as pd
 from boom_utils.config import trained_members
 from boom_utils.evaluation.statistics import moved
 from boom_utils.merging.recipe import METHOD_RULES
-from boom_utils.reporting.experiments import (
-    GRANULARITIES,
-    granularity_merges,
-    members_text,
-    merged_members,
-    method_groups,
-    method_label,
-    plain_multislerp,
-    ratio_text,
-    weights_kind,
-)
+from boom_utils.reporting import experiments
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import (
     ROLES,
@@ -59,11 +49,10 @@ def headline_table(results: Results) -> pd.DataFrame:
     ``better`` or ``worse`` is said where the interval of the difference excludes zero, before any correction for the
     number of comparisons: claims are judged in `boom_utils.reporting.claims`.
     """
-    chosen, full, members = headline_models(results), results.full, results.study["members"]
+    chosen, full = headline_models(results), results.full
     facts = [{"model": model, "what": what, **seeds_of(results, model)} for model, what in chosen.items()]
     cost = [
-        {"corpus passes": results.cost(model)}
-        | {"examples": sum(members[name]["examples"] for name in results.behind(model) if name in members)}
+        {"corpus passes": results.cost(model), "examples": sum(one["examples"] for one in results.trained(model))}
         for model in chosen
     ]
     return beside(facts, compare(results, [*chosen], results.groups, full, over_tasks=True), more=cost)
@@ -126,16 +115,12 @@ def granularity_table(results: Results) -> pd.DataFrame:
     >>> "by-dataset" in set(granularity_table(results)["model"])
     True
     """
-    known, merges = results.experiments, granularity_merges(results)
+    known, merges = results.experiments, experiments.granularity_merges(results)
     found = {results.reference: "reference"} | ({known.boom: "BOOM: one model a sample"} if known.boom else {})
-    found = found | {merge: GRANULARITIES[kind] for merge, kind in merges.items()} if merges else {}
+    found = found | {merge: experiments.GRANULARITIES[kind] for merge, kind in merges.items()} if merges else {}
     facts = [
-        {
-            "model": model,
-            "granularity": what,
-            "models trained": len(merged_members(results, model)),
-            **_cost(results, model),
-        }
+        {"model": model, "granularity": what, "models trained": len(experiments.merged_members(results, model))}
+        | _cost(results, model)
         for model, what in found.items()
     ]
     return beside(facts, compare(results, [*found], results.groups, results.reference))
@@ -161,13 +146,14 @@ def method_table(results: Results) -> pd.DataFrame:
     True
     """
     facts, plain, said = [], dict[str, str | None](), []
-    for number, group in enumerate(method_groups(results), start=1):
+    for number, group in enumerate(experiments.method_groups(results), start=1):
         for merge in group:
-            weights = weights_kind(results, merge)
-            other = plain[merge] = plain_multislerp(results, group, weights)
-            row: dict[str, Any] = {"group": number, "merged": members_text(results, merge), "model": merge}
-            facts.append(row | {"method": method_label(results, merge), "parameters": _parameters(results, merge)})
-            alike = other is None or weights_kind(results, other) == weights
+            weights = experiments.weights_kind(results, merge)
+            other = plain[merge] = experiments.plain_multislerp(results, group, weights)
+            row: dict[str, Any] = {"group": number, "merged": experiments.members_text(results, merge), "model": merge}
+            row["method"] = experiments.method_label(results, merge)
+            facts.append(row | {"parameters": _parameters(results, merge)})
+            alike = other is None or experiments.weights_kind(results, other) == weights
             said.append({"multislerp": other if alike else f"{other}, other weights"})
     against = compare(results, [*plain], results.groups, plain, title="multislerp")
     against = against[[name for name in against if " minus " in str(name) or str(name).endswith("verdict")]]
@@ -179,7 +165,8 @@ def variant_table(results: Results) -> pd.DataFrame:
     """BOOM variants: ratios, weights, cost, means and differences to the reference. Empty with fewer than two."""
     found = results.experiments.variants if len(results.experiments.variants) > 1 else ()
     facts = [
-        {"model": merge, "ratios": ratio_text(results, merge), "weights": weights_kind(results, merge)}
+        {"model": merge, "ratios": experiments.ratio_text(results, merge)}
+        | {"weights": experiments.weights_kind(results, merge)}
         | _cost(results, merge)
         for merge in found
     ]
@@ -218,7 +205,7 @@ def _cost(results: Results, model: str) -> dict[str, Any]:
 def _parameters(results: Results, merge: str) -> str:
     facts = results.study["merges"][merge]
     weighted = "weight" in METHOD_RULES[facts["method"]].of_models
-    settings = {"weights": weights_kind(results, merge)} if weighted else {}
+    settings = {"weights": experiments.weights_kind(results, merge)} if weighted else {}
     settings |= facts.get("parameters") or {}
     return ", ".join(
         f"{name} {value:g}" if not isinstance(value, str) else f"{name} {value}" for name, value in settings.items()

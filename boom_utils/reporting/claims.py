@@ -24,17 +24,7 @@ import yaml
 
 from boom_utils.artifacts import write_text
 from boom_utils.evaluation.statistics import Measured, gatekeeping
-from boom_utils.reporting.experiments import (
-    Update,
-    granularity_merges,
-    method_groups,
-    method_of,
-    plain_multislerp,
-    ratio_text,
-    read_interaction,
-    updates,
-    weights_kind,
-)
+from boom_utils.reporting import experiments
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import WIDER, estimate_columns, markdown
 
@@ -83,21 +73,21 @@ def models_of(results: Results) -> dict[str, str]:
     """
     found, members = {"full": results.full, "retrained": results.retrained}, results.study["members"]
     found |= {f"schedule {members[name]['schedule']}": name for name in reversed(results.schedules)}
-    found |= {f"granularity {kind}": merge for merge, kind in reversed(granularity_merges(results).items())}
+    found |= {f"granularity {kind}": merge for merge, kind in reversed(experiments.granularity_merges(results).items())}
     for merge in reversed(results.experiments.variants):
-        found[f"variant {ratio_text(results, merge)} {weights_kind(results, merge)}"] = merge
-    for group in method_groups(results)[:1]:
-        found |= {f"method {method_of(results, merge)[0]}": merge for merge in reversed(group)}
-        found |= {"method multislerp": plain_multislerp(results, group) or found.get("method multislerp")}
+        found[f"variant {experiments.ratio_text(results, merge)} {experiments.weights_kind(results, merge)}"] = merge
+    for group in experiments.method_groups(results)[:1]:
+        found |= {f"method {experiments.method_of(results, merge)[0]}": merge for merge in reversed(group)}
+        found |= {"method multislerp": experiments.plain_multislerp(results, group) or found.get("method multislerp")}
     if update := paper_update(results):
         found["update"] = update.model
     return {role: model for role, model in found.items() if model}
 
 
-def paper_update(results: Results) -> Update | None:
+def paper_update(results: Results) -> experiments.Update | None:
     """An existing model merged by multislerp with an update of the paper's core subset; equal weights come first."""
     wanted = ("merged", CORE, "multislerp")
-    alike = [update for update in updates(results) if (update.kind, update.core, update.method) == wanted]
+    alike = [update for update in experiments.updates(results) if (update.kind, update.core, update.method) == wanted]
     found = [update for update in alike if update.existing]
     return min(found, key=lambda update: update.weight != _CORE_WEIGHT, default=None)
 
@@ -190,7 +180,7 @@ def _update_cost(results: Results) -> dict[str, Any]:
 
 
 def _conflicts(results: Results) -> dict[str, Any]:
-    if (read := read_interaction(results)) is None:
+    if (read := experiments.read_interaction(results)) is None:
         return {}
     found, names = read[0], read[0].datasets
     pairs = [found.pair(a, b) for n, a in enumerate(names) for b in names[n + 1 :]]

@@ -122,17 +122,14 @@ def _merged(results: Results, merge: str) -> Update:
     return Update(merge, "merged", existing, members[new[0]]["ratio"] or 0.0, round(weight, 9), facts["method"])
 
 
-def core_sweep(results: Results) -> list[Update]:
-    """The updates that differ in their share of old data, ascending; or nothing."""
-    return _sweep(results, "core_ratios", "core")
+def sweep(results: Results, key: str) -> list[Update]:
+    """The updates that differ in one thing alone, ascending; or nothing.
 
-
-def weight_sweep(results: Results) -> list[Update]:
-    """The updates that differ in their weight in the merge, ascending; or nothing."""
-    return _sweep(results, "weights", "weight")
-
-
-def _sweep(results: Results, key: str, varied: str) -> list[Update]:
+    Args:
+        results: Of a finished study.
+        key: What they differ in: ``core_ratios`` (their share of old data) or ``weights`` (theirs in the merge).
+    """
+    varied = {"core_ratios": "core", "weights": "weight"}[key]
     known = {update.model: update for update in updates(results) if getattr(update, varied) is not None}
     found = [known[name] for name in getattr(results.experiments.incremental, key) if name in known]
     return found if len(found) > 1 else []

@@ -22,16 +22,8 @@ from matplotlib.figure import Figure
 from boom_utils.artifacts import write_text
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.interaction import Clusters, Interaction, clusters
-from boom_utils.reporting import panels
+from boom_utils.reporting import experiments, panels
 from boom_utils.reporting.ablations import granularity_table, method_table, variant_table
-from boom_utils.reporting.experiments import (
-    Update,
-    core_sweep,
-    granularity_merges,
-    method_groups,
-    read_interaction,
-    weight_sweep,
-)
 from boom_utils.reporting.panels import BLUE, GREEN, GREY, HEIGHT, ORANGE, WIDTH
 from boom_utils.reporting.results import Results, read_json_object
 from boom_utils.reporting.tables import UPDATES, incremental_table, model_table, schedule_table
@@ -71,14 +63,14 @@ def study_figures(results: Results) -> dict[str, Draw]:
         "schedule_comparison": (results.schedules, schedule_comparison),
         "schedule_losses": (results.schedules, schedule_losses),
         "incremental_comparison": (results.experiments.incremental.models, incremental_comparison),
-        "granularity_comparison": (granularity_merges(results), granularity_comparison),
-        "method_comparison": (method_groups(results), method_comparison),
+        "granularity_comparison": (experiments.granularity_merges(results), granularity_comparison),
+        "method_comparison": (experiments.method_groups(results), method_comparison),
         "variant_comparison": (len(results.experiments.variants) > 1, variant_comparison),
-        "core_ratio_sweep": (core_sweep(results), core_ratio_sweep),
-        "merge_weight_sweep": (weight_sweep(results), merge_weight_sweep),
+        "core_ratio_sweep": (experiments.sweep(results, "core_ratios"), core_ratio_sweep),
+        "merge_weight_sweep": (experiments.sweep(results, "weights"), merge_weight_sweep),
         "interaction": (
-            read_interaction(results),
-            lambda found: interaction_heat_map(*(read_interaction(found) or ())),
+            experiments.read_interaction(results),
+            lambda found: interaction_heat_map(*(experiments.read_interaction(found) or ())),
         ),
     }
     return {name: draw for name, (has, draw) in wanted.items() if has}
@@ -305,22 +297,22 @@ def task_deltas(results: Results) -> Figure:
 
 def core_ratio_sweep(results: Results) -> Figure:
     """Old, new and other tasks of merged updates against the share of the old data in the update."""
-    return _sweep(results, core_sweep(results), "old data in the update", "share of the old data in the update")
+    return _sweep(results, "core_ratios", "old data in the update", "share of the old data in the update")
 
 
 def merge_weight_sweep(results: Results) -> Figure:
     """Old, new and other tasks of merged updates against the weight of the update."""
-    return _sweep(results, weight_sweep(results), "weight", "weight of the update in the merge")
+    return _sweep(results, "weights", "weight", "weight of the update in the merge")
 
 
-def _sweep(results: Results, found: Sequence[Update], varied: str, label: str) -> Figure:
+def _sweep(results: Results, key: str, varied: str, label: str) -> Figure:
     """A panel a group of tasks: means of merged updates by what is varied, and lines of what they are compared with."""
     frame = _updates(results)
     titles = [_title(group, tasks) for group, tasks in results.task_groups.items()]
     figure, axes = panels.curve_panels(titles, f"{label}; bars: {interval_text(results)}", "mean score x 100", 3)
     of_kind = {kind: frame[frame["kind"] == UPDATES.get(kind, kind)] for kind in ("continued", "retrained", "existing")}
     continued = of_kind["continued"].dropna(subset=varied).sort_values(varied)
-    merged = frame.loc[[update.model for update in found]]
+    merged = frame.loc[[update.model for update in experiments.sweep(results, key)]]
     for axis, group in zip(axes, results.task_groups, strict=True):
         for rows, name, look in ((merged, "merged update", "o-"), (continued, "existing model trained on", "s:")):
             if len(rows):

@@ -42,8 +42,7 @@ def write_report(folder: Path, out: Path, published: Path = PUBLISHED) -> dict[s
     written += write_claims(results, out)
     names = [path.relative_to(out).as_posix() for path in written]
     write_text(out / PAGE, page(results, out, names, others))
-    written.append(out / PAGE)
-    return {"written": [path.relative_to(out).as_posix() for path in written]}
+    return {"written": [*names, PAGE]}
 
 
 def regenerate(profile: str, root: Path, mteb: Path | None = None) -> Path:

@@ -216,18 +216,19 @@ class Results:
             groups["new" if task["new_data"] else known].append(task["name"])
         return {group: tasks for group, tasks in groups.items() if tasks}
 
+    def trained(self, model: str) -> list[Mapping[str, Any]]:
+        """What is known of every member that was trained for a model."""
+        members = self.study["members"]
+        return [members[name] for name in self.behind(model) if name in members]
+
     def cost(self, model: str) -> float:
         """Training cost in passes over the old corpus: of all members behind the model; 0 for untrained ones."""
-        members = self.study["members"]
-        passes = sum(members[name]["passes"] for name in self.behind(model) if name in members)
-        return round(float(passes), 9)  # 3 times 0.6 costs what 0.8 and 1.0 do
+        return round(float(sum(one["passes"] for one in self.trained(model))), 9)  # 3 times 0.6 costs what 0.8 and 1 do
 
     def update_cost(self, model: str) -> dict[str, int]:
         """What has to be trained for the model when the new data arrive: examples and steps."""
-        members = self.study["members"]
-        behind = [members[name] for name in self.behind(model) if name in members]
-        trained = [facts for facts in behind if facts["new_data"] is not None]
-        return {key: sum(facts[key] for facts in trained) for key in ("examples", "steps")}
+        trained = [one for one in self.trained(model) if one["new_data"] is not None]
+        return {key: sum(one[key] for one in trained) for key in ("examples", "steps")}
 
     def behind(self, model: str) -> list[str]:
         """Everything trained for a model: the members in it, and what they started from instead of the base."""

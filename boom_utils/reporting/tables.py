@@ -112,12 +112,8 @@ def model_table(results: Results) -> pd.DataFrame:
     ['random', 'base']
     """
     facts = [
-        {
-            "model": model,
-            "what": describe(results, model),
-            "corpus passes": results.cost(model),
-            **seeds_of(results, model),
-        }
+        {"model": model, "what": describe(results, model), "corpus passes": results.cost(model)}
+        | seeds_of(results, model)
         for model in results.models
     ]
     frame = compare(results, results.models, results.groups, results.reference)
@@ -190,12 +186,8 @@ def schedule_table(results: Results) -> pd.DataFrame:
     """
     found, members = results.schedules, results.study["members"]
     facts = [
-        {
-            "member": name,
-            "schedule": SCHEDULES[members[name]["schedule"]],
-            "order of the stages": _stage_order(members[name]),
-        }
-        | {"steps": members[name]["steps"]}
+        {"member": name, "schedule": SCHEDULES[members[name]["schedule"]]}
+        | {"order of the stages": _stage_order(members[name]), "steps": members[name]["steps"]}
         for name in found
     ]
     return beside(facts, compare(results, [*found], results.groups, found, title="shuffling"))
