@@ -186,10 +186,8 @@ def shown_table(frame: pd.DataFrame, groups: str = "", missing: str = "reference
     columns = [name for name in names if name not in inside and frame[name].notna().any()]
     cells = {name: [_cell(row, name, names, missing) for row in records] for name in columns}
     grouped = [str(row[groups]) if groups else "" for row in records]
-    order = [*_TONES, *grouped]
-    counts = sorted(
-        Counter(grouped).items(), key=lambda one: order.index(_word(one[0]) if _word(one[0]) in _TONES else one[0])
-    )
+    order = [*_TONES, *map(_word, grouped)]  # of one word the first row counts
+    counts = sorted(Counter(grouped).items(), key=lambda one: order.index(_word(one[0])))
     rows = list(zip(grouped, zip(*cells.values(), strict=True), strict=True))
     return ShownTable({name: _is_numeric(cells[name]) for name in columns}, rows, dict(counts if groups else ()))
 
