@@ -353,9 +353,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     """
     from boom_utils.study.evaluating import evaluate_model
 
-    done = evaluate_model(_opened(options), options.model, options.tasks, options.out)
-    log.info("%s\n%s", done.table, done.folder)
-    return 1 if done.failed else 0
+    text, failed = evaluate_model(_opened(options), options.model, options.tasks, options.out)
+    log.info("%s", text)
+    return int(bool(failed))
 
 
 @_command("data fetch", "--manifest NAME", "--profile P", "--only DATASET", "--offline")

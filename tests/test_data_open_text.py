@@ -259,7 +259,7 @@ GOLDEN = Path(__file__).parent / "golden" / "open_text_rows.json"
 @needs_mirror
 @pytest.mark.parametrize("name", READERS)
 def test_no_text_of_open_text_changes_unseen(name: str, pytestconfig: pytest.Config) -> None:
-    """After a deliberate change of records: run this with --regenerate-golden, and raise VERSION["examples"]."""
+    """After a deliberate change: run this with --regenerate-golden, and raise the version of stage examples."""
     raw = read_dataset(MANIFEST.dataset(name), MIRROR)
     assert raw.bad.number == 0
     assert {part: made.num_rows for part, made in raw.parts.items()} == ORIGINS[name].parts

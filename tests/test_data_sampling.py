@@ -88,7 +88,7 @@ def test_a_complement_is_what_the_other_left(rows: dict[str, int], ratio: float)
 
 
 def test_a_small_draw_is_frozen() -> None:
-    """A change here changes every published subset: raise VERSION["subset"] in study/stages.py."""
+    """A change here changes every published subset: raise the version of stage subset."""
     independent, nested = (as_lists(draw_subset({"a": 50}, rule(name="s20", ratio=0.2, mode=m))) for m in MODES)
     assert independent == {"a": [3, 7, 12, 13, 22, 28, 35, 37, 40, 48]}
     assert nested == {"a": [0, 17, 20, 21, 22, 26, 31, 33, 42, 48]}

@@ -20,7 +20,7 @@ from boom_utils.config import PROFILES, Profile
 from boom_utils.data.examples import write_jsonl
 from boom_utils.errors import ConfigError
 from boom_utils.study import stages
-from boom_utils.study.evaluating import evaluate_model, find_model, find_tasks
+from boom_utils.study.evaluating import evaluate_model, find_tasks
 from boom_utils.study.graph import Study
 from boom_utils.training.base_model import random_encoder
 
@@ -67,9 +67,9 @@ def test_what_is_up_to_date_stays_mteb_reads_all_of_it_and_a_failure_stops_no_ot
 ) -> None:
     study = opened(profile)
     for kept in (False, True):
-        found = evaluate_model(study, str(model), ["Broken", *TASKS], tmp_path / "out")
-        assert found.failed == ["Broken"] and "division by zero" in found.table
-        rows = [line.split() for line in found.table.splitlines()]
+        table, failed = evaluate_model(study, str(model), ["Broken", *TASKS], tmp_path / "out")
+        assert [*failed] == ["Broken"] and "division by zero" in table
+        rows = [line.split() for line in table.splitlines()]
         assert {row[0]: row[-1] == "kept" for row in rows if row and row[0] in TASKS} == dict.fromkeys(TASKS, kept)
     results = mteb.ResultCache(tmp_path / "out").load_results(validate_and_filter=False).model_results
     assert [(one.model_name, sorted(task.task_name for task in one.task_results)) for one in results] == [
@@ -84,7 +84,7 @@ def test_a_folder_that_was_changed_is_another_model(profile: Path, model: Path, 
     config = json.loads((folder / "sentence_bert_config.json").read_text())
     for length in (8, 4):
         (folder / "sentence_bert_config.json").write_text(json.dumps({**config, "max_seq_length": length}))
-        assert "kept" not in evaluate_model(opened(profile), str(folder), TASKS[:1], tmp_path / "out").table
+        assert "kept" not in evaluate_model(opened(profile), str(folder), TASKS[:1], tmp_path / "out")[0]
 
 
 def test_the_command_scores_a_folder_and_its_table_says_score_interval_and_samples(
@@ -134,11 +134,11 @@ def test_the_command_refuses_weights_that_are_not_the_models(
 
 def test_models_and_tasks_that_are_not_there_are_named(profile: Path, model: Path) -> None:
     study = opened(profile)
-    assert find_model(study, str(model)) == ("mine", model)
+    assert study.model_folder(str(model)) == (model, None)
     with pytest.raises(ConfigError, match="'full' of profile 'smoke' is not made yet"):
-        find_model(study, "full")
+        evaluate_model(study, "full")
     with pytest.raises(ConfigError, match=r"'fulll' is neither a folder nor a model.*did you mean 'full'"):
-        find_model(study, "fulll")
+        evaluate_model(study, "fulll")
     assert find_tasks(study) == [*TASKS, "Fine", "Broken"]
     with pytest.raises(ConfigError, match=r"(?s)no task 'fine'; did you mean 'Fine'.*no task 'sts'"):
         find_tasks(study, ["fine", "sts"])

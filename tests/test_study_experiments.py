@@ -204,7 +204,7 @@ def test_a_member_is_planned_and_trained_with_its_own_hyper_parameters_and_no_ot
     assert trained == {**study.profile.training.model_dump(mode="json"), "num_train_epochs": 2, "learning_rate": 1e-5}
     for name in ("plan/full", "member/full"):
         assert study.node(name).config == before.node(name).config
-    rows = {f"train/{name}": 100 for name in (*study.profile.corpus.datasets, *study.profile.corpus.new_datasets)}
+    rows = dict.fromkeys((*study.profile.corpus.datasets, *study.profile.corpus.new_datasets), 100)
     members = {member.name: member for member in study.profile.members}
     costs = {
         name: passes(study.profile, members[name], rows, study.profile.corpus.datasets) for name in ("full", "twice")

@@ -200,7 +200,7 @@ def test_what_is_no_model_or_not_made_is_an_error_and_is_not_made_by_a_push(
     with pytest.raises(ConfigError, match="no folder of a model with a card"):
         find_model(str(folder), "smoke")
     monkeypatch.setenv("BOOM_HOME", str(tmp_path / "home"))
-    with pytest.raises(ConfigError, match=r"no model 'boomm'.*did you mean 'boom'"):
+    with pytest.raises(ConfigError, match=r"'boomm' is neither a folder nor a model .*did you mean 'boom'"):
         find_model("boomm", "smoke")
     with pytest.raises(ConfigError, match=r"(?s)not made yet.*boom run --profile smoke"):
         find_model("boom", "smoke")

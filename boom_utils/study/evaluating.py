@@ -6,7 +6,6 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from boom_utils.artifacts import Artifact, Node, naming
@@ -22,22 +21,9 @@ from boom_utils.study.stages import corpus_tasks, model_nodes, stated_prompts
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """What came of it.
-
-    Args:
-        table: For people: a line a task.
-        failed: Tasks that could not be scored.
-        folder: Where the results are.
-    """
-
-    table: str
-    failed: Sequence[str]
-    folder: Path
-
-
-def evaluate_model(study: Study, model: str, tasks: Sequence[str] = (), out: Path | None = None) -> Evaluated:
+def evaluate_model(
+    study: Study, model: str, tasks: Sequence[str] = (), out: Path | None = None
+) -> tuple[str, Mapping[str, str]]:
     """Score one model on the tasks of a profile, as the study does; a failure stops no other task.
 
     Scores are artifacts of the workspace like those of the study: what was made with just this stays.
@@ -48,17 +34,19 @@ def evaluate_model(study: Study, model: str, tasks: Sequence[str] = (), out: Pat
         tasks: Names of tasks, or of the profile's benchmarks; none takes all of the profile's.
         out: Gets the results as `mteb.ResultCache` reads them; None: ``evaluations`` in the workspace.
 
+    Returns:
+        A table for people, a line a task, and what went wrong with tasks that could not be scored.
+
     Raises:
         ConfigError: There is no such model or task.
         CheckpointError: The folder is no encoder.
     """
-    name, folder = find_model(study, model)
-    wanted, place = find_tasks(study, tasks), out or study.workspace.root / "evaluations"
-    places, brought = model_nodes(study.whole), None
-    if model in places:
-        source = study.node(places[model])
+    (folder, made), wanted = study.model_folder(model), find_tasks(study, tasks)
+    place, brought = out or study.workspace.root / "evaluations", None
+    if made is not None:
+        name, source = model, study.node(model_nodes(study.whole)[model])
     else:
-        own = stated_prompts(folder)
+        name, own = re.sub(r"[^A-Za-z0-9_.-]", "-", folder.resolve().name), stated_prompts(folder)
         brought = Brought(folder, own if any(own) else None)
         source = Node("folder", 1, name, {"content": content_hash(folder)}, lambda *_: {})
         if brought.prompts:
@@ -66,6 +54,8 @@ def evaluate_model(study: Study, model: str, tasks: Sequence[str] = (), out: Pat
             log.info(said, name, *brought.prompts)
     downloads, examples = downloads_folder(study.workspace.root), study.node("examples")
     nodes = score_nodes(study.profile, study.manifest, {name: source}, examples, downloads, brought)
+    from boom_utils.evaluation.run import write_result  # mteb: only when model and tasks are found
+
     scored, problems = dict[str, tuple[Artifact, bool]](), dict[str, str]()
     for number, task in enumerate(wanted, 1):
         node = nodes[f"scores/{name}/{task}"]
@@ -77,32 +67,11 @@ def evaluate_model(study: Study, model: str, tasks: Sequence[str] = (), out: Pat
             problems[task] = str(error) if isinstance(error, BoomError) else f"{type(error).__name__}: {error!s:.500}"
         else:
             scored[task] = artifact, kept
-            _write_result(name, artifact, task, place)
+            result = json.loads((artifact.path / f"{task}.json").read_text(encoding="utf-8"))
+            with naming(place):
+                write_result(name, artifact.facts["revision"], result, place)
         log.info("task %d of %d: %s: %s", number, len(wanted), task, "failed" if task in problems else "done")
-    return Evaluated(_table(study, scored, problems), list(problems), place)
-
-
-def _write_result(name: str, artifact: Artifact, task: str, place: Path) -> None:
-    from boom_utils.evaluation.run import write_result
-
-    result = json.loads((artifact.path / f"{task}.json").read_text(encoding="utf-8"))
-    with naming(place):
-        write_result(name, artifact.facts["revision"], result, place)
-
-
-def find_model(study: Study, model: str) -> tuple[str, Path]:
-    """Name and folder of a model: one of the study's, or a folder.
-
-    Raises:
-        ConfigError: It is neither, or the study has not made it yet.
-    """
-    if artifact := study.finished_model(model):
-        return model, artifact.path
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        known = nearest(model, model_nodes(study.whole))
-        raise ConfigError(f"'{model}' is neither a folder nor a model of profile '{study.profile.name}'{known}")
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", folder.resolve().name), folder
+    return f"{_table(study, scored, problems)}\n{place}", problems
 
 
 def find_tasks(study: Study, names: Sequence[str] = ()) -> list[str]:
@@ -134,13 +103,9 @@ def _table(study: Study, scored: Mapping[str, tuple[Artifact, bool]], problems: 
     note = "intervals: over queries, pairs, rows or experiments of a task; n/a: only subsets' scores are known"
     lines = [*lines, note] if scored else []
     if problems:
-        lines += ["", f"{len(problems)} tasks failed:" + bullet_list(_failures(problems), MOST_SHOWN)]
-        fixes = dict.fromkeys(line.strip() for text in problems.values() for line in text.splitlines())
-        lines += [f"  {line}" for line in fixes if line.startswith("what to do: ")]
+        texts = {name: text.partition("\n  what to do: ") for name, text in problems.items()}
+        failures = [f"{name}: {what}".replace("\n", "\n    ") for name, (what, _, _) in texts.items()]
+        fixes = dict.fromkeys(fix for _, _, fix in texts.values() if fix)  # said once for all tasks
+        lines += ["", f"{len(problems)} tasks failed:" + bullet_list(failures, MOST_SHOWN)]
+        lines += [f"  what to do: {fix}" for fix in fixes]
     return "\n".join(lines)
-
-
-def _failures(problems: Mapping[str, str]) -> list[str]:
-    """What went wrong with each task; what to do is said once for all."""
-    kept = {name: [line for line in text.splitlines() if "what to do: " not in line] for name, text in problems.items()}
-    return [f"{name}: " + "\n      ".join(lines) for name, lines in kept.items()]

@@ -21,7 +21,7 @@ from boom_utils.study.deviations import PAPER_PROFILE, deviations
 from boom_utils.study.models import passes
 from boom_utils.study.scoring import profile_benchmarks, task_facts
 from boom_utils.study.seeds import seeds_of
-from boom_utils.study.stages import VERSION, Inputs, Nodes
+from boom_utils.study.stages import Inputs, Nodes
 from boom_utils.training.batch_losses import WATCHED_LOSSES, read_points
 
 LOG = "training_log.jsonl"
@@ -50,7 +50,7 @@ def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
         for name in {"geometry", "interaction"} & {*found}:
             shutil.copyfile(found[name].path / f"{name}.json", out / f"{name}.json")
 
-    return Node("results", VERSION["results"], "results", described, make, wanted, observations=("training.parquet",))
+    return Node("results", 12, "results", described, make, wanted, observations=("training.parquet",))
 
 
 def report(nodes: Nodes) -> Node:
@@ -64,7 +64,7 @@ def report(nodes: Nodes) -> Node:
         return write_report(found["results"].path, out)
 
     inputs = {"results": nodes["results"]}
-    return Node("report", VERSION["report"], "tables and figures", described, make, inputs, observations=TIMED)
+    return Node("report", 11, "tables and figures", described, make, inputs, observations=TIMED)
 
 
 def numbers_of(found: Inputs) -> Numbers:
@@ -117,7 +117,8 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
     scored = {name.split("/")[1] for name in found if name.startswith("scores/")}
     members = [member for member in profile.members if f"member/{member.name}" in found]
     trained_on = {member.name: found[f"plan/{member.name}"].facts["datasets"] for member in members}
-    rows, used = found["examples"].facts["rows"], (*profile.corpus.datasets, *profile.corpus.new_datasets)
+    used = (*profile.corpus.datasets, *profile.corpus.new_datasets)
+    rows = {name: found["examples"].facts["rows"].get(f"train/{name}", 0) for name in used}
     return {
         "profile": profile.name,
         "models": [name for name in profile.model_names if name in scored],

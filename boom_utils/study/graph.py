@@ -11,7 +11,7 @@ import logging
 import re
 import textwrap
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -94,21 +94,23 @@ class Study:
         """The artifact of that name, made now if need be."""
         return self.workspace.build(self.node(name))
 
-    def finished_model(self, model: str) -> Artifact | None:
-        """The artifact of a model; None where the study has no such model.
+    def model_folder(self, model: str) -> tuple[Path, Artifact | None]:
+        """Folder of a model: one of the study's with its artifact, or any folder.
 
         Raises:
-            ConfigError: It is not made yet.
+            ConfigError: It is neither, or the study has not made it yet.
         """
-        place = stages.model_nodes(self.whole).get(model)
-        found = self.workspace.find(self.node(place)) if place else None
-        if place and found is None:
-            raise ConfigError(
-                f"model '{model}' of profile '{self.profile.name}' is not made yet",
-                where=self.workspace.root,
-                fix=f"boom run --profile {self.profile.name}",
-            )
-        return found
+        places, folder = stages.model_nodes(self.whole), Path(model).expanduser()
+        if model not in places and folder.is_dir():
+            return folder, None
+        if model not in places:
+            what = f"'{model}' is neither a folder nor a model of profile '{self.profile.name}'{nearest(model, places)}"
+            raise ConfigError(what)
+        found = self.workspace.find(self.node(places[model]))
+        if found is None:
+            what, fix = f"model '{model}' of profile '{self.profile.name}' is not made yet", "boom run --profile"
+            raise ConfigError(what, where=self.workspace.root, fix=f"{fix} {self.profile.name}")
+        return found.path, found
 
     def build_all(self, prefix: str, only: Sequence[str] | None = None) -> dict[str, Artifact]:
         """Every artifact whose name starts with ``prefix``, by the rest of its name; or ``only`` some of them."""
@@ -135,19 +137,23 @@ class Study:
         """Some models with every seed they are made with."""
         return [name for model in models for name in self.seeds.get(model, [model])]
 
+    def results_behind(self, models: Collection[str]) -> list[str]:
+        """Names of the nodes that results of some models are read from: what they are trained as, and their scores."""
+        behind = {name for model in models for name in self.whole.trained_members(model)}
+        members = [member.name for member in self.whole.members if member.name in behind]
+        trained = [f"{kind}/{name}" for kind in ("plan", "member") for name in members]
+        scores = [name for name in self.nodes if name.startswith("scores/") and name.split("/")[1] in models]
+        return ["base", "examples", *trained, *scores]
+
     def results_of(self, models: Sequence[str]) -> Results:
         """Results of the base and some models before all are gathered: read where they are, made now if need be.
 
         Models that the profile asks to make with several seeds are: all of them are scored.
         """
-        scored = self.all_seeds(models)
-        behind = {name for model in scored for name in self.whole.trained_members(model)}
-        members = [member.name for member in self.whole.members if member.name in behind]
-        found = {"base": self.build("base"), "examples": self.build("examples")}
-        for kind in ("plan/", "member/"):
-            found |= {f"{kind}{name}": made for name, made in self.build_all(kind, members).items()} if members else {}
-        for model, scores in self.scores_of(scored).items():
-            found |= {f"scores/{model}/{task}": artifact for task, artifact in scores.items()}
+        wanted, found = self.results_behind(self.all_seeds(models)), dict[str, Artifact]()
+        for kind in ("base", "examples", "plan/", "member/", "scores/"):
+            if names := [name.removeprefix(kind) for name in wanted if name.startswith(kind)]:
+                found |= {f"{kind}{name}": made for name, made in self.build_all(kind, names).items()}
         facts = gathering.study_facts(self.profile, self.manifest, found)
         return Results(self.workspace.root, facts, gathering.numbers_of(found))
 
@@ -223,40 +229,38 @@ def say_precision(profile: Profile) -> None:
 
 
 def _check_against_manifest(profile: Profile, manifest: Manifest) -> None:
-    datasets = [dataset.id for dataset in manifest.datasets]
-    tasks = [task.id for task in manifest.tasks]
-    asked = [("corpus.datasets", name, datasets) for name in profile.corpus.datasets]
-    asked += [("evaluation.in_domain", name, tasks) for name in profile.evaluation.in_domain]
-    asked += [("evaluation.out_of_domain", name, tasks) for name in profile.evaluation.out_of_domain]
-    asked += [("corpus.new_datasets", name, datasets) for name in profile.corpus.new_datasets]
-    problems = [f"{key}: no '{name}'{nearest(name, known)}" for key, name, known in asked if name not in known]
+    corpus, evaluation = profile.corpus, profile.evaluation
+    roles, tasks = {one.id: one.role for one in manifest.datasets}, {one.id: one for one in manifest.tasks}
+    asked: list[tuple[str, Sequence[str], Collection[str]]] = [("corpus.datasets", corpus.datasets, roles)]
+    asked += [("corpus.new_datasets", corpus.new_datasets, roles)]
+    asked += [(f"evaluation.{key}", getattr(evaluation, key), tasks) for key in ("in_domain", "out_of_domain")]
+    problems = [f"{key}: no '{n}'{nearest(n, known)}" for key, names, known in asked for n in names if n not in known]
     problems += [
-        f"corpus.new_datasets: '{dataset.id}' has the role {dataset.role}, not new_data"
-        for dataset in manifest.datasets
-        if dataset.id in profile.corpus.new_datasets and dataset.role != "new_data"
+        f"corpus.new_datasets: '{name}' has the role {roles[name]}, not new_data"
+        for name in corpus.new_datasets
+        if roles.get(name, "new_data") != "new_data"
     ]
     problems += [
-        f"corpus.datasets: '{dataset.id}' is only evaluated, nobody may train on it"
-        for dataset in manifest.datasets
-        if dataset.id in profile.corpus.datasets and dataset.role == "evaluation"
+        f"corpus.datasets: '{name}' is only evaluated, nobody may train on it"
+        for name in corpus.datasets
+        if roles.get(name) == "evaluation"
     ]
-    for place, domain in (("in_domain", "in-domain"), ("out_of_domain", "out-of-domain")):
-        declared = [manifest.task(name) for name in getattr(profile.evaluation, place) if name in tasks]
-        problems += [
-            f"evaluation.{place}: '{task.id}' is {task.domain(profile.corpus.datasets)} of what is trained on"
-            for task in declared
-            if task.domain(profile.corpus.datasets) != domain
-        ]
-    if profile.corpus.evaluation_part == "validation" and not isinstance(manifest.source, HttpsFiles):
-        problems.append("corpus.evaluation_part: validation is for corpora of files only")
-    if profile.corpus.evaluation_part == "validation" and profile.corpus.evaluation_queries is None:
-        problems.append("corpus.evaluation_part: validation is what evaluation_queries leaves, and that takes all")
+    problems += [
+        f"{key}: '{name}' is {tasks[name].domain(corpus.datasets)} of what is trained on"
+        for key, names, _ in asked[2:]
+        for name in names
+        if name in tasks and tasks[name].domain(corpus.datasets) != key.partition(".")[2].replace("_", "-")
+    ]
+    if corpus.evaluation_part == "validation":
+        if not isinstance(manifest.source, HttpsFiles):
+            problems.append("corpus.evaluation_part: validation is for corpora of files only")
+        if corpus.evaluation_queries is None:
+            problems.append("corpus.evaluation_part: validation is what evaluation_queries leaves, and that takes all")
     if problems:
-        raise ConfigError(
-            f"profile '{profile.name}' does not fit manifest '{manifest.name}'", found=bullet_list(problems)
-        )
+        what = f"profile '{profile.name}' does not fit manifest '{manifest.name}'"
+        raise ConfigError(what, found=bullet_list(problems))
     for member in profile.members:
-        names = (*profile.corpus.datasets, *profile.new_datasets(profile.subset(member.subset)))
+        names = (*corpus.datasets, *profile.new_datasets(profile.subset(member.subset)))
         families = {name: manifest.dataset(name).family for name in names}
         schedule_stages(member, families, dict.fromkeys(families, 0))
 

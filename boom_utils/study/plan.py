@@ -229,7 +229,7 @@ class _Planner:
             rows = math.nan if config.cluster else self.rows[name] // (subset.part[1] if subset.part else 1)
             known = not math.isnan(rows)
             drawn = subset_size(share, int(rows)) if known and share else rows
-            parts.append(self._counted(name, drawn, DatasetRules(**rules[name]), training))
+            parts.append(self._counted(name, drawn, rules[name], training))
         counts = pd.DataFrame(parts, columns=["examples", "steps", "tokens"])
         counted = dict(counts.sum(min_count=1))
         if plan := self.found.get(f"{place}plan/{config.name}"):

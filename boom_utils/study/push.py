@@ -8,28 +8,28 @@ huggingface_hub (``HF_TOKEN`` or its login); no text of the server and no token 
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from boom_utils.artifacts import RECORD, Artifact
 from boom_utils.cards import CARD, licence_of
 from boom_utils.config import load_profile
 from boom_utils.data.files import MOST_SHOWN, TOKENS, hub_errors, offline
-from boom_utils.errors import CheckpointError, ConfigError, UploadError, bullet_list, nearest
+from boom_utils.errors import CheckpointError, ConfigError, UploadError, bullet_list
 from boom_utils.model_folder import INDEX, RUN_FILES, check_folder, find_weight_files, model_files
 from boom_utils.reporting.model_cards import licence_notes, named_card, read_card, scored_card
 from boom_utils.reporting.results import Results
 from boom_utils.study.gathering import numbers_of, study_facts
 from boom_utils.study.graph import Study
-from boom_utils.study.stages import model_nodes
 
 STAYS = RUN_FILES | {RECORD, "mergekit_config.yaml"}
 """What the kit writes beside a model: how it was made, with keys and places of this workspace. The card says enough."""
 MESSAGE = "Upload a model and its card"
 _ON_HUB_ONLY = frozenset({".gitattributes"})
 _TEXTS = frozenset({".json", ".txt", ".md", ".jinja", ""})
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 @dataclass(frozen=True)
@@ -94,39 +94,28 @@ def find_model(name: str, profile: str) -> Model:
         profile: Name of a profile, or a file.
 
     Raises:
-        ConfigError: There is no such model or folder, or it is not made yet, or has no card.
+        ConfigError: There is no such model or folder, it is not made yet, or the folder has no card.
     """
-    study = None if re.search(r"[/\\]", name) else Study(load_profile(profile))
-    artifact = None if study is None else study.finished_model(name)
-    if study is None or artifact is None:
-        folder = Path(name)
-        if study is not None and not folder.is_dir():
-            known = nearest(name, model_nodes(study.whole))
-            raise ConfigError(
-                f"profile '{study.profile.name}' has no model '{name}', and there is no such folder{known}"
-            )
-        if not (folder / CARD).is_file():
-            raise ConfigError("there is no folder of a model with a card", where=folder, expected=CARD)
-        return Model(folder, (folder / CARD).read_text(encoding="utf-8"))
-    path = artifact.path / CARD
-    card = path.read_text(encoding="utf-8") if path.is_file() else f"# {name}\n"
-    if (results := _results(study, name)) is not None:
-        card = scored_card(card, results, name)
-    return Model(artifact.path, card, results is not None, tuple(licence_notes(_licences(study, artifact))))
+    study = Study(load_profile(profile))
+    folder, artifact = study.model_folder(name)
+    card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else f"# {name}\n"
+    if artifact is not None:
+        if (results := _results(study, name)) is not None:
+            card = scored_card(card, results, name)
+        return Model(folder, card, results is not None, tuple(licence_notes(_licences(study, artifact))))
+    if not (folder / CARD).is_file():
+        raise ConfigError("this is no folder of a model with a card", where=folder, expected=CARD)
+    return Model(folder, card)
 
 
 def _results(study: Study, name: str) -> Results | None:
     """Scores of the model, and of the one it is compared with if these are made; None if its own are not."""
-    found: dict[str, Artifact] = {}
-    for model in dict.fromkeys([name, study.whole.evaluation.reference]):
-        behind = [f"{kind}/{one}" for one in study.whole.trained_members(model) for kind in ("plan", "member")]
-        wanted = ["base", "examples", *(one for one in behind if one in study.nodes)]
-        scores = [one for one in study.nodes if one.startswith(f"scores/{model}/")]
-        made = study.workspace.find_all({one: study.node(one) for one in (*wanted, *scores)})
-        if scores and len(made) == len(wanted) + len(scores):
-            found |= made
-        elif model == name:
-            return None
+    behind = {model: study.results_behind([model]) for model in (name, study.whole.evaluation.reference)}
+    made = study.workspace.find_all({one: study.node(one) for names in behind.values() for one in names})
+    scored = [model for model in behind if model in study.whole.scored_models and {*behind[model]} <= {*made}]
+    if name not in scored:
+        return None
+    found = {one: made[one] for model in scored for one in behind[model]}
     return Results(study.workspace.root, study_facts(study.whole, study.manifest, found), numbers_of(found))
 
 
@@ -147,8 +136,11 @@ def prepare(model: Model, repo: str, *, public: bool = False) -> Upload:
         CheckpointError: The folder is no complete model of safetensors and known files, or one of its texts holds an
             access token or a place on this machine.
     """
-    if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith((".git", ".", "-")):
-        raise ConfigError("this is not the name of a repository of the hub", expected="--repo OWNER/NAME", found=repo)
+    try:
+        validate_repo_id(repo if "/" in repo else "")
+    except HFValidationError:
+        what = "this is not the name of a repository of the hub"
+        raise ConfigError(what, expected="--repo OWNER/NAME", found=repo) from None
     from boom_utils.study.runner import scrub  # papermill takes seconds to import
 
     check_folder(folder := model.folder)

@@ -12,7 +12,7 @@ from boom_utils.config import Profile, query_prompt
 from boom_utils.data.manifest import Manifest
 from boom_utils.errors import ConfigError
 from boom_utils.evaluation.benchmarks import Benchmarks, find_benchmarks, mteb_version, tasks_by_domain
-from boom_utils.study.stages import VERSION, Inputs, fixed_prompts, prompts_of
+from boom_utils.study.stages import Inputs, fixed_prompts, prompts_of
 
 if TYPE_CHECKING:
     from boom_utils.evaluation.tasks import LocalTask
@@ -104,7 +104,7 @@ def score_nodes(
         described |= {"mteb": mteb_version(), **({"passage_prompt": passage} if passage else {})}
         inputs = {"model": source} if task else {"model": source, "examples": examples}
         label = f"scores of {model} on {name}"
-        return Node("scores", VERSION["scores"], label, described, make, inputs, one_of_many=True)
+        return Node("scores", 4, label, described, make, inputs, one_of_many=True)
 
     names = (*evaluation.in_domain, *evaluation.out_of_domain, *benchmarks.tasks)
     return {f"scores/{model}/{name}": node(model, source, name) for model, source in models.items() for name in names}

@@ -1,38 +1,28 @@
 """One function a stage, up to the base and the tokens: its node in the graph, and the call that does the work.
 
 Members, merges and what is measured of them follow in `boom_utils.study.models`, scores and results in
-`boom_utils.study.scoring` and `boom_utils.study.gathering`. ``VERSION`` of a stage is raised when a change of code
-changes its numbers; everything made from it is then made anew.
+`boom_utils.study.scoring` and `boom_utils.study.gathering`. The number after the name of a stage is its version: it is
+raised when a change of code changes what the stage computes, and everything made from it is then made anew.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from boom_utils.artifacts import CHECKPOINTS, Artifact, Node
 from boom_utils.config import QUERY_TEMPLATE, PretrainedBase, Profile, SubsetConfig, TinyBase, query_prompt
+from boom_utils.data import convert, sampling
+from boom_utils.data.examples import count_rows, iter_examples, read_examples
+from boom_utils.data.fetching import used_datasets
 from boom_utils.data.manifest import Manifest
+from boom_utils.data.tokens import TextRules, write_tokens
 from boom_utils.errors import ConfigError
-
-VERSION: Mapping[str, int] = {
-    "examples": 2,
-    "subset": 1,
-    "random": 1,
-    "base": 3,
-    "tokens": 2,
-    "plan": 2,
-    "member": 3,
-    "merge": 2,
-    "geometry": 3,
-    "losses": 2,
-    "interaction": 3,
-    "scores": 4,
-    "results": 12,
-    "report": 11,
-}
+from boom_utils.model_folder import is_sentence_transformer, read_spec, whole_folder
+from boom_utils.training.base_source import describe_base, fetch_base
 
 Nodes = Mapping[str, Node]
 Inputs = Mapping[str, Artifact]
@@ -59,9 +49,6 @@ def model_nodes(profile: Profile) -> dict[str, str]:
 
 def examples(profile: Profile, manifest: Manifest, downloads: Path) -> Node:
     """Training examples and evaluation sets from the manifest's source; keyed by what the study uses of it."""
-    from boom_utils.data import convert
-    from boom_utils.data.fetching import used_datasets
-
     tasks, corpus = corpus_tasks(profile), profile.corpus
 
     def make(out: Path, _: Inputs) -> Mapping[str, Any]:
@@ -77,7 +64,7 @@ def examples(profile: Profile, manifest: Manifest, downloads: Path) -> Node:
         "corpus": corpus.model_dump(mode="json", exclude=convert.unread_fields(manifest)),
         "found": convert.found_now(manifest, corpus),
     }
-    return Node("examples", VERSION["examples"], f"examples of {manifest.name}", config, make)
+    return Node("examples", 2, f"examples of {manifest.name}", config, make)
 
 
 def corpus_tasks(profile: Profile) -> tuple[str, ...]:
@@ -94,9 +81,6 @@ def _without(value: Any, keys: set[str]) -> Any:
 
 def subset(profile: Profile, config: SubsetConfig, nodes: Nodes) -> Node:
     """One subset: row ids of every training dataset, and of the new ones if it holds new data."""
-    from boom_utils.data import sampling
-    from boom_utils.data.examples import count_rows
-
     datasets, new = profile.corpus.datasets, profile.new_datasets(config)
     inputs = {"examples": nodes["examples"]}
     if config.complement_of is not None:
@@ -111,7 +95,7 @@ def subset(profile: Profile, config: SubsetConfig, nodes: Nodes) -> Node:
     described = {"subset": config.rule(), "datasets": sorted(datasets)}
     if new:
         described["new_datasets"] = sorted(new)
-    return Node("subset", VERSION["subset"], f"subset {config.name}", described, make, inputs)
+    return Node("subset", 1, f"subset {config.name}", described, make, inputs)
 
 
 def fixed_prompts(profile: Profile) -> tuple[str | None, str]:
@@ -126,8 +110,6 @@ def fixed_prompts(profile: Profile) -> tuple[str | None, str]:
         return None, ""
     query, passage = (None if base.prompts == "instruct" else ""), ""
     if base.prompts == "own" and None in (base.query_prompt, base.passage_prompt):
-        from boom_utils.training.base_source import fetch_base
-
         query, passage = stated_prompts(folder := fetch_base(base).folder)
         if not query and not passage:
             raise ConfigError(
@@ -147,8 +129,6 @@ def stated_prompts(folder: Path) -> tuple[str, str]:
     Raises:
         CheckpointError: The folder is no encoder.
     """
-    from boom_utils.model_folder import is_sentence_transformer, read_spec, whole_folder
-
     with whole_folder(folder) as place:
         return read_spec(place).own_prompts if is_sentence_transformer(place) else ("", "")
 
@@ -174,60 +154,43 @@ def prompts_of(profile: Profile, manifest: Manifest, template: str = QUERY_TEMPL
 
 
 def base_nodes(profile: Profile, manifest: Manifest, nodes: Nodes) -> dict[str, Node]:
-    """The nodes up to the model every member starts from; only a tiny base begins at a random model."""
-    config = profile.base_model
+    """The nodes up to the model every member starts from; only a tiny base begins at a random model.
+
+    A pretrained base is keyed by the files it is made from, as far as they are known.
+    """
+    config, prompts = profile.base_model, prompts_of(profile, manifest)
     if isinstance(config, PretrainedBase):
-        return {"base": _pretrained_model(config, named_prompts(profile, manifest))}
-    random = _random_model(config, prompts_of(profile, manifest), nodes)
-    return {"random": random, "base": _tiny_model(profile, config, manifest, {**nodes, "random": random})}
+        return {"base": _pretrained_base(config, named_prompts(profile, manifest))}
 
-
-def _random_model(config: TinyBase, prompts: dict[str, str], nodes: Nodes) -> Node:
-    """The tiny Qwen3 with random weights, and its tokenizer."""
-
-    def make(out: Path, found: Inputs) -> None:
-        from boom_utils.data.examples import read_examples
+    def make_random(out: Path, found: Inputs) -> None:
         from boom_utils.training.base_model import random_encoder
 
         pairs = read_examples(found["examples"].path / "pretraining.jsonl")
         texts = [text for pair in pairs for text in (pair.query, *pair.pos)]
         random_encoder([*texts, *prompts.values()], config, prompts).save(out)
 
-    described = {"base_model": config.model_dump(mode="json", exclude={"pretraining"}), "prompts": prompts}
-    inputs = {"examples": nodes["examples"]}
-    return Node("random", VERSION["random"], "random initialisation", described, make, inputs)
-
-
-def _tiny_model(profile: Profile, config: TinyBase, manifest: Manifest, nodes: Nodes) -> Node:
-    """The tiny base: the random model, weakly pre-trained."""
-    prompt = prompts_of(profile, manifest)[profile.corpus.datasets[0]]
-
-    def make(out: Path, found: Inputs) -> Mapping[str, Any]:
-        from boom_utils.data.examples import read_examples
+    def make_base(out: Path, found: Inputs) -> Mapping[str, Any]:
         from boom_utils.training.base_model import pretrain
 
         pairs = read_examples(found["examples"].path / "pretraining.jsonl")
         return pretrain(found["random"].path, pairs, prompt, config, out)
 
+    prompt, inputs = prompts[profile.corpus.datasets[0]], {"examples": nodes["examples"]}
+    start = {"base_model": config.model_dump(mode="json", exclude={"pretraining"}), "prompts": prompts}
+    random = Node("random", 1, "random initialisation", start, make_random, inputs)
     described = {"base_model": config.model_dump(mode="json"), "prompt": prompt}
-    inputs = {"random": nodes["random"], "examples": nodes["examples"]}
-    log_file = ("training_log.jsonl",)
-    return Node(
-        "base", VERSION["base"], "base model", described, make, inputs, kept=(CHECKPOINTS,), observations=log_file
-    )
+    base = Node("base", 3, "base model", described, make_base, {"random": random, **inputs})
+    return {"random": random, "base": replace(base, kept=(CHECKPOINTS,), observations=("training_log.jsonl",))}
 
 
-def _pretrained_model(config: PretrainedBase, prompts: dict[str, str]) -> Node:
-    """The pretrained base in the kit's layout; keyed by the files it is made from, as far as they are known."""
-    from boom_utils.training.base_source import describe_base
-
+def _pretrained_base(config: PretrainedBase, prompts: dict[str, str]) -> Node:
     def make(out: Path, _: Inputs) -> Mapping[str, Any]:
         from boom_utils.training.pretrained_base import prepare_base
 
         return prepare_base(config, prompts, out)
 
     described = {"base_model": describe_base(config), "prompts": prompts}
-    return Node("base", VERSION["base"], "base model", described, make)
+    return Node("base", 3, "base model", described, make)
 
 
 def tokens(profile: Profile, manifest: Manifest, nodes: Nodes, *, new: bool = False) -> Node:
@@ -238,8 +201,6 @@ def tokens(profile: Profile, manifest: Manifest, nodes: Nodes, *, new: bool = Fa
     datasets = [manifest.dataset(name) for name in names]
 
     def make(out: Path, found: Inputs) -> Mapping[str, Any]:
-        from boom_utils.data.examples import iter_examples
-        from boom_utils.data.tokens import TextRules, write_tokens
         from boom_utils.models import Encoder
 
         encoder, counts = Encoder.load(found[tokenizer].path), {}
@@ -258,4 +219,4 @@ def tokens(profile: Profile, manifest: Manifest, nodes: Nodes, *, new: bool = Fa
         described["passage_prompt"] = passage_prompt
     inputs = {"examples": nodes["examples"], tokenizer: nodes[tokenizer]}
     label = "tokens of the new examples" if new else "tokens of the training examples"
-    return Node("tokens", VERSION["tokens"], label, described, make, inputs)
+    return Node("tokens", 2, label, described, make, inputs)
