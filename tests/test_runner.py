@@ -16,20 +16,20 @@ from typing import Any
 
 import nbformat
 import pytest
-import yaml
-from conftest import HANGS, only_known, plain_smoke
+from conftest import HANGS
 
-from boom_utils.artifacts import Artifact, Node, Workspace, digest_of, write_text
+from boom_utils.artifacts import Artifact, Node, Workspace, write_text
 from boom_utils.cli import main
-from boom_utils.config import PROFILES, Profile, load_profile
+from boom_utils.config import load_profile
 from boom_utils.errors import ConfigError, NotebookError, WorkspaceError
 from boom_utils.study import runner
-from boom_utils.study.graph import NOTEBOOKS, Study
+from boom_utils.study.graph import NOTEBOOKS
 from boom_utils.study.runner import run, run_lock, typed_parameters
 
 CANARY = "hf_canary0123456789abcdefghij"
 
 
+SECRETS = {"hf_token": "x", "level": CANARY, "api_key": "1"}
 PARAMETERS = """
 profile = "smoke"
 level = 1
@@ -144,6 +144,7 @@ def test_a_parameter_is_given_to_the_notebooks_that_have_it() -> None:
 
 
 @pytest.mark.promise(35)
+@pytest.mark.promise(36)
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -153,9 +154,13 @@ def test_a_parameter_is_given_to_the_notebooks_that_have_it() -> None:
         ("strict", "perhaps", "'strict' takes a value such as True"),
         *(("names", text, r"'names' takes a value such as \['a'\]") for text in ("a: 1", "[a")),
         ("sizes", "[1, x]", r"'sizes' takes a value such as \[1, 2\]"),
+        *(
+            (name, text, "looks like a secret")
+            for name, text in (("hf_token", "x"), ("level", CANARY), ("api_key", "1"))
+        ),
     ],
 )
-def test_an_unknown_parameter_or_a_value_of_another_type_is_an_error_before_anything_runs(
+def test_an_unknown_parameter_a_value_of_another_type_or_a_secret_is_an_error_before_anything_runs(
     setup: Setup, name: str, text: str, message: str
 ) -> None:
     setup.notebook("raise SystemExit('must not run')")
@@ -212,14 +217,6 @@ def test_a_notebook_that_does_not_make_what_the_graph_says_is_an_error(setup: Se
         run(setup.study, ["01_toy"], {})
 
 
-@pytest.mark.promise(36)
-@pytest.mark.parametrize("values", [{"hf_token": "x"}, {"level": CANARY}, {"api_key": "1"}])
-def test_a_parameter_that_looks_like_a_secret_is_refused(setup: Setup, values: dict[str, str]) -> None:
-    setup.notebook("pass")
-    with pytest.raises(ConfigError, match="looks like a secret"):
-        typed_parameters(["01_toy"], values)
-
-
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -232,7 +229,7 @@ with run_lock(SimpleNamespace(profile=SimpleNamespace(name="toy"), workspace=Wor
 """
 
 
-NO_FLOCK = """
+NO_LOCKS = """
 import errno, fcntl, os
 def flock(*_):
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -249,7 +246,7 @@ def holding(root: Path, before: str = "") -> subprocess.Popen[str]:
 
 
 @pytest.mark.promise(37)
-@pytest.mark.parametrize("flock", ["", NO_FLOCK])
+@pytest.mark.parametrize("flock", ["", NO_LOCKS])
 def test_a_second_run_names_the_first_and_goes_on_once_that_is_killed(
     setup: Setup, caplog: pytest.LogCaptureFixture, flock: str
 ) -> None:
@@ -266,7 +263,7 @@ def test_a_second_run_names_the_first_and_goes_on_once_that_is_killed(
 
 
 @pytest.mark.promise(37)
-@pytest.mark.parametrize("flock", ["", NO_FLOCK])
+@pytest.mark.parametrize("flock", ["", NO_LOCKS])
 def test_force_unlock_takes_over_the_lock_of_a_machine_that_is_gone(setup: Setup, flock: str) -> None:
     process = holding(setup.workspace.root, flock)
     note = setup.workspace.root / ".locks" / "run-toy.json"
@@ -292,114 +289,6 @@ def test_notebooks_are_chosen_by_number_or_name() -> None:
     assert runner.choose([], "03") == list(NOTEBOOKS)[2:]
 
 
-def smoke_content() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
-    return content
-
-
-def smoke_study(folder: Path, *without: str, **member: object) -> Study:
-    """The plain smoke study without some of its members, and with one more that is like `full`."""
-    content = plain_smoke()
-    content["members"] = [one for one in content["members"] if one["name"] not in without]
-    content["members"] += [{"subset": "p100", "seed": 100, **member}] if member else []
-    return Study(Profile.model_validate(only_known(content)), Workspace(folder))
-
-
-def trained_by(study: Study, notebook: str) -> list[str]:
-    names = [name for name in study.nodes_of(notebook) if name.startswith("member/")]
-    scored = {name.split("/")[1] for name in study.nodes_of(notebook) if name.startswith("scores/")}
-    members = [name.removeprefix("member/") for name in names]
-    wanted = {*members} & {*study.profile.scored_models}
-    assert wanted <= scored, "what it trains, it scores"
-    return members
-
-
-def test_every_artifact_of_the_study_is_made_by_a_notebook(tmp_path: Path) -> None:
-    for study in (smoke_study(tmp_path), Study(Profile.model_validate(smoke_content()), Workspace(tmp_path))):
-        made = [set(study.nodes_of(name)) for name in NOTEBOOKS]
-        assert set.union(*made) == set(study.nodes)
-
-
-def test_members_to_merge_are_made_in_one_notebook_and_other_schedules_in_another(tmp_path: Path) -> None:
-    study = smoke_study(tmp_path)
-    assert trained_by(study, "02_finetune_subsets") == ["s20", "s40", "s60", "s80", "full"]
-    whole = Study(Profile.model_validate(smoke_content()), Workspace(tmp_path))
-    assert set(trained_by(whole, "06_merging_ablations")) == {*whole.group("restricted")}
-    assert trained_by(study, "05_scheduling_ablations") == ["full", "seq-datasets", "two-stage"]
-    assert list(study.node("geometry").inputs) == ["base", "s20", "s40", "s60", "s80", "full"]
-
-
-def test_a_name_that_begins_like_another_is_not_taken_for_it(tmp_path: Path) -> None:
-    study = smoke_study(tmp_path, name="full-reversed", schedule="sequential_datasets", order="reversed")
-    assert "full-reversed" not in trained_by(study, "02_finetune_subsets")
-    assert trained_by(study, "07_tables_and_figures") == ["full-reversed"], "a member of no experiment"
-    assert study.build_all("plan/", []) == {}
-    with pytest.raises(ConfigError, match="did you mean 'plan/full'"):
-        study.build_all("plan/", ["ful"])
-
-
-def static_study(folder: Path, **corpus: object) -> Study:
-    """The plain smoke study before the new data arrived."""
-    content = plain_smoke()
-    content["subsets"] = [subset for subset in content["subsets"] if "new_data" not in subset]
-    content["members"] = [one for one in content["members"] if one["name"] not in ("update", "retrained")]
-    content["merges"] = [one for one in content["merges"] if one["name"] != "boom-updated"]
-    content["corpus"] |= {"new_datasets": [], **corpus}
-    return Study(Profile.model_validate(only_known(content)), Workspace(folder))
-
-
-def fingerprint(node: Node) -> str:
-    """What an artifact is a function of, before any is made."""
-    inputs = {name: fingerprint(child) for name, child in node.inputs.items()}
-    return digest_of([node.stage, node.version, node.config, inputs])
-
-
-def test_new_data_make_nothing_anew_that_was_there_before(tmp_path: Path) -> None:
-    before, after = static_study(tmp_path).nodes, smoke_study(tmp_path).nodes
-    kept = set(before) - {"results", "report"}
-    assert [name for name in kept if fingerprint(before[name]) != fingerprint(after[name])] == []
-    added = {name for name in set(after) - set(before) if not name.startswith("scores/")}
-    assert added == {
-        *("subset/update", "subset/everything", "tokens/new", "merge/boom-updated"),
-        *("plan/update", "member/update", "plan/retrained", "member/retrained"),
-    }
-
-
-def test_models_that_know_new_data_are_made_in_a_notebook_of_their_own_with_old_and_new_tokens(tmp_path: Path) -> None:
-    study = smoke_study(tmp_path)
-    assert study.group("incremental") == ["boom", "update", "boom-updated", "retrained"]
-    assert study.group("averages") == ["plain-mean", "boom"]
-    asked = set(study.nodes_of("04_incremental_updates"))
-    assert {"member/update", "member/retrained", "merge/boom-updated", "tokens/new", "subset/update"} <= asked
-    earlier = {name for notebook in list(NOTEBOOKS)[:3] for name in study.nodes_of(notebook)}
-    assert {name for name in earlier if re.search("update|retrained|everything|new", name)} == set()
-    for name in ("update", "retrained"):
-        inputs = study.node(f"member/{name}").inputs
-        assert inputs["base"] is study.node("base")
-        assert [inputs["tokens"], inputs["new_tokens"]] == [study.node("tokens"), study.node("tokens/new")]
-        assert "docstring_to_code" in study.node(f"member/{name}").config["rules"]
-    assert "new_tokens" not in study.node("member/full").inputs
-    merged = study.node("merge/boom-updated")
-    assert list(merged.inputs.values()) == [study.node("merge/boom"), study.node("member/update")]
-    assert merged.config["weights"] == [1.0, 1.0]
-
-
-def test_a_study_without_an_experiment_asks_nothing_of_its_notebook(tmp_path: Path) -> None:
-    for study, notebook, groups in (
-        (static_study(tmp_path), "04_incremental_updates", ("incremental", "new_subsets")),
-        (smoke_study(tmp_path, "seq-datasets", "two-stage"), "05_scheduling_ablations", ("schedules",)),
-    ):
-        assert [study.group(name) for name in groups] == [[]] * len(groups)
-        assert study.nodes_of(notebook) == {}
-
-
-def test_a_dataset_is_new_only_if_the_manifest_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"corpus.new_datasets: no 'docstring_to_cod'; did you mean"):
-        static_study(tmp_path, new_datasets=["docstring_to_cod"])
-    with pytest.raises(ConfigError, match="'exception_class' has the role train, not new_data"):
-        static_study(tmp_path, datasets=["summary_to_description"], new_datasets=["exception_class"])
-
-
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -421,21 +310,12 @@ def test_an_error_of_the_operating_system_or_ctrl_c_is_said_with_its_file_and_wh
     assert [text for text in said if text not in shown] == []
 
 
-def test_a_workspace_that_cannot_be_written_is_said_without_a_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv("BOOM_HOME", str(tmp_path / "file"))
-    assert main(["run", "--profile", "smoke"]) == 1
-    said = capsys.readouterr().out
-    assert f"where: {tmp_path}/file" in said and "what to do" in said
-    assert "Traceback" not in said
-
-
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
-def test_a_terminal_that_is_not_utf_8_gets_escapes_and_no_traceback(environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "boom_utils", "run", "--profile", "größe"]
-    done = subprocess.run(command, capture_output=True, timeout=HANGS, env={**os.environ, **environment}, check=False)
+def test_a_terminal_that_is_not_utf_8_gets_escapes_and_no_traceback() -> None:
+    command, ascii_only = (
+        [sys.executable, "-m", "boom_utils", "run", "--profile", "größe"],
+        {"PYTHONIOENCODING": "ascii"},
+    )
+    done = subprocess.run(command, capture_output=True, timeout=HANGS, env={**os.environ, **ascii_only}, check=False)
     assert done.returncode == 2
     assert b"error: there is no profile 'gr" in done.stdout
     assert b"Traceback" not in done.stdout + done.stderr

@@ -112,9 +112,8 @@ def test_stated_lengths_and_speed_replace_limits_and_measurement_and_are_said(
     full = cost_of(plan, "full")
     assert full["tokens"] == 208 * (4 + 2 * 20)  # no longer than the limit
     assert full["seconds"] == pytest.approx(full["tokens"] / 1000)
-    assert "lengths: 4 tokens a query, as given" in plan.assumptions
-    assert "time here: 1000 tokens a second, as given" in plan.assumptions
-    assert any("its limit, an upper bound" in text for text in plan_study(study_of(tmp_path)).assumptions)
+    assert "- lengths: 4 tokens a query, 20 a passage: as given" in plan_text(plan)
+    assert "- time here: 1000 tokens a second, as given" in plan_text(plan)
 
 
 def test_time_is_that_of_this_machine_measured_once_and_shown_in_hours_and_minutes(
@@ -210,7 +209,7 @@ def test_facts_of_finished_artifacts_come_before_assumptions(tmp_path: Path, row
     assert [full[name] for name in ("examples", "steps", "tokens")] == [77, 5, 1234]
     assert base["steps"] == 3
     assert full["seconds"] == pytest.approx(1234 / 50)  # the speed it had
-    assert "time here: 50 tokens a second, members that are made" in plan.assumptions
+    assert "- time here: 50 tokens a second" in plan_text(plan)
     assert total(plan.costs[plan.costs["up_to_date"]])["steps"] == 5 + 3
 
 

@@ -110,25 +110,22 @@ def _dataset(name: str, files: Sequence[str], own: OwnData, folder: Path) -> dic
 def _profile(own: OwnData, like: Profile, datasets: list[str], folder: Path) -> dict[str, Any]:
     members = {ratio: "full" if ratio == 1.0 else f"s{round(100 * ratio)}" for ratio in sorted(own.ratios)}
     corpus = {"manifest": MANIFEST, "datasets": datasets, "train_rows": own.train_rows, "evaluation_queries": 300}
-    corpus["hard_negatives"] = like.corpus.hard_negatives
-    subsets, all_of_them = {ratio: f"p{round(100 * ratio)}" for ratio in members}, [*members.values()]
-    declared: dict[str, Any] = {"full": "full", "boom": "boom", "sampled": [*all_of_them], "variants": ["boom"]}
-    declared |= {"controls": ["plain-mean"], "methods": [["plain-mean", "boom"]]}
+    seeds, every = {ratio: round(100 * ratio) for ratio in members}, [*members.values()]
+    experiments = {"full": "full", "boom": "boom", "sampled": [*every], "variants": ["boom"]}
+    merges = {"plain-mean": ("linear", "equal"), "boom": ("multislerp", "ratio")}
     return {
         "name": "own",
         "description": f"{', '.join(datasets)}, with the training settings of {like.name}.",
-        "corpus": {**corpus, "seed": like.corpus.seed},
+        "corpus": {**corpus, "hard_negatives": like.corpus.hard_negatives, "seed": like.corpus.seed},
         "base_model": _base(own, like, folder),
         "training": like.training.model_dump(mode="json", exclude_defaults=True),
-        "subsets": [{"name": subset, "ratio": ratio} for ratio, subset in subsets.items()],
-        "members": [
-            {"name": name, "subset": subsets[ratio], "seed": round(100 * ratio)} for ratio, name in members.items()
-        ],
+        "subsets": [{"name": f"p{seed}", "ratio": ratio} for ratio, seed in seeds.items()],
+        "members": [{"name": members[ratio], "subset": f"p{seed}", "seed": seed} for ratio, seed in seeds.items()],
         "merges": [
-            {"name": "plain-mean", "method": "linear", "members": [*all_of_them], "weights": "equal"},
-            {"name": "boom", "method": "multislerp", "members": [*all_of_them], "weights": "ratio"},
+            {"name": name, "method": method, "members": [*every], "weights": weights}
+            for name, (method, weights) in merges.items()
         ],
-        "experiments": declared,
+        "experiments": {**experiments, "controls": ["plain-mean"], "methods": [["plain-mean", "boom"]]},
         "evaluation": {"in_domain": [*datasets], "reference": "full"},
     }
 
@@ -143,9 +140,8 @@ def _base(own: OwnData, like: Profile, folder: Path) -> dict[str, Any]:
 
 
 def _relative(path: str | Path, folder: Path) -> str:
-    if str(path).startswith("hf://"):
-        return str(path)
-    return Path(os.path.relpath(Path(path).resolve(), folder.resolve())).as_posix()
+    on_hub = str(path).startswith("hf://")
+    return str(path) if on_hub else Path(os.path.relpath(Path(path).resolve(), folder.resolve())).as_posix()
 
 
 def _yaml(content: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -260,39 +260,26 @@ class _Planner:
             "checkpoint_bytes": math.nan if training.lora else self.model["parameters"] * BYTES_A_WEIGHT * ADAM_COPIES,
         }
 
-    def said(self, unknown: tuple[str, ...]) -> list[str]:
+    def said(self, unknown: Sequence[str]) -> Iterator[str]:
         """What the numbers rest on."""
-        training, given, model = self.training, self.given, self.model
-        stated = (
-            f"manifest {self.study.manifest.name}, before conversion; corpus.train_rows bounds what it does not state"
-        )
-        said = [f"rows: counted in {'the examples' if 'examples' in self.found else stated}"]
+        given, model = self.given, self.model
+        rows = "the examples" if "examples" in self.found else f"manifest {self.study.manifest.name}, before conversion"
+        yield f"rows: counted in {rows}; corpus.train_rows is an upper bound where none are stated"
         if unknown:
             names = ", ".join(unknown[:8]) + (" ..." if len(unknown) > 8 else "")
-            said.append(f"rows: unknown for {len(unknown)} datasets, sums are lower bounds: {names}")
-        if self.lengths:
-            said.append(f"lengths: measured, tokens of {len(self.lengths)} datasets are in the workspace")
-        else:
-            query, passage, _ = self.texts("")
-            for name, mean, asked in (("query", query, given.query_tokens), ("passage", passage, given.passage_tokens)):
-                why = "as given" if asked else "its limit, an upper bound"
-                said.append(f"lengths: {mean:g} tokens a {name}, {why}")
-            said.append("passages a query: at most train_group_size, the rows may bring fewer")
-        if math.isnan(model["matrices"]):
-            said.append("parameters of the base: unknown; state base_model.parameters, or have the model here")
-        else:
-            said.append(f"weights a token meets: {model['matrices']:.3g} (all but embeddings)")
+            yield f"rows: unknown for {len(unknown)} datasets, sums are lower bounds: {names}"
+        query, passage, _ = self.texts("")
+        limits = f"{query:g} tokens a query, {passage:g} a passage: as given, else their limits, an upper bound"
+        yield f"lengths: measured, of {len(self.lengths)} datasets" if self.lengths else f"lengths: {limits}"
+        yield f"weights a token meets: {model['matrices']:.3g} (all but embeddings; nan: state base_model.parameters)"
         if self.tokens_per_second is not None:
-            basis = "as given" if given.tokens_per_second else "members that are made"
-            said.append(f"time here: {self.tokens_per_second:g} tokens a second, {basis}")
-        elif self.shape is None:
-            said.append("time here: unknown, as the base is not on this machine; state --tokens-per-second")
+            yield f"time here: {self.tokens_per_second:g} tokens a second, as given or of the members that are made"
         else:
-            rate = f"{model['flops_per_second'] / 1e9:.3g} GFLOP/s in {training.precision} on one device here"
-            said.append(f"time here: {rate}, measured once (speed/) in training steps of layers of the base's shape")
-        said.append(f"device hours: {given.device_tflops:g} TFLOP/s at {100 * given.utilisation:g} % utilisation")
-        rest = "merging, evaluation, products of attention, tokens computed twice for lack of memory"
-        return [*said, f"not counted: conversion, mining, tokenising, {rest}"]
+            rate = f"{model['flops_per_second'] / 1e9:.3g} GFLOP/s in {self.training.precision} on one device here"
+            yield f"time here: {rate}, measured once (speed/) in training steps; nan: the base is not on this machine"
+        yield f"device hours: {given.device_tflops:g} TFLOP/s at {100 * given.utilisation:g} % utilisation"
+        rest = "merging, evaluation, products of attention, what lack of memory has computed twice"
+        yield f"not counted: conversion, mining, tokenising, {rest}"
 
     def graph(self) -> tuple[dict[str, Any], ...]:
         """Every node: name, stage, label, names of its inputs, whether it is up to date and where it is then."""
