@@ -9,7 +9,6 @@ from typing import Any
 import mteb  # noqa: F401  (while it is imported it draws from torch's global generator)
 import pandas as pd
 import pytest
-import yaml
 from conftest import TEXTS, bert_folder
 
 from boom_utils.artifacts import Workspace
@@ -34,17 +33,6 @@ def rows(path: Path, count: int = 60) -> Path:
     return path
 
 
-def test_a_model_is_given_instructions_only_if_there_is_one(tmp_path: Path) -> None:
-    file, smoke = rows(tmp_path / "faq.jsonl"), load_profile("smoke")
-    for prompt, style in ((PROMPT, "instruct"), ("", "none")):
-        profile = load_profile(
-            write_own_study(OwnData({file.stem: [str(file)]}, "someone/model", prompt), smoke, tmp_path / "own")
-        )
-        assert isinstance(profile.base_model, PretrainedBase)
-        assert profile.base_model.prompts == style
-        assert (PROMPT in (tmp_path / "own" / "manifest.yaml").read_text(encoding="utf-8")) == bool(prompt)
-
-
 def test_names_that_collide_and_ratios_without_a_reference_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     file, smoke = str(rows(tmp_path / "a.jsonl")), load_profile("smoke")
     with pytest.raises(ConfigError, match=r"(?s)two datasets get one name.*my_data"):
@@ -63,25 +51,20 @@ def test_names_that_collide_and_ratios_without_a_reference_are_refused_and_nothi
 def test_the_files_written_name_no_place_of_this_machine_and_work_from_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, model = rows(tmp_path / "data" / "help_desk.jsonl"), bert_folder(tmp_path / "model")
-    written = write_own_study(
-        OwnData({file.stem: [str(file)]}, str(model), PROMPT), load_profile("smoke"), tmp_path / "own"
-    )
-    for name in ("profile.yaml", "manifest.yaml"):
-        assert str(tmp_path) not in (written.parent / name).read_text(encoding="utf-8")
+    file, folder = rows(tmp_path / "data" / "help_desk.jsonl"), bert_folder(tmp_path / "model")
     monkeypatch.chdir(tmp_path / "data")
-    profile = load_profile(written)
-    assert profile.base_model.place.resolve() == model.resolve()  # type: ignore[union-attr]
-    manifest = load_manifest(profile.manifest)
-    assert (manifest.folder / manifest.dataset("help_desk").place.files[0]).resolve() == file.resolve()
-    assert yaml.safe_load(written.read_text(encoding="utf-8"))["training"]["learning_rate"] == 2.5e-4
-
-
-def test_a_model_of_the_hub_keeps_its_name(tmp_path: Path) -> None:
-    own = OwnData({"x": [str(rows(tmp_path / "x.jsonl"))]}, "owner/model", PROMPT)
-    base = load_profile(write_own_study(own, load_profile("smoke"), tmp_path / "own")).base_model
-    assert isinstance(base, PretrainedBase)
-    assert base.name == "owner/model"
+    for model, prompt, style in ((str(folder), PROMPT, "instruct"), ("owner/model", "", "none")):
+        own = OwnData({file.stem: [str(file)]}, model, prompt)
+        written = write_own_study(own, load_profile("smoke"), tmp_path / "own")
+        texts = [(written.parent / name).read_text(encoding="utf-8") for name in ("profile.yaml", "manifest.yaml")]
+        assert str(tmp_path) not in "".join(texts)
+        assert (PROMPT in texts[1]) == bool(prompt)
+        profile = load_profile(written)
+        base, manifest = profile.base_model, load_manifest(profile.manifest)
+        assert isinstance(base, PretrainedBase) and base.prompts == style
+        assert base.name == model or base.place.resolve() == folder.resolve()
+        assert (manifest.folder / manifest.dataset("help_desk").place.files[0]).resolve() == file.resolve()
+        assert profile.training.learning_rate == 2.5e-4
 
 
 def of_kind(folder: Path, kind: str) -> Path:

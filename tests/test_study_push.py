@@ -109,25 +109,22 @@ def refused(folder: Path) -> str:
 # --- what goes there --------------------------------------------------------------------------------------------------
 
 
-def test_what_is_pushed_is_the_folder_byte_for_byte_in_one_private_commit_each_time(folder: Path, hub: Hub) -> None:
+def test_what_is_pushed_is_the_folder_byte_for_byte_in_one_private_commit_each_time_and_what_the_kit_keeps_stays(
+    folder: Path, hub: Hub
+) -> None:
+    sent = contents(folder)
+    for name in STAYS:
+        (folder / name).write_text('{"secret": "place"}', encoding="utf-8")
     for times in (1, 2):
         (folder / CARD).write_text((folder / CARD).read_text() + "\nMore.\n", encoding="utf-8")
-        assert push(upload(folder)).endswith(f"{REPO}/commit/1")
-        sent = contents(folder)
+        looked = upload(folder)
+        assert sorted(looked.stays) == sorted(STAYS) and all(name in looked.text() for name in STAYS)
+        assert push(looked).endswith(f"{REPO}/commit/1")
+        sent[CARD] = (folder / CARD).read_bytes()
         sent[CARD] = sent[CARD].replace(b"OWNER/NAME", REPO.encode())
         assert {name: content for name, content in hub.repos[REPO].items() if name != ".gitattributes"} == sent
         assert [sorted(names) for names in hub.commits] == [sorted(sent)] * times
     assert hub.private == {*hub.repos} == {REPO}
-
-
-def test_what_the_kit_keeps_beside_a_model_stays_here_and_is_said(folder: Path, hub: Hub) -> None:
-    for name in STAYS:
-        (folder / name).write_text('{"secret": "place"}', encoding="utf-8")
-    looked = upload(folder)
-    assert sorted(looked.stays) == sorted(STAYS)
-    assert all(name in looked.text() for name in STAYS)
-    push(looked)
-    assert not STAYS & {*hub.repos[REPO]}
 
 
 def test_it_is_private_unless_public_is_said_and_nothing_is_mixed_with_what_is_there(folder: Path, hub: Hub) -> None:
@@ -146,24 +143,15 @@ def test_it_is_private_unless_public_is_said_and_nothing_is_mixed_with_what_is_t
 # --- what never goes --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "optimizer.pt",
-        "trainer_state.json",
-        "checkpoints/3/model.safetensors",
-        "run.log",
-        ".env",
-        "1_Pooling/data.jsonl",
-    ],
-)
-def test_a_folder_with_anything_that_is_no_file_of_a_model_is_refused(folder: Path, name: str) -> None:
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text("{}", encoding="utf-8")
-    assert name in refused(folder)
+STRANGE = ("optimizer.pt", "trainer_state.json", "checkpoints/3/model.safetensors", "run.log", ".env", "1_Pooling/x")
 
 
-def test_pickles_links_and_weights_that_belong_to_nothing_are_refused(folder: Path) -> None:
+def test_a_folder_with_anything_that_is_no_file_of_a_model_is_refused(folder: Path) -> None:
+    for name in STRANGE:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}", encoding="utf-8")
+        assert name in refused(folder)
+        (folder / name).unlink()
     (folder / "LICENSE").symlink_to(folder.parent / "elsewhere")
     assert "LICENSE (a link" in refused(folder)
     (folder / "LICENSE").unlink()
@@ -187,10 +175,10 @@ def test_a_token_or_a_place_on_this_machine_in_a_file_is_refused_and_not_shown(
         assert secret not in refused(folder)
 
 
-@pytest.mark.parametrize("repo", ["name", "a/b/c", "../x", "owner/na me", "owner/x.git", "owner/a--b", "/x", ""])
-def test_names_that_the_hub_does_not_take_are_refused_before_it_is_asked(folder: Path, repo: str) -> None:
-    with pytest.raises(ConfigError, match="OWNER/NAME"):
-        upload(folder, repo)
+def test_names_that_the_hub_does_not_take_are_refused_before_it_is_asked(folder: Path) -> None:
+    for repo in ("name", "a/b/c", "../x", "owner/na me", "owner/x.git", "owner/a--b", "/x", ""):
+        with pytest.raises(ConfigError, match="OWNER/NAME"):
+            upload(folder, repo)
 
 
 def test_what_is_no_model_or_not_made_is_an_error_and_is_not_made_by_a_push(
@@ -260,10 +248,6 @@ def test_a_model_of_a_study_goes_with_its_scores_once_it_has_them(study: Study, 
     assert (study.build("merge/boom").path / CARD).read_text(encoding="utf-8") != card, "artifacts stay as they are"
 
 
-def local(licence: str) -> LocalOrigin:
-    return LocalOrigin.model_validate({"files": ["rows.jsonl"], "licence": licence})
-
-
 def test_a_folder_and_a_model_of_one_name_are_told_apart(
     study: Study, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,8 +263,12 @@ def test_a_folder_and_a_model_of_one_name_are_told_apart(
 def test_terms_that_are_unknown_or_restricted_are_named_of_what_the_model_was_trained_on(study: Study) -> None:
     trained, other = study.profile.corpus.datasets[:2]
     terms = {trained: "CC-BY-NC-4.0", other: "unknown"}
-    datasets = [one.model_copy(update={"local": local(terms.get(one.id, "MIT"))}) for one in study.manifest.datasets]
-    study.manifest = study.manifest.model_copy(update={"datasets": tuple(datasets)})
+    places = {
+        one.id: LocalOrigin.model_validate({"files": ["rows.jsonl"], "licence": terms.get(one.id, "MIT")})
+        for one in study.manifest.datasets
+    }
+    datasets = tuple(one.model_copy(update={"local": places[one.id]}) for one in study.manifest.datasets)
+    study.manifest = study.manifest.model_copy(update={"datasets": datasets})
     study.build("merge/boom")
     text = prepare(find_model("boom", "smoke"), REPO).text()
     assert f"{trained}: CC-BY-NC-4.0" in text
@@ -299,57 +287,42 @@ def test_a_dry_run_shows_all_and_asks_no_server(
     assert all(name in said for name in contents(folder))
     assert f"to {REPO} (private)" in said
     assert hub.asked == []
+    assert main(["card", str(folder)]) == 0
+    assert capsys.readouterr().out == (folder / CARD).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    ("answer", "words", "code", "commits"),
-    [("y\n", [], 0, 1), ("\n", [], 0, 0), ("", [], 0, 0), (None, [], 2, 0), (None, ["--yes"], 0, 1)],
+    ("answer", "words", "outcome"),
+    [("y\n", [], (0, 1)), ("\n", [], (0, 0)), ("", [], (0, 0)), (None, [], (2, 0)), (None, ["--yes"], (0, 1))],
 )
 def test_a_person_is_asked_first_and_a_script_has_to_say_yes(
-    folder: Path,
-    hub: Hub,
-    monkeypatch: pytest.MonkeyPatch,
-    answer: str | None,
-    words: list[str],
-    code: int,
-    commits: int,
+    folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, answer: str | None, words: list[str], outcome: object
 ) -> None:
     terminal = io.StringIO(answer)
     terminal.isatty = lambda: answer is not None  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stdin", terminal)
-    assert main(["push", str(folder), "--repo", REPO, *words]) == code
-    assert len(hub.commits) == commits
-    assert commits or hub.asked == []
-
-
-def test_boom_card_prints_the_card(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["card", str(folder)]) == 0
-    assert capsys.readouterr().out == (folder / CARD).read_text(encoding="utf-8")
+    assert (main(["push", str(folder), "--repo", REPO, *words]), len(hub.commits)) == outcome
+    assert hub.commits or hub.asked == []
 
 
 # --- what the hub answers ---------------------------------------------------------------------------------------------
 
 
+REFUSALS = [
+    *[("create", 401, "does not show it to this token"), ("create", 403, "does not let this token do this")],
+    *[("commit", 404, "has no such repository"), ("commit", 409, "changed meanwhile"), ("create", 0, "cannot be used")],
+    *[("commit", 500, "the server answers 500"), ("commit", 400, "front matter of the card")],
+]
+
+
 @pytest.mark.promise(36)
-@pytest.mark.parametrize(
-    ("at", "status", "sentence"),
-    [
-        ("create", 401, "does not show it to this token"),
-        ("create", 403, "does not let this token do this"),
-        ("commit", 404, "has no such repository"),
-        ("commit", 409, "changed meanwhile"),
-        ("commit", 500, "the server answers 500"),
-        ("commit", 400, "front matter of the card"),
-        ("create", 0, "the hub cannot be used"),
-    ],
-)
+@pytest.mark.parametrize(("at", "status", "sentence"), REFUSALS)
 def test_each_refusal_is_one_clear_error_without_the_token(
     folder: Path, hub: Hub, caplog: pytest.LogCaptureFixture, at: str, status: int, sentence: str
 ) -> None:
     request = httpx.Request("POST", "https://hub", headers={"authorization": f"Bearer {WRITER}"})
     answer: Exception = HfHubHTTPError(f"no, {WRITER}", response=httpx.Response(status or 500, request=request))
-    answer = {0: httpx.ConnectError(WRITER), 400: ValueError(WRITER)}.get(status, answer)
-    hub.refusals[at] = answer
+    hub.refusals[at] = {0: httpx.ConnectError(WRITER), 400: ValueError(WRITER)}.get(status, answer)
     caplog.set_level(logging.DEBUG)
     with pytest.raises(UploadError, match=sentence) as caught:
         push(upload(folder))
