@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
     """The content of study.json: what was studied, restricted to the models that are among the artifacts ``found``."""
     benchmarks = profile_benchmarks(profile)
     scored = {name.split("/")[1] for name in found if name.startswith("scores/")}
+    seeds = {model: [n for n in names if n in scored] for model, names in seeds_of(profile).items() if model in scored}
     members = [member for member in profile.members if f"member/{member.name}" in found]
     trained_on = {member.name: found[f"plan/{member.name}"].facts["datasets"] for member in members}
     used = (*profile.corpus.datasets, *profile.corpus.new_datasets)
@@ -133,7 +134,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
             }
             for member in members
         },
-        "seeds": _pooled(profile, scored),
+        "seeds": {model: names for model, names in seeds.items() if len(names) > 1},
         "merges": {
             merge.name: {**merge.model_dump(mode="json"), "weights": profile.merge_weights(merge)}
             for merge in profile.merges
@@ -146,12 +147,6 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
         "deviations": deviations(profile, load_profile(PAPER_PROFILE)),
         "environment": {**found["base"].record["environment"], "device": _devices(found, members)},
     }
-
-
-def _pooled(profile: Profile, scored: Collection[str]) -> dict[str, list[str]]:
-    """Every model with several seeds -> its names, one a seed, as far as they are scored."""
-    found = {model: [name for name in names if name in scored] for model, names in seeds_of(profile).items()}
-    return {model: names for model, names in found.items() if len(names) > 1 and names[0] == model}
 
 
 def _devices(found: Inputs, members: Sequence[MemberConfig]) -> str | None:

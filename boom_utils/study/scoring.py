@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from boom_utils.artifacts import Node
 from boom_utils.config import Profile, query_prompt
@@ -13,9 +13,6 @@ from boom_utils.data.manifest import Manifest
 from boom_utils.errors import ConfigError
 from boom_utils.evaluation.benchmarks import Benchmarks, find_benchmarks, mteb_version, tasks_by_domain
 from boom_utils.study.stages import Inputs, fixed_prompts, prompts_of
-
-if TYPE_CHECKING:
-    from boom_utils.evaluation.tasks import LocalTask
 
 
 def profile_benchmarks(profile: Profile) -> Benchmarks:
@@ -38,16 +35,14 @@ def profile_benchmarks(profile: Profile) -> Benchmarks:
 def task_facts(profile: Profile, manifest: Manifest, benchmarks: Benchmarks) -> list[dict[str, Any]]:
     """Every task with family and domain, as study.json lists it; of mteb's, also benchmark, metric and languages."""
     facts: list[dict[str, Any]] = []
-    more: dict[str, Any]
     for domain, names in tasks_by_domain(profile.evaluation, benchmarks).items():
         for name in names:
             if (task := benchmarks.tasks.get(name)) is not None:
-                family, is_new = task.family, False
                 more = {"benchmark": task.benchmark, "metric": task.metric, "languages": list(task.languages)}
+                facts.append({"name": name, "family": task.family, "domain": domain, "new_data": False, **more})
             else:
-                known = manifest.task(name)
-                family, is_new, more = known.family, known.dataset in profile.corpus.new_datasets, {}
-            facts.append({"name": name, "family": family, "domain": domain, "new_data": is_new, **more})
+                known, new = manifest.task(name), profile.corpus.new_datasets
+                facts.append({"name": name, "family": known.family, "domain": domain, "new_data": known.dataset in new})
     return facts
 
 
@@ -92,11 +87,16 @@ def score_nodes(
 
         def make(out: Path, found: Inputs) -> Mapping[str, Any]:
             from boom_utils.evaluation.run import Scoring, evaluate_task
+            from boom_utils.evaluation.tasks import LocalTask
 
             folder = found["model"].path if brought is None else brought.folder
             scoring = Scoring(evaluation.query_template, evaluation.precision, downloads, passage)
-            scored = replace(task, prompt=query) if task else _local_task(manifest, name, query, found["examples"].path)
-            return evaluate_task(model, folder, scored, out, scoring)
+            if task is not None:
+                return evaluate_task(model, folder, replace(task, prompt=query), out, scoring)
+            declared, place = manifest.task(name), found["examples"].path / "evaluation" / name
+            origin = manifest.dataset(declared.dataset).origin
+            kind = declared.family if origin is None else origin.task
+            return evaluate_task(model, folder, LocalTask(name, kind, place, query), out, scoring)
 
         # What a score depends on besides the model (its folder says length and pooling): another value, another score.
         asked = manifest.task(name).model_dump(mode="json") if task is None else task.described()
@@ -108,12 +108,3 @@ def score_nodes(
 
     names = (*evaluation.in_domain, *evaluation.out_of_domain, *benchmarks.tasks)
     return {f"scores/{model}/{name}": node(model, source, name) for model, source in models.items() for name in names}
-
-
-def _local_task(manifest: Manifest, name: str, prompt: str, examples: Path) -> LocalTask:
-    """A task of the corpus as `boom_utils.evaluation` takes it."""
-    from boom_utils.evaluation.tasks import LocalTask
-
-    declared = manifest.task(name)
-    origin = manifest.dataset(declared.dataset).origin
-    return LocalTask(name, declared.family if origin is None else origin.task, examples / "evaluation" / name, prompt)
