@@ -366,7 +366,7 @@ def _fetch(options: argparse.Namespace) -> None:
     """
     if options.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the library is imported
-    from boom_utils.study.fetching import fetch_corpus
+    from boom_utils.study.preparing import fetch_corpus
 
     fetch_corpus(options.manifest, None if options.manifest else options.profile, options.only)
 
@@ -482,6 +482,6 @@ def _check(options: argparse.Namespace) -> int:
 
     Example: boom check --profile mini
     """
-    from boom_utils.study.check import check_machine
+    from boom_utils.study.preparing import check_machine
 
     return check_machine(options.profile)

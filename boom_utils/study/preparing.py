@@ -1,4 +1,4 @@
-"""What a study would meet on this machine, before it starts: versions, devices, memory, disk, corpus, hub."""
+"""What a study needs on this machine before it starts: a check of it, and the files of its corpus and benchmarks."""
 
 from __future__ import annotations
 
@@ -8,17 +8,27 @@ import os
 import re
 import shutil
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from boom_utils.artifacts import PROJECT_ROOT, default_workspace
 from boom_utils.config import load_profile
-from boom_utils.data.fetching import chosen_datasets, files_of, hub_set
-from boom_utils.data.files import downloads_folder, hub_paths, mirror, offline
-from boom_utils.data.manifest import Dataset, InstalledDistributions, LocalFiles, Manifest, load_manifest
+from boom_utils.data.fetching import chosen_datasets, fetch_datasets, files_of, hub_set
+from boom_utils.data.files import MEGABYTE, downloads_folder, hub_paths, mirror, offline
+from boom_utils.data.manifest import (
+    Dataset,
+    HttpsFiles,
+    HubFiles,
+    InstalledDistributions,
+    LocalFiles,
+    Manifest,
+    load_manifest,
+)
 from boom_utils.data.mining import corpus_deviations
 from boom_utils.errors import BoomError
+from boom_utils.evaluation.benchmarks import fetch_benchmarks
+from boom_utils.study.scoring import profile_benchmarks
 
 log = logging.getLogger(__name__)
 NEEDED_BYTES = 2 * 2**30
@@ -38,18 +48,12 @@ def check_machine(profile: str) -> int:
 
 def _packages() -> Iterator[Finding]:
     lock = (PROJECT_ROOT / "requirements.lock").read_text(encoding="utf-8")
-    wanted = dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", lock, flags=re.M))
-    have = {_plain(one.name): one.version.split("+")[0] for one in importlib.metadata.distributions()}
-    there = {name: have.get(_plain(name)) for name in wanted}
-    differing = [
-        f"{name} {there[name]} (locked: {version})" for name, version in wanted.items() if there[name] != version
-    ]
+    lines, installed = re.findall(r"^([\w.-]+)==(\S+)", lock, flags=re.M), importlib.metadata.distributions()
+    wanted = {name.lower().replace("_", "-"): version for name, version in lines}
+    have = {one.name.lower().replace("_", "-"): one.version.split("+")[0] for one in installed}
+    differing = [f"{n} {have.get(n)} (locked: {version})" for n, version in wanted.items() if have.get(n) != version]
     text = f"other versions than results were made with: {', '.join(differing)}"
     yield ("note", text) if differing else ("ok", f"all {len(wanted)} packages as locked")
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _corpus(profile: str) -> Iterator[Finding]:
@@ -110,3 +114,34 @@ def _hub() -> Iterator[Finding]:
         yield "note", f"hub: not reachable ({error}); smoke needs no network"
     else:
         yield "ok", "hub: reachable"
+
+
+def fetch_corpus(manifest: str | None, profile: str | None, only: Sequence[str]) -> None:
+    """Download what a corpus, or a profile, needs into the workspace; what is there stays.
+
+    Args:
+        manifest: All of this data manifest.
+        profile: Or what this profile trains on and is evaluated with.
+        only: Only these datasets, and no benchmarks; empty takes all.
+
+    Raises:
+        DownloadError: Files cannot be had, or are not those they should be.
+        ConfigError: There is no such profile, dataset or benchmark.
+    """
+    asked = None if profile is None else load_profile(profile)
+    corpus = load_manifest(str(manifest) if asked is None else asked.manifest)
+    datasets = chosen_datasets(corpus, asked, only)
+    if isinstance(corpus.source, HttpsFiles | HubFiles):
+        log.info("%s: %s, in %s", corpus.name, fetch_datasets(datasets, downloads_folder()), downloads_folder())
+    else:
+        own = isinstance(corpus.source, LocalFiles)
+        why = "its files are your own" if own else "it is mined from installed distributions"
+        log.info("%s: nothing to fetch, %s", corpus.name, why)
+    if asked is None or only:
+        return
+    found = profile_benchmarks(asked)
+    for name, tasks in found.members.items():
+        log.info("%s: %d tasks", name, len(tasks))
+    if found.tasks:
+        sizes = fetch_benchmarks(found.tasks.values())
+        log.info("benchmark data: %d repositories, %.1f MB", len(sizes), sum(sizes.values()) / MEGABYTE)
