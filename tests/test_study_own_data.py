@@ -12,6 +12,7 @@ import pytest
 from conftest import TEXTS, bert_folder
 
 from boom_utils.artifacts import Workspace
+from boom_utils.cli import main
 from boom_utils.config import PretrainedBase, load_profile
 from boom_utils.data.manifest import load_manifest
 from boom_utils.data.own import own_datasets
@@ -104,14 +105,20 @@ def test_the_study_of_own_rows_trains_merges_and_compares_on_rows_that_nobody_tr
     assert not [column for column in table if str(column).startswith("out-of-domain")]
 
 
-def test_changed_rows_make_another_corpus_and_missing_ones_say_where_they_should_be(tmp_path: Path) -> None:
+def test_changed_rows_make_another_corpus_and_missing_ones_say_where_they_should_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = rows(tmp_path / "data" / "help_desk.jsonl")
     written = write_own_study(
         OwnData({file.stem: [str(file)]}, "owner/model", PROMPT), load_profile("smoke"), tmp_path / "own"
     )
     before = Study(load_profile(written), Workspace(tmp_path / "w")).nodes["examples"].config
+    assert main(["check", "--profile", str(written)]) == 0
+    assert "corpus own_data: files of 1 of 1 datasets are here" in capsys.readouterr().out
     rows(file, 61)
     assert Study(load_profile(written), Workspace(tmp_path / "w")).nodes["examples"].config != before
     file.unlink()
+    assert main(["check", "--profile", str(written)]) == 1
+    assert "problem  corpus own_data" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"help_desk\.jsonl"):
         Study(load_profile(written), Workspace(tmp_path / "w"))

@@ -133,13 +133,6 @@ def stated_prompts(folder: Path) -> tuple[str, str]:
         return read_spec(place).own_prompts if is_sentence_transformer(place) else ("", "")
 
 
-def named_prompts(profile: Profile, manifest: Manifest) -> dict[str, str]:
-    """The prompts that every encoder folder of a study keeps: by dataset, of all queries, of all documents."""
-    query, passage = fixed_prompts(profile)
-    fixed = {name: text for name, text in (("query", query), ("document", passage)) if text}
-    return {**prompts_of(profile, manifest), **fixed}
-
-
 def prompts_of(profile: Profile, manifest: Manifest, template: str = QUERY_TEMPLATE) -> dict[str, str]:
     """Dataset -> text before its queries; with the template of training unless another is given."""
     fixed = fixed_prompts(profile)[0]
@@ -160,7 +153,9 @@ def base_nodes(profile: Profile, manifest: Manifest, nodes: Nodes) -> dict[str, 
     """
     config, prompts = profile.base_model, prompts_of(profile, manifest)
     if isinstance(config, PretrainedBase):
-        return {"base": _pretrained_base(config, named_prompts(profile, manifest))}
+        query, passage = fixed_prompts(profile)  # an encoder folder keeps those of all queries and documents too
+        fixed = {name: text for name, text in (("query", query), ("document", passage)) if text}
+        return {"base": _pretrained_base(config, {**prompts, **fixed})}
 
     def make_random(out: Path, found: Inputs) -> None:
         from boom_utils.training.base_model import random_encoder
