@@ -225,30 +225,23 @@ def merge(profile: Profile, manifest: Manifest, config: MergeConfig, nodes: Node
         return {**facts, "trained": trained}
 
     described = {**config.model_dump(mode="json", exclude={"scored"}), "weights": weights, "dtype": "float32"}
-    inputs = {name: nodes[places[name]] for name in config.members}
-    if needs_base(config):
-        inputs["base"] = nodes["base"]
+    needed = (*config.members, *(["base"] if needs_base(config) else []))
+    inputs = {name: nodes[places[name]] for name in needed}
     return Node("merge", 2, f"merge {config.name}", described, make, inputs, observations=(CARD,))
 
 
 def geometry_nodes(profile: Profile, nodes: Nodes) -> dict[str, Node]:
-    """Inner products with their base: of the scored members of samples, and of those that methods compare.
+    """Inner products with their base: of the scored members of samples, and of those that methods compare first.
 
-    Of all members where the profile declares no samples; a study without members has no geometry.
+    Of all members where the profile declares no samples; a study without members has no geometry. Members that are
+    samples of all datasets are not looked at twice.
     """
-    declared = profile.experiments.sampled
-    samples = [name for name in declared if name in profile.scored_models] or [one.name for one in profile.members]
-    made = {"geometry": _geometry(samples, nodes)} if samples else {}
-    if compared := compared_members(profile):
-        made["geometry/compared"] = _geometry(compared, nodes)
-    return made
-
-
-def compared_members(profile: Profile) -> list[str]:
-    """The members that methods are compared on first, unless these are samples of all datasets; else none."""
-    groups = profile.experiments.methods
-    found = {*profile.trained_members(groups[0][0])} if groups else set()
-    return [] if found & {*profile.experiments.sampled} else [one.name for one in profile.members if one.name in found]
+    found, members = profile.experiments, [one.name for one in profile.members]
+    samples = [name for name in found.sampled if name in profile.scored_models] or members
+    first = {*profile.trained_members(found.methods[0][0])} if found.methods else set()
+    compared = [name for name in members if name in first and not first & {*found.sampled}]
+    wanted = {"geometry": samples, "geometry/compared": compared}
+    return {name: _geometry(models, nodes) for name, models in wanted.items() if models}
 
 
 def _geometry(names: list[str], nodes: Nodes) -> Node:
