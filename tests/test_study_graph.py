@@ -180,59 +180,46 @@ def test_the_methods_of_a_profile_are_those_the_engine_has() -> None:
 MEMBERS, INTERACTION = content()["members"], content()["interaction"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        (
-            {"members": [*MEMBERS, {"name": "x", "subset": "p100", "datasets": ["exception_clas"]}]},
-            "member 'x': no dataset 'exception_clas'; did you mean 'exception_class'?",
-        ),
-        (
-            {"members": [*MEMBERS, {"name": "y", "subset": "p100", "cluster": 3}]},
-            "member 'y': cluster 3, but `interaction` makes 2",
-        ),
-        (
-            {"members": [*MEMBERS, {"name": "z", "subset": "p100", "start": "bom"}]},
-            "member 'z': no model to start from 'bom'; did you mean 'boom'?",
-        ),
-        (
-            {"members": [{"name": "x", "subset": "p100", "cluster": 1, "datasets": ["exception_class"]}]},
-            "give `datasets` or `cluster`, not both",
-        ),
-        (
-            {"members": [{**MEMBERS[0], "start": "boom"}, *MEMBERS[1:]]},
-            "member 's20' goes on from 'boom', which is made of it",
-        ),
-        ({"members": [{**MEMBERS[0], "training": {"query_max_len": 9}}, *MEMBERS[1:]]}, "query_max_len"),
-        ({"experiments": {"boom": "bom"}}, "experiments.boom: no member or merge 'bom'; did you mean 'boom'?"),
-        ({"interaction": {**INTERACTION, "held_out": "half-rest"}}, "is not `complement_of: p20`"),
-        ({"interaction": {**INTERACTION, "clusters": 5}}, "5 clusters of 4 datasets"),
-        ({"interaction": {**INTERACTION, "subset": "halff"}}, "interaction: no subset 'halff'"),
-        ({"interaction": None}, "cluster 1, but there is no `interaction`"),
-        ({"seeds": {"count": 3, "models": ["bom"]}}, "seeds: no member or merge 'bom'"),
-    ],
-)
+def one_more(**member: Any) -> dict[str, Any]:
+    return {"members": [*MEMBERS, {"name": "x", "subset": "p100", **member}]}
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    (one_more(datasets=["exception_clas"]), "member 'x': no dataset 'exception_clas'; did you mean 'exception_class'?"),
+    (one_more(cluster=3), "member 'x': cluster 3, but `interaction` makes 2"),
+    (one_more(start="bom"), "member 'x': no model to start from 'bom'; did you mean 'boom'?"),
+    (one_more(cluster=1, datasets=["exception_class"]), "give `datasets` or `cluster`, not both"),
+    (one_more(training={"query_max_len": 9}), "query_max_len"),
+    ({"members": [{**MEMBERS[0], "start": "boom"}, *MEMBERS[1:]]}, "'s20' goes on from 'boom', which is made of it"),
+    ({"experiments": {"boom": "bom"}}, "experiments.boom: no member or merge 'bom'; did you mean 'boom'?"),
+    ({"interaction": {**INTERACTION, "held_out": "half-rest"}}, "is not `complement_of: p20`"),
+    ({"interaction": {**INTERACTION, "clusters": 5}}, "5 clusters of 4 datasets"),
+    ({"interaction": {**INTERACTION, "subset": "halff"}}, "interaction: no subset 'halff'"),
+    ({"interaction": None}, "cluster 1, but there is no `interaction`"),
+    ({"seeds": {"count": 3, "models": ["bom"]}}, "seeds: no member or merge 'bom'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), WRONG)
 def test_names_in_a_profile_lead_to_what_there_is(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         profile_of(content() | changes)
 
 
 @pytest.mark.parametrize(
-    ("corpus", "sentences"),
+    ("corpus", "said"),
     [
-        ({"new_datasets": ["docstring_to_cod"]}, ["corpus.new_datasets: no 'docstring_to_cod'; did you mean"]),
+        ({"new_datasets": ["docstring_to_cod"]}, "corpus.new_datasets: no 'docstring_to_cod'; did you mean"),
         (
-            {"datasets": ["summary_to_description"], "new_datasets": ["exception_class"]},
-            ["'exception_class' has the role train, not new_data"],
+            {"datasets": [DATASETS[0]], "new_datasets": [DATASETS[2]]},
+            "has the role train, not new_data",
         ),
-        (
-            {"evaluation_part": "validation", "evaluation_queries": None},
-            ["validation is for corpora of files only", "validation is what evaluation_queries leaves"],
-        ),
+        ({"evaluation_part": "validation"}, "validation is for corpora of files only"),
+        ({"evaluation_part": "validation", "evaluation_queries": None}, "is what evaluation_queries leaves"),
     ],
 )
-def test_a_profile_asks_for_what_its_manifest_has(tmp_path: Path, corpus: dict[str, Any], sentences: list[str]) -> None:
-    with pytest.raises(ConfigError, match="(?s)" + ".*".join(sentences)):
+def test_a_profile_asks_for_what_its_manifest_has(tmp_path: Path, corpus: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
         static(tmp_path, **corpus)
 
 
