@@ -23,6 +23,8 @@ from typing import Any
 import nbformat
 import papermill
 import yaml
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from pydantic import TypeAdapter
@@ -40,7 +42,6 @@ from boom_utils.artifacts import (
 from boom_utils.errors import ConfigError, NotebookError, WorkspaceError, bullet_list, nearest
 from boom_utils.reporting.results import PAGE
 from boom_utils.study.graph import NOTEBOOKS, Study
-from boom_utils.study.kernels import OwnKernel, forked_kernels
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def run(
     """
     values = typed_parameters(notebooks, parameters)
     executed = study.workspace.root / "executed" / study.profile.name
-    with run_lock(study, force=force_unlock), forked_kernels(len(notebooks) > 1):
+    with run_lock(study, force=force_unlock):
         for number, name in enumerate(notebooks, start=1):
             began = time.monotonic()
             fresh = run_notebook(study, name, values[name], executed)
@@ -147,6 +148,16 @@ def _typed(text: str, default: Any) -> Any:
     if isinstance(default, list):
         kind, value = list[type(default[0]) if default else str], yaml.load(text, Loader=yaml.BaseLoader)  # type: ignore[misc]
     return TypeAdapter(kind).validate_python(value)
+
+
+class OwnKernel(AsyncKernelManager):  # type: ignore[misc]
+    """Starts the kernel with this interpreter, whatever Python the kernel registered with Jupyter belongs to."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """How this interpreter starts a kernel."""
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=command, display_name="Python 3", language="python")
 
 
 def run_notebook(study: Study, name: str, values: Mapping[str, Any], executed: Path) -> bool:
