@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from test_merging_checkpoints import CONFIG, write_json
 
-from boom_utils.merging.checkpoints import CHUNK, Streams
+from boom_utils.merging.checkpoints import CHUNK, each_tensor
 from boom_utils.merging.elementwise import ELEMENTWISE, _largest
 from boom_utils.merging.family import open_checkpoints
 from boom_utils.merging.methods import Settings
@@ -52,13 +52,12 @@ def streamed(folder, method, rows, settings_):
         save_file({"w.weight": np.ascontiguousarray(row)}, folder / f"m{number}" / "model.safetensors")
     models = open_checkpoints([folder / f"m{number}" for number in range(len(rows))])
     merged = np.empty(rows.shape[1])
-    with Streams(models, threads=2) as streams:
 
-        def merge(tensor):
-            fill = ELEMENTWISE[method](tensor, list(range(len(rows))), settings_)
-            tensor.map(lambda start, chunk: fill(chunk, merged[start : start + chunk.size]))
+    def merge(tensor):
+        fill = ELEMENTWISE[method](tensor, list(range(len(rows))), settings_)
+        tensor.map(lambda start, chunk: fill(chunk, merged[start : start + chunk.size]))
 
-        list(streams.each(["w.weight"], merge))
+    list(each_tensor(models, ["w.weight"], merge, threads=2))
     return merged
 
 

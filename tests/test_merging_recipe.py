@@ -82,13 +82,12 @@ def test_every_problem_is_listed_with_the_nearest_valid_name(tmp_path, folders):
     data["parameters"] = {"normalise": True}
     text = refused(data, write_recipe(tmp_path / "r.yaml", data))
     for part in (
-        "'multislrep' is not supported; did you mean 'multislerp'?",
+        "(found 'multislrep'); did you mean 'multislerp'?",
         "merge_metod: unknown key; did you mean 'merge_method'?",
-        "'float31' is not supported; did you mean 'float32'?",
+        "(found 'float31'); did you mean 'float32'?",
         "models.0.parameters.wieght: unknown key; did you mean 'weight'?",
         "parameters.normalise: unknown key; did you mean 'normalize'?",
-        "supported: linear, slerp, nuslerp, multislerp",
-        f"model folder not found: {tmp_path / 'models/zzz'}",
+        "'linear', 'slerp', 'nuslerp', 'multislerp'",
     ):
         assert part in text
 
@@ -116,10 +115,10 @@ REFUSED = [
     (recipe_data("a", "b", parameters={"normalize": True}),
      "parameters.normalize: unknown key; did you mean 'normalize_weights'?"),
     (recipe_data("a", "b", merge_method="linear", parameters={"eps": 1e-6}), "parameters.eps: unknown key"),
-    (recipe_data("a", "b", parameters={"eps": 0}), "parameters.eps.0.value.0: Input should be greater than 0, found 0"),
+    (recipe_data("a", "b", parameters={"eps": 0}), "parameters.eps.0.value.0: Input should be greater than 0 (found 0)"),
     (recipe_data("a", "b", parameters={"normalize_weights": [True, False]}), "parameters.normalize_weights"),
     (recipe_data("a", "b", merge_method="model_stock", base_model="c", parameters={"filter_wise": True}),
-     "filter_wise.0.value.0: True is not supported"),
+     "filter_wise.0.value.0: Input should be False (found True)"),
     *((data, "") for data in (None, [], "linear", {"merge_method": "linear", "models": []}, {"models": "a"})),
 ]  # fmt: skip
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import xxhash
@@ -139,9 +137,9 @@ def _read_updates(folder: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, 
     found = {}
     for module, pair in sides.items():
         name = unified_name(f"{module}.weight")
-        a, b = (pair.get(side, np.empty(())) for side in "AB")
+        a, b = (pair.get(side, np.empty((0, 0))) for side in "AB")
         whole = tensors[name].shape if name in tensors else None
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or (b.shape[0], a.shape[1]) != whole:
+        if a.shape[0] != b.shape[-1] or (b.shape[0], a.shape[-1]) != whole:
             shapes = ", ".join(f"lora_{side} {list(matrix.shape)}" for side, matrix in pair.items())
             problems.append(f"{module}: {shapes} cannot be added to {name}, {whole or 'which the base has not'}")
         else:
@@ -157,8 +155,8 @@ def _foreign(config: Mapping[str, Any]) -> list[str]:
     """Settings of peft under which the sum is another one, or stands on another base."""
     plain = {**dict.fromkeys(_FOREIGN), "peft_type": "LORA", "bias": "none"}
     problems = [f"{key}: {config[key]!r}" for key, value in plain.items() if (config.get(key) or value) != value]
-    start = config.get("init_lora_weights")
-    changes = isinstance(start, str) and start.lower().startswith(("pissa", "olora", "loftq", "corda"))
+    start = str(config.get("init_lora_weights")).lower()
+    changes = start.startswith(("pissa", "olora", "loftq", "corda"))
     return [*problems, *([f"init_lora_weights: {start!r}, which changes the base"] if changes else [])]
 
 
@@ -234,59 +232,21 @@ def _index_problems(infos: Iterable[TensorInfo], index: Mapping[str, str]) -> li
     ]
 
 
-class Streams:
-    """Threads that read the same chunks of every model and work on them.
-
-    There are two threads more than processors, so that some compute while others wait for the disk. Each holds a chunk
-    of every model at most, whatever the size of the models; a tensor that is gone through again is read again.
-
-    Args:
-        models: R models with equal tensors, the base first if there is one.
-        threads: None: two more than this process has processors, at most 16.
-    """
-
-    def __init__(self, models: Sequence[Checkpoint], threads: int | None = None) -> None:
-        self.models = list(models)
-        self.pool = ThreadPoolExecutor(threads or min(_processors() + 2, 16), thread_name_prefix="merge")
-        self._local = threading.local()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.pool.shutdown(wait=True, cancel_futures=True)
-
-    def each(self, names: Iterable[str], work: Callable[[Tensor], Result]) -> Iterator[Result]:
-        """``work`` on every tensor, in no certain order: one thread a small tensor, all threads on each large one."""
-        tensors = [Tensor(self, name) for name in names]
-        yield from (work(tensor) for tensor in tensors if not tensor.small)
-        yield from self.pool.map(work, (tensor for tensor in tensors if tensor.small))
-
-    def scratch(self, label: str, size: int, kind: Any) -> NDArray[Any]:
-        """Memory of this thread for intermediate values, (size,); its content is whatever the last user left."""
-        held: dict[Any, NDArray[Any]] = self._local.__dict__.setdefault("held", {})
-        key = (label, np.dtype(kind))
-        if key not in held or held[key].size < size:
-            held[key] = np.empty(size, kind)
-        return held[key][:size]
-
-
 class Tensor:
-    """A floating-point tensor in all models, gone through any number of times.
+    """A floating-point tensor in all models, gone through any number of times, chunk by chunk.
 
     Args:
-        streams: The models, R of them.
         name: Its unified name.
+        models: R models with equal tensors.
+        pool: Threads that share the chunks of a large tensor.
     """
 
-    def __init__(self, streams: Streams, name: str) -> None:
-        self.name, self.models, self.scratch = name, streams.models, streams.scratch
-        self.size = self.models[0].tensors[name].size
-        self.kind = np.result_type(*(model.kind(name) for model in self.models))
-        self.small = self.size <= LARGE
-        self._pool = streams.pool
+    def __init__(self, name: str, models: Sequence[Checkpoint], pool: Executor) -> None:
+        self.name, self.models = name, models
+        self.size = models[0].tensors[name].size
+        self.kind = np.result_type(*(model.kind(name) for model in models))
+        self.large = self.size > LARGE
+        self._each = pool.map if self.large else map
 
     def map(self, work: Work[Result], rows: Iterable[int] | None = None) -> list[Result]:
         """``work`` on every chunk.
@@ -299,23 +259,34 @@ class Tensor:
             One result for each chunk, in order (a tensor without elements has one chunk without elements).
         """
         models = self.models if rows is None else [self.models[number] for number in rows]
-        each = map if self.small else self._pool.map
-        return list(each(lambda start: work(start, self._chunk(start, models)), range(0, max(self.size, 1), CHUNK)))
+        starts = range(0, max(self.size, 1), CHUNK)
+        return list(self._each(lambda start: work(start, self._chunk(start, models)), starts))
 
     def _chunk(self, start: int, models: Sequence[Checkpoint]) -> Rows:
-        size = min(CHUNK, self.size - start)
-        parts = [model.read(self.name, start, size) for model in models]
-        if any(part.dtype != self.kind or not part.flags.aligned for part in parts):
-            rows = self.scratch("rows", len(models) * size, self.kind).reshape(len(models), size)
-            for row, part in zip(rows, parts, strict=True):
-                row[:] = part
-            parts = list(rows)
-        return Rows.of(parts)
+        parts = [model.read(self.name, start, min(CHUNK, self.size - start)) for model in models]
+        fit = [part.dtype == self.kind and part.flags.aligned for part in parts]
+        return Rows.of(parts if all(fit) else [np.array(part, self.kind) for part in parts])
 
 
-def _processors() -> int:
-    """Processors that this process may use."""
+def each_tensor(
+    models: Sequence[Checkpoint], names: Iterable[str], work: Callable[[Tensor], Result], threads: int | None = None
+) -> Iterator[Result]:
+    """``work`` on every tensor, in no certain order: one thread a small tensor, all threads on each large one.
+
+    There are two threads more than processors, so that some compute while others wait for the disk. Each holds a chunk
+    of every model at most, whatever the size of the models; a tensor that is gone through again is read again.
+
+    Args:
+        models: R models with equal tensors, the base first if there is one.
+        names: Unified names.
+        work: What to do.
+        threads: None: two more than this process has processors, at most 16.
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pool = ThreadPoolExecutor(threads or min(processors + 2, 16), thread_name_prefix="merge")
     try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this system
-        return os.cpu_count() or 1
+        tensors = [Tensor(name, models, pool) for name in names]
+        yield from (work(tensor) for tensor in tensors if tensor.large)
+        yield from pool.map(work, (tensor for tensor in tensors if not tensor.large))
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -101,7 +101,7 @@ def _histograms(tensor: Tensor, rows: Sequence[int], uppers: Mapping[int, int]) 
     adding = threading.Lock()
 
     def count(_: int, rows: Rows) -> None:
-        counts, values = np.zeros_like(total), tensor.scratch("magnitudes", rows.size, np.float32)
+        counts, values = np.zeros_like(total), np.empty(rows.size, np.float32)
         for place, (row, upper) in enumerate(uppers.items()):
             kernels.magnitudes(rows.values, rows.starts, row, values)
             kernels.count_keys(values, upper, counts[place])

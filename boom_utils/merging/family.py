@@ -128,7 +128,7 @@ def reconcile(members: Sequence[Checkpoint], bases: Sequence[Checkpoint] = (), o
     Compared with the first member are names, shapes and kinds of the tensors, config, tokenizer, modules, pooling,
     prompts and input length; a base that is no embedding model has nothing to say about the last four. Tensors that
     nothing reads (buffers, and heads of an embedding model) are left out of all models unless all have them. Values are
-    looked at when they are read: `boom_utils.merging.gram.not_finite` names all that cannot be merged.
+    looked at when they are read: `boom_utils.merging.gram.check_finite` names all that cannot be merged.
 
     Args:
         members: The models to merge.

@@ -19,12 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from boom_utils.artifacts import atomic_path
 from boom_utils.errors import MergeError, bullet_list
-from boom_utils.merging.checkpoints import CHUNK, Checkpoint, Streams, Tensor, digest_chunks, fingerprints
+from boom_utils.merging.checkpoints import CHUNK, Checkpoint, Tensor, digest_chunks, each_tensor, fingerprints
 from boom_utils.merging.kernels import Rows, add_products
 from boom_utils.progress import progress
 
 Array = NDArray[np.float64]
 
+_COLUMNS = ("models", "fingerprints", "has_base", "names", "sizes", "matrices")
 PIECE = 1 << 15  # elements that are digested and multiplied together: those of a few models stay in the cache
 
 
@@ -187,19 +188,16 @@ def tensor_gram(name: str, tensors: Sequence[ArrayLike], has_base: bool, labels:
     """
     flat = [np.asarray(tensor).reshape(-1) for tensor in tensors]
     kind = np.result_type(np.float32, *flat)
-    chunks = []
-    for start in range(0, max(flat[0].size, 1), CHUNK):
-        rows = [np.ascontiguousarray(row[start : start + CHUNK], dtype=kind) for row in flat]
-        chunks.append(_chunk(Rows.of(rows), [kind] * len(rows)))
-    found = _put_together(name, flat[0].size, chunks, labels)
-    if found.problems:
-        raise not_finite(found.problems)
+    kinds, starts = [kind] * len(flat), range(0, max(flat[0].size, 1), CHUNK)
+    parts = ([np.ascontiguousarray(row[start : start + CHUNK], dtype=kind) for row in flat] for start in starts)
+    found = _put_together(name, kinds, [_chunk(Rows.of(part), kinds) for part in parts], labels)
+    check_finite([found])
     return found.gram.view(range(has_base, len(flat)), 0 if has_base else None)
 
 
 @dataclass(frozen=True, eq=False)
 class StreamedGram:
-    """What one pass over one tensor of a family found.
+    """What one pass over one tensor of a family found, or over a chunk of it.
 
     Attributes:
         gram: The Gram matrix; the pivot is the first model.
@@ -212,16 +210,6 @@ class StreamedGram:
     problems: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class _Chunk:
-    """Of one chunk: inner products, the rows that are not finite, whether squares are not, digests of the rows."""
-
-    matrix: Array
-    wrong: set[int]
-    overflow: bool
-    digests: list[str]
-
-
 def stream_gram(tensor: Tensor) -> StreamedGram:
     """The Gram matrix of a tensor, and what else one pass over it tells.
 
@@ -230,9 +218,7 @@ def stream_gram(tensor: Tensor) -> StreamedGram:
     """
     kinds = [model.kind(tensor.name) for model in tensor.models]
     chunks = tensor.map(lambda _, rows: _chunk(rows, kinds))
-    found = _put_together(tensor.name, tensor.size, chunks, [model.label for model in tensor.models])
-    digests = zip(kinds, zip(*(chunk.digests for chunk in chunks), strict=True), strict=True)
-    return StreamedGram(found.gram, tuple(digest_chunks(kind, parts) for kind, parts in digests), found.problems)
+    return _put_together(tensor.name, kinds, chunks, [model.label for model in tensor.models])
 
 
 def family_grams(models: Sequence[Checkpoint], has_base: bool, threads: int | None = None) -> GramTable:
@@ -241,15 +227,15 @@ def family_grams(models: Sequence[Checkpoint], has_base: bool, threads: int | No
     Args:
         models: Models found to fit (`boom_utils.merging.family.reconcile`), the base first if there is one.
         has_base: Whether the first one is the base of the others.
-        threads: As for `Streams`.
+        threads: As for `each_tensor`.
 
     Raises:
         MergeError: Values are not finite; every model and tensor is named.
         CheckpointError: A file cannot be read.
     """
     names = [name for name, info in models[0].tensors.items() if info.is_float]
-    with Streams(models, threads) as streams:
-        passed = {one.gram.name: one for one in progress(streams.each(names, stream_gram), len(names), "products")}
+    streamed = progress(each_tensor(models, names, stream_gram, threads), len(names), "products")
+    passed = {one.gram.name: one for one in streamed}
     check_finite(passed[name] for name in names)
     prints = fingerprints(models, {name: passed[name].digests for name in names})
     tensors = tuple(passed[name].gram for name in names)
@@ -264,16 +250,10 @@ def whole_model(grams: Sequence[TensorGram], name: str = "all tensors") -> Tenso
 
 def save_grams(path: Path, table: GramTable) -> None:
     """Write Gram matrices to an ``.npz`` file (equal tables give equal bytes)."""
-    columns: dict[str, Any] = {
-        "models": np.array(table.models),
-        "fingerprints": np.array(table.fingerprints),
-        "has_base": np.array(table.has_base),
-        "names": np.array([tensor.name for tensor in table.tensors]),
-        "sizes": np.array([tensor.size for tensor in table.tensors], dtype=np.int64),
-        "matrices": np.stack([tensor.matrix for tensor in table.tensors]),
-    }
+    names, sizes, matrices = zip(*((one.name, one.size, one.matrix) for one in table.tensors), strict=True)
+    columns = (table.models, table.fingerprints, table.has_base, names, np.array(sizes, np.int64), matrices)
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
-        np.savez(handle, **columns)
+        np.savez(handle, **dict(zip(_COLUMNS, map(np.array, columns), strict=True)))  # type: ignore[arg-type]
 
 
 def load_grams(path: Path) -> GramTable:
@@ -294,10 +274,9 @@ def load_grams(path: Path) -> GramTable:
     >>> table.models[0], table.has_base
     ('base', True)
     """
-    keys = ("models", "fingerprints", "has_base", "names", "sizes", "matrices")
     try:
         with np.load(path, allow_pickle=False) as saved:
-            models, prints, has_base, *columns = (saved[key] for key in keys)
+            models, prints, has_base, *columns = (saved[key] for key in _COLUMNS)
     except (OSError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise MergeError("the file holds no Gram matrices", where=path, found=error) from error
     tensors = tuple(TensorGram(str(name), int(size), True, one) for name, size, one in zip(*columns, strict=True))
@@ -311,34 +290,29 @@ def check_finite(found: Iterable[StreamedGram]) -> None:
         MergeError: They do; all are named.
     """
     if problems := [problem for one in found for problem in one.problems]:
-        raise not_finite(problems)
+        what, expected = "values of the models cannot be merged", "finite numbers whose squares are finite too"
+        fix = "train or download the model again; a merge would spread the damage over the whole tensor"
+        raise MergeError(what + bullet_list(problems), expected=expected, fix=fix)
 
 
-def not_finite(problems: Sequence[str]) -> MergeError:
-    """The error for models that hold values no merge may spread."""
-    return MergeError(
-        "values of the models cannot be merged" + bullet_list(problems),
-        expected="finite numbers whose squares are finite too",
-        fix="train or download the model again; a merge would spread the damage over the whole tensor",
-    )
-
-
-def _chunk(rows: Rows, kinds: Sequence[Any]) -> _Chunk:
+def _chunk(rows: Rows, kinds: Sequence[Any]) -> tuple[int, Array, list[str], set[int]]:
+    """Of one chunk: its size, inner products, digests of the rows, and those that are not finite where a product is."""
     matrix, digests = np.zeros((len(kinds), len(kinds))), [xxhash.xxh3_128() for _ in kinds]
     for first in range(0, rows.size, PIECE):  # digested first, which fetches it into the cache
         for row, kind, digest in zip(rows.held, kinds, digests, strict=True):
             digest.update(row[first : first + PIECE].astype(kind, copy=False).data)
         add_products(rows.values, rows.starts + first, min(PIECE, rows.size - first), matrix)
-    finite = bool(np.isfinite(matrix).all())
+    finite = np.isfinite(matrix).all()
     wrong = set() if finite else {number for number, row in enumerate(rows.held) if not np.isfinite(row).all()}
-    return _Chunk(matrix, wrong, not finite, [digest.hexdigest() for digest in digests])
+    return rows.size, matrix, [digest.hexdigest() for digest in digests], wrong
 
 
-def _put_together(name: str, size: int, chunks: Sequence[_Chunk], labels: Sequence[str]) -> StreamedGram:
-    total = np.sum([chunk.matrix for chunk in chunks], axis=0)
-    gram = TensorGram(name, size, True, np.asarray(np.triu(total) + np.triu(total, 1).T))
-    if wrong := sorted(set().union(*(chunk.wrong for chunk in chunks))):
-        return StreamedGram(gram, (), (f"{name}: NaN or infinity in {', '.join(labels[row] for row in wrong)}",))
-    overflow = any(chunk.overflow for chunk in chunks)
-    problems = (f"{name}: values are too large for their squares (overflow in float64)",) if overflow else ()
-    return StreamedGram(gram, (), problems)
+def _put_together(name: str, kinds: Sequence[Any], chunks: Sequence[Any], labels: Sequence[str]) -> StreamedGram:
+    sizes, matrices, digests, wrong = zip(*chunks, strict=True)
+    total = np.sum(matrices, axis=0)
+    gram = TensorGram(name, sum(sizes), True, np.asarray(np.triu(total) + np.triu(total, 1).T))
+    problems = [f"{name}: values are too large for their squares (overflow in float64)"]
+    if rows := sorted(set().union(*wrong)):
+        problems = [f"{name}: NaN or infinity in {', '.join(labels[row] for row in rows)}"]
+    prints = tuple(digest_chunks(kind, parts) for kind, parts in zip(kinds, zip(*digests, strict=True), strict=True))
+    return StreamedGram(gram, prints, () if np.isfinite(matrices).all() else tuple(problems))

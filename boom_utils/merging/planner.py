@@ -87,20 +87,17 @@ def geometry_of(table: GramTable) -> Geometry:
     views = table.views()
     whole = whole_model(views)
     groups: dict[str, list[TensorGram]] = {}
-    for view in views:
-        groups.setdefault(_group(view.name), []).append(view)
-    layers = sorted(groups, key=_group_order)
-    by_layer = np.array([_relative_updates(whole_model(groups[layer])) for layer in layers])
-    scale = _reference(whole)
+    for view in sorted(views, key=lambda view: _group(view.name)):
+        groups.setdefault(_group(view.name)[-1], []).append(view)
     return Geometry(
         members=tuple(table.models[table.has_base :]),
         has_base=table.has_base,
         norms=norms(whole.models),
         relative_updates=_relative_updates(whole),
         cosines=cosines(whole.merged),
-        distances=distances(whole) / scale if scale else distances(whole),
-        layers=tuple(layers),
-        by_layer=by_layer,
+        distances=distances(whole) / (_reference(whole) or 1.0),
+        layers=tuple(groups),
+        by_layer=np.array([_relative_updates(whole_model(group)) for group in groups.values()]),
     )
 
 
@@ -195,7 +192,7 @@ def plan(recipe: Recipe, threads: int | None = None) -> tuple[GramTable, dict[st
     forecasts = {}
     if recipe.merge_method in METHODS:
         found = asdict(forecast(table, recipe.merge_method, settings))
-        forecasts[recipe.merge_method] = found | {"cosine_to_mean": finite_or_none(found["cosine_to_mean"])}
+        forecasts[recipe.merge_method] = {key: _plain(value) for key, value in found.items()}
     return table, {"geometry": geometry_of(table).as_json(), "forecasts": forecasts}
 
 
@@ -204,50 +201,31 @@ def _against_mean(view: TensorGram, made_of: Coefficients, weights: Array) -> Ar
 
     The last two are products of task vectors where there is a base.
     """
-    size = len(view.matrix)
+    identity, total = np.eye(len(view.matrix)), weights.sum()
+    shares = weights / total if abs(total) > 0 else np.full(len(weights), 1 / len(weights))
     out = np.concatenate(([made_of.base + made_of.members.sum()], made_of.members))
-    mean = _mean_of(weights)
-    origin = np.eye(size)[0] * view.has_base
-    apart = [np.eye(size)[0] + np.eye(size)[row] - mean for row in range(1, size)]
+    mean, origin = np.concatenate(([1.0], shares)), identity[0] * view.has_base
 
     def product(a: Array, b: Array) -> float:
         return float(a @ view.matrix @ b)
 
+    apart = [identity[0] + row - mean for row in identity[1:]]
     spread = float(np.mean([product(part, part) for part in apart]))
-    squares = [product(out, out), product(out - origin, out - origin), float(view.matrix[0, 0])]
-    merged, average = out - origin, mean - origin
-    return np.array(
-        [*squares, product(out - mean, out - mean), spread, product(merged, average), product(average, average)]
-    )
-
-
-def _mean_of(weights: Array) -> Array:
-    """The weighted mean in terms of the pivot and the differences to it."""
-    shares = weights / weights.sum() if abs(weights.sum()) > 0 else np.full(len(weights), 1 / len(weights))
-    return np.concatenate(([1.0], shares))
+    pairs = [(out, out), (out - origin, out - origin), (identity[0], identity[0]), (out - mean, out - mean)]
+    pairs += [(out - origin, mean - origin), (mean - origin, mean - origin)]
+    squares = [product(a, b) for a, b in pairs]
+    return np.array([*squares[:4], spread, *squares[4:]])
 
 
 def _cosine(product: float, one: float, two: float) -> float:
     return float(np.clip(product / np.sqrt(one * two), -1, 1)) if one > 0 and two > 0 else float("nan")
 
 
-def _group(name: str) -> str:
-    match = LAYER.search(name)
-    return f"layer {match[1]}" if match else "embedding" if "embed" in name else "after the layers"
-
-
-def _group_order(group: str) -> tuple[int, int]:
-    layer = group.startswith("layer ")
-    return (1, int(group.split()[1])) if layer else (0 if group == "embedding" else 2, 0)
-
-
-def _differences(gram: TensorGram) -> Array:
-    """(M,), |x_i - base|, or |x_i - mean of the members| without a base."""
-    if gram.has_base:
-        return norms(gram.updates)
-    count = len(gram.matrix) - 1
-    centred = np.eye(count) - 1 / count
-    return norms(centred @ gram.matrix[1:, 1:] @ centred)
+def _group(name: str) -> tuple[int, int, str]:
+    """The layer of a tensor, or what lies before or after the layers, behind two numbers that sort it."""
+    if match := LAYER.search(name):
+        return 1, int(match[1]), f"layer {match[1]}"
+    return (0, 0, "embedding") if "embed" in name else (2, 0, "after the layers")
 
 
 def _reference(gram: TensorGram) -> float:
@@ -256,18 +234,14 @@ def _reference(gram: TensorGram) -> float:
 
 
 def _relative_updates(gram: TensorGram) -> Array:
-    reference = _reference(gram)
-    return _differences(gram) / reference if reference else np.zeros(len(gram.matrix) - 1)
-
-
-def finite_or_none(value: float) -> float | None:
-    """The value, or None for NaN and infinities, which JSON does not have."""
-    return float(value) if np.isfinite(value) else None
+    """(M,), |x_i - base|, or |x_i - mean of the members| without a base, by the reference; 0 where that is 0."""
+    count, reference = len(gram.matrix) - 1, _reference(gram)
+    centred = np.eye(count) - (0 if gram.has_base else 1 / count)
+    moved = norms(centred @ gram.matrix[1:, 1:] @ centred)
+    return moved / reference if reference else np.zeros(count)
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray | tuple):
         return [_plain(part) for part in value]
-    if isinstance(value, np.floating):
-        return finite_or_none(float(value))
-    return list(value) if isinstance(value, tuple) else value
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -16,22 +16,13 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 import yaml
-from pydantic import (
-    BeforeValidator,
-    Field,
-    StrictBool,
-    ValidationError,
-    ValidationInfo,
-    create_model,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, create_model, field_validator
 
 from boom_utils.config import MergeMethod
-from boom_utils.errors import MergeError, bullet_list, nearest
+from boom_utils.errors import MergeError, bullet_list
 from boom_utils.merging.methods import Settings, weights_cancel
 from boom_utils.model_folder import model_parts
-from boom_utils.yaml_files import Frozen, read_yaml
+from boom_utils.yaml_files import Frozen, parse, read_yaml
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 Base = Literal["no", "optional", "required", "member"]
@@ -121,12 +112,6 @@ _PARAMETERS: Mapping[str, Any] = {
 }
 
 
-@cache
-def _schema(names: tuple[str, ...]) -> type[Frozen]:
-    """Parameters of these names, each of which may be absent."""
-    return create_model("Parameters", __base__=Frozen, **{name: (_PARAMETERS[name], ()) for name in names})  # type: ignore[call-overload,no-any-return]
-
-
 @dataclass(frozen=True)
 class Place:
     """A tensor as settings see it.
@@ -199,51 +184,34 @@ class Recipe(Frozen):
 
     merge_method: MergeMethod
     base_model: Path | None = None
-    parameters: Mapping[str, Any] = Field(default_factory=dict, validate_default=True)
+    parameters: Mapping[str, Any] = Field(default_factory=dict)
     models: tuple[RecipeModel, ...]
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
 
-    # Field validators rather than one model validator: they run even when another field is wrong, so that one error
-    # can list everything.
-    @field_validator("parameters")
-    @classmethod
-    def _parameters_fit(cls, parameters: Mapping[str, Any], info: ValidationInfo) -> Mapping[str, Any]:
-        rules = _rules(info)
-        missing = [name for name, value in rules.of_method.items() if value is None and name not in parameters]
-        problems = _parameter_problems(parameters, {**rules.of_models, **rules.of_method}, "parameters")
-        _complain([*problems, *(f"parameters.{name}: missing" for name in missing)])
-        return parameters
-
     @field_validator("models")
     @classmethod
-    def _models_fit(cls, models: tuple[RecipeModel, ...], info: ValidationInfo) -> tuple[RecipeModel, ...]:
-        rules, base = _rules(info), info.data.get("base_model")
-        if rules.base == "required" and base is not None:  # recipes for mergekit list the base too, to no effect
-            models = tuple(entry for entry in models if entry.parameters or not _same(entry.model, base))
-        shared = info.data.get("parameters", rules.of_models)  # that is wrong: what may stand there is not missed
-        needed = [name for name, value in rules.of_models.items() if value is None and name not in shared]
-        problems = []
-        for n, entry in enumerate(models):
-            place = f"models.{n}.parameters"
-            problems += _parameter_problems(entry.parameters, rules.of_models, place)
-            missing = [name for name in needed if name not in entry.parameters]
-            problems += [f"{place}.{name}: missing (every model needs a {name})" for name in missing]
-        if method := info.data.get("merge_method"):
-            problems += _folder_problems(method, [entry.model for entry in models], base)
-        _complain(problems)
-        return models
+    def _without_base(cls, models: tuple[RecipeModel, ...], info: ValidationInfo) -> tuple[RecipeModel, ...]:
+        """Recipes for mergekit list the base of task vectors too, to no effect."""
+        rules, base = METHOD_RULES.get(info.data.get("merge_method", "")), info.data.get("base_model")
+        unused = rules is not None and rules.base == "required"
+        return tuple(one for one in models if one.parameters or not (unused and _same(one.model, base)))
 
-    @model_validator(mode="after")
-    def _weights_leave_something(self) -> Self:
-        """Look at plain numbers as weights; others are looked at tensor by tensor."""
-        if "weight" in self.rules.of_models and all(isinstance(weight, float) for weight in self.weights):
-            _complain(["every weight is zero"] if not any(self.weights) else [])
-            try:
-                self.settings_at()
-            except MergeError as error:
-                raise ValueError(f"{error.what}: {list(self.weights)}") from error
-        return self
+    def problems(self) -> Iterator[str]:
+        """Parameters that are missing, folders that do not fit the method, weights that leave nothing."""
+        rules = self.rules
+        needed = [name for name, value in rules.of_method.items() if value is None]
+        yield from (f"parameters.{name}: missing" for name in needed if name not in self.parameters)
+        for n, entry in enumerate(self.models):
+            needed = [name for name, value in rules.of_models.items() if value is None]
+            missing = [name for name in needed if name not in {**self.parameters, **entry.parameters}]
+            yield from (f"models.{n}.parameters.{name}: missing (every model needs a {name})" for name in missing)
+        yield from _folder_problems(self.merge_method, [entry.model for entry in self.models], self.base_model)
+        if "weight" in rules.of_models and all(isinstance(weight, float) for weight in self.weights):
+            if not any(self.weights):
+                yield "every weight is zero"
+            elif self._normalized(ANYWHERE) and weights_cancel(self.weights):
+                yield f"the weights sum to zero and cannot be normalised: {list(self.weights)}"
 
     @property
     def rules(self) -> MethodRules:
@@ -281,13 +249,17 @@ class Recipe(Frozen):
             tuple(_first(name, place, entry.parameters.get(name), shared.get(name), default) for entry in self.models)
             for name, default in (("weight", rules.of_models.get("weight", 1.0)), ("density", 1.0))
         )
-        normalized = bool(found.get("normalize", found.get("normalize_weights", True)))
+        normalized = self._normalized(place)
         if normalized and "weight" in rules.of_models and weights_cancel(weights):
             raise MergeError("the weights sum to zero and cannot be normalised", where=place.name, found=list(weights))
         named = {field: found[name] for name, field in _SETTINGS.items() if name in found}
         first = rules.base == "member" and _same(self.models[1].model, self.base_model)
         steps = int(found.get("max_iter", 10))
         return Settings(weights, normalized, densities=densities, first=int(first), max_iter=steps, **named)
+
+    def _normalized(self, place: Place) -> bool:
+        name = next((name for name in ("normalize", "normalize_weights") if name in self.rules.of_method), None)
+        return name is None or bool(_first(name, place, self.parameters.get(name), self.rules.of_method[name]))
 
     def with_paths(self, change: Callable[[Path], Path]) -> Self:
         """The same recipe with ``change(path)`` in place of every path (each of the two of ``BASE+ADAPTER``)."""
@@ -315,25 +287,37 @@ def missing_folders(folders: Iterable[Path]) -> list[str]:
     return [f"model folder not found: {folder}" for folder in dict.fromkeys(parts) if not folder.is_dir()]
 
 
-def make_recipe(data: Any, where: object = None, problems: Iterable[str] = ()) -> Recipe:
+def make_recipe(data: Any, where: object = "the recipe") -> Recipe:
     """Validate a recipe given as plain Python data.
 
     Args:
         data: What a recipe file holds: a mapping with ``merge_method``, ``models`` and so on.
         where: Named in the error: the file the data came from.
-        problems: What is known to be wrong already.
 
     Raises:
         MergeError: The recipe is not valid; every problem is listed.
     """
-    try:
-        recipe, wrong = Recipe.model_validate(data), list(problems)
-    except ValidationError as error:
-        wrong = [*_sentences(error, "", Recipe.model_fields, RecipeModel.model_fields), *problems]
-    if wrong:
-        fix = "correct the recipe; models are folders on this computer, so download a model of the Hub first"
-        raise MergeError("the recipe cannot be used" + bullet_list(wrong), where=where, fix=fix)
-    return recipe
+    parse(_typed(str(data.get("merge_method")) if isinstance(data, dict) else ""), data, str(where), MergeError)
+    return parse(Recipe, data, str(where), MergeError)
+
+
+@cache
+def _typed(method: str) -> type[Frozen]:
+    """A recipe whose parameters have the types they have in a method; of any method, where that is unknown."""
+    names = dict.fromkeys(_PARAMETERS, 1.0)
+    rules = METHOD_RULES.get(method, MethodRules(names, names))
+
+    def parameters(names: Iterable[str]) -> Any:
+        fields = {name: (_PARAMETERS[name], ()) for name in names}
+        return create_model("Parameters", __base__=Frozen, **fields), {}  # type: ignore[call-overload]
+
+    entry = create_model("Entry", __base__=Frozen, model=(Path, ...), parameters=parameters(rules.of_models))
+    fields = {name: (field.annotation, field) for name, field in Recipe.model_fields.items()}
+    fields["parameters"], fields["models"] = (
+        parameters({**rules.of_models, **rules.of_method}),
+        (tuple[entry, ...], ...),
+    )
+    return create_model("Typed", __base__=Frozen, **fields)  # type: ignore[call-overload,no-any-return]
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -350,7 +334,12 @@ def load_recipe(path: Path) -> Recipe:
         data = read_yaml(path, MergeError)
     except OSError as error:
         raise MergeError("the recipe cannot be read", where=path, found=error) from error
-    return make_recipe(data, path, missing_folders(_make_absolute(data, path.resolve().parent)))
+    models = _make_absolute(data, path.resolve().parent)
+    recipe = make_recipe(data, path)
+    if missing := missing_folders(models):
+        fix = "models are folders on this computer: download a model of the Hub first"
+        raise MergeError("models of the recipe are missing", where=path, found=bullet_list(missing), fix=fix)
+    return recipe
 
 
 def recipe_yaml(recipe: Recipe, relative_to: Path | None = None) -> str:
@@ -370,27 +359,12 @@ def recipe_yaml(recipe: Recipe, relative_to: Path | None = None) -> str:
     return note + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
-def _rules(info: ValidationInfo) -> MethodRules:
-    """The rules of a recipe's method; ones that fit anything when that is not known."""
-    names = dict.fromkeys(_PARAMETERS, 1.0)
-    return METHOD_RULES.get(info.data.get("merge_method", ""), MethodRules(names, names, "optional"))
-
-
 def _real(model: Path) -> str:
     return "+".join(os.path.realpath(part) for part in model_parts(model))
 
 
 def _same(one: Path, two: Path | None) -> bool:
     return two is not None and _real(one) == _real(two)
-
-
-def _parameter_problems(given: Mapping[str, Any], known: Mapping[str, Any], place: str) -> list[str]:
-    """Parameters that the method does not have, or whose value it cannot use."""
-    try:
-        _schema(tuple(known)).model_validate(given)
-    except ValidationError as error:
-        return _sentences(error, f"{place}.", known, Case.model_fields)
-    return []
 
 
 def _folder_problems(method: str, models: Sequence[Path], base: Path | None) -> Iterator[str]:
@@ -412,11 +386,6 @@ def _folder_problems(method: str, models: Sequence[Path], base: Path | None) -> 
         yield f"the base_model {base} has to be one of the two models"
 
 
-def _complain(problems: Iterable[str]) -> None:
-    if text := "\n".join(problems):
-        raise ValueError(text)
-
-
 def _make_absolute(data: Any, folder: Path) -> list[Path]:
     """Resolve the model paths in ``data``, and list them; what is not shaped like a recipe is left to validation."""
     models = data.get("models") if isinstance(data, dict) else None
@@ -433,24 +402,3 @@ def _resolve(path: str, folder: Path) -> Path:
         return there if there.exists() and not here.exists() else here
 
     return Path("+".join(str(place(part)) for part in model_parts(Path(path), lambda part: place(part).exists())))
-
-
-def _sentences(error: ValidationError, place: str, outer: Iterable[str], inner: Iterable[str]) -> list[str]:
-    """What pydantic found, a line each, with the nearest valid name: one of ``outer``, or of ``inner`` further in."""
-    found = []
-    for problem in error.errors():
-        where, given = place + ".".join(map(str, problem["loc"])), problem["input"]
-        if problem["type"] == "value_error":
-            lines = str(problem["ctx"]["error"]).split("\n")
-            found += [line if line.startswith(f"{where}.") else f"{where}: {line}".lstrip(": ") for line in lines]
-            continue
-        known = list(outer if len(problem["loc"]) == 1 else inner)
-        said = f"{problem['msg']}, found {given!r}"
-        if problem["type"] == "literal_error":
-            known, said = re.findall(r"'([^']*)'", problem["ctx"]["expected"]) or [problem["ctx"]["expected"]], ""
-            said = f"{given!r} is not supported{nearest(str(given), known)} (supported: {', '.join(known)})"
-        elif problem["type"] == "extra_forbidden":
-            close = nearest(str(problem["loc"][-1]), known)
-            said = f"unknown key{close} (supported here: {', '.join(known) or 'none'})"
-        found.append(f"{where}: {said}" if problem["type"] != "missing" else f"{where}: missing")
-    return found

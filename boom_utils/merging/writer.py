@@ -20,7 +20,7 @@ from boom_utils.artifacts import process_alive
 from boom_utils.cards import Card, Provenance, write_card
 from boom_utils.errors import MergeError
 from boom_utils.merging import kernels, methods
-from boom_utils.merging.checkpoints import Checkpoint, Streams, Tensor, fingerprints
+from boom_utils.merging.checkpoints import Checkpoint, Tensor, each_tensor, fingerprints
 from boom_utils.merging.elementwise import ELEMENTWISE, Fill
 from boom_utils.merging.family import open_family, settings_of
 from boom_utils.merging.gram import StreamedGram, TensorGram, check_finite, stream_gram
@@ -214,7 +214,6 @@ def _write_weights(
         for job, folder in zip(jobs, folders, strict=True):
             writers.append(WeightWriter(folder, job.layout.values(), options.max_shard_bytes))
             stack.callback(writers[-1].close, complete=False)
-        streams = stack.enter_context(Streams(models, options.threads))
 
         def merge_tensor(tensor: Tensor) -> StreamedGram:
             found = stream_gram(tensor)
@@ -225,7 +224,8 @@ def _write_weights(
                 tensor.map(lambda start, rows: _write_chunk(tensor, start, rows, merges))
             return found
 
-        found = {one.gram.name: one for one in progress(streams.each(names, merge_tensor), len(names), "merge")}
+        merged = each_tensor(models, names, merge_tensor, options.threads)
+        found = {one.gram.name: one for one in progress(merged, len(names), "merge")}
         check_finite(found[name] for name in names)
         for job, writer in zip(jobs, writers, strict=True):
             _copy_others(models[job.models[0]], job, writer)
@@ -238,7 +238,7 @@ def _write_chunk(
 ) -> None:
     for writer, (info, fill) in merges:
         direct = info.dtype in ("F32", "F64")
-        merged = tensor.scratch("merged", rows.size, DTYPES[info.dtype] if direct else np.float64)
+        merged = np.empty(rows.size, DTYPES[info.dtype] if direct else np.float64)
         fill(rows, merged)
         values = merged if direct else round_once(merged, info.dtype)
         # BF16 stands there as bits, of which those of the exponent are all ones where a value is not finite.
