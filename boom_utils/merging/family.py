@@ -111,8 +111,8 @@ def open_family(
         MergeError: Models are missing or do not fit.
         CheckpointError: A folder cannot be read.
     """
-    if missing := [sentence for recipe in recipes for sentence in missing_folders(recipe.folders)]:
-        raise MergeError("models of the recipe are missing" + bullet_list(dict.fromkeys(missing)))
+    if missing := missing_folders(folder for recipe in recipes for folder in recipe.folders):
+        raise MergeError("models of the recipe are missing" + bullet_list(missing))
     bases = [recipe.task_base for recipe in recipes if recipe.task_base is not None]
     folders = list(dict.fromkeys([*bases, *(folder for recipe in recipes for folder in recipe.folders)]))
     family = dict(zip(folders, open_checkpoints(folders, names), strict=True))
@@ -146,11 +146,10 @@ def reconcile(members: Sequence[Checkpoint], bases: Sequence[Checkpoint] = (), o
     problems = [problem for model in models for problem in _leave_out_tied_head(model, parts[model])]
     notes = _leave_out_not_read(models, _ENCODING in parts[members[0]])
     for other in models[1:]:
+        problems += _tensor_differences(members[0], other, one_dtype and other not in bases)
         differences, respelled = _compare(members[0], other, parts, only_base=other in bases)
         problems += differences
         notes += respelled
-    if one_dtype:
-        problems += _mixed_dtypes(members)
     if problems:
         raise MergeError(
             "the models cannot be merged, because they differ" + bullet_list(problems),
@@ -173,9 +172,7 @@ def _parts(model: Checkpoint) -> dict[str, _Part]:
         parts = {
             _CONFIG: _Part(_flat(config, _NOISE), partial(_loaded_config, config)),
             _TOKENIZER: _Part(tokenizer, partial(_loaded_tokenizer, folder) if tokenizer else dict),
-        }
-        if is_sentence_transformer(folder):
-            parts[_ENCODING] = _encoding(folder)
+        } | ({_ENCODING: _encoding(folder)} if is_sentence_transformer(folder) else {})
         found |= {file: part for file, part in parts.items() if part.written or file not in found}
     return found
 
@@ -208,33 +205,31 @@ def _leave_out_not_read(models: Sequence[Checkpoint], encoders: bool) -> list[st
 def _compare(
     first: Checkpoint, other: Checkpoint, parts: Mapping[Checkpoint, Mapping[str, _Part]], only_base: bool
 ) -> tuple[list[str], list[str]]:
-    """Differences of two models in meaning, and those in their spelling alone.
+    """Differences of two models' files in meaning, and those in their spelling alone.
 
     In settings, a missing key is equal to null, false, zero or empty: that is what newer versions write for what older
     ones omit. A part that only one folder has is one difference, not one per key.
     """
-    differences, respelled = _tensor_differences(first, other), []
+    differences, respelled = list[str](), list[str]()
     ours, theirs = parts[first], parts[other]
-    files = {_CONFIG, _TOKENIZER} if only_base and _ENCODING not in theirs else {*ours, *theirs}
-    for file in sorted(files):
+    for file in sorted({_CONFIG, _TOKENIZER} if only_base and _ENCODING not in theirs else {*ours, *theirs}):
         mine, its = ours.get(file, _ABSENT), theirs.get(file, _ABSENT)
         if mine.written == its.written:
             continue
         a, b = mine.loaded(), its.loaded()
-        if a is None or b is None:
-            a, b = mine.written, its.written
-        found = [(f"{file}: {key}", a.get(key), b.get(key)) for key in sorted({*a, *b})]
-        found = [(key, one, two) for key, one, two in found if (one or None) != (two or None)]
-        if any(a.values()) != any(b.values()):
-            found = [(file, "present", "missing") if any(a.values()) else (file, "missing", "present")]
-        differences += [
-            f"{other.label}: {key}: {_short(two)}, in {first.label} {_short(one)}" for key, one, two in found
-        ]
+        a, b = (mine.written, its.written) if a is None or b is None else (a, b)
+        if any(a.values()) == any(b.values()):
+            found = {f"{file}: {key}": (repr(a.get(key)), repr(b.get(key))) for key in sorted({*a, *b})
+                     if (a.get(key) or None) != (b.get(key) or None)}  # fmt: skip
+        else:
+            found = {file: ("present", "missing") if any(a.values()) else ("missing", "present")}
+        for key, (one, two) in found.items():
+            differences.append(f"{other.label}: {key}: {_short(two)}, in {first.label} {_short(one)}")
         respelled += [] if found else [file]
     notes = [f"{other.label}: {', '.join(respelled)}: spelt otherwise than in {first.label}, same meaning"]
     notes = notes if respelled else []
-    if (one := _prefixes(first)) != (two := _prefixes(other)):
-        notes.append(f"{other.label}: names of tensors begin with {two}, in {first.label} with {one}")
+    if (own := _prefixes(first)) != (prefixes := _prefixes(other)):
+        notes.append(f"{other.label}: names of tensors begin with {prefixes}, in {first.label} with {own}")
     return differences, notes
 
 
@@ -243,7 +238,7 @@ def _prefixes(model: Checkpoint) -> str:
     return " and ".join(sorted(found)) or "nothing"
 
 
-def _tensor_differences(first: Checkpoint, other: Checkpoint) -> list[str]:
+def _tensor_differences(first: Checkpoint, other: Checkpoint, one_dtype: bool) -> list[str]:
     ours, theirs = first.tensors, other.tensors
     problems = [f"{other.label}: has no {name}, {first.label} has" for name in ours if name not in theirs]
     problems += [f"{other.label}: has {name}, {first.label} has not" for name in theirs if name not in ours]
@@ -251,27 +246,19 @@ def _tensor_differences(first: Checkpoint, other: Checkpoint) -> list[str]:
         a, b = ours[name], theirs[name]
         if a.shape != b.shape:
             problems.append(f"{other.label}: {name} has shape {list(b.shape)}, in {first.label} {list(a.shape)}")
-        elif a.is_float != b.is_float or (not a.is_float and a.dtype != b.dtype):
+        elif a.dtype != b.dtype and not (a.is_float and b.is_float):
             problems.append(f"{other.label}: {name} is {b.dtype}, in {first.label} {a.dtype}")
+        elif a.dtype != b.dtype and one_dtype:
+            said = f"{name} is {b.dtype}, in {first.label} {a.dtype}; the recipe sets no dtype"
+            problems.append(f"{other.label}: {said}")
         elif not a.is_float and not same_bytes(first, a, other, b):
             problems.append(f"{other.label}: {name} ({a.dtype}, cannot be averaged) differs from {first.label}")
     return sorted(problems)
 
 
-def _mixed_dtypes(members: Sequence[Checkpoint]) -> list[str]:
-    first = members[0]
-    return [
-        f"{other.label}: {name} is {found.dtype}, in {first.label} {info.dtype}; the recipe sets no dtype"
-        for other in members[1:]
-        for name, info in first.tensors.items()
-        if (found := other.tensors.get(name, info)).is_float and info.is_float and found.dtype != info.dtype
-    ]
-
-
-def _short(value: Any) -> str:
-    """The value, or its kind and a digest where it is long (a vocabulary)."""
-    text = value if isinstance(value, str) and value in ("present", "missing") else repr(value)
-    return text if len(text) <= 60 else f"{type(value).__name__} of sha256 {digest_of(value)[:8]}"
+def _short(text: str) -> str:
+    """The text, or its beginning and a digest where it is long (a vocabulary)."""
+    return text if len(text) <= 60 else f"{text[:24]}... of sha256 {digest_of(text)[:8]}"
 
 
 def settings_of(recipe: Recipe, names: Sequence[str]) -> dict[str, Settings]:
@@ -285,12 +272,9 @@ def settings_of(recipe: Recipe, names: Sequence[str]) -> dict[str, Settings]:
         try:
             found[name] = recipe.settings_at(place)
         except MergeError as error:
-            problems.append(error)
-    if len(problems) == 1:
-        raise problems[0]
+            problems.append(str(error).replace("\n ", ";"))
     if problems:
-        lines = [str(problem).replace("\n ", ";") for problem in problems]
-        raise MergeError("the recipe does not fit these models" + bullet_list(lines, 20))
+        raise MergeError("the recipe does not fit these models" + bullet_list(problems, 20))
     return found
 
 
