@@ -171,31 +171,6 @@ def combine(values: Any, starts: Any, factors: Any, merged: Any) -> None:
 
 
 @_compiled
-def round_to_bfloat16(values: Any, out: Any) -> None:
-    """Round float64 to bfloat16 once, to nearest and ties to even.
-
-    By way of float32 it would be rounded twice. Here the first step rounds to odd, which keeps what the second one has
-    to know (Boldo and Melquiond, 2008).
-
-    Args:
-        values: (N,) float64.
-        out: (N,) uint16, the bits, overwritten.
-    """
-    narrow = np.empty(min(BLOCK, max(values.size, 1)), dtype=np.float32)
-    bits = narrow.view(np.uint32)
-    for start in range(0, values.size, BLOCK):
-        block = values[start : start + BLOCK]
-        for n in range(block.size):
-            narrow[n] = np.float32(block[n])
-            if abs(np.float64(narrow[n])) > abs(block[n]):
-                bits[n] -= np.uint32(1)  # the next float32 towards zero
-            if np.float64(narrow[n]) != block[n]:
-                bits[n] |= np.uint32(1)
-            even = (bits[n] >> np.uint32(16)) & np.uint32(1)
-            out[start + n] = np.uint16((bits[n] + np.uint32(0x7FFF) + even) >> np.uint32(16))
-
-
-@_compiled
 def ties(values: Any, starts: Any, weights: Any, smallest: Any, rule: Any, merged: Any) -> None:
     """TIES of the task vectors: trim by magnitude, elect a sign, average what agrees with it, add the base.
 

@@ -231,16 +231,8 @@ def model_stock(gram: TensorGram, settings: Settings) -> Coefficients:
     return _combination(gram, np.full(count, cosine / below))
 
 
-METHODS: Mapping[str, Callable[[TensorGram, Settings], Coefficients]] = {
-    "linear": linear,
-    "slerp": slerp,
-    "nuslerp": nuslerp,
-    "multislerp": multislerp,
-    "karcher": karcher,
-    "task_arithmetic": task_arithmetic,
-    "model_stock": model_stock,
-    "linear_norm_matched": linear_norm_matched,
-}
+_CLOSED = (linear, slerp, nuslerp, multislerp, karcher, task_arithmetic, model_stock, linear_norm_matched)
+METHODS: Mapping[str, Callable[[TensorGram, Settings], Coefficients]] = {method.__name__: method for method in _CLOSED}
 
 
 def used_weights(settings: Settings) -> Array:

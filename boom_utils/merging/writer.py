@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -68,6 +69,9 @@ class _Job:
         settings: What its method is told, tensor by tensor.
         layout: The tensors it writes, by unified name: as they are called in its first model's files.
         notes: What was special about single tensors, by unified name; filled while tensors are merged.
+        folder: Where it is made.
+        writer: Writes its weights there.
+        facts: What the record says of it.
     """
 
     recipe: Recipe
@@ -77,6 +81,9 @@ class _Job:
     settings: Mapping[str, Settings]
     layout: Mapping[str, TensorInfo]
     notes: dict[str, str] = field(default_factory=dict)
+    folder: Path = field(init=False)
+    writer: WeightWriter = field(init=False)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def fill(self, tensor: Tensor, gram: TensorGram) -> Fill:
         """How the tensor whose inner products are given is merged, piece by piece."""
@@ -128,29 +135,34 @@ def merge_all(recipes: Sequence[tuple[Recipe, Path]], options: MergeOptions | No
     outs = [out.resolve() for _, out in recipes]
     if len(set(outs)) < len(outs):
         raise MergeError("two merges have one output folder", found=", ".join(map(str, outs)))
-    _require_free(outs)
+    for out in outs:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            fix = "name another folder, or remove this one first"
+            raise MergeError("the output folder already exists", where=out, fix=fix)
     family, reconciled = open_family([recipe for recipe, _ in recipes], options.names)
     models, labels = list(family.values()), {folder: model.label for folder, model in family.items()}
     jobs = [_job(recipe, out, family) for (recipe, _), out in zip(recipes, outs, strict=True)]
     _require_space(jobs)
     with ExitStack() as stack:
-        folders = [stack.enter_context(_prepared(out)) for out in outs]
-        left_out = [_copy_folder(models[job.models[0]], place) for job, place in zip(jobs, folders, strict=True)]
-        prints = _write_weights(models, jobs, folders, options)
-        all_facts = []
-        for job, folder, left in zip(jobs, folders, left_out, strict=True):
-            facts = {**_facts(job, models, prints), "left_out": left, "reconciled": reconciled}
-            _write_config(folder, {info.dtype for info in job.layout.values() if info.is_float})
+        for job in jobs:
+            job.folder = stack.enter_context(_prepared(job.out))
+            left_out = _copy_folder(models[job.models[0]], job.folder)
+            job.facts = {"left_out": left_out, "reconciled": reconciled}
+            job.writer = WeightWriter(job.folder, job.layout.values(), options.max_shard_bytes)
+            stack.callback(job.writer.close, complete=False)
+        prints = _write_weights(models, jobs, options.threads)
+        for job in jobs:
+            job.facts = {**_facts(job, models, prints), **job.facts}
+            _write_config(job.folder, {info.dtype for info in job.layout.values() if info.is_float})
             text = recipe_yaml(job.recipe, relative_to=options.place or job.out)
-            (folder / RECIPE_FILE).write_text(text, encoding="utf-8")
-            _write_card(folder, job.recipe, facts, labels, options.provenance)
-            all_facts.append(facts)
-        for job, folder in zip(jobs, folders, strict=True):
-            folder.rename(job.out)  # replaces an empty folder, fails on any other
+            (job.folder / RECIPE_FILE).write_text(text, encoding="utf-8")
+            _write_card(job, labels, options.provenance)
+        for job in jobs:
+            job.folder.rename(job.out)  # replaces an empty folder, fails on any other
             if job.notes:
                 log.warning("%d of %d tensors were special cases; see the notes", len(job.notes), len(job.settings))
             log.info("merged %d models by %s", len(job.models), job.recipe.merge_method)
-    return all_facts
+    return [job.facts for job in jobs]
 
 
 def _job(recipe: Recipe, out: Path, family: Mapping[Path, Checkpoint]) -> _Job:
@@ -167,25 +179,16 @@ def _job(recipe: Recipe, out: Path, family: Mapping[Path, Checkpoint]) -> _Job:
     return _Job(recipe, out, [numbers[entry.model] for entry in recipe.models], base, settings, layout)
 
 
-def _require_free(outs: Sequence[Path]) -> None:
-    for out in outs:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            fix = "name another folder, or remove this one first"
-            raise MergeError("the output folder already exists", where=out, fix=fix)
-
-
 def _require_space(jobs: Sequence[_Job]) -> None:
-    needed: dict[Path, int] = {}
+    needed: Counter[Path] = Counter()
     for job in jobs:
         place = next(parent for parent in job.out.parents if parent.exists())
-        needed[place] = needed.get(place, 0) + sum(info.nbytes for info in job.layout.values())
+        needed[place] += sum(info.nbytes for info in job.layout.values())
     for place, size in needed.items():
         if (free := shutil.disk_usage(place).free) < size:
-            expected, found = f"{size / 2**20:.0f} MiB", f"{free / 2**20:.0f} MiB free"
-            fix = "free some space or name a folder on another disk"
-            raise MergeError(
-                "not enough space for the merged model", where=place, expected=expected, found=found, fix=fix
-            )
+            what, fix = "not enough space for the merged model", "free some space or name a folder on another disk"
+            sizes = {"expected": f"{size / 2**20:.0f} MiB", "found": f"{free / 2**20:.0f} MiB free"}
+            raise MergeError(what, where=place, fix=fix, **sizes)
 
 
 @contextmanager
@@ -204,39 +207,32 @@ def _prepared(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_weights(
-    models: Sequence[Checkpoint], jobs: Sequence[_Job], folders: Sequence[Path], options: MergeOptions
-) -> list[str]:
+def _write_weights(models: Sequence[Checkpoint], jobs: Sequence[_Job], threads: int | None) -> list[str]:
     """Write the weights of every job; returns the fingerprints of the models."""
     names, problems = list(jobs[0].settings), list[str]()
-    with ExitStack() as stack:
-        writers = []
-        for job, folder in zip(jobs, folders, strict=True):
-            writers.append(WeightWriter(folder, job.layout.values(), options.max_shard_bytes))
-            stack.callback(writers[-1].close, complete=False)
 
-        def merge_tensor(tensor: Tensor) -> StreamedGram:
-            found = stream_gram(tensor)
-            problems.extend(found.problems)
-            if not problems:  # else nothing will be kept; the rest is only looked at, to name every problem at once
-                fills = [(job.layout[tensor.name], job.fill(tensor, found.gram)) for job in jobs]
-                merges = list(zip(writers, fills, strict=True))
-                tensor.map(lambda start, rows: _write_chunk(tensor, start, rows, merges))
-            return found
+    def merge_tensor(tensor: Tensor) -> StreamedGram:
+        found = stream_gram(tensor)
+        problems.extend(found.problems)
+        if not problems:  # else nothing will be kept; the rest is only looked at, to name every problem at once
+            fills = [(job.writer, job.layout[tensor.name], job.fill(tensor, found.gram)) for job in jobs]
+            tensor.map(lambda start, rows: _write_chunk(tensor.name, start, rows, fills))
+        return found
 
-        merged = each_tensor(models, names, merge_tensor, options.threads)
-        found = {one.gram.name: one for one in progress(merged, len(names), "merge")}
-        check_finite(found[name] for name in names)
-        for job, writer in zip(jobs, writers, strict=True):
-            _copy_others(models[job.models[0]], job, writer)
-            writer.close()
+    merged = progress(each_tensor(models, names, merge_tensor, threads), len(names), "merge")
+    found = {one.gram.name: one for one in merged}
+    check_finite(found[name] for name in names)
+    for job in jobs:
+        first = models[job.models[0]]
+        for name, info in first.tensors.items():
+            if not info.is_float:
+                job.writer.write(job.layout[name].stored, 0, first.raw(info))
+        job.writer.close()
     return fingerprints(models, {name: found[name].digests for name in names})
 
 
-def _write_chunk(
-    tensor: Tensor, start: int, rows: Rows, merges: Sequence[tuple[WeightWriter, tuple[TensorInfo, Fill]]]
-) -> None:
-    for writer, (info, fill) in merges:
+def _write_chunk(name: str, start: int, rows: Rows, fills: Sequence[tuple[WeightWriter, TensorInfo, Fill]]) -> None:
+    for writer, info, fill in fills:
         direct = info.dtype in ("F32", "F64")
         merged = np.empty(rows.size, DTYPES[info.dtype] if direct else np.float64)
         fill(rows, merged)
@@ -245,24 +241,21 @@ def _write_chunk(
         fine = (values & 0x7F80) != 0x7F80 if info.dtype == "BF16" else np.isfinite(values)
         if not fine.all():
             what, fix = f"merged values are too large for {info.dtype}", "choose a wider out_dtype"
-            raise MergeError(what, where=tensor.name, fix=fix)
+            raise MergeError(what, where=name, fix=fix)
         writer.write(info.stored, start, values)
 
 
 def round_once(merged: NDArray[np.float64], dtype: str) -> NDArray[Any]:
-    """Round float64 (N,) to F16 or BF16 as NumPy holds it, to nearest and ties to even, once."""
-    if dtype == "F16":
-        with np.errstate(over="ignore"):
+    """Round float64 (N,) to F16 or BF16 (its bits) as NumPy holds it, to nearest and ties to even, once."""
+    with np.errstate(over="ignore"):
+        if dtype == "F16":
             return merged.astype(np.float16)  # NumPy rounds float64 to float16 in one step
-    bits = np.empty(merged.size, DTYPES[dtype])
-    kernels.round_to_bfloat16(merged, bits)
-    return bits
-
-
-def _copy_others(first: Checkpoint, job: _Job, writer: WeightWriter) -> None:
-    for name, info in first.tensors.items():
-        if not info.is_float:
-            writer.write(job.layout[name].stored, 0, first.raw(info))
+        narrow = merged.astype(np.float32)
+    # Rounded twice, by way of float32, unless the first step rounds to odd, which keeps what the second one has to
+    # know (Boldo and Melquiond, 2008): towards zero, and the last bit says whether anything was cut off.
+    bits, wide = narrow.view(np.uint32), narrow.astype(np.float64)
+    bits = (bits - (np.abs(wide) > np.abs(merged))) | (wide != merged)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def _copy_folder(model: Checkpoint, target: Path) -> list[str]:
@@ -286,13 +279,9 @@ def _write_config(folder: Path, dtypes: set[str]) -> None:
     config = read_mapping(folder / "config.json")
     if len(dtypes) != 1 or not config:
         return
-    parts = [
-        config,
-        *(part for part in config.values() if isinstance(part, dict) and {"dtype", "torch_dtype"} & set(part)),
-    ]
-    for part in parts:
-        key = "torch_dtype" if "torch_dtype" in part and "dtype" not in part else "dtype"
-        part[key] = FLOATS[next(iter(dtypes))]
+    inner = [part for part in config.values() if isinstance(part, dict) and {"dtype", "torch_dtype"} & set(part)]
+    for part in (config, *inner):
+        part["torch_dtype" if "torch_dtype" in part and "dtype" not in part else "dtype"] = FLOATS[min(dtypes)]
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
 
@@ -311,11 +300,10 @@ def _facts(job: _Job, models: Sequence[Checkpoint], prints: Sequence[str]) -> di
         }
         for number, weight, share in zip(job.models, recipe.weights, used, strict=False)
     ]
-    base = None if job.base is None else {"name": models[job.base].label, "fingerprint": prints[job.base]}
     return {
         "method": recipe.merge_method,
         "members": members,
-        "base": base,
+        "base": None if job.base is None else {"name": models[job.base].label, "fingerprint": prints[job.base]},
         "dtype": sorted({info.dtype for info in infos if info.is_float}),
         "tensors": len(infos),
         "parameters": sum(info.size for info in infos),
@@ -323,33 +311,24 @@ def _facts(job: _Job, models: Sequence[Checkpoint], prints: Sequence[str]) -> di
     }
 
 
-def _write_card(
-    folder: Path, recipe: Recipe, facts: Mapping[str, Any], labels: Mapping[Path, str], provenance: Provenance
-) -> None:
+def _write_card(job: _Job, labels: Mapping[Path, str], provenance: Provenance) -> None:
     """The model card: method, members with weights and fingerprints, and the recipe under their names.
 
     It names no path, so that equal merges have equal cards.
     """
-    members = facts["members"]
-    shown = {member["name"]: _short(member) for member in members}
-    base = facts["base"]
-    on_base = "" if base is None else f", as task vectors on {base['name']} ({_named(base)})"
+    shown, recipe = {}, job.recipe
+    for member in job.facts["members"]:
+        weight = member["weight"]
+        weighed = f"weight {weight:g}, " if isinstance(weight, float) else f"weight {json.dumps(weight)}, "
+        shown[member["name"]] = f"{'' if weight is None else weighed}fingerprint {member['fingerprint'][:12]}"
+    base, on_base, known = job.facts["base"], "", list(shown)
+    if base is not None:
+        on_base = f", as task vectors on {base['name']} (fingerprint {base['fingerprint'][:12]})"
+        known = known if base["name"] in shown else [base["name"], *known]
     summary = (
         f"Merged by {recipe.merge_method}{on_base}. A fingerprint is a digest of a model's weights. "
         f"{RECIPE_FILE}, where the model was made, is the recipe with the folders it was run on."
     )
     named = yaml.safe_load(recipe_yaml(recipe.with_paths(lambda path: Path(labels.get(path, path.name)))))
     title = f"{recipe.merge_method} of {len(shown)} models"
-    parents = list(shown)
-    known = parents if base is None or base["name"] in shown else [base["name"], *parents]
-    write_card(folder, Card(title, summary, shown, parents, known, True, recipe=named, provenance=provenance))
-
-
-def _short(member: Mapping[str, Any]) -> str:
-    weight = member["weight"]
-    shown = f"{weight:g}" if isinstance(weight, float) else json.dumps(weight)
-    return _named(member) if weight is None else f"weight {shown}, {_named(member)}"
-
-
-def _named(model: Mapping[str, Any]) -> str:
-    return f"fingerprint {model['fingerprint'][:12]}"
+    write_card(job.folder, Card(title, summary, shown, list(shown), known, True, recipe=named, provenance=provenance))
