@@ -11,15 +11,13 @@ from boom_utils.merging.elementwise import ELEMENTWISE
 from boom_utils.merging.gram import (
     GramTable,
     TensorGram,
-    cosines,
     distances,
     load_grams,
     norms,
     save_grams,
     tensor_gram,
-    whole_model,
 )
-from boom_utils.merging.methods import METHODS, Settings, linear, linear_norm_matched, used_weights
+from boom_utils.merging.methods import METHODS, Settings, linear_norm_matched
 from boom_utils.merging.recipe import METHOD_NAMES
 
 WEIGHTED = ["linear", "multislerp", "linear_norm_matched"]
@@ -216,12 +214,6 @@ def test_a_tensor_no_model_changed_is_that_of_the_base_and_one_of_zeros_stays_ze
         assert "zero" in made_of.note
 
 
-def test_weights_that_cancel_cannot_be_normalised():
-    with pytest.raises(MergeError, match="sum to zero"):
-        linear(gram_of(np.eye(3)), Settings((1, 1, -2)))
-    assert used_weights(Settings((1, 3))).tolist() == [0.25, 0.75]
-
-
 def test_a_mixture_that_almost_cancels_keeps_its_length():
     # x1 - x2 of siblings: the common part is a thousand times what is left.
     generator = np.random.default_rng(5)
@@ -251,11 +243,6 @@ def test_inner_products_by_way_of_any_pivot_are_the_direct_ones(merge, data):
             assert np.allclose(gram.updates, updates @ updates.T, rtol=1e-9, atol=1e-12)
 
 
-def test_task_vectors_need_a_base():
-    with pytest.raises(ValueError, match="need a base"):
-        _ = gram_of(np.eye(2)).updates
-
-
 @pytest.mark.promise(24)
 def test_small_updates_and_long_sums_keep_their_digits():
     # |x - base|^2 out of the products of whole tensors would be off by 1e-3 here.
@@ -280,16 +267,6 @@ def test_a_value_that_is_not_finite_is_an_error_naming_model_and_tensor(value, g
     said = "values are too large for their squares" if value == 1e200 else rf"NaN or infinity in m{guilty}\n"
     with pytest.raises(MergeError, match=rf"some\.weight: {said}"):
         tensor_gram("some.weight", tensors, True, ["m0", "m1", "m2"])
-
-
-def test_a_whole_model_is_the_sum_of_its_tensors():
-    parts = [np.random.default_rng(size).normal(size=(4, size)) for size in (5, 9)]
-    whole = whole_model([gram_of(part[1:], part[0]) for part in parts])
-    joined = np.concatenate(parts, axis=1)
-    updates = joined[1:] - joined[0]
-    assert whole.size == 14
-    assert np.allclose(whole.updates, updates @ updates.T)
-    assert np.allclose(cosines(whole.updates), updates @ updates.T / np.outer(*[np.linalg.norm(updates, axis=1)] * 2))
 
 
 def test_inner_products_survive_being_saved(tmp_path):

@@ -21,7 +21,7 @@ from boom_utils.artifacts import digest_of, sha256_file
 from boom_utils.errors import MergeError, bullet_list
 from boom_utils.merging.checkpoints import AdapterCheckpoint, Checkpoint, same_bytes
 from boom_utils.merging.methods import Settings
-from boom_utils.merging.recipe import Recipe, missing_folders, places_of
+from boom_utils.merging.recipe import Recipe, places_of
 from boom_utils.model_folder import (
     TOKENIZER_FILES,
     VOCABULARY_FILES,
@@ -111,8 +111,10 @@ def open_family(
         MergeError: Models are missing or do not fit.
         CheckpointError: A folder cannot be read.
     """
-    if missing := missing_folders(folder for recipe in recipes for folder in recipe.folders):
-        raise MergeError("models of the recipe are missing" + bullet_list(missing))
+    parts = dict.fromkeys(part for recipe in recipes for folder in recipe.folders for part in model_parts(folder))
+    if missing := [f"model folder not found: {folder}" for folder in parts if not folder.is_dir()]:
+        fix = "models are folders on this computer: download a model of the Hub first"
+        raise MergeError("models of the recipe are missing" + bullet_list(missing), fix=fix)
     bases = [recipe.task_base for recipe in recipes if recipe.task_base is not None]
     folders = list(dict.fromkeys([*bases, *(folder for recipe in recipes for folder in recipe.folders)]))
     family = dict(zip(folders, open_checkpoints(folders, names), strict=True))

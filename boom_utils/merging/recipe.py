@@ -19,7 +19,7 @@ import yaml
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, create_model, field_validator
 
 from boom_utils.config import MergeMethod
-from boom_utils.errors import MergeError, bullet_list
+from boom_utils.errors import MergeError
 from boom_utils.merging.methods import Settings, weights_cancel
 from boom_utils.model_folder import model_parts
 from boom_utils.yaml_files import Frozen, parse, read_yaml
@@ -261,11 +261,11 @@ class Recipe(Frozen):
         name = next((name for name in ("normalize", "normalize_weights") if name in self.rules.of_method), None)
         return name is None or bool(_first(name, place, self.parameters.get(name), self.rules.of_method[name]))
 
-    def with_paths(self, change: Callable[[Path], Path]) -> Self:
+    def with_paths(self, change: Callable[[Path], Path], exists: Callable[[Path], bool] = Path.exists) -> Self:
         """The same recipe with ``change(path)`` in place of every path (each of the two of ``BASE+ADAPTER``)."""
 
         def changed(path: Path) -> Path:
-            return Path("+".join(str(change(part)) for part in model_parts(path)))
+            return Path("+".join(str(change(part)) for part in model_parts(path, exists)))
 
         models = tuple(entry.model_copy(update={"model": changed(entry.model)}) for entry in self.models)
         base = None if self.base_model is None else changed(self.base_model)
@@ -279,12 +279,6 @@ def _first(name: str, place: Place, *written: Any) -> float:
         fix = "add a last entry with a value and no filter"
         raise MergeError(f"no filter of '{name}' fits a tensor", where=place.name, fix=fix)
     return found
-
-
-def missing_folders(folders: Iterable[Path]) -> list[str]:
-    """One sentence for every folder that does not exist, of models named as in a recipe."""
-    parts = (part for folder in folders for part in model_parts(folder))
-    return [f"model folder not found: {folder}" for folder in dict.fromkeys(parts) if not folder.is_dir()]
 
 
 def make_recipe(data: Any, where: object = "the recipe") -> Recipe:
@@ -313,10 +307,8 @@ def _typed(method: str) -> type[Frozen]:
 
     entry = create_model("Entry", __base__=Frozen, model=(Path, ...), parameters=parameters(rules.of_models))
     fields = {name: (field.annotation, field) for name, field in Recipe.model_fields.items()}
-    fields["parameters"], fields["models"] = (
-        parameters({**rules.of_models, **rules.of_method}),
-        (tuple[entry, ...], ...),
-    )
+    fields["parameters"] = parameters({**rules.of_models, **rules.of_method})
+    fields["models"] = (tuple[entry, ...], ...)
     return create_model("Typed", __base__=Frozen, **fields)  # type: ignore[call-overload,no-any-return]
 
 
@@ -327,19 +319,24 @@ def load_recipe(path: Path) -> Recipe:
     from anywhere), then in the current folder, which is mergekit's rule. The paths of the result are absolute.
 
     Raises:
-        MergeError: The file is missing or not a valid recipe, or model folders do not exist; every problem is listed.
+        MergeError: The file is missing or not a valid recipe; every problem is listed.
     """
-    path = Path(path)
+    path, folder = Path(path), Path(path).resolve().parent
+
+    def place(part: Path) -> Path:
+        here, there = folder / part, Path.cwd() / part
+        return there if there.exists() and not here.exists() else here
+
     try:
         data = read_yaml(path, MergeError)
     except OSError as error:
         raise MergeError("the recipe cannot be read", where=path, found=error) from error
-    models = _make_absolute(data, path.resolve().parent)
-    recipe = make_recipe(data, path)
-    if missing := missing_folders(models):
-        fix = "models are folders on this computer: download a model of the Hub first"
-        raise MergeError("models of the recipe are missing", where=path, found=bullet_list(missing), fix=fix)
-    return recipe
+    recipe = make_recipe(data, path).with_paths(place, lambda part: place(part).exists())
+    return make_recipe(_written(recipe), path)  # two paths may be one folder
+
+
+def _written(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
 
 
 def recipe_yaml(recipe: Recipe, relative_to: Path | None = None) -> str:
@@ -352,11 +349,9 @@ def recipe_yaml(recipe: Recipe, relative_to: Path | None = None) -> str:
     if relative_to is not None:
         start = relative_to.resolve()
         recipe = recipe.with_paths(lambda path: Path(os.path.relpath(path.resolve(), start)))
-    data = recipe.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    note = ""
-    if recipe.merge_method in OWN_METHODS:
-        note = f"# {recipe.merge_method} is a method of this kit only: mergekit does not run this file.\n"
-    return note + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    note = f"# {recipe.merge_method} is a method of this kit only: mergekit does not run this file.\n"
+    text = yaml.safe_dump(_written(recipe), sort_keys=False, allow_unicode=True)
+    return (note if recipe.merge_method in OWN_METHODS else "") + text
 
 
 def _real(model: Path) -> str:
@@ -384,21 +379,3 @@ def _folder_problems(method: str, models: Sequence[Path], base: Path | None) -> 
         yield f"{method} averages the models themselves and has no use for a base; remove the line base_model"
     if base is not None and not inside and rules.base == "member" and models:
         yield f"the base_model {base} has to be one of the two models"
-
-
-def _make_absolute(data: Any, folder: Path) -> list[Path]:
-    """Resolve the model paths in ``data``, and list them; what is not shaped like a recipe is left to validation."""
-    models = data.get("models") if isinstance(data, dict) else None
-    places = [(entry, "model") for entry in (models if isinstance(models, list) else [])] + [(data, "base_model")]
-    places = [(place, key) for place, key in places if isinstance(place, dict) and isinstance(place.get(key), str)]
-    for place, key in places:
-        place[key] = _resolve(place[key], folder)
-    return [place[key] for place, key in places]
-
-
-def _resolve(path: str, folder: Path) -> Path:
-    def place(part: Path) -> Path:
-        here, there = folder / part, Path.cwd() / part
-        return there if there.exists() and not here.exists() else here
-
-    return Path("+".join(str(place(part)) for part in model_parts(Path(path), lambda part: place(part).exists())))

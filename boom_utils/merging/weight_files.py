@@ -17,7 +17,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,8 @@ class BlockFile:
         except OSError:
             self.close(complete=False)
             raise
-        self._direct = _open_direct(path)
+        with suppress(AttributeError, OSError):  # macOS, files in memory: through the page cache
+            self._direct = os.open(path, os.O_WRONLY | os.O_DIRECT)
 
     def write(self, start: int, values: NDArray[Any]) -> None:
         """Write the bytes of an array at ``start``; the array may change afterwards.
@@ -242,14 +243,6 @@ class BlockFile:
                     raise
                 count = os.pwrite(self._plain, view, place)  # this file system has other ideas of alignment
             view, place = view[count:], place + count
-
-
-def _open_direct(path: Path) -> int | None:
-    """The file opened for writing past the page cache; None where that is not possible (macOS, files in memory)."""
-    try:
-        return os.open(path, os.O_WRONLY | os.O_DIRECT)
-    except (AttributeError, OSError):
-        return None
 
 
 class WeightWriter:
