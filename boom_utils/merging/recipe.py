@@ -306,10 +306,10 @@ def _typed(method: str) -> type[Frozen]:
         return create_model("Parameters", __base__=Frozen, **fields), {}  # type: ignore[call-overload]
 
     entry = create_model("Entry", __base__=Frozen, model=(Path, ...), parameters=parameters(rules.of_models))
-    fields = {name: (field.annotation, field) for name, field in Recipe.model_fields.items()}
+    fields: dict[str, Any] = {name: (field.annotation, field) for name, field in Recipe.model_fields.items()}
     fields["parameters"] = parameters({**rules.of_models, **rules.of_method})
     fields["models"] = (tuple[entry, ...], ...)
-    return create_model("Typed", __base__=Frozen, **fields)  # type: ignore[call-overload,no-any-return]
+    return create_model("Typed", __base__=Frozen, **fields)
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -255,7 +255,7 @@ def round_once(merged: NDArray[np.float64], dtype: str) -> NDArray[Any]:
     # know (Boldo and Melquiond, 2008): towards zero, and the last bit says whether anything was cut off.
     bits, wide = narrow.view(np.uint32), narrow.astype(np.float64)
     bits = (bits - (np.abs(wide) > np.abs(merged))) | (wide != merged)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.asarray((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, dtype=np.uint16)
 
 
 def _copy_folder(model: Checkpoint, target: Path) -> list[str]:
