@@ -241,11 +241,9 @@ def _build(options: argparse.Namespace) -> None:
     nodes = {name: study.node(name) for name in options.node}  # an unknown name is an error before anything is made
     made = {name: study.workspace.build(node) for name, node in nodes.items()}
     if options.receipt is not None:
-        receipt = {
-            name: {"key": artifact.key, "digest": artifact.digest, "seconds": artifact.record["wall_seconds"]}
-            for name, artifact in made.items()
-        }
-        write_json(options.receipt, receipt)
+        times = {name: one.record["wall_seconds"] for name, one in made.items()}
+        facts = {name: {"key": one.key, "digest": one.digest, "seconds": times[name]} for name, one in made.items()}
+        write_json(options.receipt, facts)
 
 
 _PLAN = ("--json", "--jobs FILE", "--gpus N", "--query-tokens N", "--passage-tokens N")
@@ -426,9 +424,9 @@ def _report(options: argparse.Namespace) -> None:
     name = options.profile
     if name.endswith((".yaml", ".yml")):
         name = load_profile(name).name
-    root = options.results or PROJECT_ROOT / "results"
-    if options.results is None and not (root / name).is_dir() and (default_workspace() / "results" / name).is_dir():
-        root = default_workspace() / "results"  # where a run puts them when the project cannot be written
+    # A run puts them into the workspace when the project cannot be written.
+    known = [place for place in (PROJECT_ROOT, default_workspace()) if (place / "results" / name).is_dir()]
+    root = options.results or [*known, PROJECT_ROOT][0] / "results"
     log.info("report: %s", regenerate(name, root, options.mteb))
 
 

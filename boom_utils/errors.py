@@ -32,16 +32,18 @@ class BoomError(Exception):
         super().__init__("\n".join(lines))
 
 
-class ConfigError(BoomError):
+class UserError(BoomError):
+    """Base of errors whose input has to be changed by the user."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
     """A profile, parameter or command-line option is not valid."""
 
-    exit_code = 2
 
-
-class ManifestError(BoomError):
+class ManifestError(UserError):
     """A data manifest is not valid."""
-
-    exit_code = 2
 
 
 class DataError(BoomError):
@@ -56,20 +58,16 @@ class UploadError(BoomError):
     """A model could not be put on the hub."""
 
 
-class CheckpointError(BoomError):
+class CheckpointError(UserError):
     """A model folder cannot be read, is unsafe to read, or is not complete."""
-
-    exit_code = 2
 
 
 class TrainingError(BoomError):
     """Training cannot start or must stop."""
 
 
-class MergeError(BoomError):
+class MergeError(UserError):
     """The models of a recipe cannot be merged."""
-
-    exit_code = 2
 
 
 class EvaluationError(BoomError):
