@@ -17,7 +17,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 from boom_utils.artifacts import Artifact, Node, Workspace
-from boom_utils.config import Profile, TinyBase, load_profile
+from boom_utils.config import MergeConfig, Profile, TinyBase, load_profile
 from boom_utils.data.files import downloads_folder
 from boom_utils.data.manifest import HttpsFiles, Manifest, load_manifest
 from boom_utils.errors import ConfigError, MergeError, bullet_list, nearest
@@ -26,7 +26,7 @@ from boom_utils.merging.recipe import make_recipe
 from boom_utils.progress import log_to_stdout, progress
 from boom_utils.reporting.results import Results
 from boom_utils.study import gathering, models, scoring, stages
-from boom_utils.study.seeds import seeds_of, with_seeds
+from boom_utils.study.seeds import parts_of, seeds_of, with_seeds
 from boom_utils.training.schedules import schedule_stages
 
 log = logging.getLogger(__name__)
@@ -306,14 +306,11 @@ def _model_nodes(
 ) -> dict[str, Node]:
     """Plans, members and merges, in an order in which each comes after what it is made from."""
     nodes, places = dict(known), stages.model_nodes(profile)
-    trained = {member.name: member for member in profile.members}
-    merged = {merge.name: merge for merge in profile.merges}
-    parts: dict[str, tuple[str, ...]] = {name: merge.members for name, merge in merged.items()}
-    parts |= {name: (member.start,) if member.start else () for name, member in trained.items()}
-    for name in TopologicalSorter(parts).static_order():
-        if name in merged:
-            nodes[places[name]] = models.merge(profile, manifest, merged[name], nodes)
+    lines = {line.name: line for line in (*profile.members, *profile.merges)}
+    for name in TopologicalSorter(parts_of(profile)).static_order():
+        if isinstance(line := lines[name], MergeConfig):
+            nodes[places[name]] = models.merge(profile, manifest, line, nodes)
         else:
-            nodes[f"plan/{name}"] = models.plan(profile, manifest, trained[name], nodes)
-            nodes[places[name]] = models.member(profile, manifest, trained[name], nodes, execution)
+            nodes[f"plan/{name}"] = models.plan(profile, manifest, line, nodes)
+            nodes[places[name]] = models.member(profile, manifest, line, nodes, execution)
     return nodes

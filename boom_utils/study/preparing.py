@@ -16,15 +16,7 @@ from boom_utils.artifacts import PROJECT_ROOT, default_workspace
 from boom_utils.config import load_profile
 from boom_utils.data.fetching import chosen_datasets, fetch_datasets, files_of, hub_set
 from boom_utils.data.files import MEGABYTE, downloads_folder, hub_paths, mirror, offline
-from boom_utils.data.manifest import (
-    Dataset,
-    HttpsFiles,
-    HubFiles,
-    InstalledDistributions,
-    LocalFiles,
-    Manifest,
-    load_manifest,
-)
+from boom_utils.data.manifest import Dataset, InstalledDistributions, LocalFiles, Manifest, load_manifest
 from boom_utils.data.mining import corpus_deviations
 from boom_utils.errors import BoomError
 from boom_utils.evaluation.benchmarks import fetch_benchmarks
@@ -131,12 +123,12 @@ def fetch_corpus(manifest: str | None, profile: str | None, only: Sequence[str])
     asked = None if profile is None else load_profile(profile)
     corpus = load_manifest(str(manifest) if asked is None else asked.manifest)
     datasets = chosen_datasets(corpus, asked, only)
-    if isinstance(corpus.source, HttpsFiles | HubFiles):
-        log.info("%s: %s, in %s", corpus.name, fetch_datasets(datasets, downloads_folder()), downloads_folder())
+    if isinstance(corpus.source, LocalFiles):
+        log.info("%s: nothing to fetch, its files are your own", corpus.name)
+    elif isinstance(corpus.source, InstalledDistributions):
+        log.info("%s: nothing to fetch, it is mined from installed distributions", corpus.name)
     else:
-        own = isinstance(corpus.source, LocalFiles)
-        why = "its files are your own" if own else "it is mined from installed distributions"
-        log.info("%s: nothing to fetch, %s", corpus.name, why)
+        log.info("%s: %s, in %s", corpus.name, fetch_datasets(datasets, downloads_folder()), downloads_folder())
     if asked is None or only:
         return
     found = profile_benchmarks(asked)

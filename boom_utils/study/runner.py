@@ -29,16 +29,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from pydantic import TypeAdapter
 
-from boom_utils.artifacts import (
-    PROJECT_ROOT,
-    Artifact,
-    Node,
-    atomic_path,
-    digest_of,
-    locked,
-    process_alive,
-    write_text,
-)
+from boom_utils.artifacts import PROJECT_ROOT, Artifact, Node, atomic_path, digest_of, locked, process_alive, write_text
 from boom_utils.errors import ConfigError, NotebookError, WorkspaceError, bullet_list, nearest
 from boom_utils.reporting.results import PAGE
 from boom_utils.study.graph import NOTEBOOKS, Study

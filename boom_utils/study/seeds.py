@@ -25,13 +25,17 @@ def seeds_of(profile: Profile) -> dict[str, list[str]]:
     return {model: [model, *(run_name(model, number) for number in numbers)] for model in profile.seeds.models}
 
 
+def parts_of(profile: Profile) -> dict[str, tuple[str, ...]]:
+    """What every member and merge is made from, besides the base."""
+    merged = {merge.name: merge.members for merge in profile.merges}
+    return merged | {member.name: (member.start,) if member.start else () for member in profile.members}
+
+
 def with_seeds(profile: Profile) -> Profile:
     """The profile with a line for every model and subset of every seed; itself where there is one seed only."""
     if profile.seeds is None:
         return profile
-    parts = {merge.name: merge.members for merge in profile.merges}
-    parts |= {member.name: (member.start,) if member.start else () for member in profile.members}
-    behind = _closure(profile.seeds.models, parts)
+    behind = _closure(profile.seeds.models, parts_of(profile))
     drawn_from = {subset.name: (subset.complement_of,) if subset.complement_of else () for subset in profile.subsets}
     drawn = _closure([member.subset for member in profile.members if member.name in behind], drawn_from)
     count, subsets = profile.seeds.count, [*profile.subsets]
