@@ -43,13 +43,9 @@ def source_of(sources: Mapping[str, str], key: str) -> tuple[str, str]:
     >>> source_of({"training": "ours", "training.seed": "model card: of v1"}, "training.seed")
     ('model card', 'of v1')
     """
-    place = key
-    while place:
-        if place in sources:
-            source, _, note = sources[place].partition(":")
-            return source.strip(), note.strip()
-        place = place.rpartition(".")[0]
-    return _OURS, ""
+    places = (key.rsplit(".", parts)[0] for parts in range(key.count(".") + 1))
+    source, _, note = next((sources[place] for place in places if place in sources), _OURS).partition(":")
+    return source.strip(), note.strip()
 
 
 def _dumped(profile: Profile) -> dict[str, Any]:

@@ -98,13 +98,13 @@ class StudyPlan:
 
 
 def total(costs: pd.DataFrame) -> dict[str, Any]:
-    """Sums of what is known of some rows of `StudyPlan.costs`; ``at_least`` if something is not known.
+    """Sums of what is known of some rows of `StudyPlan.costs`; ``at_least`` if some tokens are not known.
 
     >>> costs = pd.DataFrame({name: [1.0, math.nan] for name in _COLUMNS} | {"at_least": False})
     >>> total(costs) == dict.fromkeys(AMOUNTS, 1.0) | {"at_least": True}
     True
     """
-    lacking = bool(costs["at_least"].any() or costs[AMOUNTS].isna().any(axis=None))
+    lacking = bool(costs["at_least"].any() or costs["tokens"].isna().any())
     return {**costs[AMOUNTS].sum(min_count=min(1, len(costs))), "at_least": lacking}
 
 
