@@ -17,7 +17,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 from boom_utils.artifacts import Artifact, Node, Workspace
-from boom_utils.config import MergeConfig, Profile, TinyBase, load_profile
+from boom_utils.config import MemberConfig, MergeConfig, Profile, TinyBase, load_profile
 from boom_utils.data.files import downloads_folder
 from boom_utils.data.manifest import HttpsFiles, Manifest, load_manifest
 from boom_utils.errors import ConfigError, MergeError, bullet_list, nearest
@@ -306,7 +306,8 @@ def _model_nodes(
 ) -> dict[str, Node]:
     """Plans, members and merges, in an order in which each comes after what it is made from."""
     nodes, places = dict(known), stages.model_nodes(profile)
-    lines = {line.name: line for line in (*profile.members, *profile.merges)}
+    lines: dict[str, MemberConfig | MergeConfig] = {member.name: member for member in profile.members}
+    lines |= {merge.name: merge for merge in profile.merges}
     for name in TopologicalSorter(parts_of(profile)).static_order():
         if isinstance(line := lines[name], MergeConfig):
             nodes[places[name]] = models.merge(profile, manifest, line, nodes)
