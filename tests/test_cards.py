@@ -118,16 +118,16 @@ def test_the_recipe_on_a_card_makes_the_same_merge_beside_folders_of_these_names
     assert ModelCard(card).data.base_model == ["s20", "s40", "full"]
 
 
-def test_the_snippet_of_a_card_runs(members: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (snippet,) = blocks(written(members, tmp_path), "python")
-    exec(snippet.replace("OWNER/NAME", str(tmp_path / "model")), {})
-    assert capsys.readouterr().out.startswith("tensor([[")
-
-
-def test_a_model_without_prompts_says_so_and_names_none_in_its_snippet(members: Path, tmp_path: Path) -> None:
-    card = written(members, tmp_path, EncoderSpec("mean", False, 16, {"nq": ""}))
-    assert "Nothing is put before queries" in card and "| normalisation | none |" in card
-    assert "prompt_name" not in card and "other instructions" not in card
+def test_the_snippet_of_a_card_runs_with_and_without_prompts(
+    members: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = written(members, tmp_path / "bare", EncoderSpec("mean", False, 16, {"nq": ""}))
+    assert "Nothing is put before queries" in bare and "| normalisation | none |" in bare
+    assert "prompt_name" not in bare and "other instructions" not in bare
+    for card, folder in ((bare, tmp_path / "bare"), (written(members, tmp_path), tmp_path)):
+        (snippet,) = blocks(card, "python")
+        exec(snippet.replace("OWNER/NAME", str(folder / "model")), {})
+        assert capsys.readouterr().out.startswith("tensor([[")
 
 
 def test_a_card_of_what_is_no_encoder_leaves_out_what_nobody_knows(tmp_path: Path) -> None:
