@@ -141,7 +141,7 @@ def _distinct(batch: Batch, job: TrainingJob) -> set[bytes]:
 
 
 def step_flops(encoder: Encoder, job: TrainingJob, batch: Batch) -> float:
-    """Operations one step needs: 6 a weight and token outside the embedding table, and attention's own.
+    """Operations one step needs: 6 a weight and token outside the embedding table (4 if frozen), and attention's.
 
     Distinct texts only, no padding, a second forward pass not credited; attention counts half where it is causal.
     """
@@ -153,7 +153,7 @@ def step_flops(encoder: Encoder, job: TrainingJob, batch: Batch) -> float:
     heads = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     lengths = np.array([len(text) // 4 for text in _distinct(batch, job)], dtype=float)
     attention = 12 * config.num_hidden_layers * heads * float((lengths**2).sum()) * (0.5 if causal else 1.0)
-    return float(6 * weights * lengths.sum() + attention)
+    return float((4 if job.config.lora else 6) * weights * lengths.sum() + attention)
 
 
 _KINDS = {

@@ -41,27 +41,30 @@ def run(script: Path, arguments: list[str]) -> dict[str, Any]:
     return report
 
 
-_RATE = """
-import sys, time, torch
-dtype = torch.bfloat16 if sys.argv[1] == "bf16" else torch.float32
-device = "cuda" if torch.cuda.is_available() else "cpu"
-size = 8192 if device == "cuda" else 2048
-a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-best = 0.0
-for _ in range(12):
-    began = time.perf_counter()
-    a @ b
-    if device == "cuda":
-        torch.cuda.synchronize()
-    best = max(best, 2 * size**3 / (time.perf_counter() - began))
-print(best)
-"""
+def product_rate(precision: str) -> float:
+    """Operations per second of a large matrix product in this process now, the best of twelve."""
+    import torch
+
+    device, dtype = (
+        "cuda" if torch.cuda.is_available() else "cpu",
+        {"fp32": torch.float32}.get(precision, torch.bfloat16),
+    )
+    size, best = 8192 if device == "cuda" else 2048, 0.0
+    generator = torch.Generator(device)
+    a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
+    for _ in range(12):
+        began = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
 
 
 def matrix_product_rate(precision: str) -> float:
-    """Operations per second of a large matrix product on this machine now, the best of twelve."""
-    command = [sys.executable, "-c", _RATE, precision]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    """The same in a process of its own."""
+    command = [sys.executable, "-c", f"import train_throughput as t; print(t.product_rate({precision!r}))"]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=HERE).stdout)
 
 
 def machine() -> str:
@@ -73,6 +76,11 @@ def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def today() -> str:
+    """The day of a measurement."""
+    return time.strftime("%Y-%m-%d", time.gmtime())
 
 
 def compare(workload: Path, pairs: int, arguments: list[str], precision: str) -> dict[str, Any]:
@@ -119,19 +127,26 @@ def summary(
         "implementations": [ours["implementation"], theirs["implementation"]],
         "workload": json.loads((workload / "meta.json").read_text())["stats"],
         "machine": machine(),
-        "measured": time.strftime("%Y-%m-%d", time.gmtime()),
+        "measured": today(),
     }
 
 
 def main() -> None:
     """Compare as the command line asks; the last line printed is the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", type=Path, required=True, help="folder of peers/make_workload.py")
+    parser.add_argument("--workload", type=Path, help="folder of peers/make_workload.py")
+    parser.add_argument("--rate", action="store_true", help="only the rate of matrix products")
     parser.add_argument("--pairs", type=int, default=5, help="runs of each side (5)")
     parser.add_argument("--steps", type=int, default=12, help="steps of the plan a run trains (12)")
     parser.add_argument("--model", choices=["qwen3_tiny", "minilm"], default="qwen3_tiny")
     parser.add_argument("--bf16", action="store_true", help="both sides in bfloat16")
     options = parser.parse_args()
+    if options.rate:
+        rates = {precision: round(product_rate(precision) / 1e12, 3) for precision in ("fp32", "bf16")}
+        print(json.dumps({"matrix_product_tflops": rates, "machine": machine(), "measured": today()}))  # noqa: T201
+        return
+    if options.workload is None:
+        parser.error("--workload or --rate")
     pooling = "mean" if options.model == "minilm" else "lasttoken"
     arguments = [str(options.workload), str(options.workload / "models" / options.model), "--steps", str(options.steps)]
     arguments += ["--pooling", pooling, *(["--bf16"] if options.bf16 else [])]

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from conftest import TEXTS, TOY, tiny_config, toy_job
 from test_training_state import steps_kept
-from torch.multiprocessing import spawn
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 
 from boom_utils.config import TrainingConfig
 from boom_utils.errors import CheckpointError, TrainingError
@@ -44,7 +44,7 @@ def member_job(folder: Path, config: TrainingConfig = TOY, *, broken: bool = Fal
         with torch.no_grad():
             encoder.transformer.norm.weight[0] = float("nan")
     encoder.save(folder / "base")
-    (folder / "tokens").mkdir()
+    (folder / "tokens").mkdir(parents=True)
     toy_job(encoder, folder / "tokens", config=config).plan.save(folder / "plan.npz")
     rules = {"toy": DatasetRules()}
     files = folder / "base", (folder / "tokens",), folder / "plan.npz"
@@ -160,7 +160,9 @@ def test_a_signal_to_one_process_stops_both_with_a_checkpoint_and_both_go_on_byt
     assert lines_of(tmp_path / "allowed")[:6] == lines_of(folder / "whole")[:6]
 
 
-LONG = TWO.model_copy(update={"num_train_epochs": 4000, "save_steps": 10_000})
+# --- the launch -------------------------------------------------------------------------------------------------------
+
+LONG = TOY.model_copy(update={"num_train_epochs": 120, "save_steps": 10_000})
 
 
 def when_logged(out: Path, lines: int, do: Callable[[], None]) -> threading.Thread:
@@ -168,7 +170,7 @@ def when_logged(out: Path, lines: int, do: Callable[[], None]) -> threading.Thre
 
     def wait() -> None:
         while not (out / LOG).is_file() or len((out / LOG).read_text().splitlines()) < lines:
-            time.sleep(0.1)
+            time.sleep(0.05)
         do()
 
     thread = threading.Thread(target=wait)
@@ -176,49 +178,60 @@ def when_logged(out: Path, lines: int, do: Callable[[], None]) -> threading.Thre
     return thread
 
 
+@pytest.mark.promise(11)
 @pytest.mark.promise(16)
-def test_processes_whose_launcher_is_killed_or_gets_sigterm_save_and_end(tmp_path: Path) -> None:
+def test_a_launch_whose_parent_is_killed_or_gets_sigterm_saves_ends_and_goes_on_to_the_same_bytes(
+    tmp_path: Path,
+) -> None:
     job, out = member_job(tmp_path, LONG), tmp_path / "out"
-    code = (
-        "import pickle, sys\nfrom pathlib import Path\nfrom boom_utils.training.member import train_member\n"
-        "train_member(pickle.load(sys.stdin.buffer), Path(sys.argv[1]), 2)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE)
-    assert parent.stdin is not None
-    parent.stdin.write(pickle.dumps(job))
-    parent.stdin.close()
-    thread = when_logged(out, 3, parent.kill)
-    parent.wait()
-    thread.join()
+    parent = get_context("fork").Process(target=module._train_in_several, args=(job, out, 1))
+    parent.start()
+    when_logged(out, 3, parent.kill).join()
+    parent.join()
     deadline = time.monotonic() + 120
     while not steps_kept(out):
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.05)
     first = len(lines_of(out))
     assert steps_kept(out) == [f"step-{first:08d}"]
     thread = when_logged(out, first + 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(KeyboardInterrupt):  # goes on from there: it has the lock, so those processes are gone
-        train_member(job, out, processes=2)
+    with pytest.raises(KeyboardInterrupt):  # goes on from there: it has the lock, so that process is gone
+        module._train_in_several(job, out, 1)
     thread.join()
     made = len(lines_of(out))
-    assert made >= first + 2
+    assert first + 2 <= made < 240
     assert steps_kept(out) == [f"step-{first:08d}", f"step-{made:08d}"]
+    facts = module._train_in_several(job, out, 1)
+    assert (facts["steps"], facts["processes"]) == (240, 1)
+    module._train_here(job, tmp_path / "here")
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "here" / "model.safetensors").read_bytes()
+
+
+class InThisProcess:
+    """In place of new processes: the first one's work, done here."""
+
+    processes = ()
+
+    def __init__(self, function: Callable[..., None], given: tuple[Any, ...], *_: object, **__: object) -> None:
+        self.work = partial(function, 0, *given)
+
+    def join(self, timeout: float) -> bool:
+        try:
+            self.work()
+        except Exception as error:
+            raise ProcessRaisedException(str(error), 0, 0) from error
+        return True
 
 
 @pytest.mark.promise(14)
-def test_what_stops_a_process_is_the_error_of_the_whole_with_its_message(tmp_path: Path) -> None:
-    job = member_job(tmp_path, broken=True)
-    with pytest.raises(TrainingError, match=r"(?s)loss is nan.*step 0, dataset 'toy', rows \["):
-        module._train_in_several(job, tmp_path / "out", 1)
-
-
-def die(*_: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_processes_that_die_without_a_word_are_an_error_that_names_the_signal(
+def test_what_stops_a_process_is_the_error_of_the_whole_with_its_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_rank", die)
+    monkeypatch.setattr(module, "start_processes", InThisProcess)
+    monkeypatch.setattr(module, "log_to_stdout", lambda **_: None)
+    with pytest.raises(TrainingError, match=r"(?s)loss is nan.*step 0, dataset 'toy', rows \["):
+        module._train_in_several(member_job(tmp_path, broken=True), tmp_path / "out", 1)
+    error = ProcessExitedException("process 0 terminated with signal SIGKILL", 0, 0, -9)
+    monkeypatch.setattr(InThisProcess, "join", Mock(side_effect=error))
     with pytest.raises(TrainingError, match=r"(?s)a training process died.*toy.*SIGKILL.*too little memory"):
-        module._train_in_several(member_job(tmp_path), tmp_path / "out", 1)
+        module._train_in_several(member_job(tmp_path / "again"), tmp_path / "out", 1)

@@ -106,20 +106,14 @@ def _from_folder(config: PretrainedBase) -> BaseFiles:
 
 
 def _from_distribution(config: PretrainedBase) -> BaseFiles:
-    try:
-        found = importlib.metadata.distribution(config.name)
-    except importlib.metadata.PackageNotFoundError:
+    found = _installed(config.name)
+    if found is None or config.revision not in (None, found.version):
         raise ConfigError(
-            f"the base '{config.name}' is a Python distribution that is not installed",
+            f"the base '{config.name}' is a Python distribution that is not installed in the version asked for",
+            expected=config.revision or "any",
+            found=found.version if found else "none",
             fix=f"pip install {config.name}{'==' + config.revision if config.revision else ''}, or name another base "
             "(a hub repository is owner/name, a folder starts with ./ or /)",
-        ) from None
-    if config.revision not in (None, found.version):
-        raise ConfigError(
-            f"another version of '{config.name}' is installed",
-            expected=config.revision,
-            found=found.version,
-            fix=f"pip install {config.name}=={config.revision}",
         )
     folders = _model_folders(found)
     if len(folders) != 1:
@@ -132,6 +126,10 @@ def _from_distribution(config: PretrainedBase) -> BaseFiles:
     return BaseFiles(Path(str(found.locate_file(folders[0]))), facts)
 
 
+def _installed(name: str) -> importlib.metadata.Distribution | None:
+    return next(iter(importlib.metadata.distributions(name=name)), None)
+
+
 def _model_folders(distribution: importlib.metadata.Distribution) -> list[str]:
     """Folders of an installed distribution that hold a config and safetensors weights."""
     files = [Path(str(path)) for path in distribution.files or ()]
@@ -141,9 +139,7 @@ def _model_folders(distribution: importlib.metadata.Distribution) -> list[str]:
 
 def _distribution_digest(name: str) -> str | None:
     """sha256 over the recorded hashes of a distribution's model files (hex)."""
-    try:
-        found = importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
+    if (found := _installed(name)) is None:
         return None
     folders = tuple(f"{folder}/" for folder in _model_folders(found))
     files = {str(path): path.hash for path in found.files or () if str(path).startswith(folders)}

@@ -296,19 +296,14 @@ def check_shares(plan: BatchPlan, config: TrainingConfig, count: int) -> None:
     Raises:
         ConfigError: With the sizes, and what would do.
     """
-    sizes = sorted({len(batch.rows) for batch in plan.batches if len(batch.rows) % count})
-    if sizes:
+    sizes = {len(batch.rows): f"batches of {len(batch.rows)} queries" for batch in plan.batches}
+    if not config.negatives_cross_device:  # every process must hold whole device batches
+        sizes[plan.options.processes] = f"{plan.options.processes} device batches (training.processes)"
+    if wrong := [sizes[size] for size in sorted(sizes) if size % count]:
         raise ConfigError(
             f"the batches do not divide among {count} processes",
-            found=f"batches of {', '.join(map(str, sizes))} queries",
+            found=", ".join(wrong),
             fix="use a number of processes that divides them, or another per_device_train_batch_size",
-        )
-    meant = plan.options.processes
-    if not config.negatives_cross_device and meant % count:
-        raise ConfigError(
-            "without negatives_cross_device every process must hold whole device batches",
-            expected=f"a number of processes that divides training.processes = {meant}",
-            found=count,
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from boom_utils.config import ScheduleConfig
-from boom_utils.errors import ConfigError, bullet_list
+from boom_utils.errors import ConfigError
 
 Stages = tuple[tuple[str, ...], ...]
 """Names of the datasets of every stage, in the order of training."""
@@ -53,14 +53,11 @@ def schedule_stages(schedule: ScheduleConfig, families: Mapping[str, str], sizes
 def _partition(stages: Sequence[Sequence[str]], families: Mapping[str, str]) -> Stages:
     named = [family for stage in stages for family in stage]
     known = set(families.values())
-    problems = [f"family '{family}' is in no stage" for family in sorted(known - set(named))]
-    problems += [f"no dataset of the profile is of family '{family}'" for family in sorted(set(named) - known)]
-    problems += [f"family '{family}' is in more than one stage" for family in sorted(known) if named.count(family) > 1]
-    if problems:
+    if sorted(named) != sorted(known):
         raise ConfigError(
             "the stages of `two_stage` must be a partition of the families",
             expected=f"every one of {', '.join(sorted(known))} once",
-            found=bullet_list(problems),
+            found=", ".join(sorted(named)),
         )
     return tuple(_of(families, stage) for stage in stages)
 
