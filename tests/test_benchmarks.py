@@ -86,7 +86,9 @@ def test_a_side_that_fails_is_an_error_with_its_last_words(tmp_path: Path) -> No
 
 
 def test_the_gpu_benchmark_runs_on_any_machine_with_a_tiny_shape() -> None:
-    options = train_gpu.Options("tiny", 4, 2, 16, 3, precision="fp32", tokens_per_micro_batch=1024, mixed=True)
+    options = train_gpu.Options(
+        "tiny", 4, 2, 16, 3, precision="fp32", tokens_per_micro_batch=1024, tokens_in_memory=256, mixed=True
+    )
     result = train_gpu.measure(options)
     assert result["examples_per_second"] > 0
     assert 0 < result["mfu"] < 1
