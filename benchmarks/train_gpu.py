@@ -130,7 +130,11 @@ def build_job(options: Options, folder: Path) -> TrainingJob:
     table, rules = TokenTable(folder / "random.arrow"), DatasetRules()
     data = PlanInput(rules, np.arange(rows, dtype=np.uint32), table.positive_counts, table.negative_counts)
     plan = plan_batches({"random": data}, PlanOptions(options.batch, options.group))
-    checkpointing: Any = {"none": False, "all": True}.get(options.gradient_checkpointing, "selective")
+    memory: dict[str, Any] = {
+        "gradient_checkpointing": {"none": False, "all": True}.get(options.gradient_checkpointing, "selective"),
+        "tokens_in_memory": options.tokens_in_memory,
+        "tokens_per_micro_batch": options.tokens_per_micro_batch,
+    }
     config = TrainingConfig(
         learning_rate=5e-5,
         per_device_train_batch_size=options.batch,
@@ -138,9 +142,7 @@ def build_job(options: Options, folder: Path) -> TrainingJob:
         precision=options.precision,
         lora=LoraConfig(r=32, lora_alpha=64) if options.lora else None,
         torch_compile=options.compile,
-        gradient_checkpointing=checkpointing,
-        tokens_in_memory=options.tokens_in_memory,
-        tokens_per_micro_batch=options.tokens_per_micro_batch,
+        **memory,
     )
     return TrainingJob({"random": table}, {"random": rules}, plan, config)
 
