@@ -332,10 +332,10 @@ def _plan_merge(options: argparse.Namespace) -> None:
     from boom_utils.merging.gram import save_grams
     from boom_utils.merging.planner import plan
     from boom_utils.merging.recipe import load_recipe
-    from boom_utils.reporting.merge_plan import plan_text
+    from boom_utils.reporting.tables import merge_plan_text
 
     table, described = plan(load_recipe(options.recipe), options.threads)
-    log.info("%s", plan_text(described["geometry"], described["forecasts"]))
+    log.info("%s", merge_plan_text(described["geometry"], described["forecasts"]))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         save_grams(options.out / "grams.npz", table)

@@ -15,7 +15,7 @@ from boom_utils.merging.methods import METHODS, Settings
 from boom_utils.merging.planner import coefficients_of, forecast, geometry_of, plan
 from boom_utils.merging.recipe import METHOD_RULES, make_recipe
 from boom_utils.merging.writer import merge
-from boom_utils.reporting.merge_plan import plan_text
+from boom_utils.reporting.tables import merge_plan_text
 
 
 def flat(tensors):
@@ -111,7 +111,7 @@ def test_a_plan_is_printed_and_saved_and_nothing_is_merged(tmp_path, family, cap
         assert part in said
     assert sorted(path.name for path in (tmp_path / "plan").iterdir()) == ["grams.npz", "plan.json"]
     stored = json.loads((tmp_path / "plan" / "plan.json").read_text())
-    assert plan_text(stored["geometry"], stored["forecasts"]) in said
+    assert merge_plan_text(stored["geometry"], stored["forecasts"]) in said
     assert load_grams(tmp_path / "plan" / "grams.npz").models == ("base", "m1", "m2", "m3")
     assert main(["merge", str(tmp_path / "recipe.yaml")]) == 2
     assert "name the folder" in capsys.readouterr().out
@@ -119,11 +119,11 @@ def test_a_plan_is_printed_and_saved_and_nothing_is_merged(tmp_path, family, cap
 
 def test_a_plan_without_a_base_or_of_an_elementwise_method_says_what_it_can(tmp_path, family):
     _, described = plan(recipe_for("karcher", family))
-    assert "from their mean, %" in plan_text(described["geometry"], described["forecasts"])
+    assert "from their mean, %" in merge_plan_text(described["geometry"], described["forecasts"])
     models = [{"model": str(folder), "parameters": {"weight": 1}} for folder in family[1:]]
     _, described = plan(make_recipe({"merge_method": "ties", "base_model": str(family[0]), "models": models}))
     assert described["forecasts"] == {}
-    assert "Members" in plan_text(described["geometry"], {})
+    assert "Members" in merge_plan_text(described["geometry"], {})
 
 
 def test_a_plan_of_models_that_hold_nan_names_all_of_them(tmp_path, family):
