@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import pickle
 import re
 import shutil
@@ -346,6 +347,13 @@ def test_a_folder_that_is_damaged_or_could_run_code_is_a_clean_error(tmp_path, m
         Checkpoint(folder)
     assert "norm.weight:" not in str(caught.value)  # the one tensor that lies where the index says
     assert not (tmp_path / "canary").exists()
+
+
+def test_a_weight_file_that_is_cut_short_while_it_is_open_is_an_error_and_no_crash(tmp_path):
+    model = Checkpoint(make_folder(tmp_path / "a"))
+    os.truncate(tmp_path / "a" / "model.safetensors", 300)
+    with pytest.raises(CheckpointError, match="bytes too early"):
+        model.read("norm.weight")
 
 
 @pytest.mark.promise(23)

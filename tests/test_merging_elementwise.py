@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from test_merging_checkpoints import CONFIG, write_json
 
 from boom_utils.merging.checkpoints import CHUNK, each_tensor
-from boom_utils.merging.elementwise import ELEMENTWISE, _largest
+from boom_utils.merging.elementwise import ELEMENTWISE
 from boom_utils.merging.family import open_checkpoints
 from boom_utils.merging.methods import Settings
 
@@ -123,14 +123,3 @@ def test_opposite_weights_cancel_exactly_and_a_sum_of_zero_counts_as_positive(tm
     weights = (1 / 3, -1 / 3)
     found = streamed(tmp_path, "ties", rows, Settings(weights, False, densities=(1.0, 1.0)))
     assert np.array_equal(found, ties(*np.split(rows.astype(np.float64), [1]), np.array(weights), (1.0, 1.0), False)[0])
-
-
-@given(values=st.lists(st.floats(0, 2.0**100, width=32), min_size=1, max_size=40), data=st.data())
-@settings(max_examples=80, deadline=None)
-def test_the_wanted_largest_is_found_from_a_histogram(values, data):
-    wanted = data.draw(st.integers(1, len(values)))
-    keys = np.array(values, dtype=np.float32).view(np.uint32) >> 16
-    key, left = _largest(np.bincount(keys, minlength=1 << 16), wanted)
-    ordered = np.sort(keys)[::-1]
-    assert key == ordered[wanted - 1]
-    assert left == wanted - int((keys > key).sum())

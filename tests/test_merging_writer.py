@@ -237,19 +237,6 @@ def test_facts_say_what_was_merged(tmp_path, encoders):
     assert str(tmp_path) not in json.dumps(facts)
 
 
-def test_the_card_is_that_of_the_merge_and_names_the_members_as_asked(tmp_path):
-    folders = [make_folder(tmp_path / name, seed) for seed, name in enumerate("ab", start=1)]
-    (folders[0] / "README.md").write_text("card of a member")
-    facts = merge(recipe_of(*folders), tmp_path / "out", MergeOptions({folders[0]: "first", folders[1]: "second"}))
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "base_model_relation: merge" in card
-    assert "| second | weight 2, fingerprint " in card
-    assert "model: second" in card
-    assert "merge_method: multislerp" in card
-    assert str(tmp_path) not in card
-    assert [member["name"] for member in facts["members"]] == ["first", "second"]
-
-
 @pytest.mark.promise(27)
 def test_shards_merge_like_a_single_file(tmp_path):
     whole, shards, other = make_folder(tmp_path / "w"), make_folder(tmp_path / "s"), make_folder(tmp_path / "o", 2)
