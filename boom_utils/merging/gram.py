@@ -26,7 +26,7 @@ from boom_utils.progress import progress
 Array = NDArray[np.float64]
 
 _COLUMNS = ("models", "fingerprints", "has_base", "names", "sizes", "matrices")
-PIECE = 1 << 15  # elements that are digested and multiplied together: those of a few models stay in the cache
+PIECE = 1 << 16  # elements that are digested and multiplied together: those of a few models stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
