@@ -22,6 +22,7 @@ SOURCES = ("paper", "authors' script", "model card", "third-party summary", "our
 """Where a value of a profile may come from; a note follows after a colon."""
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(gt=0)]
 Checkpointing = bool | Literal["selective"]
 Pooling = Literal["lasttoken", "mean", "cls"]
 MachinePrecision = Annotated[Precision, AfterValidator(on_this_machine)]
@@ -85,12 +86,19 @@ class TrainingConfig(Frozen):
     gradient_checkpointing: Checkpointing = False
     torch_compile: bool = False  # pays off on long runs
     packing: bool | None = None  # no padding; None: on CPU where it is exact
-    tokens_per_micro_batch: int = Field(default=8192, gt=0)  # memory only; does not change the gradient
-    # most tokens whose activations are kept; more are computed twice, exactly
-    tokens_in_memory: int | None = Field(default=None, gt=0)
+    # memory only, the gradient is the same; auto: as many as fit a CUDA device, elsewhere the default
+    tokens_per_micro_batch: Count | Literal["auto"] = 8192
+    # most tokens whose activations are kept; more are computed twice, exactly; None: all; auto: likewise
+    tokens_in_memory: Count | Literal["auto"] | None = None
     save_steps: int = Field(default=1000, gt=0)  # steps between checkpoints of a run
     # minutes at most between them; the usual number keys no artifact
     save_minutes: float = Field(default=10.0, gt=0, exclude_if=lambda minutes: minutes == 10.0)
+
+    @property
+    def sizes(self) -> tuple[int, int | None]:
+        """Tokens of a micro-batch and most tokens kept; ``auto`` is as by default where nothing is measured."""
+        micro_batch, kept = self.tokens_per_micro_batch, self.tokens_in_memory
+        return 8192 if micro_batch == "auto" else micro_batch, None if kept == "auto" else kept
 
 
 class TrainingChanges(Frozen):

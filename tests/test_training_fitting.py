@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from boom_utils.model_folder import EncoderSpec
 from boom_utils.models import Encoder
 from boom_utils.training import fitting
 from boom_utils.training.base_model import random_encoder
-from boom_utils.training.fitting import checkpoint_layers, token_bytes
+from boom_utils.training.fitting import SIZES, FittingGradients, TokenBytes, checkpoint_layers, token_bytes
 from boom_utils.training.gradients import Gradients
-from boom_utils.training.loop import add_adapters
+from boom_utils.training.loop import LOG, add_adapters, train
+from boom_utils.training.plan import DatasetRules
 from boom_utils.training.processes import this_process
 
 BFLOAT = partial(autocast, "bf16", "cpu", cache=False)
@@ -97,3 +99,68 @@ def test_selective_recomputation_gives_the_same_bits_with_dropout_and_in_two_pas
             gradients.append([p.grad for p in encoder.transformer.parameters() if p.grad is not None])
         assert len(gradients[0]) == len(gradients[1]) > 0
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
+
+
+def losses_of(folder: Path, encoder: Encoder, rules: DatasetRules, **changes: Any) -> list[dict[str, Any]]:
+    """The log of a short training."""
+    folder.mkdir()
+    train(encoder, toy_job(encoder, folder, rules, TOY.model_copy(update=changes)), folder)
+    return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+
+
+AUTO: dict[str, Any] = dict.fromkeys(SIZES, "auto")
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_step_that_does_not_fit_is_repeated_with_half_of_it_and_has_the_same_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, dropout: float, in_batch: bool
+) -> None:
+    def learner() -> Encoder:
+        encoder = random_encoder(TEXTS, tiny_config(), {})
+        for layer in encoder.transformer.layers:
+            layer.self_attn.attention_dropout = dropout
+        return encoder
+
+    rules = DatasetRules(in_batch_negatives=in_batch)
+    default = {"tokens_per_micro_batch": 8192}
+    expected = losses_of(tmp_path / "whole", learner(), rules, **(default | {"tokens_in_memory": None}))
+    graphs: list[int] = []
+    embed = Encoder.embed_micro_batch
+
+    def small(self: Encoder, tokens: Any) -> torch.Tensor:
+        graphs.append(sum(map(len, tokens)) if torch.is_grad_enabled() else 0)
+        if graphs[-1] > 100 if dropout == 0 else len(graphs) == 1:
+            raise torch.OutOfMemoryError
+        return embed(self, tokens)
+
+    monkeypatch.setattr(Encoder, "embed_micro_batch", small)
+    found = losses_of(tmp_path / "small", learner(), rules, **AUTO)
+    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], abs=1.1e-6)
+    if dropout == 0:
+        assert max(graphs) > 100 >= found[-1]["tokens_per_micro_batch"] == found[0]["tokens_per_micro_batch"]
+    else:
+        assert "tokens_per_micro_batch" not in found[0], "masks are drawn for a micro-batch"
+    assert 0 < found[0]["tokens_in_memory"] < found[0]["tokens"]
+    assert "did not fit into memory" in caplog.text
+
+
+def test_free_memory_is_filled_with_the_tokens_that_were_counted_and_a_resumed_run_takes_the_same(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder.transformer.train()
+    job = toy_job(encoder, tmp_path, config=TOY.model_copy(update=AUTO))
+    trained = sum(weight.numel() for weight in encoder.transformer.parameters())
+    monkeypatch.setattr(fitting, "free_bytes", lambda device: 12 * trained + 2_000_000)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    gradients = FittingGradients(Gradients(encoder, job, this_process(), scaler))
+    gradients.add(0, job.plan.batches[0])
+    counted = token_bytes(encoder, gradients._gradients.precision)
+    micro_batch, kept = (gradients.sizes[name] or 0 for name in SIZES)
+    assert 0.8 * 2_000_000 < kept * counted.kept + micro_batch * counted.peak <= 0.85 * 2_000_000
+    assert gradients.job.config.sizes == (micro_batch, kept)
+    other = FittingGradients(Gradients(encoder, job, this_process(), scaler))
+    other.resume([{"tokens_per_micro_batch": 7, "tokens_in_memory": 9}])
+    other.add(0, job.plan.batches[0])
+    assert other.sizes == {"tokens_per_micro_batch": 7, "tokens_in_memory": 9}
+    assert TokenBytes(kept=1, peak=10).sizes(10**9)["tokens_per_micro_batch"] == 32_768, "larger ones are no faster"

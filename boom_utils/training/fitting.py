@@ -8,8 +8,10 @@ Shapes: T tokens.
 
 from __future__ import annotations
 
+import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +24,12 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from boom_utils.config import Checkpointing
 from boom_utils.models import Encoder
+from boom_utils.training.gradients import BatchFacts, Gradients, TrainingJob, batch_texts
+from boom_utils.training.plan import Batch
 
+log = logging.getLogger(__name__)
+SIZES = ("tokens_per_micro_batch", "tokens_in_memory")
+"""Hyper-parameters that may be ``auto``; what they came to is in the log of each step."""
 _ATEN = torch.ops.aten
 _MATRIX_PRODUCTS = {_ATEN.mm.default, _ATEN.addmm.default}
 _VARLEN = torch.ops.torch_attn._varlen_attn.default
@@ -70,6 +77,16 @@ class TokenBytes(NamedTuple):
 
     kept: float
     peak: float
+
+    def sizes(self, free: float) -> dict[str, int]:
+        """Tokens of a micro-batch, in a quarter of the free bytes, and tokens kept, in the rest; both of `SIZES`."""
+        usable = _USED * free
+        micro_batch = max(1, int(min(_LARGEST, usable / 4 / self.peak)))
+        return dict(zip(SIZES, (micro_batch, max(1, int((usable - micro_batch * self.peak) / self.kept))), strict=True))
+
+
+_USED, _LARGEST = 0.85, 32_768
+"""Share of free memory that is planned for, and tokens from which on a pass gets no faster a token."""
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -130,3 +147,82 @@ def _counted(encoder: Encoder, precision: Callable[[], Any], texts: list[np.ndar
         torch.autograd.backward(out_ND.sum())
     model.zero_grad()
     return kept, live.most
+
+
+class FittingGradients:
+    """`Gradients` in micro-batches that fit the device: ``auto`` sizes are measured, and halved where memory ends.
+
+    They change neither loss nor gradient beyond rounding, so they are no part of what a training is.
+
+    Args:
+        gradients: Of this process.
+    """
+
+    def __init__(self, gradients: Gradients) -> None:
+        config = gradients.job.config
+        self.sizes: dict[str, int | None] = {}
+        self._gradients = gradients
+        self._auto = [name for name in SIZES if getattr(config, name) == "auto"]
+        if "tokens_per_micro_batch" in self._auto and gradients.has_dropout:
+            self._auto.remove("tokens_per_micro_batch")  # masks are drawn for a micro-batch: it is always the default
+
+    @property
+    def job(self) -> TrainingJob:
+        """The training, with the sizes in use."""
+        return self._gradients.job
+
+    def resume(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Take the sizes of the last step of an earlier attempt: sums in another order would differ in last bits."""
+        if lines and {*self._auto} <= {*lines[-1]}:
+            self._use({name: lines[-1][name] for name in self._auto})
+
+    def add(self, step: int, batch: Batch) -> BatchFacts:
+        """As `Gradients.add`; where memory ends and a size is ``auto``, once more with half of it.
+
+        Raises:
+            torch.OutOfMemoryError: Nothing is left to halve, or other processes wait for this one.
+        """
+        if self._auto and not self.sizes:
+            self._measure()
+        while True:
+            try:
+                return self._gradients.add(step, batch)
+            except torch.OutOfMemoryError:
+                if not self._halve(step, batch):
+                    raise
+            self._gradients.encoder.transformer.zero_grad()  # only here has the error let go of the tensors it met
+
+    def _use(self, sizes: Mapping[str, int | None]) -> None:
+        self.sizes = {name: sizes[name] for name in self._auto}
+        job = self.job
+        self._gradients = replace(self._gradients, job=replace(job, config=job.config.model_copy(update=self.sizes)))
+
+    def _measure(self) -> None:
+        encoder, free = self._gradients.encoder, free_bytes(self._gradients.processes.device)
+        sizes: dict[str, int | None] = dict(zip(SIZES, self.job.config.sizes, strict=True))
+        if free is not None:
+            trained = sum(weight.numel() for weight in encoder.transformer.parameters() if weight.requires_grad)
+            counted = token_bytes(encoder, self._gradients.precision)
+            free -= 12 * trained  # a gradient and two moments, float32, are still to come
+            sizes |= counted.sizes(free)
+            shown = free / 2**30, counted.kept / 2**10, counted.peak / 2**10
+            log.info("%.1f GiB free, %.0f KiB kept a token, at most %.0f in a pass: %s", *shown, sizes)
+        self._use(sizes)
+
+    def _halve(self, step: int, batch: Batch) -> bool:
+        """Whether there is something to try again with."""
+        tokens = sum(len(text) for texts in batch_texts(batch, self.job.tokens) for text in texts)
+        smaller = {name: max(1, min(size or tokens, tokens) // 2) for name, size in self.sizes.items()}
+        if self._gradients.processes.count > 1 or smaller == self.sizes:
+            return False
+        self._use(smaller)
+        log.warning("step %d did not fit into memory; it is repeated, from now on with %s", step, self.sizes)
+        return True
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What a CUDA device has left for this process; None on others, where memory is not all there is to a size."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]

@@ -125,7 +125,8 @@ class Gradients:
         if rules.in_batch_negatives:  # as many separate losses as the batch is meant for devices
             count = self.job.plan.options.processes // self.processes.count
             return [share.share(number, count) for number in range(count)], across
-        return _fitting_parts(share, self.job.tokens, config.tokens_in_memory), across
+        # Masks of dropout are drawn for a part: they must not depend on how much fits into memory.
+        return _fitting_parts(share, self.job.tokens, None if self.has_dropout else config.sizes[1]), across
 
     def forward(self, rows: Sequence[np.ndarray], seed: tuple[int, ...]) -> Tensor:
         """Embeddings of one micro-batch; the same ``seed`` gives the same dropout masks."""
@@ -173,8 +174,9 @@ class _PartOfBatch:
         texts = queries + passages
         rows, inverse = _distinct(texts) if not self.gradients.has_dropout else (texts, torch.arange(len(texts)))
         lengths = [len(row) for row in rows]
-        chunks = encoder.micro_batches(lengths, config.tokens_per_micro_batch)
-        kept = _kept(chunks, lengths, config.tokens_in_memory if learn else 0)
+        tokens, most_kept = config.sizes
+        chunks = encoder.micro_batches(lengths, tokens)
+        kept = _kept(chunks, lengths, most_kept if learn else 0)
         outputs = self._embed(rows, chunks, kept)
         leaf_UD = torch.cat([output.detach() for output in outputs])[_places(chunks, outputs[0].device)]
         leaf_UD.requires_grad_(learn)

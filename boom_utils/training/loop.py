@@ -28,7 +28,7 @@ from boom_utils.config import LoraConfig, TrainingConfig
 from boom_utils.errors import ConfigError, TrainingError
 from boom_utils.models import Encoder
 from boom_utils.progress import progress
-from boom_utils.training.fitting import checkpoint_layers
+from boom_utils.training.fitting import SIZES, FittingGradients, checkpoint_layers
 from boom_utils.training.gradients import BatchFacts, Gradients, TrainingJob, batch_texts
 from boom_utils.training.plan import Batch, BatchPlan
 from boom_utils.training.probe import Probe, batches_digest
@@ -37,7 +37,7 @@ from boom_utils.training.state import Checkpoints, RunIdentity, TrainingState
 
 log = logging.getLogger(__name__)
 LOG = "training_log.jsonl"
-MEASURED = ("seconds", "tokens_per_second", "peak_memory_mb")
+MEASURED = ("seconds", "tokens_per_second", "peak_memory_mb", *SIZES)
 """Fields of the log that differ from run to run; all others are the same for the same job."""
 
 
@@ -132,7 +132,7 @@ class _Trainer:
             self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.scaler = torch.amp.GradScaler(processes.device.type, init_scale=1024.0, enabled=config.precision == "fp16")
-        self.gradients = Gradients(encoder, job, processes, self.scaler)
+        self.gradients = FittingGradients(Gradients(encoder, job, processes, self.scaler))
         self.probe = Probe(job, out, processes)
         self.lines: list[dict[str, Any]] = []
 
@@ -152,6 +152,7 @@ class _Trainer:
         """Make all steps that are still to be made."""
         state, total = TrainingState(self.parameters, self.optimizer, self.scaler), len(self.job.plan)
         self.lines = checkpoints.restore(state)
+        self.gradients.resume(self.lines)
         if self.processes.first:
             write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in self.lines))
         start = len(self.lines)
@@ -181,7 +182,7 @@ class _Trainer:
         try:
             facts, norm = self._backward(step, batch)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if (explained := out_of_memory(error, step, batch, self.job)) is not None:
+            if (explained := out_of_memory(error, step, batch, self.gradients.job)) is not None:
                 raise explained from error
             raise
         loss = self.processes.total(facts.loss)
@@ -212,7 +213,7 @@ class _Trainer:
         tokens = round(self.processes.total(facts.tokens))
         line |= {"tokens": tokens, "padding_share": round(1 - facts.distinct / facts.computed, 4)}
         line |= {"seconds": round(seconds, 4), "tokens_per_second": round(tokens / seconds)}
-        line["peak_memory_mb"] = _peak_memory(self.processes.device)
+        line |= {"peak_memory_mb": _peak_memory(self.processes.device), **self.gradients.sizes}
         self.lines.append(line)
         if self.processes.first:
             with self.log_path.open("a", encoding="utf-8") as handle:
@@ -355,7 +356,7 @@ def out_of_memory(error: BaseException, step: int, batch: Batch, job: TrainingJo
         return None
     queries, passages = batch_texts(batch, job.tokens)
     lengths, config = [len(text) for text in queries + passages], job.config
-    kept = config.tokens_in_memory or sum(lengths)
+    micro_batch, kept = config.sizes[0], config.sizes[1] or sum(lengths)
     return TrainingError(
         "there is not enough memory for a training step",
         where=f"step {step}, dataset '{batch.dataset}'",
@@ -364,7 +365,7 @@ def out_of_memory(error: BaseException, step: int, batch: Batch, job: TrainingJo
         f"{config.tokens_per_micro_batch}, {config.precision}, gradient_checkpointing {config.gradient_checkpointing}",
         fix="in this order: "
         f"1. training.tokens_in_memory: {max(1, min(kept, sum(lengths)) // 2)} (the same gradient, up to a third more "
-        f"time) and tokens_per_micro_batch: {max(1, min(config.tokens_per_micro_batch, sum(lengths)) // 2)}; "
+        f"time) and tokens_per_micro_batch: {max(1, min(micro_batch, sum(lengths)) // 2)}; "
         "2. gradient_checkpointing: true (the same gradient, more time); "
         "3. a smaller passage_max_len or per_device_train_batch_size, or more processes (other results)",
     )
