@@ -84,7 +84,7 @@ class TrainingConfig(Frozen):
     precision: MachinePrecision = "fp32"  # of the passes; weights stay fp32
     # less memory, more time, the same gradient; selective: much of the memory, little time
     gradient_checkpointing: Checkpointing = False
-    torch_compile: bool = False  # pays off on long runs
+    torch_compile: bool | Literal["auto"] = False  # pays off on long runs; auto: on CUDA
     packing: bool | None = None  # no padding; None: on CPU where it is exact
     # memory only, the gradient is the same; auto: as many as fit a CUDA device, elsewhere the default
     tokens_per_micro_batch: Count | Literal["auto"] = 8192

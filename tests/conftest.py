@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from hub_server import REVISION, HubServer
 from hypothesis import settings
 from made_up_results import write_made_up_results
 from smoke_run import Run, Started
+from torch import Tensor
 
+from boom_utils import packing
 from boom_utils.artifacts import PROJECT_ROOT, Artifact, sha256_file
 from boom_utils.config import PROFILES, TinyBase, TrainingConfig
 from boom_utils.data.examples import TrainingExample
@@ -316,3 +319,47 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     with HubServer() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         yield server
+
+
+def naive(parts: tuple[Tensor, ...], starts: Tensor, causal: bool, scale: float, grad: Tensor | None = None) -> Any:
+    """Attention text by text and head by head, float (T, H, E); its gradients by the parts where ``grad`` is given."""
+    query, key, value = parts
+    made, grads = torch.empty_like(query), tuple(torch.zeros_like(part) for part in parts)
+    for start, end in pairwise(starts.tolist()):
+        for head in range(query.shape[1]):
+            other = head * key.shape[1] // query.shape[1]
+            q, k, v = query[start:end, head], key[start:end, other], value[start:end, other]
+            scores = q @ k.T * scale
+            if causal:
+                scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), float("-inf"))
+            shares = scores.softmax(-1)
+            made[start:end, head] = shares @ v
+            if grad is not None:
+                by_shares = grad[start:end, head] @ v.T
+                by_scores = shares * (by_shares - (by_shares * shares).sum(-1, keepdim=True)) * scale
+                grads[0][start:end, head] += by_scores @ k
+                grads[1][start:end, other] += by_scores.T @ q
+                grads[2][start:end, other] += shares.T @ grad[start:end, head]
+    return made if grad is None else grads
+
+
+@pytest.fixture
+def flash_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
+    """CPU kernels for torch's attention over texts of any lengths: plain ones, with what they were given."""
+    given: list[tuple[Any, ...]] = []
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, _: Tensor, longest: int, *more: Any) -> Any:
+        also_longest, causal, scale, window, gqa = (*more, False)[:5]  # torch leaves out what is as by default
+        given.append((q.shape, k.shape, starts, longest, also_longest, causal, window, gqa))
+        lse = torch.zeros(q.shape[1], len(q), dtype=torch.float32)
+        return naive((q, k, v), starts, causal, scale), lse, torch.zeros(2, dtype=torch.uint64)
+
+    def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *more: Any) -> Any:
+        starts, causal, scale = more[2], more[6], more[8]
+        return naive((q, k, v), starts, causal, scale, grad)
+
+    monkeypatch.setattr(packing, "_flash_works", lambda device, dtype: True)
+    with torch.library._scoped_library("torch_attn", "FRAGMENT") as library:
+        library.impl("_varlen_attn", forward, "CPU")
+        library.impl("_varlen_attn_backward", backward, "CPU")
+        yield given

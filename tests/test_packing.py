@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import TEXTS, tiny_config
-from torch import Tensor
 from transformers import AutoModel, BertConfig, Qwen3Config, RobertaConfig
 
-from boom_utils import packing
 from boom_utils.errors import CheckpointError
 from boom_utils.model_folder import EncoderSpec
 from boom_utils.models import Encoder
@@ -76,50 +72,6 @@ def test_a_model_whose_embeddings_would_change_is_padded_and_cannot_be_made_to_p
     with pytest.raises(CheckpointError, match="cannot be packed"):
         encoder.use_packing(True)
     assert torch.allclose(encoder.embed(ragged(), 50).detach(), alone, atol=2e-6), "still works, padded"
-
-
-def naive(parts: tuple[Tensor, ...], starts: Tensor, causal: bool, scale: float, grad: Tensor | None = None) -> Any:
-    """Attention text by text and head by head, float (T, H, E); its gradients by the parts where ``grad`` is given."""
-    query, key, value = parts
-    made, grads = torch.empty_like(query), tuple(torch.zeros_like(part) for part in parts)
-    for start, end in pairwise(starts.tolist()):
-        for head in range(query.shape[1]):
-            other = head * key.shape[1] // query.shape[1]
-            q, k, v = query[start:end, head], key[start:end, other], value[start:end, other]
-            scores = q @ k.T * scale
-            if causal:
-                scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), float("-inf"))
-            shares = scores.softmax(-1)
-            made[start:end, head] = shares @ v
-            if grad is not None:
-                by_shares = grad[start:end, head] @ v.T
-                by_scores = shares * (by_shares - (by_shares * shares).sum(-1, keepdim=True)) * scale
-                grads[0][start:end, head] += by_scores @ k
-                grads[1][start:end, other] += by_scores.T @ q
-                grads[2][start:end, other] += shares.T @ grad[start:end, head]
-    return made if grad is None else grads
-
-
-@pytest.fixture
-def flash_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
-    """CPU kernels for torch's attention over texts of any lengths: plain ones, with what they were given."""
-    given: list[tuple[Any, ...]] = []
-
-    def forward(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, _: Tensor, longest: int, *more: Any) -> Any:
-        also_longest, causal, scale, window, gqa = (*more, False)[:5]  # torch leaves out what is as by default
-        given.append((q.shape, k.shape, starts, longest, also_longest, causal, window, gqa))
-        lse = torch.zeros(q.shape[1], len(q), dtype=torch.float32)
-        return naive((q, k, v), starts, causal, scale), lse, torch.zeros(2, dtype=torch.uint64)
-
-    def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *more: Any) -> Any:
-        starts, causal, scale = more[2], more[6], more[8]
-        return naive((q, k, v), starts, causal, scale, grad)
-
-    monkeypatch.setattr(packing, "_flash_works", lambda device, dtype: True)
-    with torch.library._scoped_library("torch_attn", "FRAGMENT") as library:
-        library.impl("_varlen_attn", forward, "CPU")
-        library.impl("_varlen_attn_backward", backward, "CPU")
-        yield given
 
 
 @pytest.mark.promise(15)

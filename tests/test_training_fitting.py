@@ -7,9 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from conftest import TEXTS, TOY, tiny_config, toy_job
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AutoModel, BertConfig, Qwen3Config
 
 from boom_utils.config import LoraConfig
@@ -18,7 +21,15 @@ from boom_utils.model_folder import EncoderSpec
 from boom_utils.models import Encoder
 from boom_utils.training import fitting
 from boom_utils.training.base_model import random_encoder
-from boom_utils.training.fitting import SIZES, FittingGradients, TokenBytes, checkpoint_layers, token_bytes
+from boom_utils.training.fitting import (
+    SIZES,
+    FittingGradients,
+    TokenBytes,
+    checkpoint_layers,
+    compile_layers,
+    seconds_compiling,
+    token_bytes,
+)
 from boom_utils.training.gradients import Gradients
 from boom_utils.training.loop import LOG, add_adapters, train
 from boom_utils.training.plan import DatasetRules
@@ -164,3 +175,44 @@ def test_free_memory_is_filled_with_the_tokens_that_were_counted_and_a_resumed_r
     other.add(0, job.plan.batches[0])
     assert other.sizes == {"tokens_per_micro_batch": 7, "tokens_in_memory": 9}
     assert TokenBytes(kept=1, peak=10).sizes(10**9)["tokens_per_micro_batch"] == 32_768, "larger ones are no faster"
+
+
+@pytest.mark.parametrize("kind", [False, "selective"])
+def test_texts_of_other_lengths_compile_nothing_anew_and_the_gradient_is_the_plain_one(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, flash_on_cpu: list[Any], kind: Any
+) -> None:
+    """With the backend that cuts graphs for the backward pass but makes no code, and a plain kernel of attention."""
+    counter = CompileCounterWithBackend("aot_eager_decomp_partition")
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **options: compile_module(self, backend=counter, **options)
+    )
+    monkeypatch.setattr(fitting, "_LONG_SUM", 16)
+    torch._dynamo.reset()
+    frames, gradients = [], []
+    for compiled in (False, True):
+        encoder.transformer.train().zero_grad()
+        checkpoint_layers(encoder.transformer, kind)
+        if compiled:
+            compile_layers(encoder.transformer)
+        for lengths in ((9, 5, 5), (12, 3), (20, 7, 7, 2), (33,), (8, 8, 8), (31, 30)):
+            with BFLOAT():
+                vectors = encoder.embed_micro_batch([np.arange(length) for length in lengths])
+            vectors.square().mean(0).norm().backward()
+            frames.append(counter.frame_count)
+        gradients.append([p.grad.clone() for p in encoder.transformer.parameters() if p.grad is not None])
+    torch._dynamo.reset()
+    assert frames[:6] == [0] * 6
+    assert 0 < frames[6] == frames[-1] <= 2, "once for all layers and lengths"
+    assert seconds_compiling() > 0
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
+
+
+def test_nothing_is_compiled_where_two_passes_must_draw_the_same_masks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: pytest.fail("compiled"))
+    with caplog.at_level("INFO"):
+        compile_layers(learner("lora with dropout").transformer)
+    assert "nothing is compiled, because dropout" in caplog.text

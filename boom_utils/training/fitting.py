@@ -17,14 +17,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch._dynamo
 from torch.nn.attention import varlen  # noqa: F401  # registers its operation
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from boom_utils.config import Checkpointing
 from boom_utils.models import Encoder
-from boom_utils.training.gradients import BatchFacts, Gradients, TrainingJob, batch_texts
+from boom_utils.training.gradients import BatchFacts, Gradients, TrainingJob, batch_texts, has_dropout
 from boom_utils.training.plan import Batch
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,24 @@ def _worth_keeping(context: Any, operation: Any, *args: Any, **kwargs: Any) -> C
         dropout = operation is not _VARLEN and any(isinstance(each, float) and each > 0 for each in args)
         keep = operation in _ATTENTION and not dropout
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def compile_layers(transformer: Any) -> None:
+    """Compile each layer, once for texts of any lengths; what layers keep for the backward pass stays as it was.
+
+    Not with dropout: the masks of a compiled pass that keeps a graph need not be those of one that keeps none.
+    """
+    if has_dropout(transformer):
+        log.info("nothing is compiled, because dropout draws its masks twice")
+        return
+    for layer in transformer.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.compile(dynamic=True)
+
+
+def seconds_compiling() -> float:
+    """Seconds that this process has compiled layers for, so far."""
+    return float(torch._dynamo.utils.calculate_time_spent()["total_wall_time"])
 
 
 class TokenBytes(NamedTuple):

@@ -144,13 +144,16 @@ class Gradients:
     @cached_property
     def has_dropout(self) -> bool:
         """Whether two passes over the same text differ."""
-        return any(
-            module.training
-            and (
-                (isinstance(module, torch.nn.Dropout) and module.p > 0) or getattr(module, "attention_dropout", 0.0) > 0
-            )
-            for module in self.encoder.transformer.modules()
-        )
+        return has_dropout(self.encoder.transformer)
+
+
+def has_dropout(transformer: torch.nn.Module) -> bool:
+    """Whether two passes of a transformer over the same text differ, in the mode it is in."""
+    return any(
+        module.training
+        and ((isinstance(module, torch.nn.Dropout) and module.p > 0) or getattr(module, "attention_dropout", 0.0) > 0)
+        for module in transformer.modules()
+    )
 
 
 @dataclass

@@ -28,7 +28,7 @@ from boom_utils.config import LoraConfig, TrainingConfig
 from boom_utils.errors import ConfigError, TrainingError
 from boom_utils.models import Encoder
 from boom_utils.progress import progress
-from boom_utils.training.fitting import SIZES, FittingGradients, checkpoint_layers
+from boom_utils.training.fitting import FittingGradients, checkpoint_layers, compile_layers, seconds_compiling
 from boom_utils.training.gradients import BatchFacts, Gradients, TrainingJob, batch_texts
 from boom_utils.training.plan import Batch, BatchPlan
 from boom_utils.training.probe import Probe, batches_digest
@@ -37,7 +37,7 @@ from boom_utils.training.state import Checkpoints, RunIdentity, TrainingState
 
 log = logging.getLogger(__name__)
 LOG = "training_log.jsonl"
-MEASURED = ("seconds", "tokens_per_second", "peak_memory_mb", *SIZES)
+MEASURED = ("seconds", "tokens_per_second", "peak_memory_mb")
 """Fields of the log that differ from run to run; all others are the same for the same job."""
 
 
@@ -178,7 +178,7 @@ class _Trainer:
         return done % config.save_steps == 0 or done == len(self.job.plan) or seconds >= 60 * config.save_minutes
 
     def _step(self, step: int) -> None:
-        batch, began = self.job.plan.batches[step], time.perf_counter()
+        batch, began, compiling = self.job.plan.batches[step], time.perf_counter(), seconds_compiling()
         try:
             facts, norm = self._backward(step, batch)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -199,7 +199,9 @@ class _Trainer:
             line["skipped"] = True
         if self.job.config.precision != "fp32":
             line["precision"] = self.job.config.precision
-        self._write(line, facts, time.perf_counter() - began)
+        self._write(line, facts, seconds := time.perf_counter() - began)
+        if (compiling := seconds_compiling() - compiling) > 0:
+            log.info("step %d took %.1f s, of which %.1f s compiling", step, seconds, compiling)
 
     def _backward(self, step: int, batch: Batch) -> tuple[BatchFacts, float]:
         """Gradient of the batch over all processes, unscaled and clipped; its norm before clipping."""
@@ -256,13 +258,16 @@ def _device_name(device: torch.device) -> str:
 def _prepare(encoder: Encoder, config: TrainingConfig, processes: Processes) -> None:
     """Put the model on its device, into training mode, with the switches of the config."""
     encoder.transformer.to(processes.device)
-    encoder.use_packing(False if config.torch_compile else config.packing)
+    cuda = processes.device.type == "cuda"
+    compiled = config.torch_compile is True or (config.torch_compile == "auto" and cuda)
+    one_kernel = cuda and config.precision != "fp32"  # elsewhere packed attention has a call a length: not one graph
+    encoder.use_packing(config.packing if one_kernel or not compiled else False)
     checkpoint_layers(encoder.transformer, config.gradient_checkpointing)
     if config.lora is not None:
         encoder.transformer = add_adapters(encoder.transformer, config.lora)
     encoder.transformer.train()
-    if config.torch_compile:
-        encoder.transformer.compile(dynamic=True)
+    if compiled:
+        compile_layers(encoder.transformer)
 
 
 def add_adapters(transformer: Any, config: LoraConfig) -> Any:
