@@ -171,10 +171,20 @@ def _scale(name: str, facts: Facts) -> Row:
     return f"data: {scale['rows']:,} rows", "", f"{rates}; {plan}; at most {facts['peak_gib']:.2f} GiB"
 
 
+def _bytes(name: str, facts: Facts) -> Row:
+    shapes = "; ".join(
+        f"{shape}: {one['kib_a_token_and_layer']:.0f} KiB a token and layer, {one['mib_a_token']:.1f} MiB in all, "
+        f"{one['resident_gb']:.1f} GB of weights and moments, {one['tokens_in_memory']:,} tokens kept at once"
+        for shape, one in facts["shapes"].items()
+    )
+    return f"memory of training, counted for a device of {facts['device_gb']:.0f} GB", "", shapes
+
+
 _READ: dict[str, Callable[[str, Facts], Row]] = {
     "train_throughput": _training,
     "merge_throughput": _merging,
     "train_memory": _memory,
+    "training_bytes": _bytes,
     "data_scale": _scale,
 }
 """How benchmarks are told whose record holds more than a ratio, by how the file's name begins."""

@@ -69,6 +69,18 @@ def _worth_keeping(context: Any, operation: Any, *args: Any, **kwargs: Any) -> C
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
+def halve_frozen(transformer: Any, dtype: torch.dtype) -> None:
+    """Hold the matrices that are not trained in ``dtype`` where that loses nothing, as for a base published in it.
+
+    Under autocast the numbers of a pass stay the same; other weights (norms, embeddings) stay as they are.
+    """
+    for module in transformer.modules():
+        if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad:
+            half = module.weight.data.to(dtype)
+            if torch.equal(half.to(module.weight.dtype), module.weight):
+                module.weight.data = half
+
+
 def compile_layers(transformer: Any) -> None:
     """Compile each layer, once for texts of any lengths; what layers keep for the backward pass stays as it was.
 
@@ -98,10 +110,10 @@ class TokenBytes(NamedTuple):
     kept: float
     peak: float
 
-    def sizes(self, free: float) -> dict[str, int]:
-        """Tokens of a micro-batch, in a quarter of the free bytes, and tokens kept, in the rest; both of `SIZES`."""
+    def sizes(self, free: float, micro_batch: int | None = None) -> dict[str, int]:
+        """Tokens of a micro-batch, in a quarter of the free bytes unless given, and tokens kept, in the rest."""
         usable = _USED * free
-        micro_batch = max(1, int(min(_LARGEST, usable / 4 / self.peak)))
+        micro_batch = micro_batch or max(1, int(min(_LARGEST, usable / 4 / self.peak)))
         return dict(zip(SIZES, (micro_batch, max(1, int((usable - micro_batch * self.peak) / self.kept))), strict=True))
 
 
@@ -224,7 +236,7 @@ class FittingGradients:
             trained = sum(weight.numel() for weight in encoder.transformer.parameters() if weight.requires_grad)
             counted = token_bytes(encoder, self._gradients.precision)
             free -= 12 * trained  # a gradient and two moments, float32, are still to come
-            sizes |= counted.sizes(free)
+            sizes |= counted.sizes(free, None if SIZES[0] in self._auto else sizes[SIZES[0]])
             shown = free / 2**30, counted.kept / 2**10, counted.peak / 2**10
             log.info("%.1f GiB free, %.0f KiB kept a token, at most %.0f in a pass: %s", *shown, sizes)
         self._use(sizes)

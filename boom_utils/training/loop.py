@@ -26,9 +26,16 @@ from boom_utils import __version__
 from boom_utils.artifacts import CHECKPOINTS, derive_seed, write_text
 from boom_utils.config import LoraConfig, TrainingConfig
 from boom_utils.errors import ConfigError, TrainingError
+from boom_utils.machine import dtype_of
 from boom_utils.models import Encoder
 from boom_utils.progress import progress
-from boom_utils.training.fitting import FittingGradients, checkpoint_layers, compile_layers, seconds_compiling
+from boom_utils.training.fitting import (
+    FittingGradients,
+    checkpoint_layers,
+    compile_layers,
+    halve_frozen,
+    seconds_compiling,
+)
 from boom_utils.training.gradients import BatchFacts, Gradients, TrainingJob, batch_texts
 from boom_utils.training.plan import Batch, BatchPlan
 from boom_utils.training.probe import Probe, batches_digest
@@ -224,7 +231,7 @@ class _Trainer:
     def finish(self) -> None:
         """Make the encoder an ordinary one again: adapters merged, no training switches."""
         if self.job.config.lora is not None:
-            self.encoder.transformer = self.encoder.transformer.merge_and_unload()  # alpha / r of them
+            self.encoder.transformer = self.encoder.transformer.float().merge_and_unload()  # alpha / r of them
         if self.job.config.gradient_checkpointing:
             self.encoder.transformer.activation_checkpointing_disable()
         self.encoder.transformer.eval()
@@ -265,6 +272,7 @@ def _prepare(encoder: Encoder, config: TrainingConfig, processes: Processes) -> 
     checkpoint_layers(encoder.transformer, config.gradient_checkpointing)
     if config.lora is not None:
         encoder.transformer = add_adapters(encoder.transformer, config.lora)
+        halve_frozen(encoder.transformer, dtype_of(config.precision))
     encoder.transformer.train()
     if compiled:
         compile_layers(encoder.transformer)
