@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import boom_train
+import data_scale
+import encode_throughput
 import merge_reference
+import merge_throughput
 import numpy as np
 import pytest
 import train_gpu
@@ -20,11 +25,25 @@ from make_workload import WorkloadOptions, workload_digest, write_workload
 from safetensors.numpy import save_file
 from workload import StepClock, build_report
 
-from boom_utils.artifacts import PROJECT_ROOT
+from boom_utils.evaluation.benchmarks import random_state_kept
 
-PEERS = PROJECT_ROOT / "benchmarks" / "peers"
 TINY = WorkloadOptions(steps=8, batch=4, models=False)
 FAMILY = FamilyOptions("tiny")
+
+
+Printed = Callable[[ModuleType, list[Any]], list[Any]]
+
+
+@pytest.fixture
+def printed_by(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Printed:
+    """What a script says when it is run with some arguments, here: a process would import everything again."""
+
+    def run(script: ModuleType, arguments: list[Any]) -> list[Any]:
+        monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
+        script.main()
+        return capsys.readouterr().out.splitlines()
+
+    return run
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -64,13 +83,14 @@ def test_the_report_leaves_the_warm_up_steps_out() -> None:
 
 
 @pytest.mark.promise(15)
-def test_the_throughput_comparison_trains_both_sides_on_the_same_batches_to_the_same_losses(tmp_path: Path) -> None:
+def test_the_throughput_comparison_trains_both_sides_on_the_same_batches_to_the_same_losses(
+    tmp_path: Path, printed_by: Printed
+) -> None:
     """sentence-transformers, through its own trainer, is the oracle of our whole step: data, loss, AdamW, schedule."""
     write_workload(tmp_path, WorkloadOptions(steps=4, batch=4, vocabulary=512))
     arguments = [str(tmp_path), str(tmp_path / "models" / "qwen3_tiny"), "--steps", "4", "--warmup-steps", "1"]
-    theirs, ours = (
-        train_throughput.run(script, arguments) for script in (train_throughput.THEIRS, train_throughput.OURS)
-    )
+    theirs = train_throughput.run(train_throughput.THEIRS, arguments)
+    ours = json.loads(*printed_by(boom_train, arguments))
     assert theirs.keys() < ours.keys()
     assert theirs["implementation"].startswith("sentence-transformers 6.")
     assert theirs["steps"] == ours["steps"] == 3
@@ -81,8 +101,9 @@ def test_the_throughput_comparison_trains_both_sides_on_the_same_batches_to_the_
 
 
 def test_a_side_that_fails_is_an_error_with_its_last_words(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"(?s)boom_train\.py failed.*meta\.json"):
-        train_throughput.run(train_throughput.OURS, [str(tmp_path), str(tmp_path)])
+    (tmp_path / "side.py").write_text("import sys; sys.exit('no workload in ' + sys.argv[1])")
+    with pytest.raises(RuntimeError, match=r"(?s)side\.py failed.*no workload in here"):
+        train_throughput.run(tmp_path / "side.py", ["here"])
 
 
 def test_the_gpu_benchmark_runs_on_any_machine_with_a_tiny_shape() -> None:
@@ -114,10 +135,9 @@ def test_the_reference_agrees_with_a_merge_by_hand(chunk: int, tmp_path: Path, m
     assert merge_reference.relative_errors(models, [0.1, 0.3], tmp_path / "tenth")["x"] == pytest.approx(0.1, rel=1e-6)
 
 
-def test_the_merge_benchmark_runs_on_a_tiny_family(tmp_path: Path) -> None:
-    command = [sys.executable, str(PEERS.parent / "merge_throughput.py"), "--shape", "tiny", "--dtype", "fp32"]
-    command += ["--pairs", "1", "--family", str(tmp_path), "--output", str(tmp_path / "record.json")]
-    printed = subprocess.check_output(command, text=True).splitlines()
+def test_the_merge_benchmark_runs_on_a_tiny_family(tmp_path: Path, printed_by: Printed) -> None:
+    arguments = ["--shape", "tiny", "--dtype", "fp32", "--pairs", 1, "--family", tmp_path]
+    printed = printed_by(merge_throughput, [*arguments, "--output", tmp_path / "record.json"])
     result, record = json.loads(printed[-1]), json.loads((tmp_path / "record.json").read_text())
     assert list(result) == ["ratio_mergekit", "ratio_floor", "anonymous_gib", "max_relative_error"]
     assert result == {key: record[key] for key in result}
@@ -136,13 +156,12 @@ def test_the_merge_benchmark_runs_on_a_tiny_family(tmp_path: Path) -> None:
 # --- the data side at scale -------------------------------------------------------------------------------------------
 
 
-def test_the_data_benchmark_finds_what_it_planted_and_measures_every_stage_by_itself(tmp_path: Path) -> None:
-    command = [sys.executable, str(PROJECT_ROOT / "benchmarks" / "data_scale.py"), "--output", str(tmp_path / "r.json")]
-    command += ["--rows", "300", "--evaluated", "240", "--planned-rows", "9000", "--datasets", "4"]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
-    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+def test_the_data_benchmark_finds_what_it_planted_and_measures_every_stage_by_itself(
+    tmp_path: Path, printed_by: Printed
+) -> None:
+    sizes = ["--rows", 300, "--evaluated", 240, "--planned-rows", 9000, "--datasets", 4]
+    last = json.loads(printed_by(data_scale, [*sizes, "--output", tmp_path / "r.json"])[-1])
     record = json.loads((tmp_path / "r.json").read_text())
-    last = json.loads(said.splitlines()[-1])
     assert last == {key: record[key] for key in last}
     assert list(last) == ["convert_rows_s", "tokenise_rows_s", "sampling_s", "planning_s", "peak_gib"]
     stages = record["stages"]
@@ -163,11 +182,11 @@ def test_the_data_benchmark_finds_what_it_planted_and_measures_every_stage_by_it
 
 
 def test_the_encoding_benchmark_compares_both_models_on_the_same_texts_and_finds_the_same_embeddings(
-    tmp_path: Path,
+    tmp_path: Path, printed_by: Printed
 ) -> None:
-    command = [sys.executable, str(PEERS.parent / "encode_throughput.py"), "--pairs", "1", "--texts", "24"]
-    command += ["--steps", "4", "--max-length", "48", "--vocabulary", "512", "--output", str(tmp_path / "record.json")]
-    printed = [json.loads(line) for line in subprocess.check_output(command, text=True).splitlines()]
+    sizes = ["--pairs", 1, "--texts", 24, "--steps", 4, "--max-length", 48, "--vocabulary", 512]
+    with random_state_kept():
+        printed = list(map(json.loads, printed_by(encode_throughput, [*sizes, "--output", tmp_path / "record.json"])))
     result, record = printed[-1], json.loads((tmp_path / "record.json").read_text())
     assert list(result) == ["ratio", "max_difference"]
     assert [line["model"] for line in printed[:-1]] == ["smoke", "minilm"]

@@ -254,62 +254,48 @@ def test_the_recipe_on_the_released_models_card_gives_the_studys_model(smoke: Ru
     assert max(float(np.abs(card[name] - study[name]).max()) for name in card) < 1e-6
 
 
-def small_profile(folder: Path, **training: float) -> Path:
-    """A smaller study of the same corpus, in a workspace that holds it already."""
+@pytest.mark.promise(16)
+def test_a_stage_that_is_killed_or_stopped_goes_on_when_it_is_asked_for_again_and_nothing_else_is_made(
+    smoke: Run, tmp_path: Path
+) -> None:
+    """A member of a smaller base, in a workspace that holds the corpus: SIGKILL while the base trains, then SIGTERM."""
     content = yaml.safe_load((PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
-    content["name"] = "killed"
-    content["base_model"]["pretraining"]["num_train_epochs"] = 2
-    content["base_model"]["hidden_size"] = 32
-    content["training"] |= training
-    profile = folder / "killed.yaml"
-    profile.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return profile
+    profile = tmp_path / "killed.yaml"
+    base = {**content["base_model"], "hidden_size": 32}
+    profile.write_text(yaml.safe_dump({**content, "name": "killed", "base_model": base}), encoding="utf-8")
+    arguments, attempts = command("train", "full", "--profile", str(profile)), smoke.home / ".tmp"
 
+    def begin() -> tuple[subprocess.Popen[str], Iterator[str]]:
+        process = subprocess.Popen(arguments, env=environment(smoke.home), stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        return process, iter(process.stdout)
 
-def test_a_stage_killed_in_the_middle_is_made_again_and_nothing_else_is(smoke: Run, tmp_path: Path) -> None:
-    """In a workspace that already holds the corpus; killed with SIGKILL while the base trains."""
-    profile = small_profile(tmp_path)
-    arguments = command("build", "base", "--profile", str(profile))
-    process = subprocess.Popen(arguments, env=environment(smoke.home), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "base model: started" in line:
-            break
+    process, said = begin()
+    assert any("base model: started" in line for line in said)
     time.sleep(1)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     made = Study(load_profile(profile), Workspace(smoke.home))
     assert made.workspace.find(made.node("base")) is None
-    done = subprocess.run(
-        arguments, env=environment(smoke.home), capture_output=True, text=True, timeout=HANGS, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "base model: done" in done.stdout and "random initialisation" not in done.stdout
-    assert "examples of python_docs: started" not in done.stdout
-    assert made.workspace.find(made.node("base")) is not None
-    assert not list((smoke.home / ".tmp").glob("base-*"))
-
-
-@pytest.mark.promise(16)
-def test_training_stopped_by_sigterm_exits_with_130_says_how_to_go_on_and_goes_on(smoke: Run, tmp_path: Path) -> None:
-    arguments = command("train", "full", "--profile", str(small_profile(tmp_path, temperature=0.06)))
-    process = subprocess.Popen(arguments, env=environment(smoke.home), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    said = []
-    for line in process.stdout:
-        said.append(line)
+    process, said = begin()
+    before = []
+    for line in said:
+        before.append(line)
         if "member full: started" in line:
             break
-    while not [path for path in (smoke.home / ".tmp").glob("member-*/*/training_log.jsonl") if path.stat().st_size]:
+    while process.poll() is None and not [
+        path for path in attempts.glob("member-*/*/training_log.jsonl") if path.stat().st_size
+    ]:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    said += process.stdout.readlines()
-    assert process.wait() == 130, said
-    assert f"To go on: boom train full --profile {tmp_path}" in said[-1]
-    made = int(re.search(r"stopped after step (\d+) of 120", "".join(said))[1])  # type: ignore[index]
-    done = subprocess.run(
-        arguments, env=environment(smoke.home), capture_output=True, text=True, timeout=HANGS, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert f"resumed after step {made} (checkpoint step-{made:08d})" in done.stdout
-    assert not list((smoke.home / ".tmp").glob("member-*"))
+    last = [*said]
+    assert process.wait() == 130, last
+    assert "base model: done" in "".join(before)
+    assert "examples of python_docs: started" not in "".join(before)
+    assert not list(attempts.glob("base-*"))
+    assert f"To go on: boom train full --profile {tmp_path}" in last[-1]
+    step = int(re.search(r"stopped after step (\d+) of 96", "".join(last))[1])  # type: ignore[index]
+    process, said = begin()
+    assert f"resumed after step {step} (checkpoint step-{step:08d})" in "".join(said)
+    assert process.wait() == 0
+    assert not list(attempts.glob("member-*"))
