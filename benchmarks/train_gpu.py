@@ -151,7 +151,7 @@ def measure(options: Options) -> dict[str, Any]:
     """Train and sum up; the first two steps are a warm-up."""
     transformer = build_transformer(options.shape, options.length)
     if options.lora:
-        transformer.to(torch.bfloat16)  # frozen; the adapters are float32
+        transformer.to(torch.bfloat16).float()  # as released weights are, so training keeps the frozen ones in bf16
     encoder = as_encoder(transformer, options.length)
     # No checkpoint: gigabytes that nobody would read.
     with tempfile.TemporaryDirectory() as name, patch.object(state.Checkpoints, "save"):
