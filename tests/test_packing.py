@@ -65,6 +65,9 @@ def test_packed_embeddings_and_gradients_are_the_padded_ones(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["roberta", "qwen with a sliding window"])
 def test_a_model_whose_embeddings_would_change_is_padded_and_cannot_be_made_to_pack(kind: str) -> None:
+    half = build(kind)
+    half.transformer.bfloat16()
+    assert not half.packs, "seen in half precision too"
     encoder = build(kind)
     alone = torch.cat([encoder._embed_padded([text]) for text in ragged()]).detach()
     assert not encoder.packs
@@ -102,6 +105,10 @@ def test_on_cuda_texts_are_packed_and_the_kernel_gives_the_padded_gradient_to_it
     encoder.to("cuda")
     assert encoder.packs
     reference = gradient_of(encoder, False)[1]
+    half = build(kind)
+    half.transformer.bfloat16()
+    half.to("cuda")
+    assert half.packs
     with torch.autocast("cuda", dtype=torch.bfloat16):
         (_, packed), (_, padded) = (gradient_of(encoder, flag) for flag in (True, False))
     rounding = float((padded - reference).norm() / reference.norm())
