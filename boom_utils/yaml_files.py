@@ -65,12 +65,12 @@ def _follows(problem: Mapping[str, Any], problems: Sequence[Any]) -> bool:
 
 def _explain(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
     location = problem["loc"]
-    key = ".".join(str(part) for part in location) or "(whole file)"
+    place = ".".join(str(part) for part in location) + ": " if location else ""
     if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key{nearest(str(location[-1]), _keys(model))}"
+        return f"{place}unknown key{nearest(str(location[-1]), _keys(model))}"
     given = problem.get("input")
     shown = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return f"{key}: {problem['msg']}{shown}{_nearest_choice(problem)}"
+    return f"{place}{problem['msg'].removeprefix('Value error, ')}{shown}{_nearest_choice(problem)}"
 
 
 def _nearest_choice(problem: Mapping[str, Any]) -> str:

@@ -233,7 +233,7 @@ def test_merges_that_no_recipe_can_say_are_refused_before_anything_runs(tmp_path
         opened(content() | {"merges": [*content()["merges"], *wrong]}, tmp_path)
     said = str(caught.value)
     assert "merge 'a': parameters.densty: unknown key; did you mean 'density'?" in said
-    assert "merge 'b': models: slerp merges exactly 2 models, found 3" in said
+    assert "merge 'b': slerp merges exactly 2 models, found 3" in said
     assert "merge 'c'" in said
 
 

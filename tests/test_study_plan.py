@@ -156,7 +156,8 @@ def test_unknown_rows_stay_unknown_and_make_sums_lower_bounds(tmp_path: Path, ro
 @pytest.mark.parametrize("stated", [10**6, math.nan])
 def test_rows_are_at_most_what_the_profile_takes(tmp_path: Path, rows: dict[str, float], stated: float) -> None:
     rows["summary_to_description"] = stated
-    assert cost_of(plan_study(study_of(tmp_path)), "full")["steps"] == 320 // 16 + 2 + 5 + 5
+    study = study_of(tmp_path)
+    assert cost_of(plan_study(study), "full")["steps"] == study.profile.corpus.train_rows // 16 + 2 + 5 + 5
 
 
 def test_known_rows_are_those_the_manifest_states() -> None:

@@ -179,9 +179,8 @@ def test_free_memory_is_filled_with_the_tokens_that_were_counted_and_a_resumed_r
     assert TokenBytes(kept=1, peak=10).sizes(10**9)["tokens_per_micro_batch"] == 32_768, "larger ones are no faster"
 
 
-@pytest.mark.parametrize("kind", [False, "selective"])
 def test_texts_of_other_lengths_compile_nothing_anew_and_the_gradient_is_the_plain_one(
-    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, flash_on_cpu: list[Any], kind: Any
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, flash_on_cpu: list[Any]
 ) -> None:
     """With the backend that cuts graphs for the backward pass but makes no code, and a plain kernel of attention."""
     counter = CompileCounterWithBackend("aot_eager_decomp_partition")
@@ -194,7 +193,7 @@ def test_texts_of_other_lengths_compile_nothing_anew_and_the_gradient_is_the_pla
     frames, gradients = [], []
     for compiled in (False, True):
         encoder.transformer.train().zero_grad()
-        checkpoint_layers(encoder.transformer, kind)
+        checkpoint_layers(encoder.transformer, "selective")
         if compiled:
             compile_layers(encoder.transformer)
         for lengths in ((9, 5, 5), (12, 3), (20, 7, 7, 2), (33,), (8, 8, 8), (31, 30)):
