@@ -123,7 +123,7 @@ def _spearman_without(gold_S: np.ndarray, predicted_S: np.ndarray, part_S: np.nd
         ranks_GS -= (left_GS.sum(axis=1, keepdims=True) + 1) / 2
         ranks_GS *= left_GS
     spread_G = np.sqrt((x_GS * x_GS).sum(axis=1) * (y_GS * y_GS).sum(axis=1))
-    return np.divide((x_GS * y_GS).sum(axis=1), spread_G, out=np.zeros(count), where=spread_G > 0)
+    return np.asarray((x_GS * y_GS).sum(axis=1) / np.where(spread_G > 0, spread_G, np.inf))
 
 
 def _ranks(values_S: np.ndarray) -> np.ndarray:
