@@ -37,10 +37,10 @@ def log_to_stdout(level: int = logging.INFO) -> None:
 def quick_processes() -> None:
     """Set what makes processes started from here quick; numbers stay the same. What the user has set stays.
 
-    GNU OpenMP threads wait by spinning. Beside another busy process that made a step a hundred times slower (two cores,
-    measured); a short spin costs nothing alone and lets two studies share the machine. And glibc gives freed memory
-    back at once: every tensor of a forward pass is then made of fresh pages, 4 to 10 % of the time of scoring a small
-    model (measured). The limits here are those that glibc itself goes up to when a program frees blocks of 32 MB.
+    GNU OpenMP threads wait by spinning. A member of smoke took 12 s on two cores, beside two busy processes 159 s, with
+    this short spin 18 s, which costs nothing alone (measured). And glibc gives freed memory back at once: every tensor
+    of a forward pass is then made of fresh pages, 4 to 10 % of the time of scoring a small model (measured). The limits
+    here are those that glibc itself goes up to when a program frees blocks of 32 MB.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 * 1024**2))
