@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What one CUDA device does with this kit, in under eight minutes, with nothing but the repository and its lock:
+# What one CUDA device does with this kit, in at most eight minutes, with nothing but the repository and its lock:
 #     benchmarks/gpu_day.sh [FOLDER]                        FOLDER: results/benchmarks where there is a GPU
 # writes FOLDER/gpu_PART.json: rate of a matrix product; training of Qwen3-0.6B's shape on texts of one and of mixed
 # lengths, with and without torch.compile; 4B with LoRA; sentence-transformers on the same batches, its plain and its cached

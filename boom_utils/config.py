@@ -85,7 +85,7 @@ class TrainingConfig(Frozen):
     # less memory, more time, the same gradient; selective: much of the memory, little time
     gradient_checkpointing: Checkpointing = False
     torch_compile: bool | Literal["auto"] = False  # pays off on long runs; auto: on CUDA
-    packing: bool | None = None  # no padding; None: on CPU where it is exact
+    packing: bool | None = None  # no padding; None: where a trial shows that it is exact
     # memory only, the gradient is the same; auto: as many as fit a CUDA device, elsewhere the default
     tokens_per_micro_batch: Count | Literal["auto"] = 8192
     # most tokens whose activations are kept; more are computed twice, exactly; None: all; auto: likewise
