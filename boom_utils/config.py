@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
+from operator import not_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -64,6 +65,20 @@ class LoraConfig(Frozen):
     )
 
 
+class WeightAverage(Frozen):
+    """The mean of the weights along one training, in place of the last ones: exactly one of its two kinds."""
+
+    # exponential mean over all steps, from the weights of the start: `ema` of the mean so far, the rest of the new ones
+    ema: float | None = Field(default=None, gt=0, lt=1, exclude_if=not_)
+    # equal mean of so many evenly spaced points of the second half of the steps, the last step among them (LAWA)
+    last: int | None = Field(default=None, ge=2, exclude_if=not_)
+
+    def problems(self) -> Iterator[str]:
+        """Both kinds, or none."""
+        if (self.ema is None) == (self.last is None):
+            yield "give exactly one of `ema` and `last`"
+
+
 class TrainingConfig(Frozen):
     """Hyper-parameters of contrastive training, under FlagEmbedding's names; profiles name the paper's values."""
 
@@ -93,6 +108,7 @@ class TrainingConfig(Frozen):
     save_steps: int = Field(default=1000, gt=0)  # steps between checkpoints of a run
     # minutes at most between them; the usual number keys no artifact
     save_minutes: float = Field(default=10.0, gt=0, exclude_if=lambda minutes: minutes == 10.0)
+    average: WeightAverage | None = Field(default=None, exclude_if=not_)  # None: the last weights; keys no artifact
 
     @property
     def sizes(self) -> tuple[int, int | None]:
@@ -110,10 +126,11 @@ class TrainingChanges(Frozen):
     warmup_ratio: float | None = Field(default=None, ge=0, lt=1)
     temperature: float | None = Field(default=None, gt=0)
     weight_decay: float | None = Field(default=None, ge=0)
+    average: WeightAverage | None = Field(default=None, exclude_if=not_)
 
     def of(self, training: TrainingConfig) -> TrainingConfig:
         """The profile's hyper-parameters with these in place of theirs."""
-        return training.model_copy(update=self.model_dump(exclude_none=True))
+        return training.model_copy(update={name: value for name, value in self if value is not None})
 
 
 class TinyBase(Frozen):

@@ -88,6 +88,11 @@ PROBLEMS: list[tuple[dict[str, Any], list[str]]] = [
     ({"base_model": {**BASE, "poling": "mean"}}, ["poling: unknown key; did you mean 'pooling'?"]),
     ({"base_model": {**BASE, "kind": "pretrain"}}, ["did you mean 'pretrained'?"]),
     ({"base_model": {**BASE, "parameters": 1e9}}, ["both of `parameters` and"]),
+    ({"training": {**SMOKE["training"], "average": {}}}, ["training.average: give exactly one of `ema` and `last`"]),
+    (
+        {"training": {**SMOKE["training"], "average": {"ema": 1.0, "last": 1}}},
+        ["training.average.ema: Input should be less than 1", "training.average.last: Input should be greater than or"],
+    ),
     ({"subsets": [{**REST, "ratio": 0.5}]}, ["exactly one of `ratio` and `complement_of`"]),
     ({"evaluation": NOTHING_SCORED}, ["evaluation: name at least one task, in or out of domain, or a benchmark"]),
     (

@@ -11,6 +11,7 @@ import pytest
 from made_up_results import with_gain, with_study
 
 from boom_utils.artifacts import write_json
+from boom_utils.config import TrainingChanges, WeightAverage
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.statistics import Estimate, TaskSamples, mean_shares, measure, moved, shares_of
 from boom_utils.reporting.ablations import (
@@ -234,9 +235,15 @@ def test_updates_are_known_by_kind_core_and_weight_and_several_at_once_are_in_no
 
 def test_hyper_parameters_of_its_own_are_said_of_a_member(results: Results) -> None:
     members = dict(results.study["members"])
-    members["s20"] = {**members["s20"], "training": {"learning_rate": 2e-5, "num_train_epochs": None}}
+    own = {
+        "s20": (TrainingChanges(learning_rate=2e-5), "learning_rate 2e-05"),
+        "s40": (TrainingChanges(average=WeightAverage(ema=0.99)), "exponential mean of weights 0.99"),
+        "s60": (TrainingChanges(average=WeightAverage(last=5)), "mean of the last 5 checkpoints"),
+    }
+    for name, (changes, _) in own.items():
+        members[name] = {**members[name], "training": changes.model_dump(mode="json")}
     what = model_table(with_study(results, members=members)).set_index("model")["what"]
-    assert what["s20"].endswith("learning_rate 2e-05")
+    assert [name for name, (_, said) in own.items() if not what[name].endswith(f", {said}")] == []
 
 
 # --- seeds ------------------------------------------------------------------------------------------------------------

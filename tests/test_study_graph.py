@@ -157,12 +157,13 @@ def test_fine_tuning_goes_on_from_the_model_it_names_and_what_is_only_merged_is_
 
 
 def test_a_member_is_planned_and_trained_with_its_own_hyper_parameters_and_no_other_is(tmp_path: Path) -> None:
-    smoke = content()
-    twice = {"name": "twice", "subset": "p100", "seed": 100, "training": {"num_train_epochs": 2, "learning_rate": 1e-5}}
+    smoke, own = content(), {"num_train_epochs": 2, "learning_rate": 1e-5, "average": {"ema": 0.99}}
+    twice = {"name": "twice", "subset": "p100", "seed": 100, "training": own}
     before, study = opened(smoke, tmp_path), opened(smoke | {"members": [*smoke["members"], twice]}, tmp_path)
     assert study.node("plan/twice").config["options"]["num_train_epochs"] == 2
     trained = study.node("member/twice").config["training"]
-    assert trained == {**study.profile.training.model_dump(mode="json"), "num_train_epochs": 2, "learning_rate": 1e-5}
+    assert trained == {**study.profile.training.model_dump(mode="json"), **own}
+    assert "average" not in before.node("member/full").config["training"], "without an average nothing is keyed anew"
     for name in ("plan/full", "member/full"):
         assert study.node(name).config == before.node(name).config
     rows, datasets = dict.fromkeys((*DATASETS, NEW), 100), study.profile.corpus.datasets

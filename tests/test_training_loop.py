@@ -13,14 +13,15 @@ import pytest
 import torch
 from conftest import TEXTS, TOY, tiny_config, toy_job
 from test_training_state import steps_kept
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from boom_utils.artifacts import PROJECT_ROOT
-from boom_utils.config import LoraConfig
+from boom_utils.config import LoraConfig, WeightAverage
 from boom_utils.errors import ConfigError, TrainingError
 from boom_utils.models import Encoder
 from boom_utils.training.base_model import random_encoder
 from boom_utils.training.gradients import Gradients, TrainingJob
-from boom_utils.training.loop import LOG, MEASURED, learning_rate, remove_checkpoints, train
+from boom_utils.training.loop import LOG, MEASURED, _Trainer, learning_rate, remove_checkpoints, train
 from boom_utils.training.plan import DatasetRules, PlanInput, PlanOptions, plan_batches
 from boom_utils.training.processes import Processes
 
@@ -132,6 +133,55 @@ def test_the_golden_loss_curve_is_unchanged(ten: Trained, pytestconfig: pytest.C
     if pytestconfig.getoption("--regenerate-golden"):
         GOLDEN.write_text("".join(f"{loss:.6f}\n" for loss in losses))
     assert losses == pytest.approx([float(line) for line in GOLDEN.read_text().split()], rel=2e-3)
+
+
+# --- means of the weights ---------------------------------------------------------------------------------------------
+
+
+def exponential(path: list[np.ndarray]) -> np.ndarray:
+    mean = path[0]
+    for weights in path[1:]:
+        mean = 0.9 * mean + 0.1 * weights
+    return mean
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(r=4, lora_dropout=0.0)])
+@pytest.mark.parametrize(
+    ("average", "mean"),
+    [
+        (WeightAverage(ema=0.9), exponential),
+        (WeightAverage(last=5), lambda path: np.mean([path[step] for step in (12, 14, 16, 18, 20)], axis=0)),
+    ],
+)
+def test_the_member_is_the_mean_of_the_weights_and_its_path_is_that_of_a_training_without(
+    ten: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: WeightAverage, mean: Any, lora: Any
+) -> None:
+    """Against a loop over all weights in float64; of LoRA the adapters are averaged, not their products."""
+    path: list[np.ndarray] = []
+    finish = _Trainer.finish
+
+    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        weights = torch.cat([weights.detach().flatten() for weights in optimizer.param_groups[0]["params"]])
+        path.append(weights.double().numpy())
+
+    def finished(trainer: _Trainer) -> None:
+        finish(trainer)
+        look(trainer.optimizer)
+
+    monkeypatch.setattr(_Trainer, "finish", finished)
+    before = register_optimizer_step_pre_hook(lambda *given: None if path else look(*given))
+    after = register_optimizer_step_post_hook(look)
+    try:
+        lines, _, facts = trained(tmp_path, average=average, lora=lora)
+    finally:
+        before.remove()
+        after.remove()
+    *path, found = path
+    assert len(path) == 21
+    assert np.abs(found - mean(path)).max() < 1e-6 < np.abs(found - path[-1]).max()
+    if lora is None:
+        assert _unmeasured(lines) == _unmeasured(ten[0])
+        assert facts["steps"] == ten[2]["steps"], "it costs no further step"
 
 
 # --- reasons to stop --------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from conftest import TEXTS, TOY, tiny_config, toy_job
 from test_training_state import steps_kept
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 
-from boom_utils.config import TrainingConfig
+from boom_utils.config import TrainingConfig, WeightAverage
 from boom_utils.errors import CheckpointError, TrainingError
 from boom_utils.models import Encoder
 from boom_utils.training import member as module
@@ -94,7 +94,8 @@ def test_every_cuda_device_is_used_if_the_batches_divide_among_them_else_one_and
 
 # --- several processes ------------------------------------------------------------------------------------------------
 
-TWO = TOY.model_copy(update={"processes": 2, "per_device_train_batch_size": 2, "num_train_epochs": 5})
+CHANGES = {"processes": 2, "per_device_train_batch_size": 2, "num_train_epochs": 5, "average": WeightAverage(last=3)}
+TWO = TOY.model_copy(update=CHANGES)
 
 
 def in_one_launch(rank: int, meeting: Path, job: MemberJob, folder: Path) -> None:

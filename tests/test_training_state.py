@@ -18,7 +18,7 @@ from conftest import HANGS, TEXTS, TOY, tiny_config, toy_job
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from boom_utils.config import LoraConfig, TrainingConfig
+from boom_utils.config import LoraConfig, TrainingConfig, WeightAverage
 from boom_utils.errors import CheckpointError, TrainingError
 from boom_utils.models import Encoder
 from boom_utils.training import state
@@ -29,7 +29,11 @@ from boom_utils.training.plan import DatasetRules
 
 LONG = TOY.model_copy(update={"num_train_epochs": 5})  # ten steps, a checkpoint every three
 HARD = {"lora": LoraConfig(r=4, lora_dropout=0.2), "tokens_in_memory": 100, "precision": "fp16"}
-CONFIGS = {"all weights": LONG, "lora, dropout, fp16, two passes": LONG.model_copy(update=HARD)}
+CONFIGS = {
+    "all weights": LONG,
+    "mean of all steps": LONG.model_copy(update={"average": WeightAverage(ema=0.8)}),
+    "lora, dropout, fp16, two passes": LONG.model_copy(update={**HARD, "average": WeightAverage(last=5)}),
+}
 
 
 def fresh_encoder() -> Encoder:
@@ -107,6 +111,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     [
         # Twice while the second checkpoint is written, before it gets its name, and before the one before is dropped.
         ("all weights", [("write", 1), ("write", 2), ("rename", 1), ("drop", 2)]),
+        ("mean of all steps", [("step", 8)]),
         ("lora, dropout, fp16, two passes", [("step", 8)]),
     ],
 )

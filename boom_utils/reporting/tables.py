@@ -32,6 +32,8 @@ SCHEDULES = {
     "two_stage": "two stages",
 }
 """What the schedules are called."""
+AVERAGES = {"ema": "exponential mean of weights {:g}", "last": "mean of the last {:g} checkpoints"}
+"""What the averages along a training are called."""
 WIDER = ", over tasks too"
 """Ends the name of a column whose interval speaks of other tasks of the same kind, too."""
 NOTHING = Estimate(math.nan, math.nan, math.nan)
@@ -458,8 +460,10 @@ def _describe_member(facts: Mapping[str, Any]) -> str:
     if facts["new_data"] is not None:
         old = share.replace("every dataset", "every old dataset") if facts["ratio"] else "nothing of the old"
         share = f"{old} and {100 * facts['new_data']:g} % of the new data"
-    own = [f", {name} {value:g}" for name, value in (facts.get("training") or {}).items() if value is not None]
-    return f"fine-tuned{start} on {share}{schedule}{''.join(own)}"
+    changes = {**(facts.get("training") or {})}
+    changes |= changes.pop("average", {})  # its two kinds have words of their own
+    own = [AVERAGES.get(name, f"{name} {{:g}}").format(value) for name, value in changes.items() if value is not None]
+    return f"fine-tuned{start} on {', '.join([share + schedule, *own])}"
 
 
 def _stage_order(facts: Mapping[str, Any]) -> str:

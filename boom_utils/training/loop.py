@@ -29,6 +29,7 @@ from boom_utils.errors import ConfigError, TrainingError
 from boom_utils.machine import dtype_of
 from boom_utils.models import Encoder
 from boom_utils.progress import progress
+from boom_utils.training.averages import MeanWeights
 from boom_utils.training.fitting import (
     FittingGradients,
     checkpoint_layers,
@@ -65,7 +66,8 @@ def train(
     ``out/watched_losses.jsonl``.
 
     Args:
-        encoder: The base; its own weights are changed. LoRA adapters are merged at the end.
+        encoder: The base; its own weights are changed. At the end they are averaged if the config says so, and LoRA
+            adapters are merged.
         job: Data, plan and hyper-parameters.
         out: Folder of the log and the checkpoints.
         processes: This process among several; alone when None.
@@ -141,6 +143,7 @@ class _Trainer:
         self.scaler = torch.amp.GradScaler(processes.device.type, init_scale=1024.0, enabled=config.precision == "fp16")
         self.gradients = FittingGradients(Gradients(encoder, job, processes, self.scaler))
         self.probe = Probe(job, out, processes)
+        self.mean = MeanWeights(self.parameters, config.average, len(job.plan))
         self.lines: list[dict[str, Any]] = []
 
     def identity(self) -> RunIdentity:
@@ -157,7 +160,8 @@ class _Trainer:
 
     def run(self, checkpoints: Checkpoints, stop: Callable[[], bool]) -> None:
         """Make all steps that are still to be made."""
-        state, total = TrainingState(self.parameters, self.optimizer, self.scaler), len(self.job.plan)
+        state = TrainingState(self.parameters, self.optimizer, self.scaler, self.mean.weights)
+        total = len(self.job.plan)
         self.lines = checkpoints.restore(state)
         self.gradients.resume(self.lines)
         if self.processes.first:
@@ -169,6 +173,7 @@ class _Trainer:
             steps, saved = range(start, total), time.monotonic()
             for step in progress(steps, len(steps), self.job.label) if self.processes.first else steps:
                 self._step(step)
+                self.mean.add(step + 1)
                 self.probe.look(self.encoder, step + 1)  # before the checkpoint, which vouches for the point
                 stopped = self.processes.total(float(signals.seen or stop())) > 0
                 if self.processes.first and (stopped or self._due(step + 1, time.monotonic() - saved)):
@@ -229,7 +234,8 @@ class _Trainer:
                 handle.write(json.dumps(line) + "\n")
 
     def finish(self) -> None:
-        """Make the encoder an ordinary one again: adapters merged, no training switches."""
+        """Make the encoder an ordinary one again: of mean weights if asked, adapters merged, no training switches."""
+        self.mean.use()
         if self.job.config.lora is not None:
             self.encoder.transformer = self.encoder.transformer.float().merge_and_unload()  # alpha / r of them
         if self.job.config.gradient_checkpointing:

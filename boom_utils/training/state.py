@@ -1,9 +1,9 @@
 """Checkpoints of a training run: written whole or not at all, checked before use, resumed bit by bit.
 
-A checkpoint is one safetensors file, named after its step and its content: the trainable weights, the optimizer's state
-and, as bytes of JSON, the log so far. Nothing else is needed: the batches and the learning rate follow from the plan
-and the step, and every dropout mask from the seed and the step. It does not hold a finished model; see
-`boom_utils.models`.
+A checkpoint is one safetensors file, named after its step and its content: the trainable weights and their means where
+they are averaged, the optimizer's state and, as bytes of JSON, the log so far. Nothing else is needed: the batches and
+the learning rate follow from the plan and the step, and every dropout mask from the seed and the step. It does not hold
+a finished model; see `boom_utils.models`.
 """
 
 from __future__ import annotations
@@ -54,16 +54,20 @@ class TrainingState:
         parameters: The trainable ones, by name.
         optimizer: AdamW over them, in this order.
         scaler: The gradient scaler of fp16.
+        means: Means of parameters along the training, by name; none where nothing is averaged.
     """
 
     parameters: Mapping[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    means: Mapping[str, Tensor]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and values of all weights and of the optimizer's state, in memory of the processor."""
+        """Names and values of all weights, their means and the optimizer's state, in memory of the processor."""
         for name, parameter in self.parameters.items():
             yield f"weights.{name}", parameter.detach().cpu()
+        for name, mean in self.means.items():
+            yield f"means.{name}", mean.cpu()
         for number, values in self.optimizer.state_dict()["state"].items():
             for name, value in values.items():
                 yield f"optimizer.{number}.{name}", value.cpu()
@@ -73,6 +77,8 @@ class TrainingState:
         """Put back what `tensors` gave, and the state of the scaler."""
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"weights.{name}"])
+        for name, mean in self.means.items():
+            mean.copy_(tensors[f"means.{name}"])
         numbered: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             if key.startswith("optimizer."):
