@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PrivateAttr
 
 from boom_utils.errors import ConfigError, nearest
-from boom_utils.experiments import Experiments
+from boom_utils.experiments import CURVE, Experiments
 from boom_utils.machine import Precision, on_this_machine
 from boom_utils.yaml_files import Frozen, Name, file_of, joined, parse, read_yaml, repeated
 
@@ -314,6 +314,8 @@ class EvaluationConfig(Frozen):
     precision: MachinePrecision = "fp32"  # of weights and passes in scoring
     reference: Name  # the model every other one is compared with
     confidence: float = Field(default=0.95, gt=0, lt=1)
+    # of the tasks, those whose data the base was trained on
+    seen_by_base: tuple[Name, ...] = Field(default=(), exclude_if=lambda names: not names)
 
 
 class Profile(Frozen):
@@ -440,7 +442,12 @@ def _unresolved(profile: Profile) -> Iterator[str]:
         yield "evaluation.reference", "scored model", [profile.evaluation.reference], profile.scored_models
         if profile.seeds is not None:
             yield "seeds", "member or merge", profile.seeds.models, models
-        yield from ((key, "member or merge", [name], models) for key, name in profile.experiments.names())
+        scored = ("experiments.interpolation", "experiments.frontier", "experiments.hypotheses")
+        for key, name in profile.experiments.names():
+            kind, known = ("scored model", profile.scored_models) if key in scored else ("member or merge", models)
+            yield key, kind, [name], known
+        found = profile.evaluation
+        yield "evaluation.seen_by_base", "task", found.seen_by_base, (*found.in_domain, *found.out_of_domain)
         if profile.watch is not None:
             yield "watch", "subset", [profile.watch.subset], subsets
         if profile.interaction is not None:
@@ -459,6 +466,7 @@ def _misfits(profile: Profile) -> Iterator[str]:
             yield f"merge '{merge.name}': {len(merge.weights)} weights for {len(merge.members)} members"
         if merge.weights == "ratio" and (inner := sorted({*merge.members} & {*merges})):
             yield f"merge '{merge.name}': '{inner[0]}' is a merge and has no ratio; give equal, or numbers"
+    yield from _off_the_line(profile.experiments, merges)
     made_of = {name: merge.members for name, merge in merges.items()}
     made_of |= {member.name: (member.start,) for member in profile.members if member.start}
     circle: list[str] = []
@@ -486,6 +494,22 @@ def _misfits(profile: Profile) -> Iterator[str]:
     scored = profile.evaluation
     if not any((scored.in_domain, scored.in_domain_benchmarks, scored.out_of_domain, scored.out_of_domain_benchmarks)):
         yield "evaluation: name at least one task, in or out of domain, or a benchmark of mteb"
+
+
+def _off_the_line(found: Experiments, merges: Mapping[str, MergeConfig]) -> Iterator[str]:
+    """Models of the interpolation curve that are none, and hypotheses against a curve that is not there."""
+    of, models = found.interpolation.of, found.interpolation.models
+    if models and of is None:
+        yield "experiments.interpolation: `of` names the trained model that the line leads to"
+    for merge in (merges[name] for name in models if name in merges):
+        made = (merge.method, merge.members, merge.parameters)
+        if made != ("task_arithmetic", (of,), {}) or isinstance(merge.weights, str):
+            yield f"experiments.interpolation: '{merge.name}' is no task_arithmetic of '{of}' alone with a weight"
+    yield from (
+        f"experiments.interpolation: '{name}' is no merge" for name in models if name != of and name not in merges
+    )
+    if not models and any(one.against == CURVE for one in (*found.hypotheses.primary, *found.hypotheses.secondary)):
+        yield "experiments.hypotheses: one is against `interpolation`, and the experiments have none"
 
 
 def _unsourced(profile: Profile) -> Iterator[str]:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from pydantic import Field
+
 from boom_utils.yaml_files import Frozen, Name
+
+CURVE = "interpolation"
+"""What a hypothesis is against where it is no model: the curve of `Interpolation`."""
 
 
 class Comparison(Frozen):
@@ -30,6 +35,35 @@ class Granularities(Frozen):
     cluster: Name | None = None
 
 
+class Interpolation(Frozen):
+    """Models on the line from the base through a trained one: base + weight (trained - base), a weight each."""
+
+    of: Name | None = None
+    models: tuple[Name, ...] = ()
+
+
+class Hypothesis(Frozen):
+    """That a model differs from another one, or from the interpolation curve at its own score in the other domain."""
+
+    model: Name
+    against: Name  # a model, or `interpolation`
+
+
+class Hypotheses(Frozen):
+    """What a study was made to decide, written down before it: in and out of domain each."""
+
+    primary: tuple[Hypothesis, ...] = ()
+    secondary: tuple[Hypothesis, ...] = ()
+
+    def of(self, models: Collection[str]) -> Hypotheses:
+        """Those that name nothing but ``models``."""
+
+        def known(found: tuple[Hypothesis, ...]) -> tuple[Hypothesis, ...]:
+            return tuple(one for one in found if {one.model, one.against} <= {*models})
+
+        return Hypotheses(primary=known(self.primary), secondary=known(self.secondary))
+
+
 class Experiments(Frozen):
     """Which models answer which question: tables, figures, claims and notebooks read it, and no model is made by it."""
 
@@ -42,6 +76,10 @@ class Experiments(Frozen):
     granularities: Granularities = Granularities()
     methods: tuple[tuple[Name, ...], ...] = ()  # each: merges of the same members
     incremental: IncrementalModels = IncrementalModels()
+    interpolation: Interpolation = Field(default=Interpolation(), exclude_if=lambda found: not found.models)
+    # beside the base, `full` and the curve: what answers the question of the hypotheses
+    frontier: tuple[Name, ...] = Field(default=(), exclude_if=lambda found: not found)
+    hypotheses: Hypotheses = Field(default=Hypotheses(), exclude_if=lambda found: found == Hypotheses())
 
     @property
     def averages(self) -> tuple[str, ...]:
@@ -50,13 +88,19 @@ class Experiments(Frozen):
 
     def names(self) -> list[tuple[str, str]]:
         """Every name in it, behind the key that it is found under."""
-        return [(f"experiments.{key}", name) for key, value in self.model_dump().items() for name in _names_in(value)]
+        found = self.model_dump().items()
+        return [(f"experiments.{key}", name) for key, value in found for name in _names_in(value) if name != CURVE]
 
     def of(self, models: Collection[str]) -> Experiments:
         """What is left of it with some models only; one that is left alone is compared with nothing."""
-        kept = _with_names(self.model_dump(), models)
-        alone = [key for key in ("scheduling", "incremental") if len({*_names_in(kept[key])}) < 2]
-        return Experiments.model_validate({key: value for key, value in kept.items() if key not in alone})
+        kept = _with_names(self.model_dump(exclude={"hypotheses"}), models)
+        compared = ("scheduling", "incremental", "interpolation")
+        alone = [key for key in compared if len({*_names_in(kept.get(key))}) < 2]
+        if self.interpolation.of not in models:
+            alone.append("interpolation")
+        known = models if "interpolation" in alone else {*models, CURVE}
+        left = {key: value for key, value in kept.items() if key not in alone}
+        return Experiments.model_validate({**left, "hypotheses": self.hypotheses.of(known)})
 
 
 def _names_in(value: Any) -> list[str]:

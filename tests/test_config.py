@@ -93,6 +93,26 @@ PROBLEMS: list[tuple[dict[str, Any], list[str]]] = [
         {"training": {**SMOKE["training"], "average": {"ema": 1.0, "last": 1}}},
         ["training.average.ema: Input should be less than 1", "training.average.last: Input should be greater than or"],
     ),
+    (
+        {
+            "experiments": {
+                "interpolation": {"of": "full", "models": ["boom", "s20"]},
+                "frontier": ["slerp-1"],
+                "hypotheses": {"primary": [{"model": "boom", "against": "soup"}]},
+            }
+        },
+        [
+            "experiments.interpolation: 'boom' is no task_arithmetic of 'full' alone with a weight",
+            "experiments.interpolation: 's20' is no merge",
+            "experiments.frontier: no scored model 'slerp-1'",
+            "experiments.hypotheses: no scored model 'soup'",
+        ],
+    ),
+    (
+        {"experiments": {"hypotheses": {"secondary": [{"model": "boom", "against": "interpolation"}]}}},
+        ["experiments.hypotheses: one is against `interpolation`, and the experiments have none"],
+    ),
+    ({"evaluation": {**EVALUATION, "seen_by_base": ["nq"]}}, ["evaluation.seen_by_base: no task 'nq'"]),
     ({"subsets": [{**REST, "ratio": 0.5}]}, ["exactly one of `ratio` and `complement_of`"]),
     ({"evaluation": NOTHING_SCORED}, ["evaluation: name at least one task, in or out of domain, or a benchmark"]),
     (

@@ -25,6 +25,7 @@ from boom_utils.evaluation.statistics import (
     mean_shares,
     measure,
     moved,
+    place_on_curve,
     plain_mean,
     seed_spread,
     shares_of,
@@ -212,6 +213,28 @@ def test_what_cannot_be_compared_is_refused_and_a_missing_task_does_not_make_a_m
             measure(runs, tasks, over_tasks=over)
     alone = plain_mean([0.5])
     assert math.isnan(alone.estimate().low) and alone.p_value == 1
+
+
+# --- the interpolation curve ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("at", "between", "way", "slope", "beyond"),
+    [
+        (0.62, (0, 1), 0.4, 0.2, False),
+        (0.66, (1, 2), 0.5, -2.0, False),  # also between the last two, where the curve is lower
+        (0.60, (0, 1), 0.0, 0.2, False),
+        (0.67, (1, 2), 1.0, -2.0, False),
+        (0.70, (2, 2), 0.0, 0.0, True),
+        (0.50, (0, 0), 0.0, 0.0, True),
+    ],
+)
+def test_a_curve_is_read_where_it_is_highest_and_at_the_nearest_end_of_its_range(
+    at: float, between: tuple[int, int], way: float, slope: float, beyond: bool
+) -> None:
+    found = place_on_curve([0.60, 0.65, 0.67, 0.64], [0.73, 0.74, 0.70, 0.60], at)
+    assert (found.between, found.beyond) == (between, beyond)
+    assert (found.way, found.slope) == pytest.approx((way, slope))
 
 
 # --- seeds ------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -225,13 +226,13 @@ def plain_mean(values_N: Sequence[float] | np.ndarray, level: str = "queries") -
     return Measured(float(values.mean()), {level: (variance, max(1, count - 1))})
 
 
-def added(parts: Sequence[tuple[float, Measured]]) -> Measured:
-    """A weighted sum of independent numbers, as one over queries."""
+def added(parts: Sequence[tuple[float, Measured]], level: str = "queries") -> Measured:
+    """A weighted sum of independent numbers, as one over one level."""
     variances = [(weight**2 * variance, df) for weight, one in parts for variance, df in one.levels.values()]
     total = sum(variance for variance, _ in variances)
     known = sum(variance**2 / df for variance, df in variances)
     value = sum(weight * one.value for weight, one in parts)
-    return Measured(value, {"queries": (total, total**2 / known if known else math.inf)})
+    return Measured(value, {level: (total, total**2 / known if known else math.inf)})
 
 
 Run = Mapping[str, TaskSamples]
@@ -363,6 +364,53 @@ def gatekeeping(primary: Mapping[str, float], secondary: Mapping[str, float], al
     open_share = float(np.mean([p < alpha for p in adjusted.values()])) if primary else 1.0
     later = {name: min(1.0, p / open_share) if open_share else 1.0 for name, p in holm(secondary).items()}
     return adjusted | later
+
+
+# --- the interpolation curve ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place on a curve through a few points.
+
+    Args:
+        between: Numbers of the two points it lies between.
+        way: How far it is from the first to the second, 0 to 1.
+        slope: What the curve gains a unit of the score that is held; 0 at an end.
+        beyond: The curve does not reach it: it is the end that is nearest.
+    """
+
+    between: tuple[int, int]
+    way: float
+    slope: float
+    beyond: bool
+
+
+def place_on_curve(held_P: Sequence[float], gained_P: Sequence[float], at: float) -> Place:
+    """Where a curve of straight pieces has the value ``at`` in the one score, and there the highest other score.
+
+    A curve that turns has the value several times; nobody would choose the place that is worse in the other score. Of
+    a value that it never has, the nearest end of its range stands for it.
+
+    Args:
+        held_P: The score that is held, of every point along the curve.
+        gained_P: The other score.
+        at: The value.
+
+    >>> place_on_curve([0.6, 0.7, 0.6], [0.7, 0.73, 0.74], 0.65)
+    Place(between=(1, 2), way=0.5, slope=-0.1, beyond=False)
+    """
+    best, highest = None, -math.inf
+    for a, (low, high) in enumerate(pairwise(held_P)):
+        if min(low, high) <= at <= max(low, high):
+            rise, gain = high - low, gained_P[a + 1] - gained_P[a]
+            way = (at - low) / rise if rise else float(gain > 0)
+            if (value := gained_P[a] + way * gain) > highest:
+                best, highest = Place((a, a + 1), way, gain / rise if rise else 0.0, False), value
+    if best is not None:
+        return best
+    nearest = min(range(len(held_P)), key=lambda number: abs(held_P[number] - at))
+    return Place((nearest, nearest), 0.0, 0.0, True)
 
 
 # --- seeds ------------------------------------------------------------------------------------------------------------

@@ -31,9 +31,11 @@ from boom_utils.evaluation.statistics import (
     Estimate,
     Measured,
     TaskSamples,
+    added,
     mean_shares,
     measure,
     moved,
+    place_on_curve,
     plain_mean,
     seed_spread,
     shares_of,
@@ -150,6 +152,23 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
+class Surplus:
+    """What a model has over the interpolation curve.
+
+    Args:
+        measured: Its mean in one domain less that of the curve, where the curve has the model's mean in the other.
+        share: Where that is: 0 at the base, 1 at the trained model.
+        beyond: The curve never has the model's mean in the other domain: it is compared with the curve's nearest end.
+        seeds: How many seeds it is over: those that the model and the curve have.
+    """
+
+    measured: Measured
+    share: float
+    beyond: bool
+    seeds: int
+
+
+@dataclass(frozen=True)
 class Results:
     """One study's results folder.
 
@@ -244,7 +263,7 @@ class Results:
         return [{str(name): value for name, value in row.items() if pd.notna(value)} for row in rows]
 
     def samples(self, model: str) -> dict[str, TaskSamples]:
-        """The values behind every score of a model."""
+        """The values behind every score of a model, or of a run."""
         return {task: self._at(model, task) for domain in DOMAINS for task in self.tasks(domain)}
 
     @property
@@ -260,6 +279,11 @@ class Results:
     def domain_mean(self, model: str, domain: str) -> Estimate:
         """Mean score of a model over the tasks of a domain."""
         return self.mean(model, self.tasks(domain))
+
+    @property
+    def own_rows(self) -> bool:
+        """Whether every seed drew from rows of its own."""
+        return bool(self.study.get("own_rows"))
 
     @property
     def levels(self) -> str:
@@ -296,8 +320,12 @@ class Results:
         The difference is that of the means that tables show: over all seeds of either side. Where some models of the
         study have several, the spread they show is a level of every number, as far as the two sides differ in what was
         trained; see `boom_utils.evaluation.statistics.seed_spread`. Merges of the same members with the same weights
-        differ in nothing that this knows of: then only seeds of both say how far they move, and with one each ``seeds``
-        is no level.
+        differ in nothing that this knows of: then only the seeds that both have say how far they move, and with one
+        ``seeds`` is no level.
+
+        Where every seed has its own rows, all models of one seed move together with these. The difference is then
+        that of the seeds that both sides have, and its variance by seeds that of their paired differences. What nobody
+        trained stands for every seed.
 
         Args:
             model: Its name.
@@ -318,19 +346,93 @@ class Results:
 
     def _compare(self, model: str, others: tuple[str, ...], tasks: tuple[str, ...], over_tasks: bool) -> Measured:
         sides = [(1.0, model), *((-1 / len(others), name) for name in others)]
+        seeds = self.common_seeds([name for _, name in sides])
         runs = [(weight / len(self.seeds(name)), run) for weight, name in sides for run in self.seeds(name)]
+        if self.own_rows:
+            runs = [(weight / len(seeds), self.run(name, number)) for weight, name in sides for number in seeds]
         samples = [(weight, {task: self._at(run, task) for task in tasks}) for weight, run in runs]
         found = measure(samples, tasks, over_tasks=over_tasks)
         if (spread := self.spread(tasks)) and (units := moved(mean_shares([(w, self.shares(m)) for w, m in sides]))):
             return found.also("seeds", units * spread[0], spread[1])
-        counts = {len(self.seeds(name)) for _, name in sides}
-        if len(others) == 1 and len(counts) == 1 and counts != {1} and self.shares(model):
-            gaps = [
-                self.run_mean(a, tasks) - self.run_mean(b, tasks)
-                for a, b in zip(*map(self.seeds, (model, others[0])), strict=True)
-            ]
-            return found.also("seeds", *plain_mean(gaps).levels["queries"])
-        return found
+        return self._over_seeds(found, sides, [(1.0, tasks)], seeds)
+
+    def _over_seeds(
+        self,
+        found: Measured,
+        sides: Sequence[tuple[float, str]],
+        parts: Sequence[tuple[float, Sequence[str]]],
+        seeds: Sequence[int],
+    ) -> Measured:
+        """A sum of models' means over some groups of tasks with the variance of what it is with each seed."""
+        if len(seeds) < 2:
+            return found
+        sums = [
+            sum(
+                share * weight * self.run_mean(self.run(name, n), tasks)
+                for share, tasks in parts
+                for weight, name in sides
+            )
+            for n in seeds
+        ]
+        return found.also("seeds", *plain_mean(sums).levels["queries"])
+
+    @property
+    def interpolation(self) -> list[tuple[float, str]]:
+        """The models of the interpolation curve with their shares, from the base at 0 on; empty without a curve."""
+        found = self.experiments.interpolation
+        if found.of is None or "base" not in self.models:
+            return []
+        weights = {name: float(self.study["merges"][name]["weights"][0]) for name in found.models if name != found.of}
+        return sorted((share, name) for name, share in {"base": 0.0, found.of: 1.0, **weights}.items())
+
+    def surplus(self, model: str, domain: str, over_tasks: bool = False) -> Surplus:
+        """How far a model lies above the interpolation curve of the base and a trained model, paired.
+
+        The curve runs straight from one scored share to the next, in means over the seeds that the model and all of
+        the curve have. It is read where it has the model's own mean in the other domain; where it has that several
+        times, at its highest. The surplus is then a sum of scores in ``domain`` and, times the slope of the curve
+        there, in the other one; its variance is that of this sum (the delta method): by queries or tasks of the two
+        domains, which are independent, and by seeds from the surplus of every seed.
+
+        Args:
+            model: Its name.
+            domain: In which the surplus is; the other one is held.
+            over_tasks: Other tasks of their kind are a level instead of other queries of these.
+
+        Raises:
+            ResultsError: The study has no curve, or lacks one of the domains.
+        """
+        curve, other = self.interpolation, next((name for name in self.domains if name != domain), None)
+        if not curve or other is None or domain not in self.domains:
+            fix = "name `experiments.interpolation`, and score in and out of domain"
+            raise ResultsError("there is no interpolation curve", where=self.folder / "study.json", fix=fix)
+        seeds = self.common_seeds([model, *(name for _, name in curve)])
+        gained, held = self.tasks(domain), self.tasks(other)
+
+        def means(names: Sequence[str], tasks: Sequence[str]) -> list[float]:
+            return [float(np.mean([self.run_mean(self.run(name, n), tasks) for n in seeds])) for name in names]
+
+        names = [name for _, name in curve]
+        place = place_on_curve(means(names, held), means(names, gained), *means([model], held))
+        first, second = (curve[number] for number in place.between)
+        sides = [(1.0, model), (place.way - 1.0, first[1]), (-place.way, second[1])]
+        runs = [(weight / len(seeds), self.samples(self.run(name, n))) for weight, name in sides for n in seeds]
+        parts = [(1.0, gained), (-place.slope, held)] if place.slope else [(1.0, gained)]
+        found = added(
+            [(weight, measure(runs, tasks, over_tasks=over_tasks)) for weight, tasks in parts],
+            "tasks" if over_tasks else "queries",
+        )
+        found = self._over_seeds(found, sides, parts, seeds)
+        return Surplus(found, first[0] + place.way * (second[0] - first[0]), place.beyond, len(seeds))
+
+    def common_seeds(self, models: Sequence[str]) -> list[int]:
+        """Numbers of the seeds that all of some models have; what nobody trained stands for every seed."""
+        numbers = [{int(run_of(name)["seed"]) for name in self.seeds(one)} for one in models if self.trained(one)]
+        return sorted(set.intersection(*numbers)) if numbers else [1]
+
+    def run(self, model: str, seed: int) -> str:
+        """Name of the run of a model with a seed; of what nobody trained there is one for all."""
+        return {int(run_of(name)["seed"]): name for name in self.seeds(model)}.get(seed, model)
 
     def shares(self, model: str) -> dict[tuple[str, int], float]:
         """The trained members in the mean of a model's seeds: member and number of the seed -> share."""
@@ -338,9 +440,12 @@ class Results:
         return {(name, number): share / seeds for name, share in one.items() for number in range(seeds)}
 
     def spread(self, tasks: Sequence[str]) -> tuple[float, float] | None:
-        """Variance of one run of one member, from all models that have several seeds; None where none has."""
+        """Variance of one run of one member, from all models that have several seeds.
+
+        None where none has, and where seeds have their own rows: what members of one seed move is not independent.
+        """
         many = {model: list(names) for model, names in self.study.get("seeds", {}).items()}
-        if not many:
+        if not many or self.own_rows:
             return None
         count = min(map(len, many.values()))
         scores_MS = np.array([[self.run_mean(name, tasks) for name in names[:count]] for names in many.values()])

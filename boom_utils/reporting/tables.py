@@ -67,7 +67,8 @@ def compare(
 
     Returns:
         For each group its mean, the paired difference ``GROUP minus TITLE``, both with ``low`` and ``high``, and
-        ``GROUP verdict``. A model that is its own baseline has no difference, and the verdict ``reference``.
+        ``GROUP verdict``. A model that is its own baseline has no difference, and the verdict ``reference``. Where
+        seeds have their own rows, ``seeds minus TITLE`` says how many both have, if they have different numbers.
     """
     against = baseline if isinstance(baseline, Mapping) else dict.fromkeys(models, baseline)
     rows = []
@@ -86,6 +87,10 @@ def compare(
             if over_tasks and len(tasks) > 1:
                 wide = NOTHING if gap is NOTHING else results.difference(model, str(other), tasks, over_tasks=True)
                 row |= estimate_columns(f"{name}{WIDER}", wide)
+        if other and results.own_rows:
+            pair = [model, other]
+            if (common := len(results.common_seeds(pair))) < max(len(results.seeds(one)) for one in pair):
+                row[f"seeds minus {title or baseline}"] = common
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -135,6 +135,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
             for member in members
         },
         "seeds": {model: names for model, names in seeds.items() if len(names) > 1},
+        **({"own_rows": True} if profile.seeds and profile.seeds.own_rows else {}),
         "merges": {
             merge.name: {**merge.model_dump(mode="json"), "weights": profile.merge_weights(merge)}
             for merge in profile.merges

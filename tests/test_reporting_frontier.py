@@ -1,0 +1,214 @@
+"""A study against its interpolation curve, with seeds of own rows: nothing is compared with what it is not paired with.
+
+Limits of simulations are four standard errors of a binomial share around what is promised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from boom_utils.errors import ResultsError
+from boom_utils.evaluation.statistics import TaskSamples
+from boom_utils.experiments import Experiments
+from boom_utils.reporting.results import Numbers, Results, run_name
+
+TASKS = {"known-1": "in-domain", "known-2": "in-domain", "other": "out-of-domain", "code": "out-of-domain"}
+QUALITY = {
+    "base": (0.60, 0.73),
+    "half-way": (0.65, 0.74),
+    "full": (0.67, 0.70),
+    "boom": (0.66, 0.735),
+    "soup": (0.66, 0.72),
+    "s20": (0.62, 0.73),
+}
+"""True means in and out of domain: the curve has 0.72 where `boom` is, which has 0.015 more; `soup` lies on it."""
+SEEDS = {"full": 5, "half-way": 5, "boom": 5, "soup": 3, "s20": 3}
+EXPERIMENTS: dict[str, Any] = {
+    "full": "full",
+    "boom": "boom",
+    "interpolation": {"of": "full", "models": ["half-way"]},
+    "frontier": ["boom", "soup"],
+    "hypotheses": {
+        "primary": [{"model": "boom", "against": "interpolation"}, {"model": "boom", "against": "soup"}],
+        "secondary": [{"model": "soup", "against": "interpolation"}],
+    },
+}
+MEMBER = {"start": None, "schedule": "batch_shuffled", "new_data": None, "ratio": 1.0}
+MEMBERS = {name: {**MEMBER, "passes": passes} for name, passes in {"full": 1.0, "s20": 0.2}.items()}
+MERGES = {
+    "half-way": {"method": "task_arithmetic", "members": ["full"], "weights": [0.5]},
+    "boom": {"method": "multislerp", "members": ["s20", "full"], "weights": [0.2, 1.0]},
+    "soup": {"method": "linear", "members": ["s20", "full"], "weights": [1.0, 1.0]},
+}
+
+
+def made_up(
+    rng: np.random.Generator,
+    *,
+    seeds: Mapping[str, int] = SEEDS,
+    own_rows: bool = True,
+    queries: int = 60,
+    spread: tuple[float, float] = (0.004, 0.003),
+    noise: float = 0.03,
+) -> Results:
+    """A study: ``spread`` is what the rows of a seed do to all that is trained on them, and what each model adds."""
+    common, samples = rng.normal(0, spread[0], (9, 2)), {}
+    hard = {task: rng.normal(0, 0.2, queries) for task in TASKS}
+    for model, means in QUALITY.items():
+        own = {task: rng.normal(0, noise, queries) for task in TASKS}
+        for seed in range(1, seeds.get(model, 1) + 1):
+            move = np.zeros(2) if model == "base" else common[seed] + rng.normal(0, spread[1], 2)
+            for task, domain in TASKS.items():
+                place = int(domain == "out-of-domain")
+                values = means[place] + move[place] + hard[task] + own[task]
+                ids = tuple(map(str, range(queries)))
+                samples[run_name(model, seed), task] = TaskSamples("ndcg_at_10", ids, {"value": values})
+    study = {
+        "models": [*QUALITY],
+        "members": MEMBERS,
+        "merges": {name: {"parameters": {}, "task_vectors": False, **facts} for name, facts in MERGES.items()},
+        "seeds": {model: [run_name(model, n + 1) for n in range(count)] for model, count in seeds.items() if count > 1},
+        "tasks": [
+            {"name": name, "family": "code" if name == "code" else "retrieval", "domain": domain, "new_data": False}
+            for name, domain in TASKS.items()
+        ],
+        "evaluation": {"reference": "full", "confidence": 0.95, "seen_by_base": ["other"]},
+        "experiments": EXPERIMENTS,
+    } | ({"own_rows": True} if own_rows else {})
+    return Results(Path("made-up"), study, Numbers(samples))
+
+
+@pytest.fixture(scope="module")
+def study() -> Results:
+    return made_up(np.random.default_rng(0))
+
+
+def means_of(results: Results, model: str, seeds: int) -> np.ndarray:
+    """Means in and out of domain of some seeds (S, 2), by hand."""
+    runs = [run_name(model, n + 1 if model != "base" else 1) for n in range(seeds)]
+    tasks = [[task for task in TASKS if TASKS[task] == domain] for domain in ("in-domain", "out-of-domain")]
+    samples = results.numbers.samples
+    return np.array([[np.mean([samples[run, t].values[0].mean() for t in some]) for some in tasks] for run in runs])
+
+
+# --- the curve --------------------------------------------------------------------------------------------------------
+
+
+def test_the_curve_runs_from_the_base_over_ascending_shares_and_is_gone_with_an_end_of_it(study: Results) -> None:
+    assert study.interpolation == [(0.0, "base"), (0.5, "half-way"), (1.0, "full")]
+    known = Experiments.model_validate(EXPERIMENTS)
+    assert ("experiments.hypotheses", "soup") in known.names() and "interpolation" not in dict(known.names()).values()
+    left = known.of(["base", "half-way", "boom", "soup"])
+    assert (left.interpolation.models, left.frontier) == ((), ("boom", "soup"))
+    assert [one.against for one in (*left.hypotheses.primary, *left.hypotheses.secondary)] == ["soup"]
+    bare = Results(study.folder, {**study.study, "experiments": {}}, study.numbers)
+    assert bare.interpolation == []
+    with pytest.raises(ResultsError, match="no interpolation curve"):
+        bare.surplus("boom", "out-of-domain")
+
+
+def test_the_surplus_is_as_worked_out_by_hand() -> None:
+    exact = made_up(np.random.default_rng(0), seeds={}, noise=0.0, spread=(0.0, 0.0))
+    found = exact.surplus("boom", "out-of-domain")
+    assert (found.measured.value, found.share) == pytest.approx((0.015, 0.75))
+    assert (found.beyond, found.seeds) == (False, 1) and "seeds" not in found.measured.levels
+    assert exact.surplus("soup", "out-of-domain").measured.value == pytest.approx(0.0, abs=1e-12)
+    inside = exact.surplus("boom", "in-domain")  # 0.735 is on the way from the base to half-way, at 0.625, and again
+    assert (inside.measured.value, inside.share) == pytest.approx((0.66 - 0.6525, 0.5625))
+    assert exact.surplus("base", "out-of-domain").measured.value == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("domain", ["in-domain", "out-of-domain"])
+def test_its_variance_is_that_of_drawing_queries_again_and_of_the_surplus_of_every_seed(domain: str) -> None:
+    """The reference draws queries of every task anew, and reads the curve anew each time."""
+    results = made_up(np.random.default_rng(1), noise=0.004, spread=(0.001, 0.0005))
+    rng = np.random.default_rng(2)
+    found = results.surplus("boom", domain)
+    held, gained = (0, 1) if domain == "out-of-domain" else (1, 0)
+    names = ["base", "half-way", "full", "boom"]
+    means = {name: means_of(results, name, 5) for name in names}
+
+    def above(at: Mapping[str, np.ndarray]) -> float:
+        best = -math.inf
+        for a, b in (("base", "half-way"), ("half-way", "full")):
+            way = (at["boom"][held] - at[a][held]) / (at[b][held] - at[a][held])
+            best = max(best, (1 - way) * at[a][gained] + way * at[b][gained]) if 0 <= way <= 1 else best
+        return float(at["boom"][gained] - best)
+
+    assert found.measured.value == pytest.approx(above({name: rows.mean(axis=0) for name, rows in means.items()}))
+    values = {
+        name: [
+            np.mean([results.numbers.samples[run, t].values[0] for run in results.seeds(name)], axis=0) for t in TASKS
+        ]
+        for name in names
+    }
+    drawn = []
+    for _ in range(1500):
+        rows = [rng.integers(0, 60, 60) for _ in TASKS]
+        scores = {name: [v[r].mean() for v, r in zip(values[name], rows, strict=True)] for name in names}
+        drawn.append(above({name: np.array([np.mean(s[:2]), np.mean(s[2:])]) for name, s in scores.items()}))
+    assert math.sqrt(found.measured.levels["queries"][0]) == pytest.approx(np.std(drawn), rel=0.1)
+    variance, freedom = found.measured.levels["seeds"]
+    assert (freedom, found.seeds) == (4, 5)
+    step = 1e-6  # the surplus of one seed: the derivative of the whole one in the direction of what it moves
+    middle = {name: rows.mean(axis=0) for name, rows in means.items()}
+    moves = [
+        above({name: middle[name] + step * (means[name][n] - middle[name]) for name in names}) / step for n in range(5)
+    ]
+    assert variance == pytest.approx(np.var(moves, ddof=1) / 5, rel=1e-3)
+
+
+def test_beyond_the_curve_its_nearest_end_is_compared_with_and_over_tasks_is_wider(study: Results) -> None:
+    better = dict(study.numbers.samples)
+    for (run, task), one in study.numbers.samples.items():
+        if run.startswith("boom") and TASKS[task] == "in-domain":
+            better[run, task] = TaskSamples(one.metric, one.ids, {"value": one.columns["value"] + 0.05})
+    found = Results(study.folder, study.study, Numbers(better)).surplus("boom", "out-of-domain")
+    gap = means_of(study, "boom", 5)[:, 1] - means_of(study, "full", 5)[:, 1]
+    assert (found.beyond, found.share) == (True, 1.0)
+    assert found.measured.value == pytest.approx(gap.mean())
+    assert found.measured.levels["seeds"][0] == pytest.approx(gap.var(ddof=1) / 5)
+    wide = study.surplus("boom", "out-of-domain", over_tasks=True).measured
+    assert {*wide.levels} == {"tasks", "seeds"}
+    assert wide.value == pytest.approx(study.surplus("boom", "out-of-domain").measured.value)
+
+
+# --- seeds with own rows ----------------------------------------------------------------------------------------------
+
+
+def test_seeds_with_own_rows_are_compared_in_pairs_over_those_that_both_sides_have(study: Results) -> None:
+    tasks = study.tasks("out-of-domain")
+    for ours, theirs, seeds in (("boom", "full", 5), ("boom", "soup", 3), ("full", "base", 5), ("soup", "base", 3)):
+        gaps = [
+            one[1] - other[1] for one, other in zip(*(means_of(study, m, seeds) for m in (ours, theirs)), strict=True)
+        ]
+        found = study.comparison(ours, theirs, tasks)
+        assert found.value == pytest.approx(np.mean(gaps))
+        assert found.levels["seeds"] == pytest.approx((np.var(gaps, ddof=1) / seeds, seeds - 1))
+    alone = study.comparison("soup", None, tasks)
+    assert alone.value == pytest.approx(means_of(study, "soup", 3)[:, 1].mean())
+    assert alone.levels["seeds"] == pytest.approx((means_of(study, "soup", 3)[:, 1].var(ddof=1) / 3, 2))
+    assert "seeds" not in study.comparison("base", None, tasks).levels
+    pooled = made_up(np.random.default_rng(0), own_rows=False).comparison("boom", "soup", tasks)
+    assert pooled.levels["seeds"][1] > 2, "with the same rows the spread of all models together stays"
+
+
+@pytest.mark.parametrize("ours", ["boom", "full", "soup", "curve"])
+def test_intervals_of_seeds_with_own_rows_cover_as_often_as_they_say(ours: str) -> None:
+    """Against the base what the rows of a seed do to all models counts, between trained ones it is in both."""
+    trials, hits, truth = 300, 0, {"boom": 0.015, "full": -0.03, "soup": -0.01, "curve": 0.0}[ours]
+    for number in range(trials):
+        results = made_up(np.random.default_rng([number, len(ours)]), queries=30)
+        if ours == "curve":
+            found = results.surplus("soup", "out-of-domain").measured.estimate()
+        else:
+            other = "soup" if ours == "boom" else "base"
+            found = results.difference(ours, other, results.tasks("out-of-domain"))
+        hits += found.low <= truth <= found.high
+    assert hits / trials == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / trials))
