@@ -77,14 +77,14 @@ def test_judged_pairs_go_one_way_and_know_their_differences_both_ways() -> None:
     assert dropped == {"query without a positive": 2}
 
 
-def test_graded_pairs_take_low_scores_and_random_sentences_of_low_pairs_as_negatives() -> None:
+def test_graded_pairs_take_low_scores_and_the_nearest_sentences_of_low_pairs_as_negatives() -> None:
     rows, dropped = made(
         "graded",
         ("a man runs", "a man is running", 4.0),
         ("a man runs", "a man walks", 2.5),
         ("a bird sings", "a man runs", 2.0),
         ("a man walks", "a ship sinks", 0.0),
-        ("snow falls", "it rains", 3.9),
+        ("snow falls", "it rains", 2.9),
         negatives=7,
     )
     assert [(row.query, row.pos) for row in rows] == [
@@ -95,6 +95,13 @@ def test_graded_pairs_take_low_scores_and_random_sentences_of_low_pairs_as_negat
     assert set(rows[0].neg) == {"a bird sings", "a ship sinks"}, "a man walks has a score above 2 with the query"
     assert set(rows[1].neg) == {"a bird sings", "a ship sinks", "a man walks"}
     assert dropped == {"query without a positive": 5}
+
+
+def test_negatives_of_graded_pairs_are_near_to_the_query() -> None:
+    far = [(f"ship {number} sinks", f"{number} birds sing", 0.0) for number in range(40)]
+    near = [("a man runs in a park", "snow falls", 1.0), ("the man in the park", "rain falls", 1.0)]
+    rows, _ = made("graded", ("a man runs in the park", "somebody jogs", 3.0), *far, *near, negatives=2)
+    assert {*rows[0].neg} == {"a man runs in a park", "the man in the park"}
 
 
 def test_nli_gives_entailed_hypotheses_and_exactly_one_contradiction() -> None:

@@ -94,7 +94,9 @@ class NegativePool:
             places = places[scores[places] >= least]
         return [int(place) for place in places[np.argsort(-scores[places], kind="stable")][:most]]
 
-    def nearest(self, query: str, apart: Collection[str], number: int, generator: np.random.Generator) -> list[str]:
+    def nearest(
+        self, query: str, apart: Collection[str], number: int, generator: np.random.Generator, most: int = RANKS
+    ) -> list[str]:
         """Negatives drawn among the first ranks of a query; where these are too few, all of them and random passages.
 
         Args:
@@ -102,11 +104,12 @@ class NegativePool:
             apart: Normalised texts that are no negatives of it: itself, its positives, those it has already.
             number: How many.
             generator: Draws them.
+            most: Last rank that is drawn from.
 
         Returns:
             As many as wanted, or fewer where the pool has no more; none twice.
         """
-        chosen = [self._keys[place] for place in draw(self.ranked(query, apart), number, generator)]
+        chosen = [self._keys[place] for place in draw(self.ranked(query, apart, most), number, generator)]
         more = self.random({*apart, *chosen}, number - len(chosen), generator) if len(chosen) < number else []
         return [*(self.texts[key] for key in chosen), *more]
 

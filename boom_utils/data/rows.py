@@ -9,11 +9,12 @@ query or to one of its positives; a row that finds none is dropped.
 * ``candidates``: query -> its passages of label 1. Negatives are its passages of label 0; too few are filled by BM25
   among the passages of all queries.
 * ``judged_pairs``: first sentence -> the second sentences it means the same as; one direction, so that a pair is
-  learnt once. Negatives are sentences judged different from the query, in either order; filled with random sentences.
-* ``graded``: sentence -> those of score 4 or more with it; both directions, as a score has none and there are few such
-  pairs. Negatives are sentences of score 2 or less with the query; filled with random sentences of such pairs, never
-  one that has a score above 2 with the query. Neither takes BM25: what shares words with such a sentence is often a
-  paraphrase that nobody judged.
+  learnt once. Negatives are sentences judged different from the query, in either order; filled with random sentences, as
+  what shares words with such a sentence is often a paraphrase that nobody judged.
+* ``graded``: sentence -> those of score 3 or more with it; both directions, as a score has none and there are few such
+  pairs. Negatives are sentences of score 2 or less with the query; filled by BM25 among the sentences of such pairs,
+  never one that has a score above 2 with the query. Few ranks are drawn from: at random, or from pairs that mean the
+  same, an encoder that has met sentence pairs has nothing to learn.
 * ``nli``: premise -> the hypotheses it entails, with exactly one of those it contradicts as negative, drawn.
 * ``labelled``: text -> up to 3 other texts of its label, negatives are texts of other labels; both drawn
   (`labelled_examples`). A text of two labels is left out.
@@ -31,7 +32,7 @@ import pyarrow as pa
 
 from boom_utils.data.examples import Labelled, TrainingExample, normalise
 from boom_utils.data.manifest import Dataset
-from boom_utils.data.negatives import NegativePool
+from boom_utils.data.negatives import RANKS, NegativePool
 from boom_utils.data.sampling import draw
 from boom_utils.data.text_files import Shape
 from boom_utils.errors import DataError
@@ -41,8 +42,10 @@ NEGATIVES = 7
 """Negatives a row, for the paper's group of 8 passages."""
 POSITIVES = 3
 """Most positives of rows that could have very many."""
-ALIKE, DIFFERENT = 4.0, 2.0
+ALIKE, DIFFERENT = 3.0, 2.0
 """Score from which two sentences count as the same, and up to which as different."""
+SENTENCE_RANKS = 10
+"""Ranks that negatives of graded sentences are drawn from: their pools are small, and further down is nothing near."""
 
 Columns = Sequence[Sequence[Any]]
 Verdict = Literal["positive", "negative", "apart"] | None
@@ -106,10 +109,11 @@ def training_rows(
     pool, rows = _pool(shape, columns), []
     for one, known in progress(zip(chosen, own, strict=True), len(chosen), f"negatives of {dataset.id}"):
         apart, wanted = {normalise(one.query), *one.pos, *one.neg, *one.apart}, negatives - len(known)
-        if wanted and shape in ("judged_pairs", "graded"):
+        if wanted and shape == "judged_pairs":
             known += pool.random(apart, wanted, generator)
         elif wanted:
-            known += pool.nearest(one.query, apart, wanted, generator)
+            ranks = SENTENCE_RANKS if shape == "graded" else RANKS
+            known += pool.nearest(one.query, apart, wanted, generator, ranks)
         if known or not negatives:
             rows.append(example(one.query, list(one.pos.values()), known, dataset))
     dropped["query without a negative"] += len(chosen) - len(rows)

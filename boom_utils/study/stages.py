@@ -64,7 +64,7 @@ def examples(profile: Profile, manifest: Manifest, downloads: Path) -> Node:
         "corpus": corpus.model_dump(mode="json", exclude=convert.unread_fields(manifest)),
         "found": convert.found_now(manifest, corpus),
     }
-    return Node("examples", 2, f"examples of {manifest.name}", config, make)
+    return Node("examples", 3, f"examples of {manifest.name}", config, make)
 
 
 def corpus_tasks(profile: Profile) -> tuple[str, ...]:
