@@ -125,6 +125,7 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "--on-bad-line RULE": ("instead of what the profile says", {"choices": ("error", "skip")}),
     "--mteb DIR": ("also write mteb's own results there (mteb.ResultCache)", {"type": Path}),
     "FILE": ("below results/<profile>/, or a folder of the workspace", {"type": Path}),
+    "--finished": ("first gather the results of the models that are scored on every task so far", {}),
     "--all": ("name every artifact and file, not a few", {}),
     "--repo OWNER/NAME": ("repository; made if there is none", {"required": True}),
     "--public": ("let everybody see it; otherwise it is private", {}),
@@ -411,7 +412,7 @@ def _overlap(options: argparse.Namespace) -> None:
     log.info("%s", overlap_text(read_json_object(examples.path / "summary.json")))
 
 
-@_command("report", "--profile P", "--results DIR", "--mteb DIR")
+@_command("report", "--profile P", "--results DIR", "--mteb DIR", "--finished")
 def _report(options: argparse.Namespace) -> None:
     """Make tables, figures, claims and the page of a profile from its results alone.
 
@@ -427,6 +428,9 @@ def _report(options: argparse.Namespace) -> None:
     # A run puts them into the workspace when the project cannot be written.
     known = [place for place in (PROJECT_ROOT, default_workspace()) if (place / "results" / name).is_dir()]
     root = options.results or [*known, PROJECT_ROOT][0] / "results"
+    if options.finished:
+        missing = _study(options).write_finished(root / name)
+        log.info("finished models only; %d are missing: %s", len(missing), ", ".join(missing) or "none")
     log.info("report: %s", regenerate(name, root, options.mteb))
 
 

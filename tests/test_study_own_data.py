@@ -17,6 +17,7 @@ from boom_utils.config import PretrainedBase, load_profile
 from boom_utils.data.manifest import load_manifest
 from boom_utils.data.own import own_datasets
 from boom_utils.errors import ConfigError, DataError
+from boom_utils.reporting.results import read_results
 from boom_utils.reporting.tables import model_table
 from boom_utils.study.graph import Study
 from boom_utils.study.own_data import OwnData, write_own_study
@@ -98,6 +99,11 @@ def test_the_study_of_own_rows_trains_merges_and_compares_on_rows_that_nobody_tr
     assert 160 * 0.15 < held_out < 160 * 0.45
     assert 0 < trained <= 160 - held_out
     assert made.facts["shared_texts"] == 0
+    with pytest.raises(ConfigError, match="no model of 'own' is scored on every task yet"):
+        study.write_finished(tmp_path / "so far")
+    study.build_all("scores/full/")
+    assert study.write_finished(tmp_path / "so far") == ["base", "s50", "plain-mean", "boom"]
+    assert read_results(tmp_path / "so far").models == ["full"]
     results = study.results_of(study.profile.model_names)
     table = model_table(results)
     assert list(table["model"]) == ["base", "s50", "full", "plain-mean", "boom"]

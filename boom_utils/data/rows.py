@@ -9,8 +9,8 @@ query or to one of its positives; a row that finds none is dropped.
 * ``candidates``: query -> its passages of label 1. Negatives are its passages of label 0; too few are filled by BM25
   among the passages of all queries.
 * ``judged_pairs``: first sentence -> the second sentences it means the same as; one direction, so that a pair is
-  learnt once. Negatives are sentences judged different from the query, in either order; filled with random sentences, as
-  what shares words with such a sentence is often a paraphrase that nobody judged.
+  learnt once. Negatives are sentences judged different from the query, in either order; filled with random sentences,
+  as what shares words with such a sentence is often a paraphrase that nobody judged.
 * ``graded``: sentence -> those of score 3 or more with it; both directions, as a score has none and there are few such
   pairs. Negatives are sentences of score 2 or less with the query; filled by BM25 among the sentences of such pairs,
   never one that has a score above 2 with the query. Few ranks are drawn from: at random, or from pairs that mean the

@@ -41,16 +41,30 @@ def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
     }
 
     def make(out: Path, found: Inputs) -> None:
-        root = found["examples"].path.parent.parent
-        lineage = lineage_of(root, [artifact.record for artifact in found.values()])
-        write_json(out / "study.json", {**study_facts(profile, manifest, found), "lineage": lineage})
-        write_numbers(out, numbers_of(found))
-        (out / "corpus").mkdir()
-        shutil.copyfile(found["examples"].path / "summary.json", out / "corpus" / "summary.json")
-        for name in {"geometry", "interaction"} & {*found}:
-            shutil.copyfile(found[name].path / f"{name}.json", out / f"{name}.json")
+        write_results(profile, manifest, found, out)
 
     return Node("results", 12, "results", described, make, wanted, observations=("training.parquet",))
+
+
+def write_results(profile: Profile, manifest: Manifest, found: Inputs, out: Path, missing: Sequence[str] = ()) -> None:
+    """Write the content of a results folder.
+
+    Args:
+        profile: What was studied.
+        manifest: Its corpus.
+        found: Artifacts by the names of their nodes; of models, those that are scored on every task.
+        out: Where it goes.
+        missing: Models of the study that are not among them.
+    """
+    root = found["examples"].path.parent.parent
+    lineage = lineage_of(root, [artifact.record for artifact in found.values()])
+    unfinished = {"unfinished": list(missing)} if missing else {}
+    write_json(out / "study.json", {**study_facts(profile, manifest, found), **unfinished, "lineage": lineage})
+    write_numbers(out, numbers_of(found))
+    (out / "corpus").mkdir(exist_ok=True)
+    shutil.copyfile(found["examples"].path / "summary.json", out / "corpus" / "summary.json")
+    for name in {"geometry", "interaction"} & {*found}:
+        shutil.copyfile(found[name].path / f"{name}.json", out / f"{name}.json")
 
 
 def report(nodes: Nodes) -> Node:

@@ -157,6 +157,28 @@ class Study:
         facts = gathering.study_facts(self.profile, self.manifest, found)
         return Results(self.workspace.root, facts, gathering.numbers_of(found))
 
+    def write_finished(self, out: Path) -> list[str]:
+        """Write results of the models that are scored on every task so far; the others are named in study.json.
+
+        Returns:
+            The models that are not finished, every seed of each by its own name.
+
+        Raises:
+            ConfigError: No model is scored on every task yet.
+        """
+        wanted = self.nodes["results"].inputs
+        made = self.workspace.find_all(wanted)
+        left = {name.split("/")[1] for name in wanted if name.startswith("scores/") and name not in made}
+        models = [name for name in self.whole.scored_models if name not in left]
+        if not models:
+            what, fix = f"no model of '{self.profile.name}' is scored on every task yet", "boom run --profile"
+            raise ConfigError(what, where=self.workspace.root, fix=f"{fix} {self.profile.name}")
+        kept = {*self.results_behind(models), "geometry", "interaction"} & {*made}
+        missing = [name for name in self.whole.scored_models if name in left]
+        out.mkdir(parents=True, exist_ok=True)
+        gathering.write_results(self.profile, self.manifest, {name: made[name] for name in kept}, out, missing)
+        return missing
+
     def group(self, name: str) -> list[str]:
         """Names of the models or subsets of a group, as `boom_utils.experiments.Experiments` declares them.
 
