@@ -193,6 +193,8 @@ class SubsetConfig(Frozen):
     new_data: Ratio | None = None  # share of every new dataset; None draws nothing of them
     complement_of: Name | None = None
     mode: Literal["independent", "nested"] = "independent"
+    # nested only: rows that come before it in the nested order; blocks of one seed that follow each other share no row
+    skip: float = Field(default=0.0, ge=0, lt=1, exclude_if=not_)
     seed: int = 0
     # (2, 3): of the second of three parts of every dataset's rows, which share no row
     part: tuple[int, int] | None = None
@@ -204,6 +206,10 @@ class SubsetConfig(Frozen):
             yield "give exactly one of `ratio` and `complement_of`, or `new_data` alone"
         if self.new_data is not None and self.complement_of is not None:
             yield "`new_data` goes with `ratio`, not with `complement_of`"
+        if self.skip and (self.ratio is None or self.new_data is not None or self.mode != "nested"):
+            yield "`skip` goes with `ratio` alone and `mode: nested`"
+        if self.skip + (self.ratio or 0) > 1 + 1e-9:
+            yield f"`skip` and `ratio` end at {self.skip + (self.ratio or 0):g} of the rows"
 
     def rule(self) -> dict[str, Any]:
         """The rule as JSON. It speaks of new data and parts only if there are some: they change no older subset."""
@@ -300,6 +306,19 @@ class SeedsConfig(Frozen):
     # every seed has rows of its own, so that their spread is that of other training data too; `corpus.train_rows` is
     # then shared out among the seeds
     own_rows: bool = False
+    fewer: Mapping[Name, int] = Field(default={}, exclude_if=not_)  # of the models, those with less seeds than `count`
+
+    def problems(self) -> Iterator[str]:
+        """Models with less seeds that are none of the models, or whose number is not less."""
+        for name, number in self.fewer.items():
+            if name not in self.models:
+                yield f"`fewer`: '{name}' is none of `models`{nearest(name, self.models)}"
+            if not 2 <= number < self.count:
+                yield f"`fewer`: {number} seeds of '{name}', expected 2 to {self.count - 1}"
+
+    def with_seed(self, number: int) -> tuple[str, ...]:
+        """Those of the models that have a seed of that number, the first of which is 1."""
+        return tuple(name for name in self.models if number <= self.fewer.get(name, self.count))
 
 
 class EvaluationConfig(Frozen):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,24 @@ def test_nested_subsets_are_nested(rows: dict[str, int], one: float, other: floa
     small = draw_subset(rows, rule(name="small", ratio=min(one, other), mode="nested", seed=seed))
     large = draw_subset(rows, rule(name="large", ratio=max(one, other), mode="nested", seed=seed))
     assert all(set(small[dataset].tolist()) <= set(large[dataset].tolist()) for dataset in rows)
+
+
+@pytest.mark.promise(9)
+@given(corpora, st.integers(2, 9), st.integers(0, 5))
+def test_blocks_of_the_nested_order_share_no_row_and_together_hold_all(
+    rows: dict[str, int], parts: int, seed: int
+) -> None:
+    cuts = [round(number / parts, 4) for number in range(parts + 1)]
+    rules = [
+        {"ratio": round(end - start, 4), "skip": start, "mode": "nested", "seed": seed} for start, end in pairwise(cuts)
+    ]
+    blocks = [draw_subset(rows, rule(**one)) for one in rules]
+    for dataset, count in rows.items():
+        assert sorted(row for one in blocks for row in one[dataset].tolist()) == [*range(count)]
+    assert "skip" not in rule(**rules[0]).rule()
+    for wrong in ({"mode": "independent"}, {"skip": 0.9}, {"new_data": 0.5}):
+        with pytest.raises(ValueError, match="`skip`"):
+            rule(**{**rules[1], **wrong})
 
 
 @pytest.mark.promise(9)

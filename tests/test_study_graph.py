@@ -198,6 +198,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"interaction": {**INTERACTION, "subset": "halff"}}, "interaction: no subset 'halff'"),
     ({"interaction": None}, "cluster 1, but there is no `interaction`"),
     ({"seeds": {"count": 3, "models": ["bom"]}}, "seeds: no member or merge 'bom'"),
+    ({"seeds": {"count": 3, "models": ["boom"], "fewer": {"bom": 2}}}, "'bom' is none of `models`; did you mean"),
+    ({"seeds": {"count": 3, "models": ["boom"], "fewer": {"boom": 3}}}, "3 seeds of 'boom', expected 2 to 2"),
 ]
 
 
@@ -291,6 +293,17 @@ def test_only_the_named_models_are_scored_with_the_weights_of_their_first_seed(t
     score = f"scores/boom.seed2/{study.profile.evaluation.in_domain[0]}"
     assert score in study.nodes_of("06_merging_ablations") and score not in study.nodes_of("03_merge")
     assert study.group("averages").count("boom.seed2") == 0
+
+
+def test_a_model_may_have_less_seeds_and_nothing_is_made_that_no_model_needs(tmp_path: Path) -> None:
+    seeds = {"count": 4, "models": ["full", "s20", "boom"], "own_rows": True, "fewer": {"boom": 3, "s20": 2}}
+    study = opened({**plain_smoke(), "seeds": seeds}, tmp_path)
+    assert {model: len(names) for model, names in study.seeds.items()} == {"full": 4, "s20": 2, "boom": 3}
+    fourth = [name.removesuffix(".seed4") for name in study.nodes if name.endswith(".seed4")]
+    assert sorted(fourth) == ["member/full", "plan/full", "subset/p100"]
+    assert study.whole.subset("p100.seed4").part == (4, 4) and study.whole.subset("p20.seed3").part == (3, 4)
+    later = [name for name in study.whole.scored_models if name.startswith(("s20.", "boom."))]
+    assert later == ["s20.seed2", "boom.seed2", "boom.seed3"], "the third s20 is in the third boom only"
 
 
 def test_seeds_with_rows_of_their_own_share_none_and_keep_their_ratios() -> None:

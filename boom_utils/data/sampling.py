@@ -91,7 +91,8 @@ def draw_subset(
     Args:
         rows: Number of rows of every dataset.
         subset: The rule. ``nested`` takes prefixes of one permutation a dataset and seed, so a smaller ratio of the
-            same seed lies inside a larger one; ``independent`` draws by the subset's name as well.
+            same seed lies inside a larger one, and with ``skip`` takes the rows after such a prefix; ``independent``
+            draws by the subset's name as well.
         other: The subset that a rule with ``complement_of`` complements.
         new: Those of the datasets that arrived later: their share is the rule's ``new_data``, without it nothing.
 
@@ -117,7 +118,9 @@ def draw_subset(
         if share is not None:
             generator = np.random.default_rng(derive_seed(subset.seed, "subset", *stream, dataset))
             mine = part_rows(subset, dataset, count)
-            chosen = generator.permutation(len(mine))[: subset_size(share, len(mine))]
+            start = subset_size(subset.skip, len(mine)) if subset.skip else 0
+            # The end is that of the rows up to it, so that the next block starts there whatever is rounded.
+            chosen = generator.permutation(len(mine))[start : subset_size(round(subset.skip + share, 12), len(mine))]
             drawn[dataset] = np.sort(mine[chosen]).astype(np.uint32)
     return drawn
 

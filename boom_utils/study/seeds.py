@@ -19,10 +19,11 @@ STRIDE = 1000
 
 def seeds_of(profile: Profile) -> dict[str, list[str]]:
     """Every model with several seeds -> its names, one a seed, the first of which is its own."""
-    if profile.seeds is None:
+    seeds = profile.seeds
+    if seeds is None:
         return {}
-    numbers = range(2, profile.seeds.count + 1)
-    return {model: [model, *(run_name(model, number) for number in numbers)] for model in profile.seeds.models}
+    numbers = range(1, seeds.count + 1)
+    return {model: [run_name(model, n) for n in numbers if model in seeds.with_seed(n)] for model in seeds.models}
 
 
 def parts_of(profile: Profile) -> dict[str, tuple[str, ...]]:
@@ -35,16 +36,15 @@ def with_seeds(profile: Profile) -> Profile:
     """The profile with a line for every model and subset of every seed; itself where there is one seed only."""
     if profile.seeds is None:
         return profile
-    behind = _closure(profile.seeds.models, parts_of(profile))
     drawn_from = {subset.name: (subset.complement_of,) if subset.complement_of else () for subset in profile.subsets}
-    drawn = _closure([member.subset for member in profile.members if member.name in behind], drawn_from)
     count, subsets = profile.seeds.count, [*profile.subsets]
     if profile.seeds.own_rows:
         subsets = [one.model_copy(update={"part": (1, count)}) for one in subsets]
     members, merges = [*profile.members], [*profile.merges]
-    scored = {*profile.seeds.models} & {*profile.scored_models}
     for number in range(2, count + 1):
-        later = STRIDE * (number - 1)
+        later, seeded = STRIDE * (number - 1), profile.seeds.with_seed(number)
+        scored, behind = {*seeded} & {*profile.scored_models}, _closure(seeded, parts_of(profile))
+        drawn = _closure([member.subset for member in profile.members if member.name in behind], drawn_from)
 
         def copy(name: str | None, number: int = number) -> str | None:
             return name and run_name(name, number)
