@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,9 @@ from boom_utils.training.fitting import (
 )
 from boom_utils.training.gradients import BatchFacts, Gradients, TrainingJob, batch_texts
 from boom_utils.training.plan import Batch, BatchPlan
-from boom_utils.training.probe import Probe, batches_digest
+from boom_utils.training.probe import batches_digest, look
 from boom_utils.training.processes import Processes, StopSignals, this_process
-from boom_utils.training.state import Checkpoints, RunIdentity, TrainingState
+from boom_utils.training.state import Checkpoints, TrainingState
 
 log = logging.getLogger(__name__)
 LOG = "training_log.jsonl"
@@ -89,7 +90,8 @@ def train(
     with torch.random.fork_rng(devices=devices):  # torch's global generator is seeded for this run, and put back
         torch.manual_seed(derive_seed(job.plan.options.seed, "training"))
         trainer = _Trainer(encoder, job, out, processes)
-        checkpoints = Checkpoints(out / CHECKPOINTS, trainer.identity(), allow_changes)
+        environment = {"torch": torch.__version__, "device": _device_name(processes.device)}
+        checkpoints = Checkpoints(out / CHECKPOINTS, trainer.identity(), environment, allow_changes)
         with checkpoints.locked() if processes.first else nullcontext():
             trainer.run(checkpoints, stop)
         trainer.finish()
@@ -133,7 +135,7 @@ class _Trainer:
     """Model, optimizer and log of one run."""
 
     def __init__(self, encoder: Encoder, job: TrainingJob, out: Path, processes: Processes) -> None:
-        self.encoder, self.job, self.processes, self.log_path = encoder, job, processes, out / LOG
+        self.encoder, self.job, self.processes, self.out = encoder, job, processes, out
         _prepare(encoder, job.config, processes)
         self.parameters = {name: p for name, p in encoder.transformer.named_parameters() if p.requires_grad}
         config = job.config
@@ -142,11 +144,10 @@ class _Trainer:
         )
         self.scaler = torch.amp.GradScaler(processes.device.type, init_scale=1024.0, enabled=config.precision == "fp16")
         self.gradients = FittingGradients(Gradients(encoder, job, processes, self.scaler))
-        self.probe = Probe(job, out, processes)
         self.mean = MeanWeights(self.parameters, config.average, len(job.plan))
         self.lines: list[dict[str, Any]] = []
 
-    def identity(self) -> RunIdentity:
+    def identity(self) -> dict[str, Any]:
         """What a checkpoint of this run belongs to."""
         job = self.job
         fields = {f"training.{name}": value for name, value in job.config.model_dump(mode="json").items()}
@@ -155,8 +156,7 @@ class _Trainer:
         fields |= {f"watched.{name}": batches_digest(name, watched) for name, watched in job.watched.items()}
         fields |= {"watched.points": job.points} if job.watched else {}
         fields |= {"plan": job.plan.fingerprint, "restart_rate": job.restart_rate}
-        fields |= {"base": _weights_digest(self.encoder), "processes": self.processes.count, "kit": __version__}
-        return RunIdentity(fields, {"torch": torch.__version__, "device": _device_name(self.processes.device)})
+        return fields | {"base": _weights_digest(self.encoder), "processes": self.processes.count, "kit": __version__}
 
     def run(self, checkpoints: Checkpoints, stop: Callable[[], bool]) -> None:
         """Make all steps that are still to be made."""
@@ -165,16 +165,16 @@ class _Trainer:
         self.lines = checkpoints.restore(state)
         self.gradients.resume(self.lines)
         if self.processes.first:
-            write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in self.lines))
-        start = len(self.lines)
-        self.probe.resume(start)
+            write_text(self.out / LOG, "".join(json.dumps(line) + "\n" for line in self.lines))
+        watch = partial(look, self.encoder, self.job, self.out, self.processes)
         with StopSignals() as signals:
-            self.probe.look(self.encoder, start)
-            steps, saved = range(start, total), time.monotonic()
+            if not self.lines:
+                watch(0)
+            steps, saved = range(len(self.lines), total), time.monotonic()
             for step in progress(steps, len(steps), self.job.label) if self.processes.first else steps:
                 self._step(step)
                 self.mean.add(step + 1)
-                self.probe.look(self.encoder, step + 1)  # before the checkpoint, which vouches for the point
+                watch(step + 1)  # before the checkpoint, which vouches for the point
                 stopped = self.processes.total(float(signals.seen or stop())) > 0
                 if self.processes.first and (stopped or self._due(step + 1, time.monotonic() - saved)):
                     checkpoints.save(state, self.lines)  # the others wait where they need this process next
@@ -230,7 +230,7 @@ class _Trainer:
         line |= {"peak_memory_mb": _peak_memory(self.processes.device), **self.gradients.sizes}
         self.lines.append(line)
         if self.processes.first:
-            with self.log_path.open("a", encoding="utf-8") as handle:
+            with (self.out / LOG).open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(line) + "\n")
 
     def finish(self) -> None:

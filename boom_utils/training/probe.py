@@ -5,7 +5,7 @@ and the options alone. So every model meets the very same batches, whichever oth
 two models can be compared batch by batch.
 
 Probing changes nothing of a training: no weight, no gradient, no mode, no random draw. Points are written before the
-checkpoint after them, so a run that goes on from a checkpoint finds every point before it, and drops those after.
+checkpoint after them, so a run that goes on from a checkpoint finds every point up to it, and drops those after.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from boom_utils.config import TrainingConfig
 from boom_utils.data.tokens import TokenTable, open_tokens
 from boom_utils.errors import DataError, TrainingError, bullet_list
 from boom_utils.models import Encoder
-from boom_utils.training.batch_losses import WATCHED_LOSSES, BatchLosses, WatchedPoint, read_points, write_points
+from boom_utils.training.batch_losses import BatchLosses, WatchedPoint, read_points, write_points
 from boom_utils.training.gradients import Gradients, TrainingJob
 from boom_utils.training.plan import DatasetRules, PlanInput, PlanOptions, plan_batches
 from boom_utils.training.processes import Processes, this_process
@@ -146,53 +146,30 @@ def probed_steps(points: int, total: int) -> tuple[int, ...]:
     return tuple(sorted({(2 * point * total + gaps) // (2 * gaps) for point in range(points)}))
 
 
-class Probe:
-    """Looks at an encoder along one training, and keeps the file of what it saw.
+def look(encoder: Encoder, job: TrainingJob, out: Path, processes: Processes, done: int) -> None:
+    """Evaluate ``encoder`` on what its training watches, if a point is due after ``done`` steps.
 
-    Args:
-        job: The training, with what it is watched on; nothing is looked at if that is nothing.
-        out: Folder of the file.
-        processes: The first process looks, the others wait; all of them must call.
+    The points of an earlier attempt stay in the file of the folder ``out`` up to this one; without a checkpoint nothing
+    says that it had this base, and the start makes the file anew. The first process looks, the others wait; all of them
+    must call.
+
+    Raises:
+        TrainingError: A watched loss is not finite.
+        ResultsError: The file with the points before this one is missing or damaged.
     """
-
-    def __init__(self, job: TrainingJob, out: Path, processes: Processes) -> None:
-        self.jobs, self.total, self.out, self.processes = job.watched, len(job.plan), out, processes
-        self.steps = probed_steps(job.points, self.total) if self.jobs else ()
-        self.points: list[WatchedPoint] = []
-
-    def resume(self, done: int) -> None:
-        """Keep the points of an earlier attempt up to its checkpoint after ``done`` steps, drop all others.
-
-        Raises:
-            ResultsError: The file is missing or damaged.
-        """
-        # Without a checkpoint nothing says that an earlier attempt had this base: its points are made again.
-        if self.steps and done > 0:
-            self.points = [point for point in read_points(self.out) if point.step <= done]
-        if self.processes.first and self.points:
-            write_points(self.out, self.points)
-        elif self.processes.first:
-            (self.out / WATCHED_LOSSES).unlink(missing_ok=True)
-
-    def look(self, encoder: Encoder, done: int) -> None:
-        """Evaluate ``encoder`` if a point is due after ``done`` steps and not made yet.
-
-        Raises:
-            TrainingError: A watched loss is not finite.
-        """
-        if done not in self.steps or any(point.step == done for point in self.points):
-            return
-        began = time.perf_counter()
-        losses: dict[str, BatchLosses] = {}
-        for name, job in sorted(self.jobs.items()):
-            if self.processes.first:
-                # A compiled model keeps the graphs of its training: none is made for this.
-                eager = torch.compiler.set_stance("force_eager") if job.config.torch_compile else nullcontext()
-                with eager:
-                    losses |= encoder_losses(encoder, {name: job})
-            self.processes.barrier()  # after every dataset: no process waits for all of them at once
-        self.points.append(WatchedPoint(done, done / self.total, losses))
-        if self.processes.first:
-            write_points(self.out, self.points)
-            taken = time.perf_counter() - began
-            log.info("watched losses of %d datasets after step %d of %d: %.1f s", len(losses), done, self.total, taken)
+    total = len(job.plan)
+    if not job.watched or done not in probed_steps(job.points, total):
+        return
+    began = time.perf_counter()
+    earlier = [point for point in read_points(out) if point.step < done] if done and processes.first else []
+    losses: dict[str, BatchLosses] = {}
+    for name, watched in sorted(job.watched.items()):
+        if processes.first:
+            # A compiled model keeps the graphs of its training: none is made for this.
+            with torch.compiler.set_stance("force_eager") if watched.config.torch_compile else nullcontext():
+                losses |= encoder_losses(encoder, {name: watched})
+        processes.barrier()  # after every dataset: no process waits for all of them at once
+    if processes.first:
+        write_points(out, [*earlier, WatchedPoint(done, done / total, losses)])
+        taken = time.perf_counter() - began
+        log.info("watched losses of %d datasets after step %d of %d: %.1f s", len(losses), done, total, taken)

@@ -34,19 +34,6 @@ _RECORD = "record"
 
 
 @dataclass(frozen=True)
-class RunIdentity:
-    """What a checkpoint belongs to.
-
-    Args:
-        fields: What must be the same to resume: config, plan, data, base, processes.
-        environment: What should be the same for a bit-identical resume: versions, device, threads.
-    """
-
-    fields: Mapping[str, Any]
-    environment: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class TrainingState:
     """What training changes.
 
@@ -96,12 +83,14 @@ class Checkpoints:
 
     Args:
         folder: Holds ``step-00000100.HASH.safetensors`` and so on.
-        identity: Of the run that is about to write or read them.
-        allow_changes: Fields of the identity that may differ.
+        fields: What must be the same to resume: config, plan, data, base, processes.
+        environment: What should be the same for a bit-identical resume: versions, device, threads.
+        allow_changes: Those of ``fields`` that may differ.
     """
 
     folder: Path
-    identity: RunIdentity
+    fields: Mapping[str, Any]
+    environment: Mapping[str, Any]
     allow_changes: Sequence[str] = ()
 
     def locked(self) -> AbstractContextManager[None]:
@@ -116,8 +105,8 @@ class Checkpoints:
 
     def save(self, state: TrainingState, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write the state after the steps of the log ``lines``; drop all checkpoints but the last two."""
-        fields, environment = dict(self.identity.fields), dict(self.identity.environment)
-        record = {"lines": lines, "scaler": state.scaler.state_dict(), "fields": fields, "environment": environment}
+        record = {"lines": lines, "scaler": state.scaler.state_dict()}
+        record |= {"fields": dict(self.fields), "environment": dict(self.environment)}
         content = torch.frombuffer(bytearray(json.dumps(record).encode()), dtype=torch.uint8)
         temporary = self.folder / ".new.tmp"
         save_file({_RECORD: content, **dict(state.tensors())}, temporary)
@@ -163,7 +152,7 @@ class Checkpoints:
     def _check(self, stored: Mapping[str, Any], path: Path) -> None:
         changed = {
             name: (before, now)
-            for name, before, now in _differences(stored["fields"], self.identity.fields)
+            for name, before, now in _differences(stored["fields"], self.fields)
             if name not in self.allow_changes
         }
         if changed:
@@ -173,7 +162,7 @@ class Checkpoints:
                 found=bullet_list(f"{name}: was {before}, is {now}" for name, (before, now) in changed.items()),
                 fix="undo the change, or delete the folder to start again; --allow-change FIELD goes on all the same",
             )
-        for name, before, now in _differences(stored["environment"], self.identity.environment):
+        for name, before, now in _differences(stored["environment"], self.environment):
             log.warning("%s was %s, is %s: the result may differ in the last bits", name, before, now)
 
 
