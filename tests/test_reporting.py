@@ -22,6 +22,7 @@ from boom_utils.reporting.ablations import (
     seed_table,
     variant_table,
 )
+from boom_utils.reporting.controls import CONTROL_TABLES
 from boom_utils.reporting.experiments import method_groups, sweep, updates
 from boom_utils.reporting.figures import incremental_comparison, schedule_comparison, schedule_losses, study_figures
 from boom_utils.reporting.results import Numbers, Results, read_numbers, read_results, write_numbers
@@ -138,6 +139,7 @@ def test_a_study_without_an_experiment_has_neither_its_table_nor_its_figure(resu
     study = {"models": ["base", "s20", "full", "boom-80-100"], "members": members, "merges": {"boom-80-100": merge}}
     small = replace(with_study(results, **study), folder=results.folder / "nowhere")
     absent = {"schedules", "incremental", "headline", "seeds", "granularities", "methods", "variants"}
+    absent |= {*CONTROL_TABLES}
     assert {name for name, make in {**TABLES, **ABLATION_TABLES}.items() if make(small).empty} == absent
     assert len(study_figures(small)) == 5
     for draw in (schedule_comparison, schedule_losses, incremental_comparison):

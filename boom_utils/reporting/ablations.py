@@ -12,6 +12,7 @@ from boom_utils.config import trained_members
 from boom_utils.evaluation.statistics import moved
 from boom_utils.merging.recipe import METHOD_RULES
 from boom_utils.reporting import experiments
+from boom_utils.reporting.controls import CONTROL_TABLES
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import (
     ROLES,
@@ -20,6 +21,7 @@ from boom_utils.reporting.tables import (
     compare,
     describe,
     estimate_columns,
+    fewer_seeds,
     seeds_of,
 )
 
@@ -79,19 +81,21 @@ def cost_table(results: Results) -> pd.DataFrame:
 def seed_table(results: Results) -> pd.DataFrame:
     """How far seeds move the mean of each model that has several, beside what one spread for all members expects.
 
-    One row a model: standard deviations of its seeds, in points; empty for a study of one seed.
+    One row a model: standard deviations of its seeds, in points; empty for a study of one seed. Nothing is expected
+    where seeds have their own rows, which move all models together.
     """
     rows = []
     for model in results.study.get("seeds", {}):
         seeds = results.seeds(model)
         units = moved(results.shares(model)) * len(seeds)  # shares are those of the mean over seeds
-        row: dict[str, Any] = {"model": model, "seeds": len(seeds), "members' variance in it": round(units, 4)}
+        row: dict[str, Any] = {"model": model, "seeds": len(seeds)}
+        row |= {} if results.own_rows else {"members' variance in it": round(units, 4)}
         for domain in results.domains:
             tasks = results.tasks(domain)
-            found, spread = [results.run_mean(name, tasks) for name in seeds], results.spread(tasks)
-            expected = math.sqrt(units * spread[0]) if spread else math.nan
+            found = [results.run_mean(name, tasks) for name in seeds]
             row |= {f"{domain} deviation": round(100 * statistics.stdev(found), 3)}
-            row |= {f"{domain} deviation expected": round(100 * expected, 3)}
+            if spread := results.spread(tasks):
+                row |= {f"{domain} deviation expected": round(100 * math.sqrt(units * spread[0]), 3)}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -193,6 +197,7 @@ def merge_table(results: Results) -> pd.DataFrame:
                 beside |= {"mean part": parts, "best part": best}
             for name, other in beside.items():
                 row |= estimate_columns(f"{domain} minus {name}", results.difference(merge, other, tasks))
+                row |= fewer_seeds(results, merge, other, f"{domain} {name}" if name == "best part" else name)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -213,6 +218,7 @@ def _parameters(results: Results, merge: str) -> str:
 
 
 ABLATION_TABLES: dict[str, Table] = {
+    **CONTROL_TABLES,
     "headline": headline_table,
     "costs": cost_table,
     "seeds": seed_table,

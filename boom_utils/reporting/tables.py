@@ -87,12 +87,17 @@ def compare(
             if over_tasks and len(tasks) > 1:
                 wide = NOTHING if gap is NOTHING else results.difference(model, str(other), tasks, over_tasks=True)
                 row |= estimate_columns(f"{name}{WIDER}", wide)
-        if other and results.own_rows:
-            pair = [model, other]
-            if (common := len(results.common_seeds(pair))) < max(len(results.seeds(one)) for one in pair):
-                row[f"seeds minus {title or baseline}"] = common
+        row |= fewer_seeds(results, model, other, title or str(baseline)) if other else {}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def fewer_seeds(results: Results, model: str, other: str | Sequence[str], title: str) -> dict[str, int]:
+    """Over how many seeds a difference is where seeds have their own rows and not every side has all of them."""
+    sides = [model, *([other] if isinstance(other, str) else other)]
+    common = len(results.common_seeds(sides))
+    fewer = results.own_rows and common < max(len(results.seeds(one)) for one in sides)
+    return {f"seeds minus {title}": common} if fewer else {}
 
 
 def beside(
@@ -136,10 +141,12 @@ def seeds_of(results: Results, model: str) -> dict[str, Any]:
 def task_table(results: Results) -> pd.DataFrame:
     """Score of every model on every task, one row a task and model."""
     rows = []
+    seen = results.study["evaluation"].get("seen_by_base", ())
     for task in results.study["tasks"]:
         for model in results.models:
             samples = results.samples(model)[task["name"]]
             row = {"task": task["name"], "family": task["family"], "domain": task["domain"], "metric": samples.metric}
+            row |= {"in the base's training data": "yes" if task["name"] in seen else ""} if seen else {}
             row |= {"samples": len(samples.ids), "model": model}
             rows.append(row | estimate_columns("score", results.mean(model, [task["name"]])))
     return pd.DataFrame(rows)
@@ -444,8 +451,8 @@ def describe(results: Results, model: str) -> str:
     if model in study["merges"]:
         merge = study["merges"][model]
         weights = ", ".join(f"{weight:g}" for weight in merge["weights"])
-        nested = any(part in study["merges"] for part in merge["members"])
-        parts = " and ".join(merge["members"]) if nested else f"{len(merge['members'])} members"
+        named = len(merge["members"]) == 1 or any(part in study["merges"] for part in merge["members"])
+        parts = " and ".join(merge["members"]) if named else f"{len(merge['members'])} members"
         return f"{merge['method']} of {parts}, weights {weights}"
     if model in study["members"]:
         return _describe_member(study["members"][model])

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 from boom_utils.errors import ResultsError
-from boom_utils.evaluation.statistics import TaskSamples
+from boom_utils.evaluation.statistics import Measured, TaskSamples
 from boom_utils.experiments import Experiments
+from boom_utils.reporting.ablations import merge_table, seed_table
+from boom_utils.reporting.controls import domain_table, equal_cost_table, frontier_table, hypothesis_table, what_limits
 from boom_utils.reporting.results import Numbers, Results, run_name
+from boom_utils.reporting.tables import model_table, task_table
 
 TASKS = {"known-1": "in-domain", "known-2": "in-domain", "other": "out-of-domain", "code": "out-of-domain"}
 QUALITY = {
@@ -212,3 +215,88 @@ def test_intervals_of_seeds_with_own_rows_cover_as_often_as_they_say(ours: str) 
             found = results.difference(ours, other, results.tasks("out-of-domain"))
         hits += found.low <= truth <= found.high
     assert hits / trials == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / trials))
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def clear(**more: Any) -> Results:
+    """A study in which queries and seeds move little, so that what is true is seen."""
+    return made_up(np.random.default_rng(3), noise=0.004, spread=(0.002, 0.0005), queries=200, **more)
+
+
+def test_arms_stand_beside_base_full_and_curve_and_those_of_one_cost_from_best_to_worst() -> None:
+    results = clear()
+    table = frontier_table(results).set_index("model")
+    assert list(table.index) == ["base", "full", "boom", "soup"]
+    assert table["corpus passes"].to_list() == [0.0, 1.0, 1.2, 1.2] and table["seeds"].to_list() == [1, 5, 5, 3]
+    above = results.surplus("boom", "out-of-domain").measured.estimate()
+    assert table.loc["boom", "out-of-domain minus curve"] == pytest.approx(100 * above.value, abs=1e-4)
+    assert table.loc[["base", "full"], "out-of-domain minus curve"].isna().all(), "they are on the curve"
+    assert float(table.loc["boom", "place on the curve"]) == pytest.approx(0.75, abs=0.05)
+    gap = results.difference("soup", "full", results.tasks("in-domain"))
+    assert table.loc["soup", "in-domain minus full low"] == pytest.approx(100 * gap.low, abs=1e-4)
+    assert table["seeds minus full"].dropna().to_dict() == {"soup": 3}, "where not all of a model's seeds are in it"
+    cost = equal_cost_table(results)
+    assert cost["model"].to_list() == ["base", "full", "boom", "soup"]
+    worse = Results(results.folder, {**results.study, "experiments": {**EXPERIMENTS, "frontier": []}}, results.numbers)
+    assert frontier_table(worse).empty and equal_cost_table(worse).empty and domain_table(worse).empty
+    model = model_table(results).set_index("model")
+    assert model.loc["half-way", "what"] == "task_arithmetic of full, weights 0.5"
+    assert merge_table(results).set_index("model").loc["boom", "seeds minus mean part"] == 3
+    assert not [name for name in seed_table(results) if "expected" in name or "variance" in name]
+
+
+def test_code_stands_apart_out_of_domain_and_tasks_that_the_base_was_trained_on_are_marked() -> None:
+    results = clear()
+    table, tasks = domain_table(results).set_index("model"), task_table(results).set_index(["task", "model"])
+    for group, task in (("code", "code"), ("other", "other"), ("new to the base", "code")):
+        expected = tasks.loc[(task, "boom"), "score"]
+        assert table.loc["boom", f"out-of-domain {group}"] == pytest.approx(expected, abs=1e-3)
+    marked = tasks["in the base's training data"]
+    assert {task for task, _ in marked[marked == "yes"].index} == {"other"}
+
+
+def test_a_hypothesis_is_judged_after_the_correction_for_all_and_says_what_it_is_limited_to() -> None:
+    table = hypothesis_table(clear()).set_index(["model", "against", "domain"])
+    assert table["rank"].to_list() == ["primary"] * 4 + ["secondary"] * 2
+    row = table.loc[("boom", "interpolation", "out-of-domain")]
+    assert row["verdict"] == "higher" and row["p (corrected)"] == pytest.approx(4 * row["p"], rel=1e-2)
+    assert row["seeds"] == 5 and row["difference low"] > 0
+    assert table.loc[("soup", "interpolation", "out-of-domain"), "verdict"] == "inconclusive"
+    wide = hypothesis_table(made_up(np.random.default_rng(0), queries=200)).set_index(["model", "against", "domain"])
+    assert wide.loc[("boom", "interpolation", "out-of-domain"), "verdict"] == "higher on these tasks"
+    alone = hypothesis_table(clear(seeds={})).set_index(["model", "against", "domain"])
+    row = alone.loc[("boom", "soup", "out-of-domain")]
+    assert (
+        row["verdict"] == "higher on these tasks and trainings" and "no variance between seeds" in row["what limits it"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("queries", "seeds", "said"),
+    [
+        (1e-6, 2e-6, "seeds, within half a point"),
+        (1e-6, 2e-5, "seeds: 21 instead of 5 would do"),
+        (8e-6, 1e-7, "queries: 1.3 times as many would do"),
+        (8e-6, 2e-5, "queries and seeds: 7.4 times as many of both would do"),
+    ],
+)
+def test_what_would_make_an_interval_half_a_point_wide_is_counted(queries: float, seeds: float, said: str) -> None:
+    found = Measured(0.0, {"queries": (queries, 1e9), "seeds": (seeds, 4.0)})
+    assert what_limits(found, 5, 0.95) == said
+
+
+def test_a_clear_verdict_is_that_of_a_bootstrap_over_queries_with_any_seed() -> None:
+    results = made_up(np.random.default_rng(4), seeds={}, noise=0.02, spread=(0.0, 0.0))
+    tasks, words = results.tasks("out-of-domain"), []
+    for ours, theirs in (("boom", "full"), ("soup", "base"), ("boom", "half-way")):
+        gaps = np.array([results.samples(ours)[t].values[0] - results.samples(theirs)[t].values[0] for t in tasks])
+        found, drawn = results.difference(ours, theirs, tasks), []
+        for seed in range(10):
+            rows = np.random.default_rng(seed).integers(0, 60, (len(tasks), 2000, 60))
+            means = np.mean([gap[row].mean(axis=1) for gap, row in zip(gaps, rows, strict=True)], axis=0)
+            drawn.append(np.sign(np.quantile(means, [0.025, 0.975])).sum() / 2)
+        words.append(np.sign([found.low, found.high]).sum() / 2)
+        assert {*drawn} == {words[-1]}
+    assert words == [1, -1, 0]

@@ -1,0 +1,190 @@
+"""Tables of a study that has an interpolation curve or hypotheses: arms beside the curve, and what is decided.
+
+A model that was merged, or trained in parts, has to be better than what costs nothing: the models on the line from the
+base to one trained model. What it has over them is in `boom_utils.reporting.results.Results.surplus`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from boom_utils.evaluation.statistics import Measured, gatekeeping
+from boom_utils.experiments import CURVE, Hypothesis
+from boom_utils.reporting.claims import HERE, INCONCLUSIVE, NO_SEEDS, RANKS
+from boom_utils.reporting.results import Results, Surplus
+from boom_utils.reporting.tables import WIDER, Table, beside, compare, describe, estimate_columns, seeds_of
+
+WANTED = 0.005
+"""Half the width of an interval that a study should reach: half a point of a score of 0 to 100."""
+_MOST_SEEDS = 200
+OUTSIDE = "out-of-domain"
+
+
+def arms_of(results: Results) -> list[str]:
+    """The base, the model of the full corpus, and the arms beside the curve; none in a study that declares none."""
+    arms = results.experiments.frontier
+    return [*dict.fromkeys(name for name in ("base", results.full, *arms) if name in results.models)] if arms else []
+
+
+def frontier_table(results: Results) -> pd.DataFrame:
+    """Every arm: what it is and costs, its means, how far it is above the curve out of domain, and from base and full.
+
+    Empty for a study that declares no frontier.
+    """
+    arms, full = arms_of(results), results.full
+    facts = [{"model": name, "what": describe(results, name), **_cost(results, name)} for name in arms]
+    frames = [
+        compare(results, arms, results.groups, dict.fromkeys(arms, other), title=title)
+        for other, title in (("base", "base"), (full, "full"))
+        if other in arms
+    ]
+    frames = [frame[[name for name in frame if "minus" in str(name)]] for frame in frames]
+    above = pd.DataFrame([_above(results, name) for name in arms])
+    return beside(facts, compare(results, arms, results.groups), above, *frames)
+
+
+def equal_cost_table(results: Results) -> pd.DataFrame:
+    """The arms by what their training costs, the best above the curve first among those of one cost."""
+    rows = [
+        {**_cost(results, name), "model": name, **row, **_above(results, name)}
+        for name, row in zip(
+            arms_of(results), compare(results, arms_of(results), results.groups).to_dict("records"), strict=True
+        )
+    ]
+    best = f"{OUTSIDE} minus curve" if any(f"{OUTSIDE} minus curve" in row for row in rows) else OUTSIDE
+    rows.sort(key=lambda row: (round(row["corpus passes"], 2), -row.get(best, 0.0)))
+    return pd.DataFrame(rows)
+
+
+def domain_table(results: Results) -> pd.DataFrame:
+    """The arms in domain, and out of domain on code and on other tasks, and on those that the base was not trained on.
+
+    Differences are to the base. Empty for a study that declares no frontier.
+    """
+    arms, outside = arms_of(results), results.tasks(OUTSIDE)
+    code = {task["name"] for task in results.study["tasks"] if task["family"] == "code"}
+    seen = {*results.study["evaluation"].get("seen_by_base", ())}
+    groups = {
+        "in-domain": results.tasks("in-domain"),
+        f"{OUTSIDE} code": [name for name in outside if name in code],
+        f"{OUTSIDE} other": [name for name in outside if name not in code],
+    }
+    if seen:
+        groups[f"{OUTSIDE} new to the base"] = [name for name in outside if name not in seen]
+    groups = {name: tasks for name, tasks in groups.items() if tasks}
+    base = "base" if "base" in arms else None
+    return beside([{"model": name} for name in arms], compare(results, arms, groups, base, over_tasks=True))
+
+
+def hypothesis_table(results: Results) -> pd.DataFrame:
+    """What the study was made to decide: a row a hypothesis and domain, with p values corrected for all of them.
+
+    Primary ones share alpha; secondary ones are tested with what the decided ones pass on, see
+    `boom_utils.evaluation.statistics.gatekeeping`. ``higher`` and ``lower`` are on these tasks where the same test over
+    tasks does not decide. Empty for a study that declares none.
+    """
+    found, rows = results.experiments.hypotheses, list[dict[str, Any]]()
+    for rank, hypotheses in zip(RANKS, (found.primary, found.secondary), strict=False):
+        rows += [{"rank": rank} | _tested(results, one, domain) for one in hypotheses for domain in results.domains]
+    alpha = 1 - results.confidence
+    for key in ("p", f"p{WIDER}"):
+        of = {rank: {str(n): row[key] for n, row in enumerate(rows) if row["rank"] == rank} for rank in RANKS[:2]}
+        for number, p in gatekeeping(of["primary"], of["secondary"], alpha).items():
+            rows[int(number)][f"{key} (corrected)"] = float(f"{p:.3g}")
+    for row in rows:
+        free = {"tasks": row[f"p{WIDER} (corrected)"] < alpha, "trainings": NO_SEEDS not in row["what limits it"]}
+        limits = [name for name, holds in free.items() if not holds]
+        word = "higher" if row["difference"] > 0 else "lower"
+        said = word + (HERE + " and ".join(limits) if limits else "")
+        row["verdict"] = said if row["p (corrected)"] < alpha else INCONCLUSIVE
+    order = ["verdict", "rank", "model", "against", "domain", "difference", "difference low", "difference high"]
+    order += [*(f"difference{WIDER}{end}" for end in ("", " low", " high")), "p", "p (corrected)"]
+    order += [f"p{WIDER} (corrected)", "seeds", "place on the curve", "what limits it"]
+    return pd.DataFrame(rows, columns=order if rows else [])
+
+
+def _tested(results: Results, hypothesis: Hypothesis, domain: str) -> dict[str, Any]:
+    """Cells of one difference, with p values that are not corrected."""
+    model, other = hypothesis.model, hypothesis.against
+    row: dict[str, Any] = {"model": model, "against": other, "domain": domain, f"p{WIDER}": 1.0}
+
+    def measured(over_tasks: bool) -> Measured:
+        if other == CURVE:
+            return results.surplus(model, domain, over_tasks).measured
+        return results.comparison(model, other, results.tasks(domain), over_tasks=over_tasks)
+
+    found, seeds = measured(False), len(results.common_seeds([model, other]))
+    if other == CURVE:
+        above = results.surplus(model, domain)
+        seeds, row["place on the curve"] = above.seeds, _place(above)
+    row |= {"p": float(f"{found.p_value:.3g}"), **estimate_columns("difference", found.estimate(results.confidence))}
+    if min(len(tasks) for tasks in results.groups.values()) > 1:
+        wider = measured(True)
+        row |= {
+            f"p{WIDER}": wider.p_value,
+            **estimate_columns(f"difference{WIDER}", wider.estimate(results.confidence)),
+        }
+    return row | {"seeds": seeds, "what limits it": what_limits(found, seeds, results.confidence)}
+
+
+def what_limits(found: Measured, seeds: int, confidence: float) -> str:
+    """What makes an interval wide, and how many more of it would bring half its width to half a point.
+
+    >>> what_limits(Measured(0.0, {"queries": (1e-6, 1e9), "seeds": (2e-5, 4.0)}), 5, 0.95)
+    'seeds: 21 instead of 5 would do'
+    """
+    if "seeds" not in found.levels:
+        return NO_SEEDS
+    halves = {level: _half({level: of}, confidence) ** 2 for level, of in found.levels.items()}
+    widest, whole = max(halves, key=lambda level: halves[level]), sum(halves.values())
+    if whole <= WANTED**2:
+        return f"{widest}, within half a point"
+    left = WANTED**2 - (whole - halves[widest])
+    if widest == "seeds" and left > 0:
+        one = found.levels["seeds"][0] * seeds
+        for more in range(seeds + 1, _MOST_SEEDS):
+            if _half({"seeds": (one / more, more - 1.0)}, confidence) ** 2 <= left:
+                return f"seeds: {more} instead of {seeds} would do"
+    if widest == "queries" and left > 0:
+        return f"queries: {halves[widest] / left:.2g} times as many would do"
+    return f"queries and seeds: {whole / WANTED**2:.2g} times as many of both would do"
+
+
+def _half(levels: Mapping[str, tuple[float, float]], confidence: float) -> float:
+    return Measured(0.0, levels).estimate(confidence).high
+
+
+def _cost(results: Results, model: str) -> dict[str, Any]:
+    """What training it costs, how many models answer where these are several, and over how many seeds it was made."""
+    ensembles = results.study.get("ensembles", {})
+    asked = {"models asked": len(results.parts[model]) if model in ensembles else 1} if ensembles else {}
+    return {"corpus passes": results.cost(model), **asked, **seeds_of(results, model)}
+
+
+def _above(results: Results, model: str) -> dict[str, Any]:
+    """Cells of what a model has over the curve out of domain; none where there is no curve, or it is on it."""
+    curve = results.interpolation
+    if not curve or len(results.domains) < 2 or model in {name for _, name in curve}:
+        return {}
+    found, name = results.surplus(model, OUTSIDE), f"{OUTSIDE} minus curve"
+    row = estimate_columns(name, found.measured.estimate(results.confidence))
+    if min(len(tasks) for tasks in results.groups.values()) > 1:
+        wider = results.surplus(model, OUTSIDE, over_tasks=True).measured
+        row |= estimate_columns(f"{name}{WIDER}", wider.estimate(results.confidence))
+    return {**row, "place on the curve": _place(found)}
+
+
+def _place(found: Surplus) -> str:
+    """Share of the way from the base, or the end of the curve that a model lies beyond."""
+    return f"beyond {found.share:.2g}" if found.beyond else f"{found.share:.2g}"
+
+
+CONTROL_TABLES: dict[str, Table] = {
+    "hypotheses": hypothesis_table,
+    "frontier": frontier_table,
+    "equal_cost": equal_cost_table,
+    "domains": domain_table,
+}
