@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from boom_utils.errors import ResultsError
@@ -233,7 +234,7 @@ def test_arms_stand_beside_base_full_and_curve_and_those_of_one_cost_from_best_t
     above = results.surplus("boom", "out-of-domain").measured.estimate()
     assert table.loc["boom", "out-of-domain minus curve"] == pytest.approx(100 * above.value, abs=1e-4)
     assert table.loc[["base", "full"], "out-of-domain minus curve"].isna().all(), "they are on the curve"
-    assert float(table.loc["boom", "place on the curve"]) == pytest.approx(0.75, abs=0.05)
+    assert float(table["place on the curve"].to_dict()["boom"]) == pytest.approx(0.75, abs=0.05)
     gap = results.difference("soup", "full", results.tasks("in-domain"))
     assert table.loc["soup", "in-domain minus full low"] == pytest.approx(100 * gap.low, abs=1e-4)
     assert table["seeds minus full"].dropna().to_dict() == {"soup": 3}, "where not all of a model's seeds are in it"
@@ -244,32 +245,49 @@ def test_arms_stand_beside_base_full_and_curve_and_those_of_one_cost_from_best_t
     model = model_table(results).set_index("model")
     assert model.loc["half-way", "what"] == "task_arithmetic of full, weights 0.5"
     assert merge_table(results).set_index("model").loc["boom", "seeds minus mean part"] == 3
-    assert not [name for name in seed_table(results) if "expected" in name or "variance" in name]
+    assert not [name for name in seed_table(results) if "expected" in str(name) or "variance" in str(name)]
+
+
+def test_an_ensemble_costs_all_of_its_members_in_training_and_at_inference_and_stands_beside_them() -> None:
+    results = clear()
+    made = {**results.study["merges"]}
+    ensembles = {"soup": {"members": made.pop("soup")["members"]}}
+    asked = Results(results.folder, {**results.study, "merges": made, "ensembles": ensembles}, results.numbers)
+    table = frontier_table(asked).set_index("model")
+    assert table["models asked"].to_dict() == {"base": 1, "full": 1, "boom": 1, "soup": 2}
+    assert table["what"].to_dict()["soup"] == "mean of the embeddings of 2 members"
+    assert table["corpus passes"].to_dict()["soup"] == 1.2
+    assert asked.shares("soup") == results.shares("soup")
+    pd.testing.assert_frame_equal(merge_table(asked).drop(columns="what"), merge_table(results).drop(columns="what"))
 
 
 def test_code_stands_apart_out_of_domain_and_tasks_that_the_base_was_trained_on_are_marked() -> None:
     results = clear()
-    table, tasks = domain_table(results).set_index("model"), task_table(results).set_index(["task", "model"])
+    table, tasks = domain_table(results).set_index("model"), task_table(results)
     for group, task in (("code", "code"), ("other", "other"), ("new to the base", "code")):
-        expected = tasks.loc[(task, "boom"), "score"]
-        assert table.loc["boom", f"out-of-domain {group}"] == pytest.approx(expected, abs=1e-3)
-    marked = tasks["in the base's training data"]
-    assert {task for task, _ in marked[marked == "yes"].index} == {"other"}
+        expected = 100 * results.mean("boom", [task]).value
+        assert table[f"out-of-domain {group}"].to_dict()["boom"] == pytest.approx(expected, abs=1e-3)
+    assert {*tasks.loc[tasks["in the base's training data"] == "yes", "task"]} == {"other"}
 
 
 def test_a_hypothesis_is_judged_after_the_correction_for_all_and_says_what_it_is_limited_to() -> None:
-    table = hypothesis_table(clear()).set_index(["model", "against", "domain"])
-    assert table["rank"].to_list() == ["primary"] * 4 + ["secondary"] * 2
-    row = table.loc[("boom", "interpolation", "out-of-domain")]
-    assert row["verdict"] == "higher" and row["p (corrected)"] == pytest.approx(4 * row["p"], rel=1e-2)
-    assert row["seeds"] == 5 and row["difference low"] > 0
-    assert table.loc[("soup", "interpolation", "out-of-domain"), "verdict"] == "inconclusive"
-    wide = hypothesis_table(made_up(np.random.default_rng(0), queries=200)).set_index(["model", "against", "domain"])
-    assert wide.loc[("boom", "interpolation", "out-of-domain"), "verdict"] == "higher on these tasks"
-    alone = hypothesis_table(clear(seeds={})).set_index(["model", "against", "domain"])
-    row = alone.loc[("boom", "soup", "out-of-domain")]
+    def row(results: Results, *names: str) -> dict[str, Any]:
+        found = {
+            (one["model"], one["against"], one["domain"]): one for one in hypothesis_table(results).to_dict("records")
+        }
+        return {str(key): value for key, value in found[names[0], names[1], names[2]].items()}
+
+    boom, results = ("boom", "interpolation", "out-of-domain"), clear()
+    assert hypothesis_table(results)["rank"].to_list() == ["primary"] * 4 + ["secondary"] * 2
+    found = row(results, *boom)
+    assert found["verdict"] == "higher" and found["p (corrected)"] == pytest.approx(4 * found["p"], rel=1e-2)
+    assert found["seeds"] == 5 and found["difference low"] > 0
+    assert row(results, "soup", *boom[1:])["verdict"] == "inconclusive"
+    assert row(made_up(np.random.default_rng(0), queries=200), *boom)["verdict"] == "higher on these tasks"
+    alone = row(clear(seeds={}), "boom", "soup", "out-of-domain")
     assert (
-        row["verdict"] == "higher on these tasks and trainings" and "no variance between seeds" in row["what limits it"]
+        alone["verdict"] == "higher on these tasks and trainings"
+        and "no variance between seeds" in alone["what limits it"]
     )
 
 

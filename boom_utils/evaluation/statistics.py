@@ -397,8 +397,8 @@ def place_on_curve(held_P: Sequence[float], gained_P: Sequence[float], at: float
         gained_P: The other score.
         at: The value.
 
-    >>> place_on_curve([0.6, 0.7, 0.6], [0.7, 0.73, 0.74], 0.65)
-    Place(between=(1, 2), way=0.5, slope=-0.1, beyond=False)
+    >>> place_on_curve([0.5, 0.75, 0.5], [0.5, 0.75, 1.0], 0.625)
+    Place(between=(1, 2), way=0.5, slope=-1.0, beyond=False)
     """
     best, highest = None, -math.inf
     for a, (low, high) in enumerate(pairwise(held_P)):

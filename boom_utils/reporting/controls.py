@@ -159,8 +159,8 @@ def _half(levels: Mapping[str, tuple[float, float]], confidence: float) -> float
 
 def _cost(results: Results, model: str) -> dict[str, Any]:
     """What training it costs, how many models answer where these are several, and over how many seeds it was made."""
-    ensembles = results.study.get("ensembles", {})
-    asked = {"models asked": len(results.parts[model]) if model in ensembles else 1} if ensembles else {}
+    found = results.ensembles
+    asked = {"models asked": len(results.parts[model]) if model in found else 1} if found else {}
     return {"corpus passes": results.cost(model), **asked, **seeds_of(results, model)}
 
 

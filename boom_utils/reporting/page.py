@@ -27,7 +27,7 @@ from boom_utils.reporting.ablations import BOOM
 from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTESTED
 from boom_utils.reporting.published import Published, table_name
 from boom_utils.reporting.results import Results
-from boom_utils.reporting.tables import WIDER, points
+from boom_utils.reporting.tables import SEEN, WIDER, points
 
 MINUS = "\N{MINUS SIGN}"
 _TONES = {
@@ -151,7 +151,8 @@ def read_table(path: Path) -> pd.DataFrame:
 def _tasks(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
     """One row a task: what it is scored by, and the number of values behind a score."""
     new = {task["name"]: "yes" for task in results.study["tasks"] if task["new_data"]}
-    shown = frame[["task", "family", "domain", "metric", "samples"]].drop_duplicates("task")
+    wanted = ("task", "family", "domain", SEEN, "metric", "samples")
+    shown = frame[[name for name in wanted if name in frame]].drop_duplicates("task")
     shown.insert(3, "of the new data", shown["task"].map(new))
     return shown.rename(columns={"samples": "values behind a score"})
 

@@ -436,7 +436,7 @@ class Results:
 
     def shares(self, model: str) -> dict[tuple[str, int], float]:
         """The trained members in the mean of a model's seeds: member and number of the seed -> share."""
-        one, seeds = shares_of(model, self.study["members"], self.study["merges"]), len(self.seeds(model))
+        one, seeds = shares_of(model, self.study["members"], self._made), len(self.seeds(model))
         return {(name, number): share / seeds for name, share in one.items() for number in range(seeds)}
 
     def spread(self, tasks: Sequence[str]) -> tuple[float, float] | None:
@@ -449,12 +449,26 @@ class Results:
             return None
         count = min(map(len, many.values()))
         scores_MS = np.array([[self.run_mean(name, tasks) for name in names[:count]] for names in many.values()])
-        return seed_spread(scores_MS, [shares_of(model, self.study["members"], self.study["merges"]) for model in many])
+        return seed_spread(scores_MS, [shares_of(model, self.study["members"], self._made) for model in many])
 
     @property
     def parts(self) -> dict[str, list[str]]:
-        """Every merge, scored or not, with what is merged."""
-        return {name: facts["members"] for name, facts in self.study["merges"].items()}
+        """Every merge and ensemble, scored or not, with what is merged or asked."""
+        return {name: list(facts["members"]) for name, facts in self._made.items()}
+
+    @property
+    def ensembles(self) -> dict[str, Mapping[str, Any]]:
+        """Models that are the mean of their members' embeddings: nothing is merged, and all of them are asked."""
+        return dict(self.study.get("ensembles", {}))
+
+    @property
+    def _made(self) -> dict[str, Mapping[str, Any]]:
+        """Merges and ensembles; what seeds do to these is, to the first order, what they do to a mean of weights."""
+        alike = {
+            name: {"method": "linear", "weights": [1.0] * len(facts["members"]), **facts}
+            for name, facts in self.ensembles.items()
+        }
+        return {**self.study["merges"], **alike}
 
     def _at(self, model: str, task: str) -> TaskSamples:
         try:

@@ -36,6 +36,8 @@ AVERAGES = {"ema": "exponential mean of weights {:g}", "last": "mean of the last
 """What the averages along a training are called."""
 WIDER = ", over tasks too"
 """Ends the name of a column whose interval speaks of other tasks of the same kind, too."""
+SEEN = "in the base's training data"
+"""Column that marks tasks; only in studies that know of some."""
 NOTHING = Estimate(math.nan, math.nan, math.nan)
 UPDATES = {
     "merged": "update merged into the existing model",
@@ -146,7 +148,7 @@ def task_table(results: Results) -> pd.DataFrame:
         for model in results.models:
             samples = results.samples(model)[task["name"]]
             row = {"task": task["name"], "family": task["family"], "domain": task["domain"], "metric": samples.metric}
-            row |= {"in the base's training data": "yes" if task["name"] in seen else ""} if seen else {}
+            row |= {SEEN: "yes" if task["name"] in seen else ""} if seen else {}
             row |= {"samples": len(samples.ids), "model": model}
             rows.append(row | estimate_columns("score", results.mean(model, [task["name"]])))
     return pd.DataFrame(rows)
@@ -454,6 +456,8 @@ def describe(results: Results, model: str) -> str:
         named = len(merge["members"]) == 1 or any(part in study["merges"] for part in merge["members"])
         parts = " and ".join(merge["members"]) if named else f"{len(merge['members'])} members"
         return f"{merge['method']} of {parts}, weights {weights}"
+    if model in results.ensembles:
+        return f"mean of the embeddings of {len(results.parts[model])} members"
     if model in study["members"]:
         return _describe_member(study["members"][model])
     return ROLES.get(model, "")
