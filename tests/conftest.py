@@ -27,7 +27,7 @@ import torch
 import yaml
 from hub_server import REVISION, HubServer
 from hypothesis import settings
-from made_up_results import write_made_up_results
+from made_up_results import with_controls, write_made_up_results
 from smoke_run import Run, Started
 from torch import Tensor
 
@@ -125,6 +125,12 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(made_up: Path) -> Results:
     """The made-up study."""
     return read_results(made_up)
+
+
+@pytest.fixture(scope="session")
+def controlled(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The made-up study with the controls that BOOM is compared with."""
+    return with_controls(results, tmp_path_factory.mktemp("results") / "controlled")
 
 
 @pytest.fixture(scope="session")

@@ -212,6 +212,34 @@ def write_made_up_results(folder: Path, seeds: Mapping[str, Sequence[float]] | N
     return folder
 
 
+def with_controls(results: Results, folder: Path) -> Results:
+    """The same results with an interpolation curve, a frontier, an ensemble, and ``regime.json`` in ``folder``."""
+    line = {"interp-20": 0.2, "interp-50": 0.5, "interp-70": 0.7, "interp-125": 1.25}
+    gain = {"interp-20": -0.12, "interp-50": -0.05, "interp-70": -0.02, "interp-125": 0.002, "ensemble": 0.01}
+    arms = ["boom", "boom-halves", "boom-equal", "mean", "ensemble", "s40", "s60", "s80", "boom-80-100"]
+    samples = dict(results.numbers.samples)
+    for model, value in gain.items():
+        samples |= made_up_scores(model, {model: value})
+    study = {
+        **results.study,
+        "models": [*results.study["models"], *gain],
+        "merges": {**merges(), **{name: merge("task_arithmetic", ["full"], [share]) for name, share in line.items()}},
+        "ensembles": {"ensemble": SETS["boom"]},
+        "deviations": [{"key": "training.max_grad_norm", "value": "1", "paper": None, "source": "ours", "note": ""}],
+        "experiments": {**experiments(), "frontier": arms, "interpolation": {"of": "full", "models": [*line]}},
+    }
+    training = results.numbers.training.assign(grad_norm=0.5)
+    training.loc[training["model"] == "s20", ["grad_norm", "loss"]] = [2.0, 1e-4]
+    names = [*SETS["boom"], "boom", "half", "half-rest", "boom-halves"]
+    lengths = [RATIOS.get(name, 0.25) ** 0.5 for name in names]
+    cosines = np.where(np.eye(len(names)) > 0, 1.0, 0.1).tolist()
+    known = {"members": names, "relative_updates": lengths, "cosines": cosines}
+    write_json(folder / "regime.json", {"seeds": [known]})
+    write_json(folder / "geometry.json", GEOMETRY)
+    numbers = replace(results.numbers, samples=samples, scores=score_rows(samples), training=training)
+    return replace(results, study=study, folder=folder, numbers=numbers)
+
+
 def with_study(results: Results, **changes: Any) -> Results:
     """The same results with something else in their study."""
     return replace(results, study={**results.study, **changes})

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from made_up_results import with_study
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from boom_utils.artifacts import write_json
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.interaction import Interaction, clusters
+from boom_utils.reporting.experiments import lifetime_costs
 from boom_utils.reporting.figures import (
     core_ratio_sweep,
     forgetting_curves,
@@ -23,8 +30,11 @@ from boom_utils.reporting.figures import (
     plan_strips,
     study_figures,
     task_deltas,
+    update_cost,
 )
+from boom_utils.reporting.frontier import frontier
 from boom_utils.reporting.panels import DIVERGING, HEIGHT, MOST_WITH_NUMBERS, STYLE, WIDTH
+from boom_utils.reporting.regime import effective_members, regime, regime_table
 from boom_utils.reporting.results import Results
 
 
@@ -73,6 +83,89 @@ def test_a_strip_has_one_cell_a_step_and_one_colour_a_dataset(plans: dict[str, l
     colours = {image.to_rgba(np.array([number])).tobytes() for number in range(len(datasets))}
     assert len(colours) == len(datasets)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == datasets
+
+
+# --- controls ---------------------------------------------------------------------------------------------------------
+
+
+def drawn(results: Results) -> Figure:
+    figure = frontier(results)
+    figure.draw_without_rendering()
+    return figure
+
+
+def test_every_arm_stands_at_its_two_means_with_its_intervals_and_the_area_of_its_cost(controlled: Results) -> None:
+    axis = drawn(controlled).axes[0]
+    marks = {tuple(one.get_offsets()[0]): one for one in axis.collections if len(one.get_offsets()) == 1}
+    names = ["full", *controlled.experiments.frontier]
+    assert len(names) == 10 and {len(one.get_paths()) for one in marks.values()} == {1}
+    for name in names:
+        x, y = (controlled.domain_mean(name, domain) for domain in controlled.domains)
+        mark = next(one for at, one in marks.items() if at == pytest.approx((100 * x.value, 100 * y.value), abs=1e-3))
+        assert mark.get_sizes()[0] == pytest.approx(22 * max(0.5, controlled.cost(name)))
+        hollow = mark.get_facecolor()[0].tolist() == [1, 1, 1, 1]
+        assert hollow == (name == "ensemble")
+    bars = [one.get_segments()[0] for one in axis.collections if hasattr(one, "get_segments")]
+    x, y = (controlled.domain_mean("boom", domain) for domain in controlled.domains)
+    ends = {tuple(np.ptp(bar, axis=0).round(3)) for bar in bars}
+    assert {(round(100 * (x.high - x.low), 3), 0.0), (0.0, round(100 * (y.high - y.low), 3))} <= ends
+
+
+def test_names_beside_the_curve_cover_no_other_and_stay_within_the_panel(controlled: Results) -> None:
+    figure = drawn(controlled)
+    axis, renderer = figure.axes[0], FigureCanvasAgg(figure).get_renderer()
+    boxes = {text.get_text(): Text.get_window_extent(text, renderer) for text in axis.texts}
+    assert {"base", "full = 1", "0.2", "0.5", "0.7", *controlled.experiments.frontier} == {*boxes}
+    window = axis.get_window_extent(renderer)
+    for name, box in boxes.items():
+        assert window.contains(*box.min) and window.contains(*box.max), name
+        assert [other for other, at in boxes.items() if box.overlaps(at)] == [name]
+
+
+def test_surpluses_stand_beside_it_by_cost_the_highest_first(controlled: Results) -> None:
+    axis = drawn(controlled).axes[1]
+    rows = [text.get_text() for text in axis.get_yticklabels()]
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        if row.endswith(":"):
+            groups[row] = []
+        else:
+            found = controlled.surplus(row.removesuffix(" \N{DAGGER}"), "out-of-domain")
+            assert row.endswith("\N{DAGGER}") == found.beyond
+            groups[[*groups][-1]].append(found.measured.value)
+    assert {"1 pass:", "3 passes:"} <= {*groups} and sum(map(len, groups.values())) == 9
+    assert all(values == sorted(values, reverse=True) for values in groups.values())
+
+
+def test_the_regime_of_members_is_as_worked_out_by_hand(controlled: Results, tmp_path: Path) -> None:
+    table = regime_table(controlled).set_index("model")
+    assert {"all members", "full", "boom", "boom-halves", "s40", "boom-80-100"} <= {*table.index}
+    boom = table.loc["boom"]
+    assert boom[["length ~ steps to the", "length, full's is 1", "median cosine"]].to_list() == [0.5, 0.5, 0.1]
+    assert boom["effective members by weights"] == pytest.approx(9 / 2.2, abs=1e-3)
+    assert boom["steps clipped"] == boom["steps with loss below 0.001"] == 0.2, "one member of five"
+    assert pd.isna(table.loc["full", "median cosine"]) and pd.isna(table.loc["mean", "length, full's is 1"])
+    assert regime(controlled).axes
+    weights, lengths = np.array([0.5, 0.3, 0.2]), np.ones(3)
+    assert effective_members(weights, lengths, np.full((3, 3), 0.4)) == pytest.approx(1 / (weights**2).sum())
+    uneven = np.array([2.0, 1.0]), np.eye(2)
+    assert effective_members(np.array([0.5, 0.5]), *uneven) == pytest.approx(2.5 / 1.25)
+    write_json(tmp_path / "regime.json", {"seeds": [{"members": ["full"]}]})
+    with pytest.raises(ResultsError, match="no geometry of arms"):
+        regime_table(replace(controlled, folder=tmp_path))
+
+
+def test_the_cost_of_updates_over_a_lifetime_is_as_worked_out_by_hand(results: Results) -> None:
+    """New data of 0.4 passes arrive again and again; the second update's old data are 1.4 passes."""
+    costs = lifetime_costs(results, 2)
+    assert costs["retrain on everything"] == pytest.approx([1.0, 2.4, 4.2])
+    core = [0.2 * 1.0 + 0.4, 0.2 * 1.4 + 0.4]
+    assert costs["boom + update with 20 % of the old"] == pytest.approx([3.0, 3.0 + core[0], 3.0 + sum(core)])
+    assert costs["full + update with 20 % of the old"] == pytest.approx([1.0, 1.0 + core[0], 1.0 + sum(core)])
+    assert costs["boom + update without old data"] == pytest.approx([3.0, 3.4, 3.8])
+    labels = [line.get_label() for line in update_cost(results).axes[0].lines]
+    assert "boom + update with 20 % of the old: cheaper from update 3 on" in labels
+    assert lifetime_costs(with_study(results, experiments={}), 2) == {}
 
 
 # --- interactions and forgetting --------------------------------------------------------------------------------------

@@ -108,6 +108,16 @@ def test_each_experiment_is_made_in_a_notebook_of_its_own(tmp_path: Path) -> Non
         study.build_all("plan/", ["ful"])
 
 
+def test_how_the_arms_of_the_frontier_lie_is_measured_seed_by_seed_where_a_profile_has_one(tmp_path: Path) -> None:
+    raw = {**plain_smoke(), "seeds": {"count": 2, "models": ["boom", "full"]}}
+    without = opened(raw, tmp_path)
+    study = opened({**raw, "experiments": {**raw["experiments"], "frontier": ["boom"]}}, tmp_path)
+    assert {*study.nodes} - {*without.nodes} == {"geometry/regime"} <= {*study.inputs["results"]}
+    first, second = study.nodes["geometry/regime"].config["seeds"]
+    assert {*first} == {"s20", "s40", "s60", "s80", "full", "boom"} and second == [f"{name}.seed2" for name in first]
+    assert all(key_of(node) == key_of(study.nodes[name]) for name, node in without.nodes.items() if name[:2] != "re")
+
+
 def test_a_study_without_an_experiment_asks_nothing_of_its_notebook(tmp_path: Path) -> None:
     for study, notebook, groups in (
         (static(tmp_path), "04_incremental_updates", ("incremental", "new_subsets")),

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from boom_utils.config import trained_members
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.interaction import Clusters, Interaction
@@ -133,6 +135,48 @@ def sweep(results: Results, key: str) -> list[Update]:
     known = {update.model: update for update in updates(results) if getattr(update, varied) is not None}
     found = [known[name] for name in getattr(results.experiments.incremental, key) if name in known]
     return found if len(found) > 1 else []
+
+
+def arms(results: Results) -> list[str]:
+    """The model of the full corpus and what stands beside the interpolation curve, without the curve's own models."""
+    found, curve = results.experiments, {name for _, name in results.interpolation}
+    beside = [name for name in found.frontier if name not in curve and name in results.models]
+    return [*dict.fromkeys([found.full, *beside] if beside and found.full else [])]
+
+
+def lifetime_costs(results: Results, updates_made: int) -> dict[str, list[float]]:
+    """Passes over the old corpus that all training took, after every update with as much new data as the study's.
+
+    What arrived earlier is old data for the next update: it is trained on again by retraining, and drawn from by the
+    core of an update. Only merged updates of one model are followed, the first with a core and the first without.
+
+    Args:
+        results: Of a finished study.
+        updates_made: How many.
+
+    Returns:
+        What is done -> (1 + updates_made,) passes; empty for a study that merges no update of all new data.
+    """
+    full, retrained, members = results.full, results.retrained, results.study["members"]
+    new = results.cost(retrained) - results.cost(full) if full and retrained else 0.0
+    merged = [one for one in updates(results) if one.kind == "merged" and one.existing and one.core is not None]
+    kinds = {bool(one.core): one for one in reversed(merged)}
+    if new <= 0 or True not in kinds:
+        return {}
+    growth = 1 + new / results.cost(full) * np.arange(updates_made)
+
+    def followed(existing: str, update: Update) -> list[float]:
+        trained = sum(members[name]["passes"] for name in results.behind(update.model) if members[name]["new_data"])
+        each = [0.0, *(new + (trained - new) * growth)]
+        return [float(passes) for passes in results.cost(existing) + np.cumsum(each)]
+
+    again = [float(passes) for passes in results.cost(full) + np.cumsum([0.0, *(results.cost(full) * growth + new)])]
+    found, update, without = {"retrain on everything": again}, kinds[True], kinds.get(False)
+    for existing, one in ((update.existing, update), (full, update), (without and without.existing, without)):
+        if existing and one:
+            share = f"with {100 * (one.core or 0):g} % of the old" if one.core else "without old data"
+            found[f"{existing} + update {share}"] = followed(existing, one)
+    return found
 
 
 def read_interaction(results: Results) -> tuple[Interaction, Clusters | None] | None:

@@ -24,13 +24,17 @@ from boom_utils.errors import ResultsError
 from boom_utils.evaluation.interaction import Clusters, Interaction, clusters
 from boom_utils.reporting import experiments, panels
 from boom_utils.reporting.ablations import granularity_table, method_table, variant_table
+from boom_utils.reporting.frontier import frontier
 from boom_utils.reporting.panels import BLUE, GREEN, GREY, HEIGHT, ORANGE, WIDTH
+from boom_utils.reporting.regime import REGIME, regime
 from boom_utils.reporting.results import Results, read_json_object
 from boom_utils.reporting.tables import UPDATES, incremental_table, model_table, schedule_table
 
 _PLACES = re.compile(r' d="[^"]*"|translate\([^)]*\)| [xy]="[^"]*"')
 _DIGITS = re.compile(r"(?<=\.\d\d)\d+")
 """In an SVG: where lengths in points stand, and what of them nobody sees, which is a sixth of its bytes."""
+MOST_UPDATES = 8
+"""Updates that `update_cost` looks ahead."""
 Draw = Callable[[Results], Figure]
 Curve = Sequence[Sequence[float]]
 """Points of a curve: share of the steps done (0 to 1) or step, and loss (nats), with its interval or without."""
@@ -54,6 +58,7 @@ def study_figures(results: Results) -> dict[str, Draw]:
     True
     """
     wanted: dict[str, tuple[object, Draw]] = {
+        "frontier": (results.interpolation and results.domains[1:] and experiments.arms(results), frontier),
         "model_means": (True, model_means),
         "task_deltas": (True, task_deltas),
         "training_losses": (True, training_losses),
@@ -68,6 +73,7 @@ def study_figures(results: Results) -> dict[str, Draw]:
         "variant_comparison": (len(results.experiments.variants) > 1, variant_comparison),
         "core_ratio_sweep": (experiments.sweep(results, "core_ratios"), core_ratio_sweep),
         "merge_weight_sweep": (experiments.sweep(results, "weights"), merge_weight_sweep),
+        "regime": ((results.folder / REGIME).is_file(), regime),
         "interaction": (
             experiments.read_interaction(results),
             lambda found: interaction_heat_map(*(experiments.read_interaction(found) or ())),
@@ -109,9 +115,9 @@ def model_means(results: Results) -> Figure:
     >>> len(model_means(results).axes)
     2
     """
-    frame, kinds = model_table(results), {"members": BLUE, "merges": ORANGE}
+    frame = model_table(results)
     text = f"mean score x 100, {interval_text(results)}; blue: trained, orange: merged; dashed: {results.reference}"
-    colours = [next((kinds[kind] for kind in kinds if name in results.study[kind]), GREY) for name in frame["model"]]
+    colours = [panels.model_colour(results.study, name) for name in frame["model"]]
     titles = [_title(domain, results.tasks(domain)) for domain in results.domains]
     figure, axes = panels.row_panels(frame["model"], titles, text)
     for axis, domain in zip(axes, results.domains, strict=True):
@@ -289,6 +295,26 @@ def task_deltas(results: Results) -> Figure:
     axis.axhline(len(results.tasks(results.domains[0])) - 0.5, color="black", lw=1.2)
     axis.set_title(f"minus {results.reference}; above the line: {results.domains[0]}", loc="left")
     figure.supxlabel(f"* the {interval_text(results)} leaves out 0", fontsize=8)
+    return figure
+
+
+def update_cost(results: Results) -> Figure:
+    """All training so far over the number of updates, with a ring where an update's way becomes cheaper for good."""
+    costs = experiments.lifetime_costs(results, MOST_UPDATES)
+    figure = Figure(figsize=(8.0, 4.2), layout="constrained")
+    axis, again = figure.subplots(), costs["retrain on everything"]
+    for number, (name, passes) in enumerate(costs.items()):
+        cheaper = next((k for k in range(1, len(passes)) if passes[k] < again[k]), None)
+        said = "" if passes is again else f": never cheaper in {MOST_UPDATES}"
+        said = f": cheaper from update {cheaper} on" if cheaper else said
+        axis.plot(passes, label=name + said, lw=1.4, marker=panels.MARKERS[number], ms=4, **panels.line_style(number))
+        if cheaper:
+            axis.plot(cheaper, passes[cheaper], marker="o", ms=13, mfc="none", mec="black", mew=1.1, ls="")
+    axis.set_xlabel("updates with new data")
+    axis.set_ylabel("passes over the old corpus, all training so far")
+    axis.set_ylim(bottom=0)
+    axis.grid(lw=0.4, alpha=0.5)
+    panels.legend(figure, [axis], 2)
     return figure
 
 

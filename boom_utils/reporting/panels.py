@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -27,12 +27,15 @@ FAMILY_COLOURS = dict(
     zip(("retrieval", "reranking", "sts", "classification", "clustering", "code"), COLOURS, strict=False)
 )
 DIVERGING = LinearSegmentedColormap.from_list("boom_diverging", [BLUE, "#FFFFFF", ORANGE])
+MARKERS = "osD^vPX"
 LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1)))
 """Styles of lines: after the last colour they begin again with the next."""
 WIDTH, HEIGHT = 11.0, 8.5
 """Inches of a screen."""
 MOST_WITH_NUMBERS = 28
 """Rows or columns of a coloured table above which cells are too small for numbers; stars remain."""
+_REACHES = (7.0, 12.0, 18.0, 26.0, 36.0, 48.0, 64.0, 84.0)
+"""Points from a mark to its name that are tried."""
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "boom",
     "svg.fonttype": "path",
@@ -131,6 +134,54 @@ def curve_panels(titles: Sequence[str], xlabel: str, ylabel: str, columns: int =
 def line_style(number: int) -> dict[str, Any]:
     """Colour and line of the n-th of many."""
     return {"color": COLOURS[number % len(COLOURS)], "ls": LINES[number // len(COLOURS) % len(LINES)]}
+
+
+def model_colour(study: Mapping[str, Any], model: str) -> str:
+    """Blue: trained, orange: merged, green: several models that are asked together, grey: neither."""
+    kinds = {"members": BLUE, "merges": ORANGE, "ensembles": GREEN}
+    return next((kinds[kind] for kind in kinds if model in study.get(kind, ())), GREY)
+
+
+def label_points(
+    axis: Axes, labels: Mapping[str, tuple[float, float]], taken: np.ndarray, *, bold: str | None = None
+) -> None:
+    """Write the name of each point near it, where it covers least, with a line to it.
+
+    Places around the point are tried; what was written earlier stays.
+
+    Args:
+        axis: With all that is drawn, and its limits.
+        labels: Name -> x and y, the most important first.
+        taken: More places that names had better not cover, float (N, 2).
+        bold: The name that readers look for.
+    """
+    figure, size = cast("Figure", axis.figure), 8.0
+    figure.draw_without_rendering()  # where the axis lies is known afterwards
+    inch, window = 72 / figure.dpi, axis.get_window_extent()
+    low, high = inch * window.min, inch * window.max
+    points_N2 = inch * axis.transData.transform([*labels.values()])
+    covered, lines, boxes = inch * axis.transData.transform(taken), points_N2, np.zeros((0, 2, 2))
+    angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+    ways_P2 = np.tile(np.stack([np.cos(angles), np.sin(angles)], axis=1), (len(_REACHES), 1))
+    reaches_P = np.repeat(_REACHES, len(angles))
+    for text, place, point in zip(labels, labels.values(), points_N2, strict=True):
+        half = size * np.array([0.34 * len(text) + 0.1, 0.6])
+        moves_P2 = ways_P2 * reaches_P[:, None] + np.clip(1.5 * ways_P2, -1, 1) * half
+        own = point + moves_P2[:, None] + np.array([[-1], [1]]) * half
+        near_P2 = point + moves_P2 - np.clip(moves_P2, -half, half)  # where the line meets the text
+        way_P = np.linspace(point + 0.3 * (near_P2 - point), near_P2, 9, axis=1)
+        outside = np.maximum(low - own[:, 0], own[:, 1] - high).clip(0).sum(axis=1)
+        common = (np.minimum(own[:, None, 1], boxes[:, 1]) - np.maximum(own[:, None, 0], boxes[:, 0])).clip(0)
+        hidden = (np.abs(np.concatenate([covered, lines]) - (point + moves_P2)[:, None]) < half + 4).all(axis=2)
+        others = lines[(lines != point).any(axis=1)]
+        crossed = (np.linalg.norm(way_P[:, :, None] - others, axis=3) < 4).any(axis=2)
+        costs = reaches_P + 50 * outside + 50 * common.prod(axis=2).sum(axis=1)
+        best = int(np.argmin(costs + 8 * hidden.sum(axis=1) + 12 * crossed.sum(axis=1)))
+        boxes, lines = np.concatenate([boxes, own[best : best + 1]]), np.concatenate([lines, way_P[best]])
+        line = {"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkA": 0, "shrinkB": 3}
+        look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size, "arrowprops": line}
+        look |= {"fontweight": "bold" if text == bold else "normal", "textcoords": "offset points"}
+        axis.annotate(text, place, moves_P2[best], **look).set_in_layout(False)
 
 
 def matrix(

@@ -16,6 +16,7 @@ from boom_utils.reporting.claims import write_claims
 from boom_utils.reporting.figures import study_figures, write_figures
 from boom_utils.reporting.page import page
 from boom_utils.reporting.published import PUBLISHED, published_tables, read_published
+from boom_utils.reporting.regime import regime_table
 from boom_utils.reporting.results import PAGE, Results, read_results, run_name
 from boom_utils.reporting.tables import TABLES, write_tables
 
@@ -36,7 +37,7 @@ def write_report(folder: Path, out: Path, published: Path = PUBLISHED) -> dict[s
     """
     results = read_results(folder)
     others = read_published(published) if published.is_dir() else None
-    tables = {**TABLES, **ABLATION_TABLES, **published_tables(others)}
+    tables = {**TABLES, **ABLATION_TABLES, "regime": regime_table, **published_tables(others)}
     written = write_tables(results, out / "tables", tables)
     written += write_figures(results, out / "figures", study_figures(results))
     written += write_claims(results, out)

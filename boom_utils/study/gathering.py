@@ -33,7 +33,8 @@ _MEMBER_FACTS = ("steps", "examples", "tokens", "mean_loss_last_tenth")
 def results(profile: Profile, manifest: Manifest, nodes: Nodes) -> Node:
     """Everything tables and figures are drawn from, gathered into a few tables and documents."""
     wanted = {name: node for name, node in nodes.items() if name.startswith(("scores/", "member/", "plan/"))}
-    wanted |= {name: nodes[name] for name in ("examples", "geometry", "base", "interaction") if name in nodes}
+    more = ("examples", "geometry", "base", "interaction", "geometry/regime")
+    wanted |= {name: nodes[name] for name in more if name in nodes}
     described = {
         "profile": profile.model_dump(mode="json"),
         "families": {task.id: task.family for task in manifest.tasks},
@@ -63,8 +64,9 @@ def write_results(profile: Profile, manifest: Manifest, found: Inputs, out: Path
     write_numbers(out, numbers_of(found))
     (out / "corpus").mkdir(exist_ok=True)
     shutil.copyfile(found["examples"].path / "summary.json", out / "corpus" / "summary.json")
-    for name in {"geometry", "interaction"} & {*found}:
-        shutil.copyfile(found[name].path / f"{name}.json", out / f"{name}.json")
+    for name in {"geometry", "interaction", "geometry/regime"} & {*found}:
+        file = f"{Path(name).name}.json"
+        shutil.copyfile(found[name].path / file, out / file)
 
 
 def report(nodes: Nodes) -> Node:

@@ -46,7 +46,7 @@ NOTEBOOKS: Mapping[str, str] = {
         "interaction/ interaction plan/{restricted} member/{restricted} scores/{restricted}/ geometry/compared "
         "merge/{comparisons} scores/{sampled:seeds}/ scores/{averages:seeds}/ scores/{comparisons:seeds}/"
     ),
-    "07_tables_and_figures": "plan/{rest} member/{rest} scores/{rest:seeds}/ results report",
+    "07_tables_and_figures": "plan/{rest} member/{rest} scores/{rest:seeds}/ geometry/regime results report",
     "08_your_own_data": "examples base",  # its own study has nodes of its own
 }
 """Which nodes each notebook makes or loads: a name, all names under a folder (``scores/base/``), or one for every name
@@ -173,7 +173,7 @@ class Study:
         if not models:
             what, fix = f"no model of '{self.profile.name}' is scored on every task yet", "boom run --profile"
             raise ConfigError(what, where=self.workspace.root, fix=f"{fix} {self.profile.name}")
-        kept = {*self.results_behind(models), "geometry", "interaction"} & {*made}
+        kept = {*self.results_behind(models), "geometry", "interaction", "geometry/regime"} & {*made}
         missing = [name for name in self.whole.scored_models if name in left]
         out.mkdir(parents=True, exist_ok=True)
         gathering.write_results(self.profile, self.manifest, {name: made[name] for name in kept}, out, missing)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boom_utils.artifacts import CHECKPOINTS, Node, write_json
 from boom_utils.cards import CARD, Provenance, training_data
@@ -17,12 +17,15 @@ from boom_utils.data.sampling import load_subset
 from boom_utils.data.tokens import open_tokens
 from boom_utils.evaluation.interaction import Clusters, clusters, interaction_matrix
 from boom_utils.merging.recipe import METHOD_RULES, make_recipe
-from boom_utils.reporting.results import read_json_object
+from boom_utils.reporting.results import read_json_object, run_name
 from boom_utils.study.stages import Inputs, Nodes, model_nodes, prompts_of
 from boom_utils.training.base_source import source_kind
 from boom_utils.training.batch_losses import WATCHED_LOSSES, losses_as_json, losses_from_json
 from boom_utils.training.plan import DatasetRules, PlanInput, PlanOptions, plan_batches
 from boom_utils.training.schedules import schedule_stages
+
+if TYPE_CHECKING:
+    from boom_utils.merging.gram import GramTable
 
 log = logging.getLogger(__name__)
 _LOSSES = "held_out_losses.json"
@@ -241,26 +244,53 @@ def geometry_nodes(profile: Profile, nodes: Nodes) -> dict[str, Node]:
     first = {*profile.trained_members(found.methods[0][0])} if found.methods else set()
     compared = [name for name in members if name in first and not first & {*found.sampled}]
     wanted = {"geometry": samples, "geometry/compared": compared}
-    return {name: _geometry(models, nodes) for name, models in wanted.items() if models}
+    made = {name: _geometry(models, nodes) for name, models in wanted.items() if models}
+    return made | ({"geometry/regime": _regime(profile, nodes)} if found.frontier else {})
 
 
 def _geometry(names: list[str], nodes: Nodes) -> Node:
     """Inner products of some members and their base; angles and sizes."""
 
     def make(out: Path, found: Inputs) -> None:
-        from boom_utils.merging.family import open_checkpoints, reconcile
-        from boom_utils.merging.gram import family_grams, save_grams
+        from boom_utils.merging.gram import save_grams
         from boom_utils.merging.planner import geometry_of
 
-        folders = {found[name].path: name for name in ("base", *names)}
-        models = open_checkpoints(list(folders), folders)
-        reconcile(models[1:], models[:1])
-        table = family_grams(models, has_base=True)
+        table = _grams(names, found)
         save_grams(out / "grams.npz", table)
         write_json(out / "geometry.json", geometry_of(table).as_json())
 
     inputs = {"base": nodes["base"], **{name: nodes[f"member/{name}"] for name in names}}
     return Node("geometry", 3, "geometry of the task vectors", {"members": names}, make, inputs)
+
+
+def _grams(names: list[str], found: Inputs) -> GramTable:
+    from boom_utils.merging.family import open_checkpoints, reconcile
+    from boom_utils.merging.gram import family_grams
+
+    folders = {found[name].path: name for name in ("base", *names)}
+    models = open_checkpoints(list(folders), folders)
+    reconcile(models[1:], models[:1])
+    return family_grams(models, has_base=True)
+
+
+def _regime(profile: Profile, nodes: Nodes) -> Node:
+    """Angles and sizes of what stands behind the arms of `Experiments.frontier`, merges included, seed by seed."""
+    found, count = profile.experiments, profile.seeds.count if profile.seeds else 1
+    arms = [*found.sampled, *found.frontier, *([found.full] if found.full else [])]
+    wanted = dict.fromkeys(name for arm in arms for name in (*profile.trained_members(arm), arm))
+    places = {name.partition("/")[2]: name for name in nodes if name.startswith(("member/", "merge/"))}
+    made = [[name for one in wanted if (name := run_name(one, n)) in places] for n in range(1, count + 1)]
+    seeds = [names for names in made if names]
+
+    def make(out: Path, found: Inputs) -> None:
+        from boom_utils.merging.planner import geometry_of
+
+        kept = ("members", "relative_updates", "cosines")
+        known = [geometry_of(_grams(names, found)).as_json() for names in seeds]
+        write_json(out / "regime.json", {"seeds": [{key: one[key] for key in kept} for one in known]})
+
+    inputs = {"base": nodes["base"], **{name: nodes[places[name]] for names in seeds for name in names}}
+    return Node("geometry", 3, "geometry of the arms of every seed", {"seeds": seeds}, make, inputs)
 
 
 def interaction_members(profile: Profile, config: InteractionConfig) -> list[MemberConfig]:
