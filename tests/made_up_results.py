@@ -224,7 +224,7 @@ def with_controls(results: Results, folder: Path) -> Results:
         **results.study,
         "models": [*results.study["models"], *gain],
         "merges": {**merges(), **{name: merge("task_arithmetic", ["full"], [share]) for name, share in line.items()}},
-        "ensembles": {"ensemble": SETS["boom"]},
+        "ensembles": {"ensemble": {"members": SETS["boom"]}},
         "deviations": [{"key": "training.max_grad_norm", "value": "1", "paper": None, "source": "ours", "note": ""}],
         "experiments": {**experiments(), "frontier": arms, "interpolation": {"of": "full", "models": [*line]}},
     }

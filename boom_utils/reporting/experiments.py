@@ -158,19 +158,21 @@ def lifetime_costs(results: Results, updates_made: int) -> dict[str, list[float]
         What is done -> (1 + updates_made,) passes; empty for a study that merges no update of all new data.
     """
     full, retrained, members = results.full, results.retrained, results.study["members"]
-    new = results.cost(retrained) - results.cost(full) if full and retrained else 0.0
+    if not full or not retrained:
+        return {}
+    whole, new = results.cost(full), results.cost(retrained) - results.cost(full)
     merged = [one for one in updates(results) if one.kind == "merged" and one.existing and one.core is not None]
     kinds = {bool(one.core): one for one in reversed(merged)}
     if new <= 0 or True not in kinds:
         return {}
-    growth = 1 + new / results.cost(full) * np.arange(updates_made)
+    growth = 1 + new / whole * np.arange(updates_made)
 
     def followed(existing: str, update: Update) -> list[float]:
         trained = sum(members[name]["passes"] for name in results.behind(update.model) if members[name]["new_data"])
         each = [0.0, *(new + (trained - new) * growth)]
         return [float(passes) for passes in results.cost(existing) + np.cumsum(each)]
 
-    again = [float(passes) for passes in results.cost(full) + np.cumsum([0.0, *(results.cost(full) * growth + new)])]
+    again = [float(passes) for passes in whole + np.cumsum([0.0, *(whole * growth + new)])]
     found, update, without = {"retrain on everything": again}, kinds[True], kinds.get(False)
     for existing, one in ((update.existing, update), (full, update), (without and without.existing, without)):
         if existing and one:

@@ -93,7 +93,7 @@ def _draw_arms(axis: Axes, means: pd.DataFrame, results: Results) -> None:
         x, y = (row[domain] for domain in DOMAINS)
         ends = [[[row[domain] - row[f"{domain} low"]], [row[f"{domain} high"] - row[domain]]] for domain in DOMAINS]
         axis.errorbar(x, y, ends[1], ends[0], ecolor=colour, elinewidth=0.7, alpha=0.55, fmt="none", zorder=2)
-        axis.scatter(x, y, **_marker(results.cost(name), colour, hollow=name in _ensembles(results)), zorder=3)
+        axis.scatter(x, y, **_marker(results.cost(name), colour, hollow=name in results.ensembles), zorder=3)
 
 
 def _marker(passes: float, colour: str, hollow: bool) -> dict[str, Any]:
@@ -107,13 +107,9 @@ def _marker(passes: float, colour: str, hollow: bool) -> dict[str, Any]:
     }
 
 
-def _ensembles(results: Results) -> dict[str, Sequence[str]]:
-    return dict(results.study.get("ensembles", {}))
-
-
 def _surplus_rows(results: Results) -> pd.DataFrame:
     """Surplus of every arm, the highest first among those of one cost, which has a row of its own without a number."""
-    found = []
+    found = list[dict[str, Any]]()
     for name in arms(results)[1:]:
         surplus = results.surplus(name, DOMAINS[1])
         estimate = surplus.measured.estimate(results.confidence)
@@ -121,9 +117,9 @@ def _surplus_rows(results: Results) -> pd.DataFrame:
         columns = estimate_columns(_SURPLUS, estimate)
         found.append({"model": name, "label": label, "cost": round(results.cost(name), 2), **columns})
     rows: list[dict[str, Any]] = []
-    for cost, group in pd.DataFrame(found).groupby("cost"):
+    for cost in sorted({one["cost"] for one in found}):
         rows.append({"label": f"{cost:g} pass{'' if cost == 1 else 'es'}:"})
-        rows += group.sort_values(_SURPLUS, ascending=False).to_dict("records")
+        rows += sorted((one for one in found if one["cost"] == cost), key=lambda one: -one[_SURPLUS])
     return pd.DataFrame(rows)
 
 
@@ -136,7 +132,7 @@ def _legend(results: Results) -> tuple[list[Any], list[str]]:
     kinds = {"base": mark(marker="*", color="black", ms=9)}
     kinds["base to full, interpolated"] = mark(color=panels.GREY, ls="-", lw=1.2, ms=2.5)
     kinds |= {"trained": mark(color=panels.BLUE, ms=6), "merged": mark(color=panels.ORANGE, ms=6)}
-    if _ensembles(results):
+    if results.ensembles:
         hollow = {"mfc": "white", "mec": panels.GREEN, "mew": 1.3, "ms": 6}
         kinds["ensemble: its cost is at inference, too"] = mark(marker="s", **hollow)
     sizes = tuple(mark(color="#AAAAAA", ms=(_AREA * passes) ** 0.5) for passes in _PASSES)

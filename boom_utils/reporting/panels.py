@@ -158,7 +158,7 @@ def label_points(
     figure, size = cast("Figure", axis.figure), 8.0
     figure.draw_without_rendering()  # where the axis lies is known afterwards
     inch, window = 72 / figure.dpi, axis.get_window_extent()
-    low, high = inch * window.min, inch * window.max
+    low, high = inch * np.array(window.min), inch * np.array(window.max)
     points_N2 = inch * axis.transData.transform([*labels.values()])
     covered, lines, boxes = inch * axis.transData.transform(taken), points_N2, np.zeros((0, 2, 2))
     angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)

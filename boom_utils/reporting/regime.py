@@ -156,7 +156,8 @@ def steps_exponent(results: Results, seeds: Sequence[Seed], members: Sequence[st
     points = [(steps[name], seed.lengths[place]) for seed, name, place in places if place is not None]
     if len({count for count, _ in points}) < 2:
         return math.nan
-    return float(np.polyfit(*np.log(np.array(points, dtype=float)).T, 1)[0])
+    steps_N, lengths_N = np.log(np.array(points, dtype=float)).T
+    return float(np.polyfit(steps_N, lengths_N, 1)[0])
 
 
 def step_shares(results: Results, members: Sequence[str]) -> dict[str, float]:
@@ -166,7 +167,7 @@ def step_shares(results: Results, members: Sequence[str]) -> dict[str, float]:
     stated = {one["key"]: one["value"] for one in results.study.get("deviations", ())}
     most = stated.get("training.max_grad_norm")
     known = "grad_norm" in rows and most is not None and len(rows) > 0
-    clipped = float((rows["grad_norm"] > float(most)).mean()) if known else math.nan
+    clipped = float((rows["grad_norm"] > float(str(most))).mean()) if known else math.nan
     return {CLIPPED: clipped, LEARNT: float((rows["loss"] < SMALL_LOSS).mean()) if len(rows) else math.nan}
 
 
@@ -227,7 +228,7 @@ def regime(results: Results) -> Figure:
     Raises:
         ResultsError: A file of the results is missing or damaged.
     """
-    seeds, shown = read_regime(results), {}
+    seeds, shown = read_regime(results), dict[str, list[Updates]]()
     for model in arms(results):
         common = results.common_seeds([model, str(results.full), *(name for _, name in results.interpolation)])
         found = [one for one in updates_of(results, seeds, model) if len(one.cosines) and one.seed in common]
