@@ -25,9 +25,9 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 from workload import StepClock, Workload, build_report, load_workload
 
-from boom_utils.config import TrainingConfig
 from boom_utils.data.examples import TrainingExample
 from boom_utils.data.tokens import TextRules, TokenTable, write_tokens
+from boom_utils.hyperparameters import TrainingConfig
 from boom_utils.model_folder import EncoderSpec
 from boom_utils.models import Encoder
 from boom_utils.training.gradients import Gradients, TrainingJob, batch_texts

@@ -151,9 +151,10 @@ def tokenise(folder: Path, _: Scale) -> dict[str, Any]:
     """Token table of a stream of rows; training the tokenizer is not timed."""
     from itertools import islice
 
-    from boom_utils.config import TinyBase, TrainingConfig
+    from boom_utils.config import TinyBase
     from boom_utils.data.examples import iter_examples
     from boom_utils.data.tokens import TextRules, TokenTable, write_tokens
+    from boom_utils.hyperparameters import TrainingConfig
     from boom_utils.training.base_model import train_tokenizer
 
     some = islice(iter_examples(folder / "train.jsonl"), 2000)

@@ -31,9 +31,9 @@ from boom_train import step_flops
 from train_throughput import machine, product_rate, today
 from transformers import Qwen3Config, Qwen3Model
 
-from boom_utils.config import LoraConfig, TrainingConfig
 from boom_utils.data.examples import TrainingExample
 from boom_utils.data.tokens import TextRules, TokenTable, write_tokens
+from boom_utils.hyperparameters import LoraConfig, TrainingConfig
 from boom_utils.model_folder import EncoderSpec
 from boom_utils.models import Encoder
 from boom_utils.training import state

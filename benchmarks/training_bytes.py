@@ -17,7 +17,7 @@ import torch
 from train_throughput import machine
 from transformers import AutoModel, Qwen3Config
 
-from boom_utils.config import LoraConfig
+from boom_utils.hyperparameters import LoraConfig
 from boom_utils.machine import autocast
 from boom_utils.model_folder import EncoderSpec
 from boom_utils.models import Encoder

@@ -33,10 +33,11 @@ from torch import Tensor
 
 from boom_utils import packing
 from boom_utils.artifacts import PROJECT_ROOT, Artifact, sha256_file
-from boom_utils.config import PROFILES, TinyBase, TrainingConfig
+from boom_utils.config import PROFILES, TinyBase
 from boom_utils.data.examples import TrainingExample
 from boom_utils.data.tokens import TextRules, TokenTable, write_tokens
 from boom_utils.experiments import Experiments
+from boom_utils.hyperparameters import TrainingConfig
 from boom_utils.models import Encoder
 from boom_utils.reporting.results import Results, read_results
 from boom_utils.training.base_model import random_encoder

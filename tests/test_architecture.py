@@ -20,7 +20,7 @@ from boom_utils.study.graph import NOTEBOOKS
 
 PACKAGE = PROJECT_ROOT / "boom_utils"
 ROOMS = [
-    {"errors", "yaml_files", "experiments", "config", "artifacts", "machine", "progress"},
+    {"errors", "yaml_files", "experiments", "hyperparameters", "config", "artifacts", "machine", "progress"},
     {"data"},
     {"model_folder"},
     {"packing", "fast_linear"},

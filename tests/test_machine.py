@@ -14,7 +14,8 @@ import torch
 
 from boom_utils import machine
 from boom_utils.artifacts import Workspace, canonical_json
-from boom_utils.config import TrainingConfig, load_profile
+from boom_utils.config import load_profile
+from boom_utils.hyperparameters import TrainingConfig
 from boom_utils.study.graph import Study, open_study, say_precision
 
 AVX2 = {"avx2": True, "cpu_name": "old"}

@@ -11,9 +11,9 @@ import pytest
 from made_up_results import with_gain, with_study
 
 from boom_utils.artifacts import write_json
-from boom_utils.config import TrainingChanges, WeightAverage
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.statistics import Estimate, TaskSamples, mean_shares, measure, moved, shares_of
+from boom_utils.hyperparameters import TrainingChanges, WeightAverage
 from boom_utils.reporting.ablations import (
     ABLATION_TABLES,
     granularity_table,

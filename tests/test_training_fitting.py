@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AutoModel, BertConfig, Qwen3Config
 
 from boom_utils.artifacts import PROJECT_ROOT
-from boom_utils.config import LoraConfig
+from boom_utils.hyperparameters import LoraConfig
 from boom_utils.machine import autocast
 from boom_utils.model_folder import EncoderSpec
 from boom_utils.models import Encoder

@@ -16,8 +16,8 @@ from test_training_state import steps_kept
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from boom_utils.artifacts import PROJECT_ROOT
-from boom_utils.config import LoraConfig, WeightAverage
 from boom_utils.errors import ConfigError, TrainingError
+from boom_utils.hyperparameters import LoraConfig, WeightAverage
 from boom_utils.models import Encoder
 from boom_utils.training.base_model import random_encoder
 from boom_utils.training.gradients import Gradients, TrainingJob

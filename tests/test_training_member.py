@@ -23,8 +23,8 @@ from conftest import TEXTS, TOY, tiny_config, toy_job
 from test_training_state import steps_kept
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 
-from boom_utils.config import TrainingConfig, WeightAverage
 from boom_utils.errors import CheckpointError, TrainingError
+from boom_utils.hyperparameters import TrainingConfig, WeightAverage
 from boom_utils.models import Encoder
 from boom_utils.training import member as module
 from boom_utils.training.base_model import random_encoder

@@ -14,9 +14,10 @@ from conftest import TEXTS, TOY, bert_folder, tiny_config, toy_job
 from safetensors.torch import load_file, save_file
 from test_evaluation import retrieval_task
 
-from boom_utils.config import LoraConfig, PretrainedBase
+from boom_utils.config import PretrainedBase
 from boom_utils.errors import CheckpointError, ConfigError
 from boom_utils.evaluation.run import evaluate_task
+from boom_utils.hyperparameters import LoraConfig
 from boom_utils.merging.recipe import make_recipe
 from boom_utils.merging.writer import merge
 from boom_utils.models import Encoder

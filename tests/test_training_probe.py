@@ -20,10 +20,10 @@ from test_training_member import member_job
 from test_training_state import CONFIGS, LONG, fresh_encoder, loss_lines, saved
 
 from boom_utils.artifacts import write_json
-from boom_utils.config import TrainingConfig
 from boom_utils.data.examples import TrainingExample
 from boom_utils.data.tokens import TextRules, TokenTable, open_tokens, write_tokens
 from boom_utils.errors import CheckpointError, DataError, ResultsError, TrainingError
+from boom_utils.hyperparameters import TrainingConfig
 from boom_utils.models import Encoder
 from boom_utils.training import probe as module
 from boom_utils.training.base_model import random_encoder

@@ -18,8 +18,8 @@ from conftest import HANGS, TEXTS, TOY, tiny_config, toy_job
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from boom_utils.config import LoraConfig, TrainingConfig, WeightAverage
 from boom_utils.errors import CheckpointError, TrainingError
+from boom_utils.hyperparameters import LoraConfig, TrainingConfig, WeightAverage
 from boom_utils.models import Encoder
 from boom_utils.training import state
 from boom_utils.training.base_model import random_encoder

@@ -25,9 +25,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from boom_utils.artifacts import Node
-from boom_utils.config import MemberConfig, PretrainedBase, TinyBase, TrainingConfig
+from boom_utils.config import MemberConfig, PretrainedBase, TinyBase
 from boom_utils.data.manifest import Manifest
 from boom_utils.data.sampling import subset_size
+from boom_utils.hyperparameters import TrainingConfig
 from boom_utils.study.graph import Study
 from boom_utils.study.models import datasets_of, interaction_members, rules_of
 from boom_utils.training.plan import DatasetRules

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from boom_utils.config import WeightAverage
+from boom_utils.hyperparameters import WeightAverage
 from boom_utils.training.probe import probed_steps
 
 

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from boom_utils.config import Checkpointing
+from boom_utils.hyperparameters import Checkpointing
 from boom_utils.models import Encoder
 from boom_utils.training.gradients import BatchFacts, Gradients, TrainingJob, batch_texts, has_dropout
 from boom_utils.training.plan import Batch

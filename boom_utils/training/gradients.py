@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from boom_utils.artifacts import derive_seed
-from boom_utils.config import TrainingConfig
 from boom_utils.data.tokens import TokenTable
 from boom_utils.errors import TrainingError
+from boom_utils.hyperparameters import TrainingConfig
 from boom_utils.machine import autocast
 from boom_utils.models import Encoder
 from boom_utils.training.losses import false_negatives, info_nce

@@ -25,8 +25,8 @@ import torch
 
 from boom_utils import __version__
 from boom_utils.artifacts import CHECKPOINTS, derive_seed, write_text
-from boom_utils.config import LoraConfig, TrainingConfig
 from boom_utils.errors import ConfigError, TrainingError
+from boom_utils.hyperparameters import LoraConfig, TrainingConfig
 from boom_utils.machine import dtype_of
 from boom_utils.models import Encoder
 from boom_utils.progress import progress

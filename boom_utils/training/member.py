@@ -20,9 +20,9 @@ import torch
 from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from boom_utils.cards import Card, Cost, Provenance, write_card
-from boom_utils.config import TrainingConfig
 from boom_utils.data.tokens import open_tokens
 from boom_utils.errors import BoomError, ConfigError, TrainingError
+from boom_utils.hyperparameters import TrainingConfig
 from boom_utils.models import Encoder
 from boom_utils.progress import log_to_stdout, quick_processes
 from boom_utils.training.gradients import TrainingJob

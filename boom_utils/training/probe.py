@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from boom_utils.artifacts import digest_of
-from boom_utils.config import TrainingConfig
 from boom_utils.data.tokens import TokenTable, open_tokens
 from boom_utils.errors import DataError, TrainingError, bullet_list
+from boom_utils.hyperparameters import TrainingConfig
 from boom_utils.models import Encoder
 from boom_utils.training.batch_losses import BatchLosses, WatchedPoint, read_points, write_points
 from boom_utils.training.gradients import Gradients, TrainingJob
