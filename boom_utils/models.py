@@ -162,8 +162,8 @@ class Encoder:
     def packs(self) -> bool:
         """Whether texts stand in one row without padding: where the model gives the same embeddings so.
 
-        Not assumed from the model's kind but tried once, on two short texts: position numbers, sliding windows or code
-        that ignores the attention interface would show.
+        Not assumed from the model's kind but tried once, on two short texts: position numbers, a sliding window shorter
+        than the longest text or code that ignores the attention interface would show.
         """
         if self._packs is None:
             self.use_packing(None)
@@ -191,7 +191,8 @@ class Encoder:
         try:
             padded_ND = self._embed_padded(texts)
             self.transformer.set_attn_implementation(ATTENTION)
-            apart_N = (self._embed_packed(texts) - padded_ND).norm(dim=-1) / padded_ND.norm(dim=-1).clamp(min=1e-9)
+            packed_ND = self._embed_packed(texts, self.spec.max_seq_length)
+            apart_N = (packed_ND - padded_ND).norm(dim=-1) / padded_ND.norm(dim=-1).clamp(min=1e-9)
             exact = bool(apart_N.max() <= _PACKING_TOLERANCE.get(self.transformer.dtype, 1e-4))
         except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
             log.debug("packing does not work for %s on %s: %s", type(self.transformer).__name__, device, error)
@@ -212,17 +213,18 @@ class Encoder:
         states_NLD = self.transformer(input_ids=ids_NL, **options).last_hidden_state
         return pool(states_NLD[mask_NL], lengths_N, self.spec)
 
-    def _embed_packed(self, tokens: Sequence[Tokens]) -> Tensor:
+    def _embed_packed(self, tokens: Sequence[Tokens], longest: int | None = None) -> Tensor:
         lengths_N = self._lengths(tokens)
         ids_T = torch.cat([_as_tensor(row) for row in tokens])
         places_T = torch.cat([torch.arange(len(row)) for row in tokens])
         # A causal model makes its own mask unless it is given one by kind of layer.
-        options = {"use_cache": False, "attention_mask": {"full_attention": None}} if self._causal else {}
+        kinds = getattr(self.transformer.config, "layer_types", None) or ["full_attention"]
+        options = {"use_cache": False, "attention_mask": dict.fromkeys(kinds)} if self._causal else {}
         states_1TD = self.transformer(
             input_ids=ids_T[None].to(self.device),
             position_ids=places_T[None].to(self.device),
             cu_seq_lens_q=torch.nn.functional.pad(lengths_N.cumsum(0), (1, 0)).int(),
-            max_length_q=len(tokens[0]),
+            max_length_q=longest or len(tokens[0]),
             **options,
         ).last_hidden_state
         return pool(states_1TD[0], lengths_N, self.spec)
@@ -302,7 +304,12 @@ def _opening(folder: Path) -> Iterator[None]:
 
 
 def open_transformer(
-    folder: Path, dtype: torch.dtype, adapter: Path | None = None, kind: Any = AutoModel, **tokenizer: Any
+    folder: Path,
+    dtype: torch.dtype,
+    adapter: Path | None = None,
+    kind: Any = AutoModel,
+    gguf: str | None = None,
+    **tokenizer: Any,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """The transformer of a folder, in evaluation mode, and its tokenizer; the global random state stays as it was.
 
@@ -311,17 +318,19 @@ def open_transformer(
         dtype: Of the weights.
         adapter: Folder of a LoRA adapter that is added to the weights.
         kind: The class that reads them.
+        gguf: Name of the GGUF file in the folder that holds model and tokenizer; its weights are dequantised.
         tokenizer: What transformers is told of the tokenizer.
 
     Raises:
         CheckpointError: They cannot be opened, or weights of the model are not in the folder.
     """
+    file: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
     with _opening(folder):
-        transformer, loading = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **_SAFELY)
+        transformer, loading = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **_SAFELY, **file)
         _require_weights(loading, folder)
         if adapter is not None:
             transformer = _add_adapter(transformer, adapter)
-        words = AutoTokenizer.from_pretrained(folder, local_files_only=True, **tokenizer)
+        words = AutoTokenizer.from_pretrained(folder, local_files_only=True, **file, **tokenizer)
     # Where its files are missing, transformers makes a tokenizer without words.
     if isinstance(words, PreTrainedTokenizerBase) and len(words) <= len(words.all_special_tokens):
         raise CheckpointError(

@@ -1,7 +1,7 @@
 """Embed many texts in one row without padding, through transformers' attention interface.
 
 All texts stand behind one another in one long row, so every linear layer works on real tokens only; attention is done
-within each text: by one flash attention kernel for texts of any lengths (CUDA, bf16 and fp16), elsewhere by one call
+within each text, which no sliding window may cut: by one flash attention kernel for texts of any lengths (CUDA, bf16 and fp16), elsewhere by one call
 for all texts of a length. The model itself is unmodified. Whether that is exact for a model (position numbers, sliding
 windows, code that ignores the interface) is not assumed but tried: see `Encoder`.
 
@@ -35,12 +35,17 @@ def packed_attention(
         value: float (1, K, T, E).
         attention_mask: Not used: a packed row has no padding.
         options: ``cu_seq_lens_q`` (int32 (N + 1,), where each text begins and the last one ends, longest text first),
-            ``max_length_q`` (tokens of the longest), ``scaling`` and ``dropout``.
+            ``max_length_q`` (tokens of the longest), ``scaling``, ``sliding_window`` and ``dropout``.
 
     Returns:
         float (1, T, H, E), and None for the attention weights.
+
+    Raises:
+        ValueError: A text is longer than the layer's sliding window.
     """
     starts, longest, dropout = options["cu_seq_lens_q"], options["max_length_q"], options.get("dropout", 0.0)
+    if (window := options.get("sliding_window")) is not None and longest > window:
+        raise ValueError(f"packed texts may have {longest} tokens, the sliding window of a layer has {window}")
     causal, gqa = bool(getattr(module, "is_causal", False)), query.shape[1] != key.shape[1]
     dtype = _precision(query)
     if dropout == 0 and _flash_works(query.device.type, dtype):

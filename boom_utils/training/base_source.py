@@ -1,5 +1,7 @@
 """Where a pretrained base comes from: the hub, a folder, or an installed Python distribution that carries one.
 
+A folder or distribution holds safetensors weights, or a GGUF file, which distributions may carry in parts.
+
 Finds the files and says what they are, so that artifacts can be keyed by it. Opens no model and imports no torch. On
 the hub only JSON, text and safetensors files are fetched; a repository with nothing but pickles is refused before that.
 """
@@ -25,6 +27,7 @@ PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
 """Files of a model that are read; weights only at the top, subfolders hold copies for other programs."""
 _NOT_OF_THE_BASE = {"name", "parameters", "embedding_parameters", "query_prompt", "passage_prompt"}
 _IGNORED = ("*/*.safetensors", "onnx/*", "openvino/*")
+_GGUF = re.compile(r"(.+\.gguf)(\.part\d+)?")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -35,10 +38,12 @@ class BaseFiles:
     Args:
         folder: Where they lie.
         facts: Kind of source, name and revision, for the record.
+        gguf: Where the weights are a GGUF file: its path, or those of its parts in order.
     """
 
     folder: Path
     facts: dict[str, Any]
+    gguf: tuple[Path, ...] = ()
 
 
 def source_kind(name: str) -> Literal["hub", "folder", "distribution"]:
@@ -87,13 +92,23 @@ def fetch_base(config: PretrainedBase) -> BaseFiles:
     """
     get = {"hub": _from_hub, "folder": _from_folder, "distribution": _from_distribution}[source_kind(config.name)]
     files = get(config)
-    path, expected = files.folder / "model.safetensors", config.weights_sha256
+    if not files.gguf:
+        check_weights(config, files.folder / "model.safetensors")
+    return files
+
+
+def check_weights(config: PretrainedBase, path: Path) -> None:
+    """Refuse a file of weights that is not the one the profile names, if it names one.
+
+    Raises:
+        ConfigError: It is another one, or not there.
+    """
+    expected = config.weights_sha256
     if expected is not None and (found := sha256_file(path) if path.is_file() else "no such file") != expected:
         what, fix = "are not those the profile names", "set base_model.weights_sha256, or use the model it belongs to"
         raise ConfigError(
             f"the weights of base '{config.name}' {what}", where=path, expected=expected, found=found, fix=fix
         )
-    return files
 
 
 def _from_folder(config: PretrainedBase) -> BaseFiles:
@@ -102,7 +117,7 @@ def _from_folder(config: PretrainedBase) -> BaseFiles:
         raise ConfigError("there is no folder of that base", where=f"base_model.name: {config.name}")
     if config.revision is not None:
         raise ConfigError("a folder has no revision", where="base_model.revision", fix="leave it out")
-    return BaseFiles(folder, {"kind": "folder"})
+    return BaseFiles(folder, {"kind": "folder"}, _gguf_of(folder))
 
 
 def _from_distribution(config: PretrainedBase) -> BaseFiles:
@@ -115,14 +130,17 @@ def _from_distribution(config: PretrainedBase) -> BaseFiles:
             fix=f"pip install {config.name}{'==' + config.revision if config.revision else ''}, or name another base "
             "(a hub repository is owner/name, a folder starts with ./ or /)",
         )
-    folders = _model_folders(found)
+    folders, facts = _model_folders(found), {"kind": "distribution", "name": config.name, "revision": found.version}
+    parts = () if folders else tuple(Path(str(part.locate())) for part in _gguf_parts(found))
+    if parts:
+        return BaseFiles(parts[0].parent, facts, parts)
     if len(folders) != 1:
         raise ConfigError(
             f"the distribution '{config.name}' does not carry one model",
-            expected="one folder with config.json and *.safetensors",
+            expected="one folder with config.json and *.safetensors, or one GGUF file, whole",
             found=", ".join(folders) or "none",
+            fix=f"if its parts are distributions of their own: pip install {config.name}=={found.version}",
         )
-    facts = {"kind": "distribution", "name": config.name, "revision": found.version}
     return BaseFiles(Path(str(found.locate_file(folders[0]))), facts)
 
 
@@ -137,15 +155,37 @@ def _model_folders(distribution: importlib.metadata.Distribution) -> list[str]:
     return sorted(str(path.parent) for path in files if path.name == "config.json" and path.parent in weights)
 
 
+def _gguf_parts(distribution: importlib.metadata.Distribution) -> list[importlib.metadata.PackagePath]:
+    """The GGUF file that a distribution carries, or its parts, in order; they may be in distributions that it requires.
+
+    None where there is not exactly one, or a distribution of a part is not installed.
+    """
+    name = distribution.metadata["Name"]
+    required = [match[0] for text in distribution.requires or () if (match := re.match(r"[\w.-]+", text))]
+    carriers = [distribution, *(_installed(one) for one in required if one.startswith(f"{name}-"))]
+    if None in carriers:
+        return []
+    found = {path.name: path for one in carriers for path in (one and one.files) or () if _GGUF.fullmatch(path.name)}
+    wholes = {_GGUF.sub(r"\1", part) for part in found}
+    return [found[part] for part in sorted(found)] if len(wholes) == 1 else []
+
+
+def _gguf_of(folder: Path) -> tuple[Path, ...]:
+    """The GGUF file of a folder that has one, and no safetensors weights."""
+    found = tuple(folder.glob("*.gguf"))
+    return () if len(found) != 1 or any(folder.glob("*.safetensors")) else found
+
+
 def _distribution_digest(name: str) -> str | None:
     """sha256 over the recorded hashes of a distribution's model files (hex)."""
     if (found := _installed(name)) is None:
         return None
     folders = tuple(f"{folder}/" for folder in _model_folders(found))
-    files = {str(path): path.hash for path in found.files or () if str(path).startswith(folders)}
+    paths = [path for path in found.files or () if str(path).startswith(folders)] if folders else _gguf_parts(found)
+    files = {str(path): path.hash for path in paths}
     if not files:
         return None
-    if any(known is None for known in files.values()):  # no RECORD: read the files
+    if folders and any(known is None for known in files.values()):  # no RECORD: read the files
         return _folder_digest(Path(str(found.locate_file(folders[0]))))
     return digest_of({path: known.value for path, known in files.items() if known})
 
@@ -153,6 +193,7 @@ def _distribution_digest(name: str) -> str | None:
 def _folder_digest(folder: Path) -> str | None:
     """sha256 over names and contents of a folder's model files (hex); None where there are none."""
     paths = sorted({path for pattern in PATTERNS for path in folder.rglob(pattern) if path.is_file()})
+    paths += _gguf_of(folder)
     if not paths:
         return None
     stats = ((path, path.stat()) for path in paths)

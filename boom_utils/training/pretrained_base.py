@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from transformers.utils import is_gguf_available
 
 from boom_utils.cards import Card, write_card
 from boom_utils.config import PretrainedBase
@@ -25,7 +29,7 @@ from boom_utils.model_folder import (
     whole_folder,
 )
 from boom_utils.models import Encoder, open_transformer
-from boom_utils.training.base_source import fetch_base, source_kind
+from boom_utils.training.base_source import BaseFiles, check_weights, fetch_base, source_kind
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +48,8 @@ def prepare_base(config: PretrainedBase, prompts: Mapping[str, str], out: Path) 
     if config.revision is None and source_kind(config.name) != "folder":
         log.warning("base %s: no revision is named; whatever is there now is used", config.name)
     files = fetch_base(config)
-    encoder = open_base(files.folder, config, prompts)
+    with _plain_folder(files, config) as folder:
+        encoder = open_base(folder, config, prompts)
     encoder.save(out)
     count = sum(parameter.numel() for parameter in encoder.transformer.parameters())
     embedding = encoder.transformer.get_input_embeddings().weight.numel()
@@ -53,6 +58,35 @@ def prepare_base(config: PretrainedBase, prompts: Mapping[str, str], out: Path) 
     shown = {name: facts[name] for name in ("name", "revision", "parameters") if name in facts} | spec
     write_card(out, Card("base", "A pretrained model in the layout of the kit, weights unchanged.", shown))
     return facts
+
+
+@contextmanager
+def _plain_folder(files: BaseFiles, config: PretrainedBase) -> Iterator[Path]:
+    """The folder of a base; for a GGUF file a temporary one with its weights in float32 and its tokenizer.
+
+    Last-token pooling reads the end token, which language models are given with no text: the tokenizer appends it.
+    """
+    if not files.gguf:
+        yield files.folder
+        return
+    if not is_gguf_available():
+        what, fix = "the base is a GGUF file, which is read with the package gguf", "pip install 'boom-utils[decoder]'"
+        raise ConfigError(what, where=f"base_model.name: {config.name}", fix=fix)
+    with TemporaryDirectory(prefix="boom-") as place:
+        whole, plain = Path(place, "model.gguf"), Path(place, "plain")
+        with whole.open("wb") as target:
+            for part in files.gguf:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, target)
+        check_weights(config, whole)
+        end = config.pooling == "lasttoken"
+        transformer, tokenizer = open_transformer(whole.parent, torch.float32, gguf=whole.name, add_eos_token=end)
+        whole.unlink()
+        del transformer.config.quantization_config, transformer.hf_quantizer  # what is saved is no longer quantised
+        transformer.save_pretrained(plain)
+        tokenizer.save_pretrained(plain)
+        del transformer
+        yield plain
 
 
 def open_base(folder: Path, config: PretrainedBase, prompts: Mapping[str, str]) -> Encoder:
