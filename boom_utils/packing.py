@@ -1,9 +1,9 @@
 """Embed many texts in one row without padding, through transformers' attention interface.
 
 All texts stand behind one another in one long row, so every linear layer works on real tokens only; attention is done
-within each text, which no sliding window may cut: by one flash attention kernel for texts of any lengths (CUDA, bf16 and fp16), elsewhere by one call
-for all texts of a length. The model itself is unmodified. Whether that is exact for a model (position numbers, sliding
-windows, code that ignores the interface) is not assumed but tried: see `Encoder`.
+within each text, which no sliding window may cut: by one flash attention kernel for texts of any lengths (CUDA, bf16
+and fp16), elsewhere by one call for all texts of a length. The model itself is unmodified. Whether that is exact for a
+model (position numbers, sliding windows, code that ignores the interface) is not assumed but tried: see `Encoder`.
 
 Shapes: N texts, T tokens of all texts, H heads, K key/value heads, E head dimensions.
 """

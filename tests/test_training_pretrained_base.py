@@ -14,6 +14,7 @@ from conftest import TEXTS, TOY, bert_folder, tiny_config, toy_job
 from safetensors.torch import load_file, save_file
 from test_evaluation import retrieval_task
 
+from boom_utils.artifacts import sha256_file
 from boom_utils.config import PretrainedBase
 from boom_utils.errors import CheckpointError, ConfigError
 from boom_utils.evaluation.run import evaluate_task
@@ -21,6 +22,7 @@ from boom_utils.hyperparameters import LoraConfig
 from boom_utils.merging.recipe import make_recipe
 from boom_utils.merging.writer import merge
 from boom_utils.models import Encoder
+from boom_utils.training import pretrained_base
 from boom_utils.training.base_model import random_encoder
 from boom_utils.training.base_source import describe_base
 from boom_utils.training.member import MemberJob, train_member
@@ -191,3 +193,77 @@ def test_a_base_that_is_unsafe_or_not_whole_is_refused(tmp_path: Path) -> None:
     refused(r"encoder\.layer\.1\.output\.dense\.weight")
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     refused("pickle")
+
+
+def gguf_file(path: Path) -> dict[str, np.ndarray]:
+    """A tiny random Gemma 3 with a vocabulary of bytes; its weights under GGUF's names."""
+    gguf = pytest.importorskip("gguf", reason="GGUF files are written and read with the package gguf (extra: decoder)")
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{number:02X}>" for number in range(256)), "▁"]
+    kinds = [3, 3, 3, 2, *[6] * 256, 1]  # control, unknown, byte, normal
+    width, heads, inner = 32, 2 * 16, 48
+    shapes = {"token_embd": (len(words), width), "output_norm": (width,)}
+    block = {"attn_q": (heads, width), "attn_k": (16, width), "attn_v": (16, width), "attn_output": (width, heads)}
+    block |= {"ffn_gate": (inner, width), "ffn_up": (inner, width), "ffn_down": (width, inner)}
+    block |= dict.fromkeys(("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"), (width,))
+    shapes |= {f"blk.0.{name}": shape for name, shape in (block | {"attn_q_norm": (16,), "attn_k_norm": (16,)}).items()}
+    rng = np.random.default_rng(0)
+    weights = {f"{name}.weight": rng.normal(1, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
+    writer = gguf.GGUFWriter(str(path), "gemma3")
+    writer.add_context_length(64)
+    writer.add_embedding_length(width)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_key_length(16)
+    writer.add_value_length(16)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_sliding_window(48)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(words)
+    writer.add_token_scores([0.0] * len(words))
+    writer.add_token_types(kinds)
+    writer.add_pad_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_bos_token_id(2)
+    writer.add_unk_token_id(3)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(False)
+    for name, values in weights.items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return weights
+
+
+def test_a_gguf_file_becomes_a_base_with_its_weights_and_an_end_token_where_the_last_one_is_read(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "raw").mkdir()
+    path = tmp_path / "raw" / "tiny.gguf"
+    stored = gguf_file(path)["token_embd.weight"]
+    chosen = config(path.parent, pooling="lasttoken", weights_sha256=sha256_file(path))
+    before = describe_base(chosen)
+    prepare_base(chosen, PROMPTS, tmp_path / "base")
+    encoder = Encoder.load(tmp_path / "base")
+    assert np.array_equal(encoder.transformer.get_input_embeddings().weight.detach().numpy(), stored)
+    ids = encoder.tokenize(["ab", "abcd"], 5)
+    assert [row[0] for row in ids] == [2, 2] and [row[-1] for row in ids] == [1, 1] and len(ids[1]) == 5
+    assert encoder.packs and np.isfinite(encoder.encode(TEXTS)).all()
+    prepare_base(config(path.parent, pooling="mean"), PROMPTS, tmp_path / "mean")
+    assert Encoder.load(tmp_path / "mean").tokenize(["ab"])[0] == ids[0][:-1]
+    with pytest.raises(ConfigError, match="not those the profile names"):
+        prepare_base(config(path.parent, pooling="mean", weights_sha256="0" * 64), PROMPTS, tmp_path / "none")
+    path.write_bytes(path.read_bytes() + b"0")
+    assert describe_base(chosen) != before
+
+
+def test_a_gguf_file_that_cannot_be_read_here_is_an_error_that_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(pretrained_base, "is_gguf_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"(?s)the package gguf.*pip install 'boom-utils\[decoder\]'"):
+        prepare_base(config(tmp_path, pooling="lasttoken"), PROMPTS, tmp_path / "base")

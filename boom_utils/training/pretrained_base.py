@@ -64,7 +64,7 @@ def prepare_base(config: PretrainedBase, prompts: Mapping[str, str], out: Path) 
 def _plain_folder(files: BaseFiles, config: PretrainedBase) -> Iterator[Path]:
     """The folder of a base; for a GGUF file a temporary one with its weights in float32 and its tokenizer.
 
-    Last-token pooling reads the end token, which language models are given with no text: the tokenizer appends it.
+    Last-token pooling reads the end token. A language model's tokenizer appends none to a text, so it is made to.
     """
     if not files.gguf:
         yield files.folder
@@ -79,9 +79,10 @@ def _plain_folder(files: BaseFiles, config: PretrainedBase) -> Iterator[Path]:
                 with part.open("rb") as source:
                     shutil.copyfileobj(source, target)
         check_weights(config, whole)
-        end = config.pooling == "lasttoken"
-        transformer, tokenizer = open_transformer(whole.parent, torch.float32, gguf=whole.name, add_eos_token=end)
+        transformer, tokenizer = open_transformer(whole.parent, torch.float32, gguf=whole.name)
         whole.unlink()
+        if config.pooling == "lasttoken":
+            tokenizer.add_eos_token = True
         del transformer.config.quantization_config, transformer.hf_quantizer  # what is saved is no longer quantised
         transformer.save_pretrained(plain)
         tokenizer.save_pretrained(plain)
