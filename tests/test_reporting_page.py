@@ -28,11 +28,13 @@ from boom_utils.artifacts import PROJECT_ROOT, write_json
 from boom_utils.cli import main
 from boom_utils.errors import ConfigError
 from boom_utils.reporting.ablations import cost_table, headline_table
-from boom_utils.reporting.figures import task_deltas
+from boom_utils.reporting.controls import CONTROL_TABLES
+from boom_utils.reporting.figures import task_deltas, write_figures
+from boom_utils.reporting.frontier import frontier
 from boom_utils.reporting.page import page, shown_table
 from boom_utils.reporting.published import PUBLISHED
 from boom_utils.reporting.report import regenerate, write_report
-from boom_utils.reporting.results import read_results
+from boom_utils.reporting.results import Results, read_results
 
 HOSTILE = '<script>throw new Error("ran")</script><img src=x onerror="x()">"\'&amp;'
 VOID = {"meta", "img", "wbr", "br", "link", "input", "hr"}
@@ -188,6 +190,20 @@ def test_the_page_opens_with_the_answer_in_a_sentence_a_figure_and_a_table(folde
     anchors, text = opening(folder / "report.html")
     assert anchors == ["f-variant_comparison", "t-headline"]
     assert "<code>boom</code> minus <code>full</code>, in points of 100: <strong>in domain " in text
+
+
+def test_a_study_of_controls_opens_with_every_arm_beside_the_curve(
+    folder: Path, controlled: Results, tmp_path: Path
+) -> None:
+    made = shutil.copytree(folder, tmp_path / "made-up")
+    write_figures(controlled, made / "figures", {"frontier": frontier})
+    for name in ("frontier", "equal_cost"):
+        CONTROL_TABLES[name](controlled).to_csv(made / "tables" / f"{name}.csv", index=False)
+    files = [path.relative_to(made).as_posix() for path in made.rglob("*")]
+    (made / "report.html").write_text(page(controlled, made, files, None), encoding="utf-8")
+    anchors, text = opening(made / "report.html")
+    assert anchors == ["f-frontier", "t-equal_cost", "t-frontier"]
+    assert 'alt="Every arm beside interpolation. Mean score in domain (across)' in text
 
 
 def blocked_report(folder: Path, out: Path) -> str:

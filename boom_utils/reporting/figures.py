@@ -57,17 +57,20 @@ def study_figures(results: Results) -> dict[str, Draw]:
     >>> "method_comparison" in study_figures(results)
     True
     """
+    geometry = results.folder / "geometry.json"
+    measured = geometry.is_file()  # not while a study is unfinished
     wanted: dict[str, tuple[object, Draw]] = {
         "frontier": (results.interpolation and results.domains[1:] and experiments.arms(results), frontier),
         "model_means": (True, model_means),
         "task_deltas": (True, task_deltas),
         "training_losses": (True, training_losses),
-        "task_vector_geometry": (True, lambda made: angles_and_sizes(read_json_object(made.folder / "geometry.json"))),
-        "layer_updates": (True, lambda made: layer_heat_map(read_json_object(made.folder / "geometry.json"))),
+        "task_vector_geometry": (measured, lambda _: angles_and_sizes(read_json_object(geometry))),
+        "layer_updates": (measured, lambda _: layer_heat_map(read_json_object(geometry))),
         "schedule_strips": (results.schedules, schedule_strips),
         "schedule_comparison": (results.schedules, schedule_comparison),
         "schedule_losses": (results.schedules, schedule_losses),
         "incremental_comparison": (results.experiments.incremental.models, incremental_comparison),
+        "update_cost": (experiments.lifetime_costs(results, 1), update_cost),
         "granularity_comparison": (experiments.granularity_merges(results), granularity_comparison),
         "method_comparison": (experiments.method_groups(results), method_comparison),
         "variant_comparison": (len(results.experiments.variants) > 1, variant_comparison),
