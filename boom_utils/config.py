@@ -189,6 +189,13 @@ class MergeConfig(Frozen):
     scored: bool = True  # false: only a part of another merge
 
 
+class EnsembleConfig(Frozen):
+    """Models that are scored by the mean of their embeddings: nothing is merged, and each encodes every text."""
+
+    name: Name
+    members: tuple[Name, ...] = Field(min_length=2)  # members or merges
+
+
 class WatchConfig(Frozen):
     """Losses on the same few rows along the training of the members whose schedules are compared: what is forgotten."""
 
@@ -219,7 +226,7 @@ class SeedsConfig(Frozen):
     """
 
     count: int = Field(ge=2, le=99)  # the first seed is that of the profile's own lines
-    models: tuple[Name, ...] = Field(min_length=1)  # members and merges
+    models: tuple[Name, ...] = Field(min_length=1)  # members, merges and ensembles
     # every seed has rows of its own, so that their spread is that of other training data too; `corpus.train_rows` is
     # then shared out among the seeds
     own_rows: bool = False
@@ -265,6 +272,7 @@ class Profile(Frozen):
     subsets: tuple[SubsetConfig, ...]
     members: tuple[MemberConfig, ...]
     merges: tuple[MergeConfig, ...]
+    ensembles: tuple[EnsembleConfig, ...] = Field(default=(), exclude_if=not_)
     evaluation: EvaluationConfig
     interaction: InteractionConfig | None = None
     watch: WatchConfig | None = None
@@ -307,7 +315,11 @@ class Profile(Frozen):
 
     def trained_members(self, model: str) -> list[str]:
         """The members behind a model; see `trained_members`."""
-        return trained_members(model, {merge.name: merge.members for merge in self.merges})
+        return trained_members(model, {one.name: one.members for one in (*self.merges, *self.ensembles)})
+
+    def encoding_models(self, model: str) -> tuple[str, ...]:
+        """The models that encode where ``model`` is scored: those of an ensemble, else itself."""
+        return {one.name: one.members for one in self.ensembles}.get(model, (model,))
 
     def merge_weights(self, merge: MergeConfig) -> list[float]:
         """One weight a member of ``merge``, in its order, not normalised."""
@@ -321,7 +333,7 @@ class Profile(Frozen):
     def model_names(self) -> list[str]:
         """Every model the study makes, in the order tables show them."""
         first = ["random", "base"] if isinstance(self.base_model, TinyBase) else ["base"]
-        return [*first, *(member.name for member in self.members), *(merge.name for merge in self.merges)]
+        return [*first, *(one.name for one in (*self.members, *self.merges, *self.ensembles))]
 
     @property
     def scored_models(self) -> list[str]:
@@ -332,11 +344,11 @@ class Profile(Frozen):
 
 
 def trained_members(model: str, merges: Mapping[str, Sequence[str]]) -> list[str]:
-    """The members behind a model: itself, or those of a merge and of the merges in it, each once.
+    """The members behind a model: itself, or those of a merge or ensemble and of the merges in it, each once.
 
     Args:
         model: Any name; one that is no merge stands for itself.
-        merges: Name of every merge -> what it merges.
+        merges: Name of every merge and ensemble -> what it is made of.
     """
     if model not in merges:
         return [model]
@@ -375,9 +387,12 @@ def _unresolved(profile: Profile) -> Iterator[str]:
             yield who, "model to start from", [member.start], models
         for number, merge in enumerate(profile.merges):
             yield f"merge '{merge.name}'", "member or earlier merge", merge.members, models[: len(members) + number]
+        for one in profile.ensembles:
+            yield f"ensemble '{one.name}'", "member or merge", one.members, models
         yield "evaluation.reference", "scored model", [profile.evaluation.reference], profile.scored_models
         if profile.seeds is not None:
-            yield "seeds", "member or merge", profile.seeds.models, models
+            known = [*models, *(one.name for one in profile.ensembles)]
+            yield "seeds", "member or merge", profile.seeds.models, known
         scored = ("experiments.interpolation", "experiments.frontier", "experiments.hypotheses")
         for key, name in profile.experiments.names():
             kind, known = ("scored model", profile.scored_models) if key in scored else ("member or merge", models)

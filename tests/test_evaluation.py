@@ -5,27 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import mteb
 import numpy as np
 import pytest
-from conftest import TEXTS
+from conftest import TEXTS, tiny_config
 from made_up_tasks import Words, use_words
 from mteb.models import ModelMeta
 from mteb.types import PromptType
+from scipy.stats import spearmanr
 
 from boom_utils.data.examples import write_jsonl
 from boom_utils.errors import EvaluationError
 from boom_utils.evaluation import encoding
-from boom_utils.evaluation.encoding import MtebEncoder
+from boom_utils.evaluation.encoding import Ensemble, MtebEncoder
 from boom_utils.evaluation.run import evaluate_task
 from boom_utils.evaluation.statistics import TaskSamples
 from boom_utils.evaluation.tasks import LocalTask, build_task
 from boom_utils.model_folder import EncoderSpec
 from boom_utils.models import Encoder
 from boom_utils.reporting.results import read_samples
+from boom_utils.training.base_model import random_encoder
 
 META = ModelMeta.create_empty({"name": "boom/m", "revision": "0" * 40})
 Rows = list[dict[str, Any]]
@@ -138,6 +141,38 @@ def test_an_sts_is_scored_by_the_similarity_of_the_model(monkeypatch: pytest.Mon
     rows = [{"sentence1": "1 1", "sentence2": f"{number} {9 - 2 * number}", "score": 4 - number} for number in range(5)]
     facts = evaluate_task("mock", tmp_path, local(tmp_path, "sts", test=rows), tmp_path)
     assert (facts["main_score"], facts["metric"], facts["similarity"]) == (pytest.approx(1.0), "spearman", "dot")
+
+
+def test_an_ensemble_is_scored_by_the_mean_of_its_models_embeddings_and_loads_each_once(
+    monkeypatch: pytest.MonkeyPatch, encoder_folder: Path, tmp_path: Path
+) -> None:
+    other, loaded = tmp_path / "other", list[Path]()
+    random_encoder(TEXTS[:5], tiny_config(seed=7), {}).save(other)
+    plain = Encoder.load
+    monkeypatch.setattr(Encoder, "load", lambda folder, *rest: loaded.append(folder) or plain(folder, *rest))
+    pairs = [{"sentence1": one, "sentence2": two, "score": n} for n, (one, two) in enumerate(pairwise(TEXTS[:7]))]
+    task = replace(local(tmp_path, "sts", test=pairs), prompt="P ")
+
+    def facts(*folders: Path) -> dict[str, Any]:
+        return evaluate_task("mock", folders, task, tmp_path)
+
+    alone, twice, both = facts(encoder_folder), facts(encoder_folder, encoder_folder), facts(encoder_folder, other)
+    assert twice["main_score"] == pytest.approx(alone["main_score"], abs=1e-6)
+    vectors = [
+        sum(plain(folder).encode([row[column] for row in pairs], "P ") for folder in (encoder_folder, other))
+        for column in ("sentence1", "sentence2")
+    ]
+    cosines = np.sum(vectors[0] * vectors[1], axis=1) / np.prod(
+        [np.linalg.norm(one, axis=1) for one in vectors], axis=0
+    )
+    assert both["main_score"] == pytest.approx(spearmanr(cosines, [row["score"] for row in pairs]).statistic)
+    assert len({one["revision"] for one in (alone, twice, both)}) == 3
+    assert facts(encoder_folder, other) == both and loaded.count(other) == 1, "not again for every task"
+    mean_ND = Ensemble([plain(encoder_folder), plain(other)]).encode(TEXTS, "P ")
+    assert mean_ND.dtype == np.float32 and np.linalg.norm(mean_ND, axis=1) == pytest.approx(np.ones(len(TEXTS)))
+    random_encoder(TEXTS, tiny_config(hidden_size=64), {}).save(tmp_path / "wide")
+    with pytest.raises(EvaluationError, match=r"(?s)have no mean.*32 dimensions.*64 dimensions"):
+        facts(encoder_folder, tmp_path / "wide")
 
 
 class Spy(Words):

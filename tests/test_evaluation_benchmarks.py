@@ -96,7 +96,7 @@ def smoke(**evaluation: Any) -> tuple[Profile, Manifest]:
 def base_scores(workspace: Path, **evaluation: Any) -> dict[str, Node]:
     """Nodes of the base's scores; the base is an empty file."""
     source = Node("base", 1, "base", {}, lambda out, _: (out / "x").write_text("x") and {})
-    nodes = scoring.score_nodes(*smoke(**evaluation), {"base": source}, source, workspace / "downloads")
+    nodes = scoring.score_nodes(*smoke(**evaluation), {"base": [source]}, source, workspace / "downloads")
     return {name.split("/")[2]: node for name, node in nodes.items()}
 
 

@@ -207,6 +207,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"interaction": {**INTERACTION, "clusters": 5}}, "5 clusters of 4 datasets"),
     ({"interaction": {**INTERACTION, "subset": "halff"}}, "interaction: no subset 'halff'"),
     ({"interaction": None}, "cluster 1, but there is no `interaction`"),
+    ({"ensembles": [{"name": "e", "members": ["full", "bom"]}]}, "ensemble 'e': no member or merge 'bom'"),
+    ({"ensembles": [{"name": "boom", "members": ["full", "s20"]}]}, "model 'boom' is named twice"),
     ({"seeds": {"count": 3, "models": ["bom"]}}, "seeds: no member or merge 'bom'"),
     ({"seeds": {"count": 3, "models": ["boom"], "fewer": {"bom": 2}}}, "'bom' is none of `models`; did you mean"),
     ({"seeds": {"count": 3, "models": ["boom"], "fewer": {"boom": 3}}}, "3 seeds of 'boom', expected 2 to 2"),
@@ -314,6 +316,19 @@ def test_a_model_may_have_less_seeds_and_nothing_is_made_that_no_model_needs(tmp
     assert study.whole.subset("p100.seed4").part == (4, 4) and study.whole.subset("p20.seed3").part == (3, 4)
     later = [name for name in study.whole.scored_models if name.startswith(("s20.", "boom."))]
     assert later == ["s20.seed2", "boom.seed2", "boom.seed3"], "the third s20 is in the third boom only"
+
+
+def test_an_ensemble_is_scored_with_the_models_in_it_and_copied_with_its_seeds(tmp_path: Path) -> None:
+    raw = {**plain_smoke(), "ensembles": [{"name": "together", "members": ["s20", "boom"]}]}
+    study = opened({**raw, "seeds": {"count": 2, "models": ["together"]}}, tmp_path)
+    task = study.profile.evaluation.in_domain[0]
+    assert study.inputs[f"scores/together/{task}"] == ["examples", "member/s20", "merge/boom"]
+    assert study.inputs[f"scores/together.seed2/{task}"] == ["examples", "member/s20.seed2", "merge/boom.seed2"]
+    assert f"scores/together.seed2/{task}" in study.nodes_of("06_merging_ablations")
+    assert not any(name.startswith("scores/boom.seed2/") for name in study.nodes), "it is behind one only"
+    assert study.profile.trained_members("together") == ["s20", "s40", "s60", "s80", "full"]
+    plain_node, other = opened(plain_smoke(), tmp_path).node("scores/boom/" + task), study.node("scores/boom/" + task)
+    assert key_of(plain_node) == key_of(other)
 
 
 def test_seeds_with_rows_of_their_own_share_none_and_keep_their_ratios() -> None:

@@ -6,7 +6,7 @@ Shapes: N texts, D dimensions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -24,11 +24,37 @@ BLOCK = 8192
 Similarity = Callable[[Any, Any], Any]
 
 
+class Ensemble:
+    """Several encoders as one: the mean of their embeddings, of length 1 where theirs are.
+
+    Args:
+        encoders: Each gets the same texts and prompts as if it was alone.
+
+    Raises:
+        EvaluationError: They differ in dimension, normalisation, or how two embeddings are compared.
+    """
+
+    def __init__(self, encoders: Sequence[Encoder]) -> None:
+        kinds = {(one.dimension, one.spec.normalize, one.spec.similarity) for one in encoders}
+        if len(kinds) > 1:
+            shown = [f"{size} dimensions, normalize {unit}, {kind}" for size, unit, kind in sorted(kinds)]
+            what, fix = "embeddings of these models have no mean", "put models of one base into an ensemble"
+            raise EvaluationError(what, expected="one dimension, normalisation and similarity", found=shown, fix=fix)
+        self.encoders, self.spec = encoders, encoders[0].spec
+
+    def encode(self, texts: Sequence[str], prompt: str = "") -> np.ndarray:
+        """Mean embeddings of texts, float32 (N, D)."""
+        mean_ND = np.mean([one.encode(texts, prompt) for one in self.encoders], axis=0, dtype=np.float32)
+        if self.spec.normalize:
+            mean_ND /= np.maximum(np.linalg.norm(mean_ND, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return np.asarray(mean_ND)
+
+
 class MtebEncoder:
     """An `Encoder` behind mteb's encoder protocol, with one task's prompt.
 
     Args:
-        encoder: The model.
+        encoder: The model, or several.
         meta: Its mteb metadata (name and content-hash revision).
         prompt: Put before queries; before every text where ``prompt_documents``.
         prompt_documents: True where every text of a task is a query.
@@ -37,7 +63,7 @@ class MtebEncoder:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Encoder | Ensemble,
         meta: ModelMeta,
         prompt: str,
         *,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from mteb.models import ModelMeta
 from sklearn.exceptions import UndefinedMetricWarning
 
-from boom_utils.artifacts import write_json, write_text
+from boom_utils.artifacts import digest_of, write_json, write_text
 from boom_utils.errors import EvaluationError
 from boom_utils.evaluation.benchmarks import (
     BenchmarkTask,
@@ -28,7 +28,7 @@ from boom_utils.evaluation.benchmarks import (
     mteb_version,
     random_state_kept,
 )
-from boom_utils.evaluation.encoding import MtebEncoder
+from boom_utils.evaluation.encoding import Ensemble, MtebEncoder
 from boom_utils.evaluation.samples import compare_as_model, table
 from boom_utils.evaluation.statistics import TaskSamples
 from boom_utils.evaluation.tasks import LocalTask, build_task
@@ -58,22 +58,29 @@ class Scoring:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(folder: Path, precision: Precision) -> tuple[Encoder, str]:
-    """The encoder of a folder and its content hash; the last one stays loaded for the next task."""
-    encoder = Encoder.load(folder, dtype_of(precision))
+def _loaded(folders: tuple[Path, ...], precision: Precision) -> tuple[Encoder | Ensemble, str]:
+    """The encoder of a folder, or of several, and its content hash; the last one stays loaded for the next task."""
+    encoders = [Encoder.load(folder, dtype_of(precision)) for folder in folders]
     if torch.cuda.is_available():
-        encoder.to("cuda")
-    return encoder, content_hash(folder)
+        for encoder in encoders:
+            encoder.to("cuda")
+    hashes = [content_hash(folder) for folder in folders]
+    return (encoders[0], hashes[0]) if len(folders) == 1 else (Ensemble(encoders), digest_of(hashes)[:40])
 
 
 def evaluate_task(
-    model: str, folder: Path, task: LocalTask | BenchmarkTask, out: Path, scoring: Scoring | None = None
+    model: str,
+    folder: Path | Sequence[Path],
+    task: LocalTask | BenchmarkTask,
+    out: Path,
+    scoring: Scoring | None = None,
 ) -> dict[str, Any]:
-    """Score the encoder in ``folder`` on one task; write mteb's result JSON and the values behind it to ``out``.
+    """Score the encoder of ``folder`` on one task; write mteb's result JSON and the values behind it to ``out``.
 
     Args:
         model: Name in tables; mteb's name is ``boom/<model>``.
-        folder: An encoder folder that does not change while it exists.
+        folder: An encoder folder that does not change while it exists; several are scored by the mean of their
+            embeddings.
         task: What to score it on; its prompt stands before queries.
         out: Gets ``<task>.json`` (mteb's TaskResult, without its times) and ``samples.json``.
         scoring: Everything else.
@@ -82,10 +89,12 @@ def evaluate_task(
         Facts: main score, metric, number of samples, revision, and all that the score was made with.
 
     Raises:
-        EvaluationError: mteb failed, the data of a benchmark are not there, or its score and the kept values disagree.
+        EvaluationError: mteb failed, the data of a benchmark are not there, or its score and the kept values disagree;
+            embeddings of several folders have no mean.
     """
     scoring = scoring or Scoring()
-    encoder, revision = _loaded(folder, scoring.precision)
+    folders = (folder,) if isinstance(folder, Path) else tuple(folder)
+    encoder, revision = _loaded(folders, scoring.precision)
     symmetric = isinstance(task, LocalTask) and task.kind in SYMMETRIC
     meta, passage_prompt = _meta(model, revision), scoring.passage_prompt
     wrapped = MtebEncoder(encoder, meta, task.prompt, prompt_documents=symmetric, passage_prompt=passage_prompt)
@@ -138,7 +147,7 @@ def _meta(model: str, revision: str) -> ModelMeta:
     return ModelMeta.create_empty({"name": f"boom/{model}", "revision": revision})
 
 
-def _spec(encoder: Encoder) -> dict[str, Any]:
+def _spec(encoder: Encoder | Ensemble) -> dict[str, Any]:
     """Length, pooling and normalisation, as the model's folder says, and what else of it is not as usual."""
     spec = getattr(encoder, "spec", None)
     known = {} if spec is None else asdict(spec)

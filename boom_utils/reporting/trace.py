@@ -140,7 +140,9 @@ def _kept_sources(folder: Path) -> Sources:
     scores = read_numbers(folder).scores
     for row in scores.to_dict("records") if "made_from" in scores else ():
         label = f"scores of {run_name(row['model'], row['seed'])} on {row['task']}"
-        facts = {"label": label, "sha256": row["sha256"], "inputs": {"model": row["made_from"]}, "corpus": []}
+        models = row["made_from"].split()  # an ensemble has several
+        inputs = {f"model {number}" if len(models) > 1 else "model": key for number, key in enumerate(models, 1)}
+        facts = {"label": label, "sha256": row["sha256"], "inputs": inputs, "corpus": []}
         found[row["key"]] = {"stage": "scores", **facts}
     return found
 

@@ -53,7 +53,7 @@ def evaluate_model(
             said = "%s: queries get %r and documents %r, as its folder says, not the prompts of the profile"
             log.info(said, name, *brought.prompts)
     downloads, examples = downloads_folder(study.workspace.root), study.node("examples")
-    nodes = score_nodes(study.profile, study.manifest, {name: source}, examples, downloads, brought)
+    nodes = score_nodes(study.profile, study.manifest, {name: [source]}, examples, downloads, brought)
     from boom_utils.evaluation.run import write_result  # mteb: only when model and tasks are found
 
     scored, problems = dict[str, tuple[Artifact, bool]](), dict[str, str]()

@@ -104,7 +104,7 @@ def numbers_of(found: Inputs) -> Numbers:
 
 def _score(artifact: Artifact, task: str) -> dict[str, Any]:
     """A score, what it was made with, and mteb's own result as compact JSON."""
-    facts, path = dict(artifact.facts), artifact.path / f"{task}.json"
+    facts, inputs, path = dict(artifact.facts), artifact.record["inputs"], artifact.path / f"{task}.json"
     known = {name: facts.pop(name, None) for name in ("metric", "main_score", "mteb_version", "revision", "prompt")}
     result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {
@@ -114,7 +114,7 @@ def _score(artifact: Artifact, task: str) -> dict[str, Any]:
         "made_with": canonical_json(facts),
         "key": artifact.key[:KEY_LETTERS],
         "sha256": artifact.digest,
-        "made_from": artifact.record["inputs"]["model"]["key"][:KEY_LETTERS],
+        "made_from": " ".join(one["key"][:KEY_LETTERS] for role, one in inputs.items() if role != "examples"),
         "result": json.dumps(result, separators=(",", ":"), ensure_ascii=False) if result else None,
     }
 
@@ -134,6 +134,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
     seeds = {model: [n for n in names if n in scored] for model, names in seeds_of(profile).items() if model in scored}
     members = [member for member in profile.members if f"member/{member.name}" in found]
     trained_on = {member.name: found[f"plan/{member.name}"].facts["datasets"] for member in members}
+    ensembles = {one.name: {"members": [*one.members]} for one in profile.ensembles if one.name in scored}
     used = (*profile.corpus.datasets, *profile.corpus.new_datasets)
     rows = {name: found["examples"].facts["rows"].get(f"train/{name}", 0) for name in used}
     return {
@@ -157,6 +158,7 @@ def study_facts(profile: Profile, manifest: Manifest, found: Inputs) -> dict[str
             for merge in profile.merges
             if {*profile.trained_members(merge.name)} <= {*trained_on}
         },
+        **({"ensembles": ensembles} if ensembles else {}),
         "tasks": task_facts(profile, manifest, benchmarks),
         "evaluation": profile.evaluation.model_dump(mode="json"),
         "experiments": profile.experiments.model_dump(mode="json", exclude_defaults=True),

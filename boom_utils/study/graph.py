@@ -44,7 +44,8 @@ NOTEBOOKS: Mapping[str, str] = {
     "05_scheduling_ablations": "plan/{schedules} member/{schedules} scores/{schedules:seeds}/",
     "06_merging_ablations": (
         "interaction/ interaction plan/{restricted} member/{restricted} scores/{restricted}/ geometry/compared "
-        "merge/{comparisons} scores/{sampled:seeds}/ scores/{averages:seeds}/ scores/{comparisons:seeds}/"
+        "merge/{comparisons} scores/{sampled:seeds}/ scores/{averages:seeds}/ scores/{comparisons:seeds}/ "
+        "scores/{ensembles:seeds}/"
     ),
     "07_tables_and_figures": "plan/{rest} member/{rest} scores/{rest:seeds}/ geometry/regime results report",
     "08_your_own_data": "examples base",  # its own study has nodes of its own
@@ -183,21 +184,23 @@ class Study:
         """Names of the models or subsets of a group, as `boom_utils.experiments.Experiments` declares them.
 
         ``sampled``, ``schedules`` (the one they are compared with comes first) and ``incremental``. ``averages``:
-        merges of ``sampled``; ``comparisons``: all other merges of old data; ``restricted``: the members behind these
-        that are not ``sampled``; ``rest``: members in none of these. ``subsets`` and ``new_subsets``: subsets without
-        and with new data.
+        merges of ``sampled``; ``comparisons``: all other merges of old data; ``ensembles``; ``restricted``: the
+        members behind these two that are not ``sampled``; ``rest``: members in none of these. ``subsets`` and
+        ``new_subsets``: subsets without and with new data.
         """
         profile, found = self.profile, self.profile.experiments
         compared, updated = found.scheduling, found.incremental.models
         averages, members = [*found.averages], [member.name for member in profile.members]
         merged = [merge.name for merge in profile.merges if merge.name not in (*averages, *updated)]
-        behind = {member for merge in merged for member in profile.trained_members(merge)} - {*found.sampled}
+        together = [one.name for one in profile.ensembles]
+        behind = {member for one in (*merged, *together) for member in profile.trained_members(one)} - {*found.sampled}
         groups = {
             "sampled": [*found.sampled],
             "schedules": [compared.baseline, *compared.models] if compared.baseline else [],
             "incremental": [*updated],
             "averages": averages,
             "comparisons": merged,
+            "ensembles": together,
             "restricted": [name for name in members if name in behind],
         }
         groups["rest"] = [name for name in members if not any(name in group for group in groups.values())]
@@ -316,7 +319,7 @@ def _nodes(profile: Profile, manifest: Manifest, downloads: Path, execution: mod
     nodes |= _model_nodes(whole, manifest, nodes, execution)
     nodes |= models.geometry_nodes(profile, nodes)
     places = stages.model_nodes(whole)
-    scored = {model: nodes[places[model]] for model in whole.scored_models}
+    scored = {model: [nodes[places[one]] for one in whole.encoding_models(model)] for model in whole.scored_models}
     nodes |= scoring.score_nodes(whole, manifest, scored, nodes["examples"], downloads)
     nodes["results"] = gathering.results(profile, manifest, nodes)
     nodes["report"] = gathering.report(nodes)
@@ -330,7 +333,7 @@ def _model_nodes(
     nodes, places = dict(known), stages.model_nodes(profile)
     lines: dict[str, MemberConfig | MergeConfig] = {member.name: member for member in profile.members}
     lines |= {merge.name: merge for merge in profile.merges}
-    for name in TopologicalSorter(parts_of(profile)).static_order():
+    for name in (one for one in TopologicalSorter(parts_of(profile)).static_order() if one in lines):
         if isinstance(line := lines[name], MergeConfig):
             nodes[places[name]] = models.merge(profile, manifest, line, nodes)
         else:

@@ -80,7 +80,8 @@ def _asking(study: Study, plan: StudyPlan, most_gpus: int | None) -> Callable[[s
 
     def asked(kind: str, nodes: Sequence[str]) -> dict[str, int]:
         gpus = min(most, {"member": processes, "pair": processes, "scores": 1}.get(kind, 0))
-        memory = BASE_MB + COPIES.get(kind, 0) * model_mb
+        models = len(study.whole.encoding_models(nodes[0].split("/")[1])) if kind == "scores" else 1
+        memory = BASE_MB + COPIES.get(kind, 0) * models * model_mb
         column, unit = ("device_hours", 3600 / gpus) if gpus else ("seconds", 1.0)
         costs: Any = plan.costs[plan.costs.index.isin(nodes)]
         seconds = math.nan if costs["at_least"].any() else costs[column].sum(skipna=False) * unit
@@ -88,7 +89,7 @@ def _asking(study: Study, plan: StudyPlan, most_gpus: int | None) -> Callable[[s
             seconds = math.nan if plan.unknown_rows else plan.tokens_bytes / CONVERTED_BYTES
         elif size := sum(sizes.get(node.split("/")[-1], 0) for node in nodes if kind == "scores"):
             # A forward pass is a third of a training step.
-            seconds = size / CHARACTERS_A_TOKEN * everything[column] * unit / everything["tokens"] / 3
+            seconds = models * size / CHARACTERS_A_TOKEN * everything[column] * unit / everything["tokens"] / 3
         minutes = UNKNOWN_MINUTES if math.isnan(seconds) else LEAST_MINUTES + math.ceil(MARGIN * seconds / 60)
         return {"gpus": gpus, "mem_mb": UNKNOWN_MB if math.isnan(memory) else math.ceil(memory), "minutes": minutes}
 

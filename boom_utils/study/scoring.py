@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Brought:
 def score_nodes(
     profile: Profile,
     manifest: Manifest,
-    models: Mapping[str, Node],
+    models: Mapping[str, Sequence[Node]],
     examples: Node,
     downloads: Path,
     brought: Brought | None = None,
@@ -72,7 +72,7 @@ def score_nodes(
     Args:
         profile: What is studied.
         manifest: Its corpus.
-        models: Name -> node of each model.
+        models: Name -> node of each model; of an ensemble, those of the models in it.
         examples: Node of the evaluation sets of the corpus.
         downloads: Where the data of benchmarks are.
         brought: Where the model is, if it is not in its node's artifact.
@@ -80,31 +80,33 @@ def score_nodes(
     evaluation, benchmarks = profile.evaluation, profile_benchmarks(profile)
     prompts, passage_prompt = prompts_of(profile, manifest, evaluation.query_template), fixed_prompts(profile)[1]
 
-    def node(model: str, source: Node, name: str) -> Node:
+    def node(model: str, sources: Sequence[Node], name: str) -> Node:
         task = benchmarks.tasks.get(name)
         query = prompts[manifest.task(name).dataset] if task is None else task.prompt
         query, passage = (brought and brought.prompts) or (query, passage_prompt)
+        roles = {f"model {number}": one for number, one in enumerate(sources, 1)}
+        roles = roles if len(sources) > 1 else {"model": sources[0]}
 
         def make(out: Path, found: Inputs) -> Mapping[str, Any]:
             from boom_utils.evaluation.run import Scoring, evaluate_task
             from boom_utils.evaluation.tasks import LocalTask
 
-            folder = found["model"].path if brought is None else brought.folder
+            folders = [found[role].path for role in roles] if brought is None else [brought.folder]
             scoring = Scoring(evaluation.query_template, evaluation.precision, downloads, passage)
             if task is not None:
-                return evaluate_task(model, folder, replace(task, prompt=query), out, scoring)
+                return evaluate_task(model, folders, replace(task, prompt=query), out, scoring)
             declared, place = manifest.task(name), found["examples"].path / "evaluation" / name
             origin = manifest.dataset(declared.dataset).origin
             kind = declared.family if origin is None else origin.task
-            return evaluate_task(model, folder, LocalTask(name, kind, place, query), out, scoring)
+            return evaluate_task(model, folders, LocalTask(name, kind, place, query), out, scoring)
 
         # What a score depends on besides the model (its folder says length and pooling): another value, another score.
         asked = manifest.task(name).model_dump(mode="json") if task is None else task.described()
         described = {"model": model, "task": asked, "prompt": query, "precision": evaluation.precision}
         described |= {"mteb": mteb_version(), **({"passage_prompt": passage} if passage else {})}
-        inputs = {"model": source} if task else {"model": source, "examples": examples}
+        inputs = roles if task else {**roles, "examples": examples}
         label = f"scores of {model} on {name}"
         return Node("scores", 4, label, described, make, inputs, one_of_many=True)
 
     names = (*evaluation.in_domain, *evaluation.out_of_domain, *benchmarks.tasks)
-    return {f"scores/{model}/{name}": node(model, source, name) for model, source in models.items() for name in names}
+    return {f"scores/{model}/{name}": node(model, found, name) for model, found in models.items() for name in names}

@@ -27,8 +27,8 @@ def seeds_of(profile: Profile) -> dict[str, list[str]]:
 
 
 def parts_of(profile: Profile) -> dict[str, tuple[str, ...]]:
-    """What every member and merge is made from, besides the base."""
-    merged = {merge.name: merge.members for merge in profile.merges}
+    """What every member, merge and ensemble is made from, besides the base."""
+    merged = {one.name: one.members for one in (*profile.merges, *profile.ensembles)}
     return merged | {member.name: (member.start,) if member.start else () for member in profile.members}
 
 
@@ -40,7 +40,7 @@ def with_seeds(profile: Profile) -> Profile:
     count, subsets = profile.seeds.count, [*profile.subsets]
     if profile.seeds.own_rows:
         subsets = [one.model_copy(update={"part": (1, count)}) for one in subsets]
-    members, merges = [*profile.members], [*profile.merges]
+    members, merges, ensembles = [*profile.members], [*profile.merges], [*profile.ensembles]
     for number in range(2, count + 1):
         later, seeded = STRIDE * (number - 1), profile.seeds.with_seed(number)
         scored, behind = {*seeded} & {*profile.scored_models}, _closure(seeded, parts_of(profile))
@@ -60,8 +60,11 @@ def with_seeds(profile: Profile) -> Profile:
         for merge in (one for one in profile.merges if one.name in behind):
             change = {"name": copy(merge.name), "scored": merge.name in scored}
             merges.append(merge.model_copy(update={**change, "members": tuple(map(copy, merge.members))}))
-    lines = {"subsets": tuple(subsets), "members": tuple(members), "merges": tuple(merges)}
-    return profile.model_copy(update={**lines, "seeds": None})
+        for one in (one for one in profile.ensembles if one.name in behind):
+            change = {"name": copy(one.name), "members": tuple(map(copy, one.members))}
+            ensembles.append(one.model_copy(update=change))
+    lines = {"subsets": subsets, "members": members, "merges": merges, "ensembles": ensembles}
+    return profile.model_copy(update={**{key: tuple(some) for key, some in lines.items()}, "seeds": None})
 
 
 def _closure(names: Iterable[str], parts: Mapping[str, tuple[str, ...]]) -> set[str]:
