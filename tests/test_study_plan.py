@@ -14,7 +14,7 @@ import yaml
 
 from boom_utils.artifacts import Artifact, Workspace
 from boom_utils.cli import main
-from boom_utils.config import PROFILES, Profile, load_profile
+from boom_utils.config import PROFILES, EnsembleConfig, Profile, load_profile
 from boom_utils.data.examples import TrainingExample
 from boom_utils.data.manifest import load_manifest
 from boom_utils.data.tokens import TextRules, write_tokens
@@ -214,6 +214,35 @@ def test_facts_of_finished_artifacts_come_before_assumptions(tmp_path: Path, row
     assert total(plan.costs[plan.costs["up_to_date"]])["steps"] == 5 + 3
 
 
+def test_scores_take_a_third_of_a_step_a_token_until_some_are_made_and_an_ensemble_as_long_as_its_models(
+    tmp_path: Path, rows: dict[str, float]
+) -> None:
+    together = EnsembleConfig(name="together", members=("s20", "s40"))
+    study = Study(study_of(tmp_path).profile.model_copy(update={"ensembles": (together,)}), Workspace(tmp_path))
+
+    def make(out: Path, _: Mapping[str, Artifact]) -> dict[str, Any]:
+        (out / "evaluation" / "exception_class").mkdir(parents=True)
+        (out / "evaluation" / "exception_class" / "test.jsonl").write_text(f"{'a' * 40}\n{'a' * 4000}\n")
+        return {"rows": {}}
+
+    def seconds(model: str) -> float:
+        costs = plan_study(study, Assumptions(tokens_per_second=10.0)).costs
+        return float(costs.loc[f"scores/{model}/exception_class", "seconds"])
+
+    object.__setattr__(study.nodes["examples"], "make", make)
+    study.build("examples")
+    tokens = 40 / 4 + study.profile.base_model.max_seq_length  # a text is cut there
+    assert (seconds("full"), seconds("together")) == (
+        pytest.approx(tokens / 10 / 3),
+        pytest.approx(2 * tokens / 10 / 3),
+    )
+    for name in ("random", "base", "scores/base/exception_class"):
+        fake(study, name, {"examples": 1, "steps": 1, "tokens": 1})
+    took = study.build("scores/base/exception_class").record["wall_seconds"]
+    assert (seconds("full"), seconds("together")) == (took, 2 * took)
+    assert "scores" in plan_text(plan_study(study))
+
+
 def test_json_has_the_graph_with_inputs_before_what_is_made_from_them(tmp_path: Path, rows: dict[str, float]) -> None:
     study = study_of(tmp_path)
     fake(study, "examples", {"rows": {}})
@@ -274,7 +303,7 @@ def test_numbers_that_mean_nothing_are_refused(options: list[str]) -> None:
 def test_a_profile_of_files_or_of_the_hub_can_be_planned(name: str, model_bytes: float, tmp_path: Path) -> None:
     study = Study(load_profile(name), Workspace(tmp_path))
     plan = plan_study(study)
-    models = plan.costs[plan.costs["kind"] != "pair"]
+    models = plan.costs[~plan.costs["kind"].isin(["pair", "scores"])]
     assert [*models["name"]] == [n for n in study.whole.model_names if n != "random"]
     assert not models["up_to_date"].any()
     assert cost_of(plan, "full")["model_bytes"] > model_bytes

@@ -13,14 +13,12 @@ from typing import Any
 from boom_utils.artifacts import digest_of
 from boom_utils.config import TinyBase
 from boom_utils.study.graph import Study
-from boom_utils.study.plan import StudyPlan, total
-from boom_utils.study.scoring import profile_benchmarks
+from boom_utils.study.plan import StudyPlan
 
 LEAST_MINUTES, UNKNOWN_MINUTES = 15, 720
 """Asked for by a job that does little, and by one of which nobody knows how much it does."""
 MARGIN = 1.5  # of time; what was too little is doubled at every retry
 CONVERTED_BYTES = 1e5  # of tokens a second: what one processor converts and tokenises, on the safe side
-CHARACTERS_A_TOKEN = 4
 BASE_MB, UNKNOWN_MB = 4000, 32_000
 COPIES = {"base": 5, "member": 5, "pair": 5, "merge": 2, "scores": 2}  # of the weights, that a job holds in memory
 _KINDS = {"examples": "data", "subset": "data", "random": "base", "plan": "member", "results": "report"}
@@ -75,8 +73,7 @@ def _asking(study: Study, plan: StudyPlan, most_gpus: int | None) -> Callable[[s
     """What a job of some kind and nodes asks a cluster for: devices, memory and minutes."""
     processes, tiny = study.profile.training.processes, isinstance(study.profile.base_model, TinyBase)
     most = (0 if tiny else processes) if most_gpus is None else most_gpus
-    sizes = {name: task.size for name, task in profile_benchmarks(study.profile).tasks.items()}
-    everything, model_mb = total(plan.costs), float(plan.costs["model_bytes"]["base"]) / 1e6
+    model_mb = float(plan.costs["model_bytes"]["base"]) / 1e6
 
     def asked(kind: str, nodes: Sequence[str]) -> dict[str, int]:
         gpus = min(most, {"member": processes, "pair": processes, "scores": 1}.get(kind, 0))
@@ -87,9 +84,6 @@ def _asking(study: Study, plan: StudyPlan, most_gpus: int | None) -> Callable[[s
         seconds = math.nan if costs["at_least"].any() else costs[column].sum(skipna=False) * unit
         if kind in ("data", "tokens"):
             seconds = math.nan if plan.unknown_rows else plan.tokens_bytes / CONVERTED_BYTES
-        elif size := sum(sizes.get(node.split("/")[-1], 0) for node in nodes if kind == "scores"):
-            # A forward pass is a third of a training step.
-            seconds = models * size / CHARACTERS_A_TOKEN * everything[column] * unit / everything["tokens"] / 3
         minutes = UNKNOWN_MINUTES if math.isnan(seconds) else LEAST_MINUTES + math.ceil(MARGIN * seconds / 60)
         return {"gpus": gpus, "mem_mb": UNKNOWN_MB if math.isnan(memory) else math.ceil(memory), "minutes": minutes}
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,11 +29,15 @@ from boom_utils.artifacts import Node
 from boom_utils.config import MemberConfig, PretrainedBase, TinyBase
 from boom_utils.data.manifest import Manifest
 from boom_utils.data.sampling import subset_size
+from boom_utils.evaluation.benchmarks import BenchmarkTask
 from boom_utils.hyperparameters import TrainingConfig
 from boom_utils.study.graph import Study
 from boom_utils.study.models import datasets_of, interaction_members, rules_of
+from boom_utils.study.scoring import profile_benchmarks
 from boom_utils.training.plan import DatasetRules
 
+CHARACTERS_A_TOKEN = 4
+TRAINED, SCORED = 6.0, 2.0  # FLOPs a weight and token, forward and backward or forward alone
 BYTES_A_WEIGHT = 4  # models are stored in float32
 ADAM_COPIES = 3  # a checkpoint holds weights and two moments
 _COLUMNS: Mapping[str, tuple[str, float, str]] = {
@@ -46,6 +51,8 @@ _COLUMNS: Mapping[str, tuple[str, float, str]] = {
     "checkpoint_bytes": ("checkpoint", 1e6, " MB"),
 }
 """Amounts of a model, each with its heading, and what it is shown in."""
+_ENCODED = ("corpus", "queries", "train", "test")
+"""Files of an evaluation set whose texts a model encodes."""
 AMOUNTS = [*_COLUMNS][:-1]
 """What is summed over models; checkpoints are not, as one run's are gone before the next begins."""
 
@@ -74,8 +81,9 @@ class StudyPlan:
     """Costs of all models of a study, and what the numbers rest on.
 
     Args:
-        costs: A row a model, by name of its node: ``name``, ``kind`` (base, member, pair, merge), ``up_to_date``, the
-            amounts, and ``at_least``: the rows of some of its datasets are not known and not counted.
+        costs: A row a model or score, by name of its node: ``name``, ``kind`` (base, member, pair, merge, scores),
+            ``up_to_date``, the amounts, and ``at_least``: the rows of some of its datasets are not known and not
+            counted.
         tokens_bytes: Disk that the tokens of all rows take.
         unknown_rows: Datasets whose rows are not known.
         assumptions: What the numbers rest on, a sentence each.
@@ -125,6 +133,7 @@ def plan_study(study: Study, assumptions: Assumptions | None = None) -> StudyPla
     costs += [planner.row(f"merge/{one.name}", "merge") for one in profile.merges]
     if profile.interaction is not None:
         costs += [planner.member(one, "pair") for one in interaction_members(profile, profile.interaction)]
+    costs += planner.scores()
     rows = {name: planner.rows[name] for name in (*corpus.datasets, *corpus.new_datasets)}
     unknown = tuple(name for name, count in rows.items() if math.isnan(count))
     stored = sum(4 * count * planner.texts(name)[2] for name, count in rows.items() if name not in unknown)
@@ -206,6 +215,43 @@ class _Planner:
         size = {"model_bytes": self.model["parameters"] * BYTES_A_WEIGHT, "checkpoint_bytes": 0.0, "at_least": False}
         return {**shared, **trained, **rest, **size, **amounts}
 
+    def scores(self) -> Iterator[dict[str, Any]]:
+        """The rows of all scores; the models of an ensemble encode one after the other."""
+        for node in (name for name in self.study.nodes if name.startswith("scores/")):
+            _, model, task = node.split("/")
+            one, models = self.scoring[task], len(self.study.whole.encoding_models(model))
+            yield self.row(node, "scores", model_bytes=0.0, **{name: models * amount for name, amount in one.items()})
+
+    @cached_property
+    def scoring(self) -> dict[str, dict[str, float]]:
+        """What one model costs that is scored on a task: by the scores that are made, else by the task's texts."""
+        measured, costs = defaultdict[str, list[float]](list), dict[str, dict[str, float]]()
+        scored = [name.split("/")[1:] for name in self.study.nodes if name.startswith("scores/")]
+        for model, task in (one for one in scored if "/".join(("scores", *one)) in self.found):
+            seconds = self.found[f"scores/{model}/{task}"].record["wall_seconds"]
+            measured[task].append(seconds / len(self.study.whole.encoding_models(model)))
+        for task in {task: 0 for _, task in scored}:
+            costs[task] = self._spent(self._task_tokens(task), SCORED)
+            costs[task] |= {"seconds": median(measured[task])} if measured[task] else {}
+        return costs
+
+    @cached_property
+    def benchmarks(self) -> Mapping[str, BenchmarkTask]:
+        """The tasks of mteb among those that models are scored on."""
+        return profile_benchmarks(self.study.profile).tasks
+
+    def _task_tokens(self, task: str) -> float:
+        """About how many tokens a model encodes for a task."""
+        if task in self.benchmarks:
+            return self.benchmarks[task].size / CHARACTERS_A_TOKEN
+        limit, corpus = self.study.profile.base_model.max_seq_length, self.study.profile.corpus
+        if "examples" not in self.found:
+            return limit * ((corpus.evaluation_queries or math.nan) + (corpus.evaluation_documents or math.nan))
+        folder = self.found["examples"].path / "evaluation" / task
+        files = [path for name in _ENCODED if (path := folder / f"{name}.jsonl").is_file()]
+        lines = (line for path in files for line in path.read_bytes().splitlines())
+        return sum(min(len(line) / CHARACTERS_A_TOKEN, limit) for line in lines)
+
     def base(self) -> dict[str, Any]:
         """The row of the base; one that is not trained here costs its bytes alone."""
         config = self.study.profile.base_model
@@ -251,14 +297,22 @@ class _Planner:
 
     def _trained(self, tokens: float, training: TrainingConfig) -> dict[str, float]:
         """What a training run on some tokens costs."""
-        per_weight = (4.0 if training.lora else 6.0) + (2.0 if training.gradient_checkpointing is True else 0.0)
+        per_weight = (4.0 if training.lora else TRAINED) + (2.0 if training.gradient_checkpointing is True else 0.0)
+        amounts, speed = self._spent(tokens, per_weight), self.tokens_per_second
+        return {
+            **amounts,
+            "seconds": tokens / speed if speed else amounts["seconds"],
+            # Adapters are few, and their number is not known here.
+            "checkpoint_bytes": math.nan if training.lora else self.model["parameters"] * BYTES_A_WEIGHT * ADAM_COPIES,
+        }
+
+    def _spent(self, tokens: float, per_weight: float) -> dict[str, float]:
+        """Compute and time of some tokens with so many FLOPs a weight each."""
         flops, speed = self.model["matrices"] * per_weight * tokens, self.tokens_per_second
         return {
             "flops": flops,
-            "seconds": tokens / speed if speed else flops / self.model["flops_per_second"],
+            "seconds": tokens * per_weight / TRAINED / speed if speed else flops / self.model["flops_per_second"],
             "device_hours": flops / (self.given.device_tflops * 1e12 * self.given.utilisation) / 3600,
-            # Adapters are few, and their number is not known here.
-            "checkpoint_bytes": math.nan if training.lora else self.model["parameters"] * BYTES_A_WEIGHT * ADAM_COPIES,
         }
 
     def said(self, unknown: Sequence[str]) -> Iterator[str]:
@@ -279,7 +333,10 @@ class _Planner:
             rate = f"{model['flops_per_second'] / 1e9:.3g} GFLOP/s in {self.training.precision} on one device here"
             yield f"time here: {rate}, measured once (speed/) in training steps; nan: the base is not on this machine"
         yield f"device hours: {given.device_tflops:g} TFLOP/s at {100 * given.utilisation:g} % utilisation"
-        rest = "merging, evaluation, products of attention, what lack of memory has computed twice"
+        counted = "as long as those that are made, else a third of a training step's time a token"
+        texts = "of the sets" if "examples" in self.found else "as many as asked for, of full length"
+        yield f"scores: {counted}; texts: {texts}, {CHARACTERS_A_TOKEN} characters a token"
+        rest = "merging, products of attention, what lack of memory has computed twice"
         yield f"not counted: conversion, mining, tokenising, {rest}"
 
     def graph(self) -> tuple[dict[str, Any], ...]:
@@ -313,13 +370,15 @@ def plan_text(plan: StudyPlan) -> str:
 
     Hours of a rented device are shown from one hour on: who needs less does not rent.
     """
-    costs, pair = plan.costs, plan.costs["kind"] == "pair"
-    whole, pairs = total(costs), total(costs[pair])
+    costs, many = plan.costs, {"pair": "pairs of datasets", "scores": "scores"}
+    whole, one = total(costs), ~costs["kind"].isin(many)
     columns = [name for name in _COLUMNS if name != "device_hours" or not whole[name] < 1]
     lines: dict[str, tuple[str, Any]] = {
-        row["name"]: ("up to date" if row["up_to_date"] else "to do", row) for row in costs[~pair].to_dict("records")
+        row["name"]: ("up to date" if row["up_to_date"] else "to do", row) for row in costs[one].to_dict("records")
     }
-    lines |= {"pairs of datasets": ("", pairs)} if pairs["steps"] else {}
+    lines |= {
+        text: ("", total(costs[costs["kind"] == kind])) for kind, text in many.items() if kind in {*costs["kind"]}
+    }
     lines |= {"all": ("", whole), "still to do": ("", total(costs[~costs["up_to_date"]]))}
     cells = {
         name: [*(_shown(key, amounts.get(key, 0.0), amounts["at_least"]) for key in columns), state]
