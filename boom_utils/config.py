@@ -315,7 +315,7 @@ class Profile(Frozen):
 
     def trained_members(self, model: str) -> list[str]:
         """The members behind a model; see `trained_members`."""
-        return trained_members(model, {one.name: one.members for one in (*self.merges, *self.ensembles)})
+        return trained_members(model, {one.name: one.members for one in self.mixed})
 
     def encoding_models(self, model: str) -> tuple[str, ...]:
         """The models that encode where ``model`` is scored: those of an ensemble, else itself."""
@@ -330,10 +330,15 @@ class Profile(Frozen):
         return [float(weight) for weight in merge.weights]
 
     @property
+    def mixed(self) -> tuple[MergeConfig | EnsembleConfig, ...]:
+        """The models that are made of others."""
+        return (*self.merges, *self.ensembles)
+
+    @property
     def model_names(self) -> list[str]:
         """Every model the study makes, in the order tables show them."""
         first = ["random", "base"] if isinstance(self.base_model, TinyBase) else ["base"]
-        return [*first, *(one.name for one in (*self.members, *self.merges, *self.ensembles))]
+        return [*first, *(member.name for member in self.members), *(one.name for one in self.mixed)]
 
     @property
     def scored_models(self) -> list[str]:

@@ -220,7 +220,8 @@ class _Planner:
         for node in (name for name in self.study.nodes if name.startswith("scores/")):
             _, model, task = node.split("/")
             one, models = self.scoring[task], len(self.study.whole.encoding_models(model))
-            yield self.row(node, "scores", model_bytes=0.0, **{name: models * amount for name, amount in one.items()})
+            amounts: dict[str, Any] = {name: models * amount for name, amount in one.items()}
+            yield self.row(node, "scores", model_bytes=0.0, **amounts)
 
     @cached_property
     def scoring(self) -> dict[str, dict[str, float]]:

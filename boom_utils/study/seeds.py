@@ -28,7 +28,7 @@ def seeds_of(profile: Profile) -> dict[str, list[str]]:
 
 def parts_of(profile: Profile) -> dict[str, tuple[str, ...]]:
     """What every member, merge and ensemble is made from, besides the base."""
-    merged = {one.name: one.members for one in (*profile.merges, *profile.ensembles)}
+    merged = {one.name: one.members for one in profile.mixed}
     return merged | {member.name: (member.start,) if member.start else () for member in profile.members}
 
 
@@ -63,7 +63,7 @@ def with_seeds(profile: Profile) -> Profile:
         for one in (one for one in profile.ensembles if one.name in behind):
             change = {"name": copy(one.name), "members": tuple(map(copy, one.members))}
             ensembles.append(one.model_copy(update=change))
-    lines = {"subsets": subsets, "members": members, "merges": merges, "ensembles": ensembles}
+    lines: dict[str, list[Any]] = {"subsets": subsets, "members": members, "merges": merges, "ensembles": ensembles}
     return profile.model_copy(update={**{key: tuple(some) for key, some in lines.items()}, "seeds": None})
 
 
