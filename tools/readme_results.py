@@ -17,13 +17,18 @@ from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.config import PROFILES
 from boom_utils.errors import ResultsError
 from boom_utils.reporting.claims import UNTESTED, counts_of
+from boom_utils.reporting.page import read_table
 from boom_utils.reporting.published import Published, means_of, read_published
 from boom_utils.reporting.results import PAGE, read_json_object
+from boom_utils.reporting.tables import markdown
 
 BEGIN, END = "<!-- results: begin, written by tools/readme_results.py -->", "<!-- results: end -->"
 UNCOMMITTED = ("smoke",)
 """Profiles whose results are made on the spot and not committed."""
 _GENERATE = ".venv/bin/python -m pytest tests/test_reporting_readme.py --regenerate-golden"
+_HYPOTHESES = ("verdict", "rank", "model", "against", "domain", "difference", "seeds")
+_ARMS = ("corpus passes", "model", "in-domain", "out-of-domain", "out-of-domain minus curve", "place on the curve")
+"""Columns of a study's tables that stand in the README."""
 Facts = Mapping[str, Any]
 
 
@@ -60,14 +65,35 @@ def _profiles(root: Path) -> Iterator[str]:
     """The headline of every profile of the kit whose results are committed."""
     names = [path.stem for path in sorted(PROFILES.glob("*.yaml")) if path.stem not in UNCOMMITTED]
     found = [name for name in names if (root / name / "study.json").is_file()]
+    found.sort(key=lambda name: not _table(root / name, "hypotheses").is_file())  # what decides first
     if not found:
         known = ", ".join(names)
         yield f"**Studies.** No profile's results are committed yet ({known}); `make reproduce` makes `smoke`'s."
     for name in found:
         yield f"**Study `{name}`.** {_verdicts(root / name)} Page: [`{PAGE}`](results/{name}/{PAGE})."
+        if _table(root / name, "hypotheses").is_file():
+            yield from _decided(root / name)
+            continue
         headline = root / name / "tables" / "headline.md"
         if headline.is_file():
             yield headline.read_text(encoding="utf-8").rstrip("\n")
+
+
+def _table(folder: Path, name: str) -> Path:
+    return folder / "tables" / f"{name}.csv"
+
+
+def _decided(folder: Path) -> Iterator[str]:
+    """What a study was made to decide: its figure, its hypotheses, and the arms by what they cost."""
+    unfinished = read_json_object(folder / "study.json").get("unfinished", ())
+    if unfinished:
+        yield f"The study is not finished: {len(unfinished)} of its models, each seed counted, are not scored yet."
+    yield f"![out of domain against in domain](results/{folder.name}/figures/frontier.svg)"
+    wanted = {"hypotheses": _HYPOTHESES, "equal_cost": _ARMS}
+    for name, columns in wanted.items():
+        frame = read_table(_table(folder, name))
+        ends = {f"{column}{end}" for column in columns for end in ("", " low", " high")}
+        yield markdown(frame[[column for column in frame if column in ends]]).rstrip("\n")
 
 
 def _verdicts(folder: Path) -> str:
