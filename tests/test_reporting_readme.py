@@ -74,7 +74,7 @@ def test_every_benchmark_and_released_model_has_a_line_and_no_mean_is_over_fewer
 
 
 def test_no_committed_study_is_said_and_a_committed_one_is_shown(tmp_path: Path) -> None:
-    assert "No profile's results are committed yet (mini" in results_section(tmp_path)
+    assert "No profile's results are committed yet (controls" in results_section(tmp_path)
     write_json(tmp_path / "smoke" / "study.json", {})
     assert "No profile's results are committed yet" in results_section(tmp_path), "smoke is not committed"
     write_json(tmp_path / "mini" / "study.json", {})
