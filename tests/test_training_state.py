@@ -241,6 +241,9 @@ def test_a_change_that_is_allowed_by_name_and_another_version_of_torch_go_on(
     config = LONG.model_copy(update={"save_steps": 2})
     with pytest.raises(CheckpointError, match=r"training\.save_steps: was 3, is 2"):
         resumed(stopped, config)
+    averaged = LONG.model_copy(update={"average": WeightAverage(last=2)})
+    with pytest.raises(CheckpointError, match=r"not of training\.average"):  # checkpoints without a mean
+        resumed(stopped, averaged, allow_changes=["training.average"])
     assert resumed(stopped, config, allow_changes=["training.save_steps"])
     assert f"torch was 1.0, is {torch.__version__}: the result may differ in the last bits" in caplog.text
 

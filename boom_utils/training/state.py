@@ -31,6 +31,8 @@ KEPT = 2
 LOCK_SECONDS = 60.0
 """How long a run waits for another one in its folder, which may be saving its last checkpoint."""
 _RECORD = "record"
+_NEVER = ("training.average",)
+"""Fields that no run may change on its way: its checkpoints lack what another value needs."""
 
 
 @dataclass(frozen=True)
@@ -153,14 +155,15 @@ class Checkpoints:
         changed = {
             name: (before, now)
             for name, before, now in _differences(stored["fields"], self.fields)
-            if name not in self.allow_changes
+            if name not in self.allow_changes or name in _NEVER
         }
         if changed:
             raise CheckpointError(
                 "this checkpoint belongs to another run, so training cannot go on from it",
                 where=path,
                 found=bullet_list(f"{name}: was {before}, is {now}" for name, (before, now) in changed.items()),
-                fix="undo the change, or delete the folder to start again; --allow-change FIELD goes on all the same",
+                fix="undo the change, or delete the folder to start again; --allow-change FIELD goes on all the same, "
+                f"but not of {', '.join(_NEVER)}",
             )
         for name, before, now in _differences(stored["environment"], self.environment):
             log.warning("%s was %s, is %s: the result may differ in the last bits", name, before, now)
