@@ -430,7 +430,8 @@ def _report(options: argparse.Namespace) -> None:
     root = options.results or [*known, PROJECT_ROOT][0] / "results"
     if options.finished:
         missing = _study(options).write_finished(root / name)
-        log.info("finished models only; %d are missing: %s", len(missing), ", ".join(missing) or "none")
+        named = ", ".join(missing[:10]) + (" and so on" if missing[10:] else "")
+        log.info("finished models only; %d are missing%s", len(missing), f": {named}" if missing else "")
     log.info("report: %s", regenerate(name, root, options.mteb))
 
 
