@@ -84,11 +84,10 @@ def _table(folder: Path, name: str) -> Path:
 
 
 def _decided(folder: Path) -> Iterator[str]:
-    """What a study was made to decide: its figure, its hypotheses, and the arms by what they cost."""
+    """What a study was made to decide: its hypotheses, and the arms by what they cost."""
     unfinished = read_json_object(folder / "study.json").get("unfinished", ())
     if unfinished:
         yield f"The study is not finished: {len(unfinished)} of its models, each seed counted, are not scored yet."
-    yield f"![out of domain against in domain](results/{folder.name}/figures/frontier.svg)"
     wanted = {"hypotheses": _HYPOTHESES, "equal_cost": _ARMS}
     for name, columns in wanted.items():
         frame = read_table(_table(folder, name))
