@@ -332,7 +332,7 @@ def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.C
         "evaluate": "out profile tasks",
         "data fetch": "manifest offline only profile",
         **dict.fromkeys(("data convert", "data sample", "data overlap"), "on-bad-line profile"),
-        "report": "mteb profile results",
+        "report": "finished mteb profile results",
         "trace": "all",
         "card": "profile",
         "push": "dry-run profile public repo yes",
