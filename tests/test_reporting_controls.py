@@ -19,6 +19,7 @@ from boom_utils.evaluation.statistics import Measured, TaskSamples
 from boom_utils.experiments import Experiments
 from boom_utils.reporting.ablations import merge_table, seed_table
 from boom_utils.reporting.controls import domain_table, equal_cost_table, frontier_table, hypothesis_table, what_limits
+from boom_utils.reporting.frontier import frontier
 from boom_utils.reporting.results import Numbers, Results, run_name
 from boom_utils.reporting.tables import model_table, task_table
 
@@ -318,3 +319,12 @@ def test_a_clear_verdict_is_that_of_a_bootstrap_over_queries_with_any_seed() -> 
         words.append(np.sign([found.low, found.high]).sum() / 2)
         assert {*drawn} == {words[-1]}
     assert words == [1, -1, 0]
+
+
+def test_an_arm_without_some_of_the_seeds_stands_at_its_difference_to_the_full_run(study: Results) -> None:
+    axis = frontier(study).axes[0]
+    soup, full = means_of(study, "soup", 3), means_of(study, "full", 5)
+    expected = 100 * (full.mean(axis=0) + (soup - full[:3]).mean(axis=0))
+    places = [one.get_offsets()[0] for one in axis.collections if len(one.get_offsets()) == 1]
+    assert any(np.allclose(place, expected, atol=1e-3) for place in places)
+    assert not any(np.allclose(place, 100 * soup.mean(axis=0), atol=1e-3) for place in places)
