@@ -14,6 +14,7 @@ import pandas as pd
 from boom_utils.evaluation.statistics import Measured, gatekeeping
 from boom_utils.experiments import CURVE, Hypothesis
 from boom_utils.reporting.claims import HERE, INCONCLUSIVE, NO_SEEDS, RANKS
+from boom_utils.reporting.experiments import arms
 from boom_utils.reporting.results import Results, Surplus
 from boom_utils.reporting.tables import WIDER, Table, beside, compare, describe, estimate_columns, seeds_of
 
@@ -24,9 +25,9 @@ OUTSIDE = "out-of-domain"
 
 
 def arms_of(results: Results) -> list[str]:
-    """The base, the model of the full corpus, and the arms beside the curve; none in a study that declares none."""
-    arms = results.experiments.frontier
-    return [*dict.fromkeys(name for name in ("base", results.full, *arms) if name in results.models)] if arms else []
+    """The base and `boom_utils.reporting.experiments.arms`; none in a study that declares none."""
+    found = arms(results)
+    return [*(("base",) if found and "base" in results.models else ()), *found]
 
 
 def frontier_table(results: Results) -> pd.DataFrame:
@@ -34,16 +35,16 @@ def frontier_table(results: Results) -> pd.DataFrame:
 
     Empty for a study that declares no frontier.
     """
-    arms, full = arms_of(results), results.full
-    facts = [{"model": name, "what": describe(results, name), **_cost(results, name)} for name in arms]
+    shown, full = arms_of(results), results.full
+    facts = [{"model": name, "what": describe(results, name), **_cost(results, name)} for name in shown]
     frames = [
-        compare(results, arms, results.groups, dict.fromkeys(arms, other), title=title)
+        compare(results, shown, results.groups, dict.fromkeys(shown, other), title=title)
         for other, title in (("base", "base"), (full, "full"))
-        if other in arms
+        if other in shown
     ]
     frames = [frame[[name for name in frame if "minus" in str(name)]] for frame in frames]
-    above = pd.DataFrame([_above(results, name) for name in arms])
-    return beside(facts, compare(results, arms, results.groups), above, *frames)
+    above = pd.DataFrame([_above(results, name) for name in shown])
+    return beside(facts, compare(results, shown, results.groups), above, *frames)
 
 
 def equal_cost_table(results: Results) -> pd.DataFrame:
@@ -64,7 +65,7 @@ def domain_table(results: Results) -> pd.DataFrame:
 
     Differences are to the base. Empty for a study that declares no frontier.
     """
-    arms, outside = arms_of(results), results.tasks(OUTSIDE)
+    shown, outside = arms_of(results), results.tasks(OUTSIDE)
     code = {task["name"] for task in results.study["tasks"] if task["family"] == "code"}
     seen = {*results.study["evaluation"].get("seen_by_base", ())}
     groups = {
@@ -75,8 +76,8 @@ def domain_table(results: Results) -> pd.DataFrame:
     if seen:
         groups[f"{OUTSIDE} new to the base"] = [name for name in outside if name not in seen]
     groups = {name: tasks for name, tasks in groups.items() if tasks}
-    base = "base" if "base" in arms else None
-    return beside([{"model": name} for name in arms], compare(results, arms, groups, base, over_tasks=True))
+    base = "base" if "base" in shown else None
+    return beside([{"model": name} for name in shown], compare(results, shown, groups, base, over_tasks=True))
 
 
 def hypothesis_table(results: Results) -> pd.DataFrame:
