@@ -76,6 +76,7 @@ class PretrainedBase(Frozen):
     pooling: Pooling | None = None  # None: as the model's own folder says
     normalize: bool = True
     max_seq_length: int = Field(default=512, gt=0)  # most tokens of a text, here and in evaluation
+    layers: int | None = Field(default=None, gt=0, exclude_if=not_)  # the first ones of the model; None: all of them
     # none: nothing is put before a text, for bases that never met instructions; own: what the base's folder says,
     # such as `query: ` and `passage: `
     prompts: Literal["instruct", "none", "own"] = "instruct"

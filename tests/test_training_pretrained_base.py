@@ -195,6 +195,22 @@ def test_a_base_that_is_unsafe_or_not_whole_is_refused(tmp_path: Path) -> None:
     refused("pickle")
 
 
+def test_of_a_base_only_its_first_layers_are_kept_where_the_profile_says_so(tmp_path: Path) -> None:
+    model = bert_folder(tmp_path / "model")
+    prepare_base(config(model, layers=1), PROMPTS, tmp_path / "base")
+    prepare_base(config(model), PROMPTS, tmp_path / "whole")
+    encoder, whole = Encoder.load(tmp_path / "base"), Encoder.load(tmp_path / "whole")
+    assert encoder.transformer.config.num_hidden_layers == 1
+    kept = dict(encoder.transformer.named_parameters())
+    expected = {name: one for name, one in whole.transformer.named_parameters() if ".layer.1." not in name}
+    assert kept.keys() == expected.keys() and all(torch.equal(kept[name], one) for name, one in expected.items())
+    ids = torch.tensor([whole.tokenize(TEXTS[:1])[0]])
+    first = whole.transformer(ids, output_hidden_states=True).hidden_states[1]
+    assert torch.equal(encoder.transformer(ids).last_hidden_state, first)
+    with pytest.raises(ConfigError, match=r"(?s)base_model.layers.*at least 3 layers.*of 2"):
+        prepare_base(config(model, layers=3), PROMPTS, tmp_path / "none")
+
+
 def gguf_file(path: Path) -> dict[str, np.ndarray]:
     """A tiny random Gemma 3 with a vocabulary of bytes; its weights under GGUF's names."""
     gguf = pytest.importorskip("gguf", reason="GGUF files are written and read with the package gguf (extra: decoder)")

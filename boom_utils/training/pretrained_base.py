@@ -12,6 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch.nn import ModuleList
+from transformers import PreTrainedModel
 from transformers.utils import is_gguf_available
 
 from boom_utils.cards import Card, write_card
@@ -114,7 +116,29 @@ def open_base(folder: Path, config: PretrainedBase, prompts: Mapping[str, str]) 
         transformer, tokenizer = open_transformer(place, torch.float32, adapter, model_max_length=longest)
     if not tokenizer.is_fast:
         raise CheckpointError("the base has no fast tokenizer", where=folder, expected="tokenizer.json")
+    if config.layers is not None:
+        _keep_first_layers(transformer, config.layers)
     return Encoder(transformer, tokenizer, spec)
+
+
+def _keep_first_layers(transformer: PreTrainedModel, count: int) -> None:
+    """Leave out all layers but the first ``count``; what follows the last one, such as its norm, stays."""
+    config = transformer.config
+    parts = [(owner, name, part) for owner in transformer.modules() for name, part in owner.named_children()]
+    stacks = [found for found in parts if isinstance(found[2], ModuleList)]
+    if count > config.num_hidden_layers or [len(part) for *_, part in stacks] != [config.num_hidden_layers]:
+        found = f"{', '.join(f'{name} of {len(part)}' for _, name, part in stacks) or 'none'}"
+        raise ConfigError(
+            "the base has no such first layers",
+            where="base_model.layers",
+            expected=f"one stack of at least {count} layers",
+            found=found,
+        )
+    [(owner, name, part)] = stacks
+    setattr(owner, name, part[:count])
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:count]
 
 
 def _spec(folder: Path, config: PretrainedBase, prompts: Mapping[str, str]) -> EncoderSpec:
