@@ -25,7 +25,7 @@ from boom_utils.merging.recipe import METHOD_NAMES
 from boom_utils.model_folder import read_spec
 from boom_utils.reporting.results import read_json_object
 from boom_utils.study.graph import NOTEBOOKS, Study
-from boom_utils.study.models import passes, recipe_of
+from boom_utils.study.models import passes, recipe_of, regime
 from boom_utils.study.seeds import seeds_of, with_seeds
 from boom_utils.study.stages import stated_prompts
 from boom_utils.training.plan import BatchPlan
@@ -116,6 +116,8 @@ def test_how_the_arms_of_the_frontier_lie_is_measured_seed_by_seed_where_a_profi
     first, second = study.nodes["geometry/regime"].config["seeds"]
     assert {*first} == {"s20", "s40", "s60", "s80", "full", "boom"} and second == [f"{name}.seed2" for name in first]
     assert all(key_of(node) == key_of(study.nodes[name]) for name, node in without.nodes.items() if name[:2] != "re")
+    finished = {name: study.nodes[name] for name in ("base", "member/full", "member/s20", "member/full.seed2")}
+    assert regime(study.profile, finished).config["seeds"] == [["s20", "full"], ["full.seed2"]]
 
 
 def test_a_study_without_an_experiment_asks_nothing_of_its_notebook(tmp_path: Path) -> None:

@@ -170,14 +170,20 @@ class Study:
         wanted = self.nodes["results"].inputs
         made = self.workspace.find_all(wanted)
         left = {name.split("/")[1] for name in wanted if name.startswith("scores/") and name not in made}
-        models = [name for name in self.whole.scored_models if name not in left]
-        if not models:
+        finished = [name for name in self.whole.scored_models if name not in left]
+        if not finished:
             what, fix = f"no model of '{self.profile.name}' is scored on every task yet", "boom run --profile"
             raise ConfigError(what, where=self.workspace.root, fix=f"{fix} {self.profile.name}")
-        kept = {*self.results_behind(models), "geometry", "interaction", "geometry/regime"} & {*made}
+        places = stages.model_nodes(self.whole)
+        behind = [*self.results_behind(finished), *(places[name] for name in finished if name in places)]
+        kept = {*behind, "geometry", "interaction"} & {*made}
+        found = {name: made[name] for name in kept}
+        if "geometry/regime" in wanted:
+            arms = {name: self.nodes[name] for name in behind if name in self.nodes}
+            found["geometry/regime"] = self.workspace.build(models.regime(self.profile, arms))
         missing = [name for name in self.whole.scored_models if name in left]
         out.mkdir(parents=True, exist_ok=True)
-        gathering.write_results(self.profile, self.manifest, {name: made[name] for name in kept}, out, missing)
+        gathering.write_results(self.profile, self.manifest, found, out, missing)
         return missing
 
     def group(self, name: str) -> list[str]:

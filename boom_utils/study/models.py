@@ -245,7 +245,7 @@ def geometry_nodes(profile: Profile, nodes: Nodes) -> dict[str, Node]:
     compared = [name for name in members if name in first and not first & {*found.sampled}]
     wanted = {"geometry": samples, "geometry/compared": compared}
     made = {name: _geometry(models, nodes) for name, models in wanted.items() if models}
-    return made | ({"geometry/regime": _regime(profile, nodes)} if found.frontier else {})
+    return made | ({"geometry/regime": regime(profile, nodes)} if found.frontier else {})
 
 
 def _geometry(names: list[str], nodes: Nodes) -> Node:
@@ -273,8 +273,11 @@ def _grams(names: list[str], found: Inputs) -> GramTable:
     return family_grams(models, has_base=True)
 
 
-def _regime(profile: Profile, nodes: Nodes) -> Node:
-    """Angles and sizes of what stands behind the arms of `Experiments.frontier`, merges included, seed by seed."""
+def regime(profile: Profile, nodes: Nodes) -> Node:
+    """Angles and sizes of what stands behind the arms of `Experiments.frontier`, merges included, seed by seed.
+
+    Of the models among ``nodes``, and the base.
+    """
     found, count = profile.experiments, profile.seeds.count if profile.seeds else 1
     arms = [*found.sampled, *found.frontier, *([found.full] if found.full else [])]
     wanted = dict.fromkeys(name for arm in arms for name in (*profile.trained_members(arm), arm))
