@@ -35,7 +35,7 @@ lab: setup ## JupyterLab on notebooks/
 check: setup ## versions, devices, disk space
 	$(BIN)/python -m boom_utils check
 
-cluster: setup ## .venv-cluster with Snakemake, for studies on several machines (README)
+cluster: setup ## .venv-cluster with Snakemake, for studies on several machines (docs/cluster.md)
 	$(PYTHON) -m venv .venv-cluster
 	.venv-cluster/bin/python -m pip install --quiet --disable-pip-version-check -r workflow/requirements.lock
 

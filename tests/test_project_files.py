@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,11 +18,12 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from pydantic import BaseModel
 
-from boom_utils import __version__
+from boom_utils import __version__, cli
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.cards import TEMPLATE
-from boom_utils.config import profile_names
+from boom_utils.config import Profile, profile_names
 from boom_utils.data.manifest import manifest_names
 
 
@@ -102,6 +104,74 @@ def test_what_a_guide_names_is_there(name: str) -> None:
     missing = [one for one in named if not any((PROJECT_ROOT / top / one).exists() for top in ("", "boom_utils"))]
     assert not missing
     assert f"({name})" in read("README.md")
+
+
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "results/README.md", "data_manifests/README.md"]
+PAGES += sorted(f"docs/{path.name}" for path in (PROJECT_ROOT / "docs").glob("*.md"))
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """What links within a page may lead to: its headings, as code hosts name them."""
+    prose = FENCED.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_within_the_repository_leads_somewhere(name: str) -> None:
+    """Links into tables of the reading (``table.md#row/column``) are held by `tests/test_reporting_readme.py`."""
+    prose, page = FENCED.sub("", read(name)), PROJECT_ROOT / name
+    for target in re.findall(r"\]\(([^()\s]+)\)", prose):
+        place, _, anchor = target.partition("#")
+        if ":" in target:
+            continue
+        led = page.parent / place if place else page
+        assert led.exists(), target
+        assert "/" in anchor or not anchor or anchor in anchors(led), target
+
+
+def test_the_readme_is_short_and_links_every_page_of_the_docs_once() -> None:
+    text = read("README.md")
+    assert len(text.splitlines()) <= 150
+    tables = [line for line in text.splitlines() if line.startswith("|") and set(line) <= {*"|-: "}]
+    assert all(line.count("|") <= 7 for line in tables), "at most six columns"
+    for page in (PROJECT_ROOT / "docs").glob("*.md"):
+        assert text.count(f"(docs/{page.name})") == 1, page.name
+
+
+def commands(name: str) -> list[str]:
+    """Command lines of a page: those in its blocks of shell code, and those of `boom` in its text."""
+    text = read(name)
+    blocks = [code for language, code in FENCED.findall(text) if language in ("bash", "sh")]
+    blocks += [*re.findall(r"^    (?=\S*(?:make|boom|python) ).*$", text, re.MULTILINE)]
+    inline = re.findall(r"`(?:[\w.]+=\S+ )*((?:\.venv/bin/)?(?:boom|make) [^`]+)`", FENCED.sub("", text))
+    return [line.strip() for line in [*"\n".join(blocks).splitlines(), *inline] if line.strip()]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_command_of_a_page_is_one(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    targets = re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE)
+    for line in commands(name):
+        program, *words = shlex.split(line, comments=True)
+        if Path(program).name == "boom":
+            try:
+                cli._parser().parse_args(words)
+            except SystemExit as left:
+                assert left.code == 0, f"{line}: {capsys.readouterr().err}"
+        elif program == "make":
+            assert all(word in targets for word in words if "=" not in word), line
+        named = [word for word in (program, *words) if re.match(r"(benchmarks|tests|workflow|tools)/", word)]
+        assert all((PROJECT_ROOT / word).exists() for word in named), line
+
+
+def test_every_key_of_a_profile_is_explained() -> None:
+    def keys(model: type[BaseModel]) -> set[str]:
+        schema = model.model_json_schema()
+        return {key for part in (schema, *schema["$defs"].values()) for key in part.get("properties", ())}
+
+    page = read("docs/profiles.md")
+    assert not [key for key in keys(Profile) if f"`{key}`" not in page and f"`{key}:" not in page]
 
 
 def test_hooks_need_no_network_and_keep_outputs_out_of_notebooks() -> None:

@@ -1,153 +1,226 @@
-"""Writes the section "Results" of the project's README from what is committed; a test compares the two.
+"""Writes what README.md and `docs/results.md` show of the results, between their markers, and the figures of README.
 
-Nothing in it is typed: benchmarks from ``results/benchmarks``, the released models' means from ``results/published``,
-and the headline table of every committed profile.
+Nothing of it is typed: all comes from the files in ``results/``. A test compares pages and figures with these files;
+with ``--regenerate-golden`` it writes them anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pandas as pd
 from manifest_pages import cell, table
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from boom_utils.artifacts import PROJECT_ROOT
+from boom_utils.artifacts import PROJECT_ROOT, atomic_path
 from boom_utils.config import PROFILES
 from boom_utils.errors import ResultsError
-from boom_utils.reporting.claims import UNTESTED, counts_of
+from boom_utils.reporting import panels
+from boom_utils.reporting.claims import INCONCLUSIVE, UNTESTED, counts_of
+from boom_utils.reporting.figures import study_figures
 from boom_utils.reporting.page import read_table
 from boom_utils.reporting.published import Published, means_of, read_published
-from boom_utils.reporting.results import PAGE, read_json_object
-from boom_utils.reporting.tables import markdown
+from boom_utils.reporting.results import PAGE, read_json_object, read_results
+from boom_utils.reporting.tables import markdown, with_interval
 
-BEGIN, END = "<!-- results: begin, written by tools/readme_results.py -->", "<!-- results: end -->"
+RESULTS = PROJECT_ROOT / "results"
 UNCOMMITTED = ("smoke",)
 """Profiles whose results are made on the spot and not committed."""
-_GENERATE = ".venv/bin/python -m pytest tests/test_reporting_readme.py --regenerate-golden"
-_HYPOTHESES = ("verdict", "rank", "model", "against", "domain", "difference", "seeds")
-_ARMS = ("corpus passes", "model", "in-domain", "out-of-domain", "out-of-domain minus curve", "place on the curve")
+_DECIDED = "hypotheses"
+"""The table of a study that was made to decide something."""
+_BLOCK = re.compile(r"(<!-- (\w+): begin[^>]*-->)\n.*?(<!-- \2: end -->)", re.DOTALL)
+_ARMS = ("corpus passes", "seeds", "model", "in-domain", "out-of-domain", "out-of-domain minus curve")
+_HEADLINE = ("model", "corpus passes", "in-domain", "in-domain minus full", "out-of-domain", "out-of-domain minus full")
 """Columns of a study's tables that stand in the README."""
 Facts = Mapping[str, Any]
 
 
-def results_section(root: Path = PROJECT_ROOT / "results") -> str:
-    """The text between the markers, for a folder of results.
+def with_results(page: str, root: Path = RESULTS, links: str = "results") -> str:
+    """A page with what the results say now between its markers, ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``.
+
+    Args:
+        page: Markdown.
+        root: The folder of results.
+        links: Where that folder is, as seen from the page.
 
     Raises:
-        ResultsError: A committed file is malformed.
+        ResultsError: Markers do not come in pairs, or name nothing in `BLOCKS`; a committed file is malformed.
     """
-    published = root / "published"
-    parts = [
-        f"Written from the files in `results/`; to write it anew: `{_GENERATE}`.",
-        *_profiles(root),
-        *(_published(read_published(published)) if published.is_dir() else ()),
-        *_benchmarks(root / "benchmarks"),
-    ]
-    return "\n\n".join(parts)
+    names = [found[1] for found in _BLOCK.findall(page)]
+    if not names or {*names} - {*BLOCKS} or len(re.findall("<!-- .*: (?:begin|end)", page)) != 2 * len(names):
+        expected = f"pairs of <!-- NAME: begin --> and <!-- NAME: end -->, NAME one of {', '.join(BLOCKS)}"
+        raise ResultsError("the page has no place for results", expected=expected, found=", ".join(names) or "none")
+
+    def filled(found: re.Match[str]) -> str:
+        text = "\n\n".join(BLOCKS[found[2]](root, links))
+        return f"{found[1]}\n\n{text}\n\n{found[3]}"
+
+    return _BLOCK.sub(filled, page)
 
 
-def with_results(readme: str, section: str) -> str:
-    """README with the section between its markers.
-
-    Raises:
-        ResultsError: The markers are not there once each, in order.
-    """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise ResultsError("the README has no place for results", expected=f"{BEGIN} and, below it, {END}, once each")
-    return f"{before}{BEGIN}\n\n{section}\n\n{END}{after}"
+# --- studies ----------------------------------------------------------------------------------------------------------
 
 
-def _profiles(root: Path) -> Iterator[str]:
-    """The headline of every profile of the kit whose results are committed."""
+def _studies(root: Path) -> list[Path]:
+    """Folders of the kit's profiles whose results are committed; those that decide something come first."""
     names = [path.stem for path in sorted(PROFILES.glob("*.yaml")) if path.stem not in UNCOMMITTED]
-    found = [name for name in names if (root / name / "study.json").is_file()]
-    found.sort(key=lambda name: not _table(root / name, "hypotheses").is_file())  # what decides first
-    if not found:
-        known = ", ".join(names)
-        yield f"**Studies.** No profile's results are committed yet ({known}); `make reproduce` makes `smoke`'s."
-    for name in found:
-        yield f"**Study `{name}`.** {_verdicts(root / name)} Page: [`{PAGE}`](results/{name}/{PAGE})."
-        if _table(root / name, "hypotheses").is_file():
-            yield from _decided(root / name)
-            continue
-        headline = root / name / "tables" / "headline.md"
-        if headline.is_file():
-            yield headline.read_text(encoding="utf-8").rstrip("\n")
+    found = [root / name for name in names if (root / name / "study.json").is_file()]
+    return sorted(found, key=lambda folder: not _table(folder, _DECIDED).is_file())
 
 
 def _table(folder: Path, name: str) -> Path:
     return folder / "tables" / f"{name}.csv"
 
 
-def _decided(folder: Path) -> Iterator[str]:
-    """What a study was made to decide: its hypotheses, and the arms by what they cost."""
-    unfinished = read_json_object(folder / "study.json").get("unfinished", ())
-    if unfinished:
-        yield f"The study is not finished: {len(unfinished)} of its models, each seed counted, are not scored yet."
-    wanted = {"hypotheses": _HYPOTHESES, "equal_cost": _ARMS}
-    for name, columns in wanted.items():
-        frame = read_table(_table(folder, name))
-        ends = {f"{column}{end}" for column in columns for end in ("", " low", " high")}
-        yield markdown(frame[[column for column in frame if column in ends]]).rstrip("\n")
+def _answer(root: Path, links: str) -> Iterator[str]:
+    """What the deciding study says of its primary hypotheses, and how far it is."""
+    for folder in _studies(root):
+        if not _table(folder, _DECIDED).is_file():
+            continue
+        frame = read_table(_table(folder, _DECIDED))
+        primary = frame[frame["rank"] == "primary"]
+        decided = sum(primary["verdict"] != INCONCLUSIVE)
+        made, wanted = _seeds(read_json_object(folder / "study.json"), str(primary["model"].iloc[0]))
+        far = f"so far, with {made} of {wanted} seeds" if made < wanted else f"with {made} seeds"
+        yield f"**{decided} of the {len(primary)} comparisons that `{folder.name}` was made for are decided {far}:**"
+        pairs = primary.groupby(["model", "against"], sort=False)
+        lines = (
+            f"- {model} minus {other}: {'; '.join(map(_difference, rows.to_dict('records')))}"
+            for (model, other), rows in pairs
+        )
+        yield "\n".join(lines)
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    low, high = row["difference low"], row["difference high"]
+    domain = str(row["domain"]).replace("-", " ")
+    return f"{with_interval(row['difference'], low, high, sign=True)} points {domain}, {row['verdict']}"
+
+
+def _seeds(study: Facts, model: str) -> tuple[int, int]:
+    """How many seeds of a model are scored, and how many there will be."""
+    made = {*study["seeds"].get(model, [model])}
+    return len(made), len(made | {name for name in study.get("unfinished", ()) if name.partition(".seed")[0] == model})
+
+
+def _main_tables(root: Path, links: str) -> Iterator[str]:
+    """The arms of studies that decide something, and the headline of those that test claims."""
+    shown = [folder for folder in _studies(root) if (folder / "tables" / "headline.md").is_file()]
+    if not shown:
+        yield "No profile's results are committed yet; `make reproduce` makes those of `smoke`."
+    for folder in shown:
+        name, decides = folder.name, _table(folder, _DECIDED).is_file()
+        frame = _arms(folder) if decides else read_table(_table(folder, "headline"))
+        place = f"{links}/{name}"
+        more = [
+            f"[{one}]({place}/tables/{one}.md)"
+            for one in ((_DECIDED, "equal_cost", "models") if decides else ("models",))
+        ]
+        more += [f"[claims]({place}/claims.md)", f"[`{PAGE}`]({place}/{PAGE})"]
+        yield f"**Study `{name}`.** {_verdicts(folder)} More: {', '.join(more)}."
+        yield markdown(_columns(frame, _ARMS if decides else _HEADLINE)).rstrip("\n")
+
+
+def _columns(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """Some columns with their intervals, in that order."""
+    return frame[[name for one in columns for name in (one, f"{one} low", f"{one} high") if name in frame]]
+
+
+def _arms(folder: Path) -> pd.DataFrame:
+    """Of the arms by cost: those of the hypotheses, base and full, and the best of each cost."""
+    arms, decided = read_table(_table(folder, "equal_cost")), read_table(_table(folder, _DECIDED))
+    named = arms["model"].isin({"base", "full", *decided["model"], *decided["against"]})
+    return arms[named | ~arms["corpus passes"].round(2).duplicated()]
 
 
 def _verdicts(folder: Path) -> str:
     """How many comparisons of the claims ledger have each verdict."""
-    path = folder / "claims.csv"
-    if not path.is_file():
-        return ""
-    counts = counts_of(pd.read_csv(path)["verdict"])
+    if not (folder / "claims.csv").is_file():
+        return "It tests no claim of the paper."
+    counts = counts_of(pd.read_csv(folder / "claims.csv")["verdict"])
     if not any(count for name, count in counts.items() if name != UNTESTED):
-        return f"It tests no claim of the paper; [its models](results/{folder.name}/tables/models.md)."
-    words = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return f"Comparisons that test claims of the paper: {words}."
+        return "It tests no claim of the paper."
+    return f"Claims of the paper: {', '.join(f'{count} {name}' for name, count in counts.items() if count)}."
 
 
-def _published(published: Published) -> Iterator[str]:
+def _all_studies(root: Path, links: str) -> Iterator[str]:
+    """One line a study."""
+    rows = [
+        [
+            f"[`{one.name}`]({links}/{one.name}/tables/models.md)",
+            f"[`{PAGE}`]({links}/{one.name}/{PAGE})",
+            _verdicts(one),
+        ]
+        for one in _studies(root)
+    ]
+    yield "\n".join(table(["study, with its models", "page", "claims"], rows))
+
+
+# --- published by others ----------------------------------------------------------------------------------------------
+
+
+def _published(root: Path, links: str) -> Iterator[str]:
     """Means of the released models, over complete sets of tasks only."""
-    yield (
-        "**Published by others.** Means (task) of the models that the authors released, as mteb's results repository "
-        "has their scores; not measured here, not verified to be the paper's. Versions of mteb differ, so do prompts."
-    )
+    published = read_published(root / "published")
+    columns = [f"{name}, {len(published.tasks(name))} tasks" for name in published.benchmarks]
+    means = _released(published)
+    rows = [[model, *(found.get(name, "") for name in published.benchmarks)] for model, found in means.items()]
+    yield "\n".join(table(["model", *columns], rows))
+
+
+def _released(published: Published) -> dict[str, dict[str, str]]:
+    """Released model at its revision -> benchmark -> its mean, or what is missing of it."""
     rows: dict[str, dict[str, str]] = {}
-    sizes = {benchmark: published.tasks(benchmark) for benchmark in published.benchmarks}
-    for benchmark, types in sizes.items():
+    for benchmark in published.benchmarks:
+        types = published.tasks(benchmark)
         for label, scores in published.released(benchmark).groupby("label", sort=False):
             means = means_of(scores.set_index("task")["main_score"], types)
             missing = f"n/a (missing: {', '.join(sorted({*types} - {*scores['task']}))})"
             versions = " and ".join(sorted(scores["mteb"].replace("", "not stated").unique()))
             model = f"{str(label).partition(' @')[0]} at {scores['revision'].iloc[0][:8]}"
             rows.setdefault(model, {})[benchmark] = f"{f'{means[0]:.2f}' if means else missing}, mteb {versions}"
-    columns = {name: f"{name}, {len(types)} tasks" for name, types in sizes.items()}
-    yield _lines(
-        ["model", *columns.values()],
-        [[model, *(cells.get(name, "") for name in columns)] for model, cells in rows.items()],
-    )
+    return rows
 
 
-def _benchmarks(folder: Path) -> Iterator[str]:
-    """One line a benchmark."""
+# --- benchmarks -------------------------------------------------------------------------------------------------------
+
+
+def _benchmarks(root: Path, links: str) -> Iterator[str]:
+    """One short line a benchmark that compares something: the first thing it found."""
+    rows = [
+        [f"[{cell(what)}]({links}/benchmarks/{path.name})", cell(peer), cell(found.partition(";")[0])]
+        for path, (what, peer, found) in _records(root)
+        if peer
+    ]
+    yield "\n".join(table(["what", "beside", "result"], rows))
+
+
+def _all_benchmarks(root: Path, links: str) -> Iterator[str]:
+    """Everything a benchmark found, and on which machine."""
     rows = []
-    for path in sorted(folder.glob("*.json")):
+    for path, (what, peer, found) in _records(root):
         facts = read_json_object(path)
-        what, peer, found = next((read for name, read in _READ.items() if path.stem.startswith(name)), _plain)(
-            path.stem, facts
-        )
         measured = f"{facts.get('machine', 'not stated')}; {facts.get('measured', 'no date')}"
-        rows.append([what, peer, found, measured, f"[`{path.stem}`](results/benchmarks/{path.name})"])
-    if rows:
-        yield (
-            "**Benchmarks.** A ratio above 1 is in our favour; beside another program it is the median over "
-            "alternating pairs of runs, none dropped."
-        )
-        yield _lines(["what", "beside", "result", "machine; day", "record"], rows)
+        record = f"[`{path.stem}`]({links}/benchmarks/{path.name})"
+        rows.append([*map(cell, (what, peer, found, measured)), record])
+    yield "\n".join(table(["what", "beside", "result", "machine; day", "record"], rows))
 
 
 Row = tuple[str, str, str]
+
+
+def _records(root: Path) -> Iterator[tuple[Path, Row]]:
+    """Every record of a benchmark, told in words."""
+    for path in sorted((root / "benchmarks").glob("*.json")):
+        read = next((read for name, read in _READ.items() if path.stem.startswith(name)), _plain)
+        yield path, read(path.stem, read_json_object(path))
 
 
 def _plain(name: str, facts: Facts) -> Row:
@@ -215,6 +288,53 @@ _READ: dict[str, Callable[[str, Facts], Row]] = {
 """How benchmarks are told whose record holds more than a ratio, by how the file's name begins."""
 
 
-def _lines(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; nothing in a cell is read as Markdown's or HTML's own signs."""
-    return "\n".join(table(head, [[cell(text) for text in row] for row in rows]))
+BLOCKS: Mapping[str, Callable[[Path, str], Iterator[str]]] = {
+    "answer": _answer,
+    "studies": _main_tables,
+    "benchmarks": _benchmarks,
+    "all_studies": _all_studies,
+    "published": _published,
+    "all_benchmarks": _all_benchmarks,
+}
+"""What stands between a page's markers, by their name, in paragraphs."""
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+_FIGURE = re.compile(r"\]\((docs/figures/([a-z0-9.-]+)-([a-z_]+)\.png)\)")
+_COLOURS = 64
+"""Of a PNG: its lines and letters need no more."""
+_SOURCE = "Source"
+
+
+def figures_of(readme: str) -> dict[str, tuple[str, str]]:
+    """PNG files that a page shows, ``docs/figures/PROFILE-FIGURE.png`` -> profile and figure."""
+    return {found[1]: (found[2], found[3]) for found in _FIGURE.finditer(readme)}
+
+
+def drawn_from(image: Path) -> str | None:
+    """Sha256 of the SVG that a PNG shows; None where there is no such file, or nothing says so."""
+    if not image.is_file():
+        return None
+    with Image.open(image) as opened:
+        return opened.info.get(_SOURCE)
+
+
+def source_of(profile: str, figure: str) -> str:
+    """Sha256 of the committed SVG of a figure."""
+    return hashlib.sha256((RESULTS / profile / "figures" / f"{figure}.svg").read_bytes()).hexdigest()
+
+
+def draw(profile: str, figure: str, image: Path) -> None:
+    """Draw a figure of a committed study as PNG on white; it says which SVG it is the same as.
+
+    Raises:
+        ResultsError: The results of the profile are damaged.
+    """
+    results = read_results(RESULTS / profile)
+    said, pixels = PngInfo(), BytesIO()
+    said.add_text(_SOURCE, source_of(profile, figure))
+    with mpl.rc_context(panels.STYLE):
+        study_figures(results)[figure](results).savefig(pixels, format="png", facecolor="white")
+    with atomic_path(image) as fresh, Image.open(pixels) as drawn:
+        drawn.convert("RGB").quantize(_COLOURS).save(fresh, format="png", optimize=True, pnginfo=said)
