@@ -98,7 +98,7 @@ def _answer(root: Path, links: str) -> Iterator[str]:
         yield "\n".join(lines)
 
 
-def _difference(row: Mapping[str, Any]) -> str:
+def _difference(row: Mapping[Any, Any]) -> str:
     low, high = row["difference low"], row["difference high"]
     domain = str(row["domain"]).replace("-", " ")
     return f"{with_interval(row['difference'], low, high, sign=True)} points {domain}, {row['verdict']}"
