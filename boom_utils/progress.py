@@ -14,6 +14,8 @@ from tqdm.auto import tqdm
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
+WORTH_SAYING = 10.0
+"""Seconds from which on work says how long it takes."""
 
 
 def log_to_stdout(level: int = logging.INFO) -> None:
@@ -29,9 +31,12 @@ def log_to_stdout(level: int = logging.INFO) -> None:
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("boom_utils").setLevel(level)
-    # Before these libraries are imported; transformers heeds the first one too.
+    # What is imported later heeds the environment, transformers that of the hub; the rest has to be told.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    transformers = sys.modules.get("transformers.utils.logging")
+    if transformers and os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1":
+        transformers.disable_progress_bar()
 
 
 def quick_processes() -> None:
@@ -52,7 +57,7 @@ def watched() -> bool:
     return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
 
 
-def progress(items: Iterable[Item], total: int, label: str, every_seconds: float = 10.0) -> Iterator[Item]:
+def progress(items: Iterable[Item], total: int, label: str, every_seconds: float = WORTH_SAYING) -> Iterator[Item]:
     """Yield ``items`` while showing how far they are; headless, one log line at most every ``every_seconds``."""
     if watched():
         yield from tqdm(items, total=total, desc=label, leave=False)
@@ -63,5 +68,16 @@ def progress(items: Iterable[Item], total: int, label: str, every_seconds: float
         now = time.monotonic()
         if now - said >= every_seconds and number < total:
             left = (now - began) / number * (total - number)
-            log.info("%s: %d of %d, about %.0f s to go", label, number, total, left)
+            log.info("%s: %d of %d, about %s to go", label, number, total, rough(left))
             said = now
+
+
+def rough(seconds: float) -> str:
+    """A time as people say it.
+
+    >>> rough(42.4), rough(200), rough(9000)
+    ('42 s', '3 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

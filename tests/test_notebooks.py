@@ -19,6 +19,7 @@ import yaml
 from conftest import HANGS, damaged
 from docstring_examples import examples, needs_a_finished_run
 from docstring_examples import run as run_example
+from jupyter_client import KernelManager
 from smoke_run import CANARY, Run, command, environment
 
 from boom_utils.artifacts import PROJECT_ROOT, Workspace
@@ -30,6 +31,7 @@ from boom_utils.reporting.claims import counts_of
 from boom_utils.reporting.report import write_mteb_results, write_report
 from boom_utils.reporting.results import read_results
 from boom_utils.study.graph import NOTEBOOKS, Study
+from boom_utils.study.runner import OwnKernel
 
 pytestmark = pytest.mark.notebooks
 
@@ -299,3 +301,40 @@ def test_a_stage_that_is_killed_or_stopped_goes_on_when_it_is_asked_for_again_an
     assert f"resumed after step {step} (checkpoint step-{step:08d})" in "".join(said)
     assert process.wait() == 0
     assert not list(attempts.glob("member-*"))
+
+
+class OwnKernelNow(KernelManager):  # type: ignore[misc]
+    kernel_spec = OwnKernel.kernel_spec
+
+
+@pytest.mark.promise(16)
+def test_a_cell_that_is_interrupted_goes_on_from_its_checkpoint_when_it_is_run_again(
+    smoke: Run, tmp_path: Path
+) -> None:
+    profile = tmp_path / "again.yaml"
+    profile.write_text(
+        "extends: smoke\nname: again\nmembers+: [{name: other, subset: p100, seed: 9}]\n", encoding="utf-8"
+    )
+    cell = f"from boom_utils.study.graph import open_study\nopen_study({str(profile)!r}).build('member/other')"
+    manager = OwnKernelNow()
+    manager.start_kernel(env=environment(smoke.home))
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=HANGS)
+        first = client.execute(cell)
+        while not [log for log in (smoke.home / ".tmp").glob("member-*/*/training_log.jsonl") if log.stat().st_size]:
+            time.sleep(0.05)
+        manager.interrupt_kernel()
+        while (reply := client.get_shell_msg(timeout=HANGS))["parent_header"].get("msg_id") != first:
+            pass
+        assert reply["content"]["ename"] == "KeyboardInterrupt"
+        said: list[str] = []
+        again = client.execute_interactive(
+            cell, timeout=HANGS, output_hook=lambda message: said.append(message["content"].get("text", ""))
+        )
+        assert again["content"]["status"] == "ok"
+        assert re.search(r"resumed after step \d+ \(checkpoint step-", "".join(said))
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from boom_utils.artifacts import Artifact, Node, Workspace, write_text
 from boom_utils.cli import main
 from boom_utils.config import load_profile
 from boom_utils.errors import ConfigError, NotebookError, WorkspaceError
+from boom_utils.reporting.panels import committed_figure
 from boom_utils.study import runner
 from boom_utils.study.graph import NOTEBOOKS
 from boom_utils.study.runner import run, run_lock, typed_parameters
@@ -97,6 +99,13 @@ def test_processes_started_by_a_command_are_quick_unless_the_user_has_said_other
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000")
     assert main(["run", "--profile", "smoky"]) == 2
     assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "67108864" and os.environ["MALLOC_MMAP_THRESHOLD_"] == "1000"
+
+
+def test_bars_of_transformers_are_off_in_a_notebook_that_imports_it_first() -> None:
+    script = "from transformers.utils import logging; from boom_utils.progress import log_to_stdout; log_to_stdout()"
+    tested = f"{script}; assert not logging.is_progress_bar_enabled()"
+    shown = {name: text for name, text in os.environ.items() if not name.endswith("DISABLE_PROGRESS_BARS")}
+    subprocess.run([sys.executable, "-c", tested], env=shown, timeout=HANGS, check=True)
 
 
 @pytest.mark.promise(34)
@@ -215,6 +224,15 @@ def test_a_notebook_that_does_not_make_what_the_graph_says_is_an_error(setup: Se
     setup.notebook("print('does nothing')")
     with pytest.raises(NotebookError, match="did not make: toy"):
         run(setup.study, ["01_toy"], {})
+
+
+@pytest.mark.parametrize("notebook", [name for name in NOTEBOOKS if name < "08"])
+def test_a_notebook_opens_with_a_figure_that_the_committed_results_have(notebook: str) -> None:
+    book = nbformat.read(runner.NOTEBOOK_FOLDER / f"{notebook}.ipynb", as_version=4)
+    first = next(cell.source for cell in book.cells if cell.cell_type == "code")
+    shown = re.search(r"committed_figure\((.*)\)", first)
+    assert shown, first
+    assert type(committed_figure(*ast.literal_eval(f"({shown[1]},)"))).__name__ == "SVG"
 
 
 HOLD = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from boom_utils.data.tokens import TextRules, write_tokens
 from boom_utils.machine import on_this_machine
 from boom_utils.study import plan as module
 from boom_utils.study.graph import Study
-from boom_utils.study.plan import Assumptions, StudyPlan, known_rows, plan_study, plan_text, total
+from boom_utils.study.plan import Assumptions, StudyPlan, known_rows, plan_study, plan_text, seconds_to_make, total
 
 ROWS = {
     "summary_to_description": 100,  # 16 rows a batch
@@ -307,3 +308,20 @@ def test_a_profile_of_files_or_of_the_hub_can_be_planned(name: str, model_bytes:
     assert [*models["name"]] == [n for n in study.whole.model_names if n != "random"]
     assert not models["up_to_date"].any()
     assert cost_of(plan, "full")["model_bytes"] > model_bytes
+
+
+def test_a_build_that_somebody_watches_says_before_it_begins_how_long_it_and_what_is_behind_it_take(
+    tmp_path: Path, rows: dict[str, float], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = study_of(tmp_path)
+    plan = plan_study(study)
+    together = cost_of(plan, "base")["seconds"] + cost_of(plan, "full")["seconds"]
+    assert seconds_to_make(study, ["member/full"]) == pytest.approx(together)
+    assert seconds_to_make(study, ["examples"]) == 0  # nobody can count it
+    monkeypatch.setattr(module, "seconds_to_make", lambda *_: 200.0)
+    monkeypatch.setattr(Workspace, "build", lambda *_: logging.getLogger("boom_utils").info("it begins"))
+    with caplog.at_level(logging.INFO, logger="boom_utils"):
+        study.build("base")
+        monkeypatch.setattr("boom_utils.study.graph.watched", lambda: True)
+        study.build("base")
+    assert caplog.messages == ["it begins", "base model: about 3 min on this machine", "it begins"]

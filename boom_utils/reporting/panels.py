@@ -20,6 +20,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from boom_utils.artifacts import PROJECT_ROOT
+
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
 DOMAIN_COLOURS = {"in-domain": BLUE, "out-of-domain": ORANGE}
@@ -241,3 +243,27 @@ def legend(figure: Figure, axes: Sequence[Axes], columns: int = 6) -> None:
     look: dict[str, Any] = {"frameon": False, "fontsize": 7.5, "loc": "outside upper center"}
     if found:
         figure.legend(found.values(), found.keys(), ncols=max(1, min(columns, len(found))), **look)
+
+
+def committed_figure(name: str, study: str = "mini") -> Any:
+    """A figure of the results that the project commits, for a notebook to display.
+
+    Args:
+        name: Of the figure.
+        study: Whose results.
+
+    Returns:
+        The picture; where the results are absent, as in an installed package, a line that says so.
+
+    >>> type(committed_figure("model_means")).__name__
+    'SVG'
+    >>> committed_figure("model_means", "none").data
+    'There is no `results/none/figures/model_means.svg` here: it is in the repository, not in the installed package.'
+    """
+    from IPython.display import SVG, Markdown
+
+    path = PROJECT_ROOT / "results" / study / "figures" / f"{name}.svg"
+    if path.is_file():
+        return SVG(filename=path)
+    place = path.relative_to(PROJECT_ROOT).as_posix()
+    return Markdown(f"There is no `{place}` here: it is in the repository, not in the installed package.")

@@ -15,6 +15,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
+
+from pydantic import create_model
 
 from boom_utils.artifacts import Artifact, Node, Workspace
 from boom_utils.config import MemberConfig, MergeConfig, Profile, TinyBase, load_profile
@@ -23,11 +26,12 @@ from boom_utils.data.manifest import HttpsFiles, Manifest, load_manifest
 from boom_utils.errors import ConfigError, MergeError, bullet_list, nearest
 from boom_utils.machine import warn_of_emulation
 from boom_utils.merging.recipe import make_recipe
-from boom_utils.progress import log_to_stdout, progress
-from boom_utils.reporting.results import Results
+from boom_utils.progress import WORTH_SAYING, log_to_stdout, progress, rough, watched
+from boom_utils.reporting.results import Results, run_name
 from boom_utils.study import gathering, models, scoring, stages
 from boom_utils.study.seeds import parts_of, seeds_of, with_seeds
 from boom_utils.training.schedules import schedule_stages
+from boom_utils.yaml_files import Frozen, parse
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +57,10 @@ NOTEBOOKS: Mapping[str, str] = {
 """Which nodes each notebook makes or loads: a name, all names under a folder (``scores/base/``), or one for every name
 of a group of `Study.group` (``plan/{sampled}``), with all its seeds where it says so (``scores/{averages:seeds}/``).
 """
+
+
+class _Parameters(Frozen, strict=True):
+    """Of a notebook: a text is no number there."""
 
 
 class Study:
@@ -93,7 +101,16 @@ class Study:
 
     def build(self, name: str) -> Artifact:
         """The artifact of that name, made now if need be."""
-        return self.workspace.build(self.node(name))
+        node = self.node(name)
+        self._say_how_long([name], node.label)
+        return self.workspace.build(node)
+
+    def _say_how_long(self, names: Sequence[str], label: str) -> None:
+        """Say, where somebody watches, how long this machine needs for some nodes and what is behind them."""
+        from boom_utils.study.plan import seconds_to_make
+
+        if watched() and (seconds := seconds_to_make(self, names)) >= WORTH_SAYING:
+            log.info("%s: about %s on this machine", label, rough(seconds))
 
     def model_folder(self, model: str) -> tuple[Path, Artifact | None]:
         """Folder of a model: one of the study's with its artifact, or any folder.
@@ -113,7 +130,9 @@ class Study:
             raise ConfigError(what, where=self.workspace.root, fix=f"{fix} {self.profile.name}")
         return found.path, found
 
-    def build_all(self, prefix: str, only: Sequence[str] | None = None) -> dict[str, Artifact]:
+    def build_all(
+        self, prefix: str, only: Sequence[str] | None = None, label: str | None = None
+    ) -> dict[str, Artifact]:
         """Every artifact whose name starts with ``prefix``, by the rest of its name; or ``only`` some of them."""
         names = [name for name in self.nodes if name.startswith(prefix)]
         if not names:
@@ -121,22 +140,43 @@ class Study:
         if only is not None:
             names = [f"{prefix}{name}" for name in only]
         ready = self.workspace.find_all({name: self.node(name) for name in names})
-        label, began = prefix.rstrip("/"), time.monotonic()
+        label, began = label or prefix.rstrip("/"), time.monotonic()
         if ready:
             log.info("%s: %d of %d up to date", label, len(ready), len(names))
         missing = [name for name in names if name not in ready]
-        made = {name: self.build(name) for name in progress(missing, len(missing), label)}
+        self._say_how_long(missing, label)
+        made = {name: self.workspace.build(self.node(name)) for name in progress(missing, len(missing), label)}
         if many := sum(self.node(name).one_of_many for name in missing):
             log.info("%s: %d made, done in %.1f s", label, many, time.monotonic() - began)
         return {name.removeprefix(prefix): made.get(name) or ready[name] for name in names}
 
     def scores_of(self, models: Iterable[str]) -> dict[str, dict[str, Artifact]]:
         """Scores of those of some models that are scored, on every task: model -> task -> artifact."""
-        return {model: self.build_all(f"scores/{model}/") for model in models if model in self.whole.scored_models}
+        names = {model: [name for name in self.nodes if name.startswith(f"scores/{model}/")] for model in models}
+        made = self.build_all("", [name for some in names.values() for name in some], "scores")
+        return {model: {name.split("/")[2]: made[name] for name in some} for model, some in names.items() if some}
 
     def all_seeds(self, models: Iterable[str]) -> list[str]:
         """Some models with every seed they are made with."""
         return [name for model in models for name in self.seeds.get(model, [model])]
+
+    def of_seed(self, models: Iterable[str], seed: int) -> list[str]:
+        """Those of some models that the profile makes with a seed of that number, by the name they then have.
+
+        Args:
+            models: Names in the profile.
+            seed: 1 for the seed of the profile's own lines, which all models have.
+
+        Raises:
+            ConfigError: None of them is made with that seed.
+        """
+        places, wanted = stages.model_nodes(self.whole), [*models]
+        named = wanted if seed == 1 else [name for model in wanted if (name := run_name(model, seed)) in places]
+        if wanted and not named:
+            most = max((len(names) for names in self.seeds.values()), default=1)
+            what = f"profile '{self.profile.name}' makes none of {', '.join(wanted)} with this seed"
+            raise ConfigError(what, expected=f"1 to {most}", found=seed, fix="set the parameter `seed`")
+        return named
 
     def results_behind(self, models: Collection[str]) -> list[str]:
         """Names of the nodes that results of some models are read from: what they are trained as, and their scores."""
@@ -151,10 +191,7 @@ class Study:
 
         Models that the profile asks to make with several seeds are: all of them are scored.
         """
-        wanted, found = self.results_behind(self.all_seeds(models)), dict[str, Artifact]()
-        for kind in ("base", "examples", "plan/", "member/", "scores/"):
-            if names := [name.removeprefix(kind) for name in wanted if name.startswith(kind)]:
-                found |= {f"{kind}{name}": made for name, made in self.build_all(kind, names).items()}
+        found = self.build_all("", self.results_behind(self.all_seeds(models)), "models and scores")
         facts = gathering.study_facts(self.profile, self.manifest, found)
         return Results(self.workspace.root, facts, gathering.numbers_of(found))
 
@@ -249,6 +286,35 @@ def open_study(profile: str, workspace: Path | None = None) -> Study:
     log.info("%s", textwrap.fill(f"profile {loaded.name}: {loaded.description.strip()}", 100))
     say_precision(loaded)
     return Study(loaded, Workspace(workspace))
+
+
+def checked_parameters(namespace: Mapping[str, Any], **kinds: Any) -> dict[str, Any]:
+    """The parameters of a notebook, once they are what it can take.
+
+    Args:
+        namespace: The notebook's, ``globals()``.
+        kinds: The type of every parameter.
+
+    Returns:
+        Name -> value, in the order of ``kinds``.
+
+    Raises:
+        ConfigError: A value of another type, all of them together.
+
+    >>> checked_parameters({"rows_shown": 5, "profile": "smoke"}, profile=str, rows_shown=int)
+    {'profile': 'smoke', 'rows_shown': 5}
+    >>> checked_parameters({"rows_shown": "5"}, rows_shown=int)
+    Traceback (most recent call last):
+    boom_utils.errors.ConfigError: 1 problem(s) in the parameters of this notebook
+      found:
+        - rows_shown: Input should be a valid integer (found '5')
+      what to do: correct the keys named above
+    """
+    fields: Any = {name: (kind, ...) for name, kind in kinds.items()}
+    model = create_model("Parameters", __base__=_Parameters, **fields)
+    given = {name: namespace[name] for name in kinds}
+    parse(model, given, "the parameters of this notebook", ConfigError)
+    return given
 
 
 def say_precision(profile: Profile) -> None:

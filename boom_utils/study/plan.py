@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +53,8 @@ _COLUMNS: Mapping[str, tuple[str, float, str]] = {
 """Amounts of a model, each with its heading, and what it is shown in."""
 _ENCODED = ("corpus", "queries", "train", "test")
 """Files of an evaluation set whose texts a model encodes."""
+_COUNTED = ("base", "member/", "interaction/member/", "scores/")
+"""How names of nodes begin whose time is counted."""
 AMOUNTS = [*_COLUMNS][:-1]
 """What is summed over models; checkpoints are not, as one run's are gone before the next begins."""
 
@@ -140,6 +142,22 @@ def plan_study(study: Study, assumptions: Assumptions | None = None) -> StudyPla
     frame = pd.DataFrame(costs).set_index("node")
     said = tuple(planner.said(unknown))
     return StudyPlan(frame, stored if len(unknown) < len(rows) else math.nan, unknown, said, planner.graph())
+
+
+def seconds_to_make(study: Study, names: Iterable[str]) -> float:
+    """About how long this machine needs for some nodes and what is behind them: what is not made and can be counted.
+
+    Models and scores are counted, conversion, tokens and tables are not; 0 where nothing is.
+    """
+    found, left = study.workspace.find_all(study.nodes), {*names}
+    missing: set[str] = set()
+    while left := left - found.keys() - missing:
+        missing |= left
+        left = {one for name in left for one in study.inputs[name]}
+    if not any(name.startswith(_COUNTED) for name in missing):
+        return 0.0
+    costs = plan_study(study).costs
+    return float(costs.loc[costs.index.isin(missing), "seconds"].sum())
 
 
 class _Planner:
