@@ -21,11 +21,11 @@ from conftest import HANGS
 
 from boom_utils.artifacts import Artifact, Node, Workspace, write_text
 from boom_utils.cli import main
-from boom_utils.config import load_profile
+from boom_utils.config import Ratio, load_profile
 from boom_utils.errors import ConfigError, NotebookError, WorkspaceError
 from boom_utils.reporting.panels import committed_figure
 from boom_utils.study import runner
-from boom_utils.study.graph import NOTEBOOKS
+from boom_utils.study.graph import NOTEBOOKS, checked_parameters
 from boom_utils.study.runner import run, run_lock, typed_parameters
 
 CANARY = "hf_canary0123456789abcdefghij"
@@ -224,6 +224,20 @@ def test_a_notebook_that_does_not_make_what_the_graph_says_is_an_error(setup: Se
     setup.notebook("print('does nothing')")
     with pytest.raises(NotebookError, match="did not make: toy"):
         run(setup.study, ["01_toy"], {})
+
+
+@pytest.mark.promise(35)
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [
+        *((int, value, "Input should be a valid integer") for value in ("5", 1.5, True)),
+        (Ratio, 2.0, "Input should be less than or equal to 1"),
+        (str, 3, "Input should be a valid string"),
+    ],
+)
+def test_a_value_of_another_type_in_an_open_notebook_is_the_kits_error(kind: Any, value: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?s)parameters of this notebook.*level: {said}.*what to do"):
+        checked_parameters({"level": value, "name": "a"}, name=str, level=kind)
 
 
 @pytest.mark.parametrize("notebook", [name for name in NOTEBOOKS if name < "08"])

@@ -320,6 +320,7 @@ def test_a_build_that_somebody_watches_says_before_it_begins_how_long_it_and_wha
     assert seconds_to_make(study, ["examples"]) == 0  # nobody can count it
     monkeypatch.setattr(module, "seconds_to_make", lambda *_: 200.0)
     monkeypatch.setattr(Workspace, "build", lambda *_: logging.getLogger("boom_utils").info("it begins"))
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="boom_utils"):
         study.build("base")
         monkeypatch.setattr("boom_utils.study.graph.watched", lambda: True)

@@ -303,12 +303,6 @@ def checked_parameters(namespace: Mapping[str, Any], **kinds: Any) -> dict[str, 
 
     >>> checked_parameters({"rows_shown": 5, "profile": "smoke"}, profile=str, rows_shown=int)
     {'profile': 'smoke', 'rows_shown': 5}
-    >>> checked_parameters({"rows_shown": "5"}, rows_shown=int)
-    Traceback (most recent call last):
-    boom_utils.errors.ConfigError: 1 problem(s) in the parameters of this notebook
-      found:
-        - rows_shown: Input should be a valid integer (found '5')
-      what to do: correct the keys named above
     """
     fields: Any = {name: (kind, ...) for name, kind in kinds.items()}
     model = create_model("Parameters", __base__=_Parameters, **fields)

@@ -18,20 +18,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from boom_utils.artifacts import Node
-from boom_utils.config import MemberConfig, PretrainedBase, TinyBase
+from boom_utils.artifacts import Node, Workspace
+from boom_utils.config import MemberConfig, PretrainedBase, Profile, TinyBase
 from boom_utils.data.manifest import Manifest
 from boom_utils.data.sampling import subset_size
 from boom_utils.evaluation.benchmarks import BenchmarkTask
 from boom_utils.hyperparameters import TrainingConfig
-from boom_utils.study.graph import Study
 from boom_utils.study.models import datasets_of, interaction_members, rules_of
 from boom_utils.study.scoring import profile_benchmarks
 from boom_utils.training.plan import DatasetRules
@@ -57,6 +56,17 @@ _COUNTED = ("base", "member/", "interaction/member/", "scores/")
 """How names of nodes begin whose time is counted."""
 AMOUNTS = [*_COLUMNS][:-1]
 """What is summed over models; checkpoints are not, as one run's are gone before the next begins."""
+
+
+class Planned(Protocol):
+    """What a plan reads of a study, `boom_utils.study.graph.Study`."""
+
+    profile: Profile
+    whole: Profile
+    manifest: Manifest
+    workspace: Workspace
+    nodes: dict[str, Node]
+    inputs: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ def known_rows(manifest: Manifest) -> dict[str, float]:
     return {one.id: math.nan if one.stated_rows is None else one.stated_rows for one in manifest.datasets}
 
 
-def plan_study(study: Study, assumptions: Assumptions | None = None) -> StudyPlan:
+def plan_study(study: Planned, assumptions: Assumptions | None = None) -> StudyPlan:
     """The plan of a study; makes nothing of it.
 
     The speed of this machine is measured once for a shape of model, in some seconds, and kept in the workspace.
@@ -144,16 +154,16 @@ def plan_study(study: Study, assumptions: Assumptions | None = None) -> StudyPla
     return StudyPlan(frame, stored if len(unknown) < len(rows) else math.nan, unknown, said, planner.graph())
 
 
-def seconds_to_make(study: Study, names: Iterable[str]) -> float:
+def seconds_to_make(study: Planned, names: Iterable[str]) -> float:
     """About how long this machine needs for some nodes and what is behind them: what is not made and can be counted.
 
     Models and scores are counted, conversion, tokens and tables are not; 0 where nothing is.
     """
-    found, left = study.workspace.find_all(study.nodes), {*names}
-    missing: set[str] = set()
-    while left := left - found.keys() - missing:
+    missing, left = set[str](), {*names}
+    while left:
+        left -= study.workspace.find_all({name: study.nodes[name] for name in left}).keys()
         missing |= left
-        left = {one for name in left for one in study.inputs[name]}
+        left = {one for name in left for one in study.inputs[name]} - missing
     if not any(name.startswith(_COUNTED) for name in missing):
         return 0.0
     costs = plan_study(study).costs
@@ -161,7 +171,7 @@ def seconds_to_make(study: Study, names: Iterable[str]) -> float:
 
 
 class _Planner:
-    def __init__(self, study: Study, given: Assumptions) -> None:
+    def __init__(self, study: Planned, given: Assumptions) -> None:
         self.study, self.given, self.training = study, given, study.profile.training
         self.found = study.workspace.find_all(study.nodes)
 
