@@ -255,10 +255,10 @@ def committed_figure(name: str, study: str = "mini") -> Any:
     Returns:
         The picture; where the results are absent, as in an installed package, a line that says so.
 
-    >>> type(committed_figure("model_means")).__name__
+    >>> type(committed_figure("task_deltas")).__name__
     'SVG'
-    >>> committed_figure("model_means", "none").data
-    'There is no `results/none/figures/model_means.svg` here: it is in the repository, not in the installed package.'
+    >>> committed_figure("task_deltas", "none").data
+    'There is no `results/none/figures/task_deltas.svg` here: it is in the repository, not in the installed package.'
     """
     from IPython.display import SVG, Markdown
 

@@ -58,8 +58,8 @@ AMOUNTS = [*_COLUMNS][:-1]
 """What is summed over models; checkpoints are not, as one run's are gone before the next begins."""
 
 
-class Planned(Protocol):
-    """What a plan reads of a study, `boom_utils.study.graph.Study`."""
+class Study(Protocol):
+    """What a plan reads of a `boom_utils.study.graph.Study`, which asks for plans."""
 
     profile: Profile
     whole: Profile
@@ -134,7 +134,7 @@ def known_rows(manifest: Manifest) -> dict[str, float]:
     return {one.id: math.nan if one.stated_rows is None else one.stated_rows for one in manifest.datasets}
 
 
-def plan_study(study: Planned, assumptions: Assumptions | None = None) -> StudyPlan:
+def plan_study(study: Study, assumptions: Assumptions | None = None) -> StudyPlan:
     """The plan of a study; makes nothing of it.
 
     The speed of this machine is measured once for a shape of model, in some seconds, and kept in the workspace.
@@ -154,7 +154,7 @@ def plan_study(study: Planned, assumptions: Assumptions | None = None) -> StudyP
     return StudyPlan(frame, stored if len(unknown) < len(rows) else math.nan, unknown, said, planner.graph())
 
 
-def seconds_to_make(study: Planned, names: Iterable[str]) -> float:
+def seconds_to_make(study: Study, names: Iterable[str]) -> float:
     """About how long this machine needs for some nodes and what is behind them: what is not made and can be counted.
 
     Models and scores are counted, conversion, tokens and tables are not; 0 where nothing is.
@@ -171,7 +171,7 @@ def seconds_to_make(study: Planned, names: Iterable[str]) -> float:
 
 
 class _Planner:
-    def __init__(self, study: Planned, given: Assumptions) -> None:
+    def __init__(self, study: Study, given: Assumptions) -> None:
         self.study, self.given, self.training = study, given, study.profile.training
         self.found = study.workspace.find_all(study.nodes)
 
