@@ -266,4 +266,5 @@ def committed_figure(name: str, study: str = "mini") -> Any:
     if path.is_file():
         return SVG(filename=path)
     place = path.relative_to(PROJECT_ROOT).as_posix()
-    return Markdown(f"There is no `{place}` here: it is in the repository, not in the installed package.")
+    text = f"There is no `{place}` here: it is in the repository, not in the installed package."
+    return Markdown(text)  # type: ignore[no-untyped-call]

@@ -66,7 +66,10 @@ class Study(Protocol):
     manifest: Manifest
     workspace: Workspace
     nodes: dict[str, Node]
-    inputs: dict[str, list[str]]
+
+    @property
+    def inputs(self) -> dict[str, list[str]]:
+        """Name of every node -> names of the nodes it is made from."""
 
 
 @dataclass(frozen=True)
