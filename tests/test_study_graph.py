@@ -320,6 +320,15 @@ def test_a_model_may_have_less_seeds_and_nothing_is_made_that_no_model_needs(tmp
     assert later == ["s20.seed2", "boom.seed2", "boom.seed3"], "the third s20 is in the third boom only"
 
 
+def test_the_models_of_a_seed_are_those_that_have_it_and_a_seed_of_none_is_an_error(tmp_path: Path) -> None:
+    study = Study(seeded(["boom"]), Workspace(tmp_path))
+    assert study.of_seed(["s20", "boom", "plain-mean"], 1) == ["s20", "boom", "plain-mean"]
+    assert study.of_seed(["s20", "boom", "plain-mean"], 3) == ["s20.seed3", "boom.seed3"]
+    for seed in (0, 4):
+        with pytest.raises(ConfigError, match=f"(?s)none of boom with this seed.*1 to 3.*found: {seed}"):
+            study.of_seed(["boom"], seed)
+
+
 def test_an_ensemble_is_scored_with_the_models_in_it_and_copied_with_its_seeds(tmp_path: Path) -> None:
     raw = {**plain_smoke(), "ensembles": [{"name": "together", "members": ["s20", "boom"]}]}
     study = opened({**raw, "seeds": {"count": 2, "models": ["together"]}}, tmp_path)

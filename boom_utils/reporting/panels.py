@@ -264,7 +264,7 @@ def committed_figure(name: str, study: str = "mini") -> Any:
 
     path = PROJECT_ROOT / "results" / study / "figures" / f"{name}.svg"
     if path.is_file():
-        return SVG(filename=path)
+        return SVG(filename=path)  # type: ignore[no-untyped-call]
     place = path.relative_to(PROJECT_ROOT).as_posix()
     text = f"There is no `{place}` here: it is in the repository, not in the installed package."
     return Markdown(text)  # type: ignore[no-untyped-call]
