@@ -23,8 +23,9 @@ from pydantic import BaseModel
 from boom_utils import __version__, cli
 from boom_utils.artifacts import PROJECT_ROOT
 from boom_utils.cards import TEMPLATE
-from boom_utils.config import Profile, profile_names
+from boom_utils.config import Profile, load_profile, profile_names
 from boom_utils.data.manifest import manifest_names
+from boom_utils.merging.recipe import load_recipe
 
 
 def read(name: str) -> str:
@@ -173,6 +174,15 @@ def test_every_key_of_a_profile_is_explained() -> None:
 
     page = read("docs/profiles.md")
     assert not [key for key in keys(Profile) if f"`{key}`" not in page and f"`{key}:" not in page]
+
+
+def test_every_profile_and_recipe_of_the_docs_is_one(tmp_path: Path) -> None:
+    shown = [code for page in PAGES for language, code in FENCED.findall(read(page)) if language == "yaml"]
+    assert len(shown) >= 2
+    for code in shown:
+        path = tmp_path / "shown.yaml"
+        path.write_text(code, encoding="utf-8")
+        assert load_recipe(path) if "merge_method:" in code else load_profile(path)
 
 
 def test_hooks_need_no_network_and_keep_outputs_out_of_notebooks() -> None:
