@@ -165,6 +165,12 @@ def default_workspace() -> Path:
     return Path(os.environ.get("BOOM_HOME") or PROJECT_ROOT / "workspace").expanduser()
 
 
+def free_disk(folder: Path) -> tuple[int, Path]:
+    """Bytes that are free where a folder is or will be, and the part of its path that is there."""
+    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    return shutil.disk_usage(there).free, there
+
+
 def environment_facts() -> dict[str, Any]:
     """Versions, processor count and commit a number depends on; no host name, user name or absolute path."""
     return {

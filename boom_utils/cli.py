@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import inspect
-import json
 import logging
 import os
 import shlex
@@ -16,10 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from boom_utils.errors import BoomError, ConfigError
+from boom_utils.errors import BoomError, ConfigError, nearest, some_of
 from boom_utils.progress import log_to_stdout, quick_processes
 
 if TYPE_CHECKING:
+    from boom_utils.merging.recipe import Recipe
     from boom_utils.study.graph import Study
     from boom_utils.study.plan import StudyPlan
 
@@ -91,38 +91,35 @@ def _profile(text: str) -> str:
 
 _ABOVE_ZERO = _number(float, sys.float_info.min, "number above 0")
 _COUNT = _number(int, 1, "whole number from 1")
+_DEVICES = {"type": _number(int, 0, "whole number from 0")}
+_SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
 _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "--profile P": ("name of a profile, or a .yaml file (smoke)", {"type": _profile, "default": "smoke"}),
-    "--only NN": ("only this notebook; may be repeated", {"action": "append", "default": []}),
+    "--profile P": ("name of a profile, or a .yaml file", {"type": _profile, "default": "smoke"}),
+    "--only NN": ("only this notebook; may be repeated (default: all)", {"action": "append", "default": []}),
     "--from NN": ("this notebook and all after it", {}),
     "--set NAME=VALUE": ("value for a notebook parameter", {"action": "append", "default": []}),
-    "--results DIR": ("folder of <profile>/ with tables and figures (the project's results/)", {"type": Path}),
+    "--results DIR": ("folder of <profile>/ with tables and figures (default: results)", {"type": Path}),
     "--force-unlock": ("take over the lock of a run on a machine that is gone", {}),
-    "NODE": ("its name in the graph of boom plan: member/full", {"nargs": "+"}),
+    "NODE": ("its name, such as member/full or scores/boom/TASK (the jobs of boom plan name all)", {"nargs": "+"}),
     "--receipt FILE": ("write key, digest and seconds of each there", {"type": Path}),
-    "--json": ("as JSON, with the graph of artifacts and their inputs", {}),
-    "--jobs FILE": ("only write the jobs of a cluster (workflow/Snakefile)", {"type": Path}),
-    "--gpus N": ("most devices of such a job; 0: processors only", {"type": _number(int, 0, "whole number")}),
-    "--query-tokens N": ("mean tokens of a query (its limit)", {"type": _ABOVE_ZERO}),
-    "--passage-tokens N": ("mean tokens of a passage (its limit)", {"type": _ABOVE_ZERO}),
-    "--device-tflops N": ("peak of a rented device (989: H100, bf16)", {"type": _ABOVE_ZERO, "default": 989.0}),
-    "--mfu X": ("share of that peak that is reached (0.4)", {"type": _ABOVE_ZERO, "default": 0.4}),
-    "--tokens-per-second N": ("speed of one device here (measured in a few steps)", {"type": _ABOVE_ZERO}),
+    "--jobs FILE": ("only write the jobs of a cluster, with all artifacts by name, as JSON", {"type": Path}),
+    "--gpus N": ("most devices of such a job; 0: none (default: what the profile trains on)", _DEVICES),
+    "--device-tflops N": ("say hours of a rented device of this peak (989: H100, bf16)", {"type": _ABOVE_ZERO}),
     "MEMBER": ("name of a member in the profile", {}),
-    "--nproc N": ("devices (CPU: processes) to use (every CUDA device)", {"type": _COUNT}),
+    "--nproc N": ("devices (CPU: processes) to use (default: every CUDA device, or one process)", {"type": _COUNT}),
     "--allow-change FIELD": ("go on from a checkpoint although it differs", {"action": "append", "default": []}),
-    "RECIPE.yaml": ("recipe in mergekit's YAML", {"type": Path}),
+    "RECIPE": ("recipe in mergekit's YAML (a .yaml file), or the name of a merged model of the profile", {}),
     "OUT": ("folder of the merged model (with --plan: of the report)", {"type": Path, "nargs": "?"}),
     "--plan": ("merge nothing: print norms, angles and what the merge would give", {}),
-    "--shard-gb N": ("most gigabytes in one weight file (5)", {"type": _ABOVE_ZERO, "default": 5.0}),
-    "--threads N": ("threads (two more than processors, at most 16)", {"type": _COUNT}),
+    "--shard-gb N": ("most gigabytes in one weight file", {"type": _ABOVE_ZERO, "default": 5.0}),
+    "--threads N": ("threads (default: two more than processors, at most 16)", {"type": _COUNT}),
     "MODEL": ("name of a model of the profile, or a model folder", {}),
-    "--tasks T": ("only these tasks, or benchmarks", {"nargs": "+", "action": "extend", "default": []}),
-    "--out DIR": ("results in mteb's JSON; what is up to date stays", {"type": Path}),
+    "--tasks T": ("only these tasks, or benchmarks (default: all of the profile)", _SEVERAL),
+    "--out DIR": ("results in mteb's JSON (default: evaluations in the workspace)", {"type": Path}),
     "--manifest NAME": ("all of this data manifest (a name, or a .yaml file), and of no profile", {}),
-    "--only DATASET": ("only these datasets", {"nargs": "+", "action": "extend", "default": []}),
+    "--only DATASET": ("only these datasets (default: all)", _SEVERAL),
     "--offline": ("use no network, as with HF_HUB_OFFLINE=1", {}),
-    "--on-bad-line RULE": ("instead of what the profile says", {"choices": ("error", "skip")}),
+    "--on-bad-line RULE": ("error, or skip: list bad rows (default: the profile's)", {"choices": ("error", "skip")}),
     "--mteb DIR": ("also write mteb's own results there (mteb.ResultCache)", {"type": Path}),
     "FILE": ("below results/<profile>/, or a folder of the workspace", {"type": Path}),
     "--finished": ("first gather the results of the models that are scored on every task so far", {}),
@@ -155,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         "2 user error, 130 interrupted. For example: boom run --profile smoke",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    data = commands.add_parser("data", help="the data of a corpus", epilog="Example: boom data convert --profile mini")
+    data = commands.add_parser("data", help="the data of a corpus", epilog="Example: boom data convert --profile smoke")
     groups = {"data": data.add_subparsers(required=True, metavar="ACTION"), "": commands}
     for name, (function, options) in _COMMANDS.items():
         group, _, action = name.rpartition(" ")
@@ -169,8 +166,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(parser: argparse.ArgumentParser, option: str) -> None:
     (name, _, metavar), (said, settings) = option.partition(" "), _OPTIONS[option]
+    said += " (default: %(default)s)" if settings.get("default") else ""
     if not name.startswith("-"):
-        parser.add_argument(name.partition(".")[0].lower(), metavar=name, help=said, **settings)
+        parser.add_argument(name.lower(), metavar=name, help=said, **settings)
     elif metavar:
         parser.add_argument(name, metavar=metavar, help=said, **settings)
     else:
@@ -247,29 +245,20 @@ def _build(options: argparse.Namespace) -> None:
         write_json(options.receipt, facts)
 
 
-_PLAN = ("--json", "--jobs FILE", "--gpus N", "--query-tokens N", "--passage-tokens N")
-
-
-@_command("plan", "--profile P", *_PLAN, "--device-tflops N", "--mfu X", "--tokens-per-second N")
+@_command("plan", "--profile P", "--jobs FILE", "--gpus N", "--device-tflops N")
 def _plan(options: argparse.Namespace) -> None:
-    """Say what a study would cost: examples, steps, tokens, FLOPs, time, disk.
+    """Say what a study takes on this machine: examples, tokens, time and disk; starts nothing.
 
-    Example: boom plan --profile paper-0.6b
+    Example: boom plan --profile mini
     """
-    from boom_utils.study.plan import Assumptions, plan_study, plan_text
+    from boom_utils.study.plan import DEVICE_TFLOPS, plan_study, plan_text
 
-    given = (options.query_tokens, options.passage_tokens, options.device_tflops, options.mfu)
-    if options.mfu > 1:
-        raise ConfigError("--mfu is a share of the peak", expected="at most 1", found=options.mfu)
-    if options.json:  # nothing else goes to stdout
-        logging.getLogger("boom_utils").setLevel(logging.ERROR)
-        log.setLevel(logging.INFO)
-    study = _study(options)
-    made = plan_study(study, Assumptions(*given, options.tokens_per_second))
+    study, asked = _study(options), options.device_tflops
+    made = plan_study(study, asked or DEVICE_TFLOPS)
     if options.jobs is not None:
         _write_jobs(study, made, options)
-        return
-    log.info("%s", json.dumps(made.as_json(), indent=1, allow_nan=False) if options.json else plan_text(made))
+    else:
+        log.info("%s", plan_text(made, rented=asked is not None))
 
 
 def _write_jobs(study: Study, plan: StudyPlan, options: argparse.Namespace) -> None:
@@ -286,7 +275,7 @@ def _write_jobs(study: Study, plan: StudyPlan, options: argparse.Namespace) -> N
 def _train(options: argparse.Namespace) -> None:
     """Train one member of a profile; goes on from its last checkpoint.
 
-    Example: boom train full --profile smoke --nproc 2
+    Example: boom train full --profile smoke
     """
     from boom_utils.study.models import Execution
 
@@ -297,25 +286,24 @@ def _train(options: argparse.Namespace) -> None:
     log.info("%s", artifact.path)
 
 
-@_command("merge", "RECIPE.yaml", "OUT", "--plan", "--shard-gb N", "--threads N")
+@_command("merge", "RECIPE", "OUT", "--profile P", "--plan", "--shard-gb N", "--threads N")
 def _merge(options: argparse.Namespace) -> None:
     """Merge models by a mergekit recipe, or say what a merge would do.
 
-    Example: boom merge recipe.yaml merged/
+    Example: boom merge boom merged/ --profile smoke
     """
     from boom_utils.artifacts import naming
-    from boom_utils.merging.recipe import load_recipe
     from boom_utils.merging.writer import MergeOptions, merge
 
     if options.plan:
         _plan_merge(options)
         return
     if options.out is None:
-        fix = "boom merge RECIPE.yaml OUT, or --plan to look only"
-        raise ConfigError("name the folder of the merged model", fix=fix)
+        fix = f"boom merge {options.recipe} OUT, or --plan to look only"
+        raise ConfigError("no folder is named for the merged model", fix=fix)
     chosen = MergeOptions(max_shard_bytes=int(options.shard_gb * 1e9), threads=options.threads)
     with naming(options.out):
-        facts = merge(load_recipe(options.recipe), options.out, chosen)
+        facts = merge(_recipe(options), options.out, chosen)
     for member in facts["members"]:
         weight = "" if member["weight"] is None else f": weight {member['weight']}"
         used = "" if member["used_weight"] is None else f", used as {member['used_weight']:.4f}"
@@ -328,14 +316,28 @@ def _merge(options: argparse.Namespace) -> None:
     log.info("%s: %s", options.out, said)
 
 
+def _recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe of a file, or that which a merged model of the profile was made by."""
+    from boom_utils.merging.recipe import load_recipe
+
+    named = Path(options.recipe)
+    if named.is_file() or named.suffix in (".yaml", ".yml"):
+        return load_recipe(named)
+    study = _study(options)
+    if options.recipe not in (names := [one.name for one in study.whole.merges]):
+        what = f"'{options.recipe}' is no recipe{nearest(options.recipe, names)}"
+        expected = f"a .yaml file, or a merged model of profile '{study.profile.name}': {some_of(names)}"
+        raise ConfigError(what, expected=expected)
+    return load_recipe(study.model_folder(options.recipe)[0] / "mergekit_config.yaml")
+
+
 def _plan_merge(options: argparse.Namespace) -> None:
     from boom_utils.artifacts import write_json
     from boom_utils.merging.gram import save_grams
     from boom_utils.merging.planner import plan
-    from boom_utils.merging.recipe import load_recipe
     from boom_utils.reporting.tables import merge_plan_text
 
-    table, described = plan(load_recipe(options.recipe), options.threads)
+    table, described = plan(_recipe(options), options.threads)
     log.info("%s", merge_plan_text(described["geometry"], described["forecasts"]))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -348,7 +350,7 @@ def _plan_merge(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     """Score a model on a profile's tasks, benchmarks too, with its prompts.
 
-    Example: boom evaluate models/mine --profile smoke --out mteb/
+    Example: boom evaluate boom --profile smoke --tasks docstring_to_code
     """
     from boom_utils.study.evaluating import evaluate_model
 
@@ -361,7 +363,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _fetch(options: argparse.Namespace) -> None:
     """Download the files of a corpus into the workspace; what is there stays.
 
-    Example: boom data fetch --profile paper-0.6b
+    Example: boom data fetch --profile mini
     """
     if options.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the library is imported
@@ -374,7 +376,7 @@ def _fetch(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     """Make training rows and evaluation sets of a profile; fetches what is missing.
 
-    Example: boom data convert --profile mini
+    Example: boom data convert --profile smoke
     """
     from boom_utils.reporting.corpus import corpus_text
     from boom_utils.reporting.results import read_json_object
@@ -389,7 +391,7 @@ def _convert(options: argparse.Namespace) -> None:
 def _sample(options: argparse.Namespace) -> None:
     """Draw the subsets of a profile.
 
-    Example: boom data sample --profile mini
+    Example: boom data sample --profile smoke
     """
     from boom_utils.data.sampling import load_subset
     from boom_utils.reporting.corpus import subset_frame
@@ -403,7 +405,7 @@ def _sample(options: argparse.Namespace) -> None:
 def _overlap(options: argparse.Namespace) -> None:
     """Find evaluated texts that training rows hold, and the domain of every task.
 
-    Example: boom data overlap --profile mini
+    Example: boom data overlap --profile smoke
     """
     from boom_utils.reporting.corpus import overlap_text
     from boom_utils.reporting.results import read_json_object
@@ -430,8 +432,7 @@ def _report(options: argparse.Namespace) -> None:
     root = options.results or [*known, PROJECT_ROOT][0] / "results"
     if options.finished:
         missing = _study(options).write_finished(root / name)
-        named = ", ".join(missing[:10]) + (" and so on" if missing[10:] else "")
-        log.info("finished models only; %d are missing%s", len(missing), f": {named}" if missing else "")
+        log.info("finished models only; %d are missing: %s", len(missing), some_of(missing) or "none")
     log.info("report: %s", regenerate(name, root, options.mteb))
 
 
@@ -450,7 +451,7 @@ def _trace(options: argparse.Namespace) -> None:
 def _card(options: argparse.Namespace) -> None:
     """Print the card of a model, with its scores as far as they are made.
 
-    Example: boom card boom
+    Example: boom card boom --profile smoke
     """
     from boom_utils.study.push import find_model
 
@@ -461,7 +462,7 @@ def _card(options: argparse.Namespace) -> None:
 def _push(options: argparse.Namespace) -> None:
     """Put a model on the Hugging Face hub; shows first what would go there.
 
-    Example: boom push boom --repo me/boom --dry-run
+    Example: boom push boom --profile smoke --repo me/boom --dry-run
     """
     from boom_utils.study.push import find_model, prepare, push
 
@@ -483,7 +484,7 @@ def _push(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> int:
     """Show versions, devices, disk space and the sources of the corpus.
 
-    Example: boom check --profile mini
+    Example: boom check --profile smoke
     """
     from boom_utils.study.preparing import check_machine
 

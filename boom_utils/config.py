@@ -502,7 +502,9 @@ def extended(raw: Any, path: Path) -> Any:
     if not isinstance(raw, dict) or "extends" not in raw:
         return raw
     other = str(raw["extends"])
-    below = read_yaml(file_of(other, path.parent, PROFILES, "profile", ConfigError), ConfigError)
+    below = read_yaml(
+        file_of(other, path.parent, PROFILES, "profile", ConfigError, f"extends: in {path.name}"), ConfigError
+    )
     if isinstance(below, dict) and "extends" in below:
         raise ConfigError(f"'{other}' extends a profile itself", where=path.name, fix="extend that one directly")
     return joined(below, {key: value for key, value in raw.items() if key != "extends"}, ConfigError)
@@ -530,7 +532,10 @@ def load_profile(name_or_path: str | Path) -> Profile:
     ('full', 0.2)
     """
     path = file_of(str(name_or_path), Path(), PROFILES, "profile", ConfigError)
-    profile = parse(Profile, extended(read_yaml(path, ConfigError), path), path.name, ConfigError)
+    fix, raw = "correct the keys named above", read_yaml(path, ConfigError)
+    if isinstance(raw, dict) and "extends" in raw:
+        fix += "; a list takes the place of the one it extends, `members+` (subsets+, merges+) adds to it"
+    profile = parse(Profile, extended(raw, path), path.name, ConfigError, fix)
     # Where the file is makes no other study: it is no field, so that no record names a place on one machine.
     profile._folder = path.resolve().parent
     if isinstance(profile.base_model, PretrainedBase):

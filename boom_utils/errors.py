@@ -28,6 +28,7 @@ class BoomError(Exception):
     ) -> None:
         self.what = what
         parts = {"where": where, "expected": expected, "found": found, "what to do": fix}
+        self.parts = parts
         lines = [what] + [f"  {name}: {text}" for name, text in parts.items() if text is not None]
         super().__init__("\n".join(lines))
 
@@ -52,6 +53,10 @@ class DataError(BoomError):
 
 class DownloadError(BoomError):
     """A file of a corpus could not be downloaded, or what came is not the file the manifest names."""
+
+
+class UnreachableError(DownloadError):
+    """No server answers: other files would not come either."""
 
 
 class UploadError(BoomError):
@@ -92,13 +97,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def bullet_list(problems: Iterable[str], most: int | None = None) -> str:
-    """Join problems as one indented list, so that an error reports all of them at once.
+MOST_LISTED = 10
+"""Most entries of a list that a person is shown; the rest is counted."""
 
-    Args:
-        problems: One line each.
-        most: Show no more than these, and how many more there are.
+
+def some_of(names: Iterable[object], most: int = MOST_LISTED) -> str:
+    """The first of some names, and how many more there are.
+
+    >>> some_of(["a", "b", "c"], 2)
+    'a, b and 1 more'
     """
+    found = [str(name) for name in names]
+    more = len(found) - most
+    return ", ".join(found[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def bullet_list(problems: Iterable[str]) -> str:
+    """Join problems, a line each, as one indented list that ends after ten: an error reports all of them at once."""
     lines = list(problems)
-    shown, more = lines[:most], len(lines) - len(lines[:most])
-    return "".join(f"\n    - {line}" for line in [*shown, *([f"and {more} more"] if more else [])])
+    more = len(lines) - MOST_LISTED
+    return "".join(f"\n    - {line}" for line in [*lines[:MOST_LISTED], *([f"and {more} more"] if more > 0 else [])])

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 import timeit
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -90,11 +91,14 @@ def machine_name() -> str:
     return f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-_STEP_FLOPS = 2e10
+_STEP_FLOPS = 1e10
+_REPEATS = 6
 
 
 def measure(shape: Mapping[str, Any], precision: str, length: int) -> dict[str, float]:
-    """The size of a model by its shape, and how fast this machine trains it: a few steps of a part of it, some seconds.
+    """The size of a model by its shape, and how fast this machine trains it and encodes with it, by a part of it.
+
+    It takes some seconds. On processors their own time counts: other work on the machine makes nothing slower.
 
     Args:
         shape: A configuration of `transformers` as a mapping.
@@ -102,8 +106,9 @@ def measure(shape: Mapping[str, Any], precision: str, length: int) -> dict[str, 
         length: Tokens of a text.
 
     Returns:
-        ``parameters``, ``matrices`` (those of them that every token meets: all but embeddings and a head) and
-        ``flops_per_second`` in the matrices' products, 6 a weight and token, forward and backward.
+        ``parameters``, ``matrices`` (those of them that every token meets: all but embeddings and a head),
+        ``flops_per_second`` in the matrices' products of training, 6 a weight and token, and
+        ``encoding_flops_per_second``, 2 a weight and token.
     """
     import torch
     from transformers import AutoConfig, AutoModel
@@ -116,20 +121,35 @@ def measure(shape: Mapping[str, Any], precision: str, length: int) -> dict[str, 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.random.fork_rng(devices=[]):
         model = AutoModel.from_config(config, dtype=torch.float32).to(device).train()
-        flops_a_row = 6 * _matrices(model) * length
-        rows = int(min(64, max(1, _STEP_FLOPS // flops_a_row)))
+        weights = _matrices(model)
+        rows = int(min(64, max(1, _STEP_FLOPS // (6 * weights * length))))
         tokens_NL = torch.ones(rows, length, dtype=torch.int64, device=device)
 
-        def step() -> None:
+        def train() -> None:
             with autocast(precision, device):
                 states_NLD = model(input_ids=tokens_NL).last_hidden_state
             states_NLD.float().mean().backward()
-            if device == "cuda":
-                torch.cuda.synchronize()
 
-        # The shortest of several runs: the first one warms up, and other work on the machine makes others longer.
-        rate = flops_a_row * rows / min(timeit.repeat(step, number=1, repeat=7))
-    return {"parameters": whole.num_parameters(), "matrices": _matrices(whole), "flops_per_second": float(rate)}
+        trained = 6 * weights * tokens_NL.numel() / _seconds(train, device)
+        model.eval().to(dtype_of(precision))
+        with torch.inference_mode():
+            encoded = 2 * weights * tokens_NL.numel() / _seconds(lambda: model(input_ids=tokens_NL), device)
+    sizes = {"parameters": whole.num_parameters(), "matrices": _matrices(whole)}
+    return {**sizes, "flops_per_second": float(trained), "encoding_flops_per_second": float(encoded)}
+
+
+def _seconds(step: Callable[[], object], device: str) -> float:
+    """What a step takes at best, the first one of which warms up; on processors, time that they spend on it."""
+    import torch
+
+    if device == "cpu":
+        return min(timeit.repeat(step, timer=time.process_time, number=1, repeat=_REPEATS)) / torch.get_num_threads()
+
+    def finished() -> None:
+        step()
+        torch.cuda.synchronize()
+
+    return min(timeit.repeat(finished, number=1, repeat=_REPEATS))
 
 
 def _matrices(model: torch.nn.Module) -> int:

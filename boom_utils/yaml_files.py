@@ -32,7 +32,7 @@ class Frozen(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if found := list(self.problems()):
-            raise ValueError("; ".join(found))
+            raise ValueError("\n".join(found))
         return self
 
 
@@ -42,7 +42,9 @@ def repeated(groups: Mapping[str, Iterable[str]]) -> Iterator[str]:
         yield from (f"{kind} '{name}' is named twice" for name, count in Counter(names).items() if count > 1)
 
 
-def parse(model: type[Model], raw: Any, where: str, error: type[BoomError]) -> Model:
+def parse(
+    model: type[Model], raw: Any, where: str, error: type[BoomError], fix: str = "correct the keys named above"
+) -> Model:
     """Validate ``raw`` as ``model``; every problem is in the one error that is raised.
 
     Raises:
@@ -52,9 +54,9 @@ def parse(model: type[Model], raw: Any, where: str, error: type[BoomError]) -> M
         return model.model_validate(raw)
     except ValidationError as caught:
         found: Sequence[Any] = caught.errors()
-        problems = [_explain(model, problem) for problem in found if not _follows(problem, found)]
-        what, fix = f"{len(problems)} problem(s) in {where}", "correct the keys named above"
-        raise error(what, found=bullet_list(problems), fix=fix) from None
+        said = [_explain(model, problem) for problem in found if not _follows(problem, found)]
+        problems = [line for one in said for line in one]
+        raise error(f"{len(problems)} problem(s) in {where}", found=bullet_list(problems), fix=fix) from None
 
 
 def _follows(problem: Mapping[str, Any], problems: Sequence[Any]) -> bool:
@@ -63,14 +65,17 @@ def _follows(problem: Mapping[str, Any], problems: Sequence[Any]) -> bool:
     return problem["type"] == "too_short" and any(other[: len(place)] == place != other for other in others)
 
 
-def _explain(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
+def _explain(model: type[BaseModel], problem: Mapping[str, Any]) -> list[str]:
     location = problem["loc"]
     place = ".".join(str(part) for part in location) + ": " if location else ""
     if problem["type"] == "extra_forbidden":
-        return f"{place}unknown key{nearest(str(location[-1]), _keys(model))}"
+        return [f"{place}unknown key{nearest(str(location[-1]), _keys(model))}"]
+    if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return [f"{place}expected lines of `key: value`, found {type(problem.get('input')).__name__}"]
     given = problem.get("input")
     shown = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return f"{place}{problem['msg'].removeprefix('Value error, ')}{shown}{_nearest_choice(problem)}"
+    lines = str(problem["msg"]).removeprefix("Value error, ").splitlines()
+    return [f"{place}{line}{shown}{_nearest_choice(problem)}" for line in lines]
 
 
 def _nearest_choice(problem: Mapping[str, Any]) -> str:
@@ -112,11 +117,14 @@ def read_yaml(path: Path, error: type[BoomError]) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as caught:
-        raise error(f"{path.name} is not valid YAML", where=path.name, found=caught, fix="correct the line") from None
+        mark, problem = getattr(caught, "problem_mark", None), getattr(caught, "problem", None)
+        where = f"{path.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else path.name
+        fix = "correct the line, or the one before"
+        raise error(f"{path.name} is not valid YAML", where=where, found=problem or caught, fix=fix) from None
 
 
-def file_of(name: str, folder: Path, shipped: Path, what: str, error: type[BoomError]) -> Path:
-    """The YAML file of a name, which is that of a file of the kit, or a path relative to a folder.
+def file_of(name: str, folder: Path, shipped: Path, what: str, error: type[BoomError], where: object = None) -> Path:
+    """The YAML file of a name, which is that of a file of the kit, or a path relative to a folder; named ``where``.
 
     Raises:
         BoomError: Of the class ``error``: there is none.
@@ -125,7 +133,7 @@ def file_of(name: str, folder: Path, shipped: Path, what: str, error: type[BoomE
     if not path.is_file():
         names = sorted(one.stem for one in shipped.glob("*.yaml"))
         expected = f"one of {', '.join(names)}, or the path of a .yaml file"
-        raise error(f"there is no {what} '{name}'{nearest(name, names)}", expected=expected)
+        raise error(f"there is no {what} '{name}'{nearest(name, names)}", where=where, expected=expected)
     return path
 
 
@@ -149,6 +157,9 @@ def joined(below: Any, above: Any, error: type[BoomError]) -> Any:
             continue
         lists: tuple[Any, Any] = (below.get(name), value)
         if not all(isinstance(one, list) and all(isinstance(e, dict) and "name" in e for e in one) for one in lists):
-            raise error(f"'{key}' adds to a list of entries with names, and nothing else can be added to")
+            lists = sorted(str(one) for one in below if isinstance(below[one], list))
+            what = f"'{key}' cannot add to '{name}'{nearest(name, lists)}"
+            expected = "a list whose entries have names: subsets+, members+, merges+ or ensembles+"
+            raise error(what, expected=expected, fix=f"write '{name}' with all that it is to hold, or correct the name")
         found[name] = [*{entry["name"]: entry for one in lists for entry in one}.values()]
     return {key: value for key, value in found.items() if value is not None}

@@ -274,8 +274,12 @@ def test_named_entries_take_the_place_of_their_namesakes_lists_are_replaced_and_
     [
         ({"extends": "smok"}, "no profile 'smok'; did you mean 'smoke'"),
         ({"extends": "mini-tenth"}, "'mini-tenth' extends a profile itself"),
-        ({"training+": [{"name": "x"}]}, "adds to a list of entries with names"),
-        ({"nothing+": [{"name": "x"}]}, "adds to a list of entries with names"),
+        (
+            {"training+": [{"name": "x"}]},
+            "'training\\+' cannot add to 'training'(?s:.*)members\\+(?s:.*)write 'training'",
+        ),
+        ({"member+": [{"name": "x"}]}, "'member\\+' cannot add to 'member'; did you mean 'members'"),
+        ({"members": []}, "no member or earlier merge 's20'\n(?s:.*)and \\d+ more(?s:.*)`members\\+`"),
         ({"trainin": {"temperature": 1}}, "unknown key"),
     ],
 )

@@ -6,8 +6,10 @@ import hashlib
 import logging
 import re
 import signal
+import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +25,7 @@ from boom_utils.data import files
 from boom_utils.data.fetching import chosen_datasets, files_of
 from boom_utils.data.files import HubFile, HubSet, RemoteFile, fetch, fetch_hub, hub_paths, read_lock
 from boom_utils.data.manifest import load_manifest
-from boom_utils.errors import BoomError, ConfigError, DownloadError, ManifestError
+from boom_utils.errors import BoomError, ConfigError, DownloadError, ManifestError, UnreachableError
 
 BODY = b"one line\n" * 40_000
 ROWS = {f"data/part-{number}.jsonl": b'{"query": "a"}\n' * (number + 1) for number in range(3)}
@@ -153,6 +155,39 @@ def test_a_killed_download_leaves_no_final_name(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "downloads" / remote().path).read_bytes() == BODY
 
 
+@pytest.mark.promise(2)
+def test_without_a_network_the_first_refused_connection_ends_everything_and_is_no_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import requests
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    asked = list[str]()
+
+    def refused(self: Any, url: str, *_: Any) -> None:
+        asked.append(url)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            requests.get(f"http://127.0.0.1:{free.getsockname()[1]}/file?token=secret")
+
+    monkeypatch.setattr("pooch.HTTPDownloader.__call__", refused)
+    monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)
+    monkeypatch.setattr(files, "progress", partial(files.progress, every_seconds=-1))
+    many = [remote(f"data/{number}.txt") for number in range(477)]
+    said = r"(?s)cannot be reached.*where: files\.example\n.*refused\n.*network.*BOOM_MIRROR"
+    with pytest.raises(UnreachableError, match=said) as caught:
+        fetch(many, tmp_path)
+    assert "secret" not in str(caught.value) and "to go" not in caplog.text
+    assert len({*asked}) < len(many), "only those that were on their way"
+
+
+def test_a_file_that_is_gone_stops_no_other_and_all_that_are_gone_are_named(web: HubServer, tmp_path: Path) -> None:
+    gone = [remote(f"owner/data/resolve/main/gone-{number}.txt") for number in range(2)]
+    with pytest.raises(DownloadError, match=r"(?s)2 of 3 files.*gone-0\.txt: the server answers 404.*gone-1\.txt"):
+        fetch([gone[0], remote(), gone[1]], tmp_path)
+    assert names(tmp_path) == [str(remote().path)]
+
+
 @pytest.mark.promise(4)
 def test_a_full_disk_is_said_before_the_start_and_in_the_middle(
     web: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -192,11 +227,11 @@ def test_a_mirror_is_read_instead_of_the_network_with_the_same_checks(
 
 
 @pytest.mark.promise(6)
-def test_offline_names_five_missing_files_and_how_many_more(tmp_path: Path) -> None:
+def test_offline_names_ten_missing_files_and_how_many_more(tmp_path: Path) -> None:
     many = [remote(f"data/{number}.txt") for number in range(17)]
-    with pytest.raises(DownloadError, match=r"(?s)offline.*data/4\.txt\n    - and 12 more") as caught:
+    with pytest.raises(DownloadError, match=r"(?s)offline.*data/9\.txt\n    - and 7 more") as caught:
         fetch(many, tmp_path)
-    assert "data/5.txt" not in str(caught.value)
+    assert "data/10.txt" not in str(caught.value)
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from made_up_results import score_rows, with_study
 
 from boom_utils.cards import Card, write_card
 from boom_utils.errors import ResultsError
-from boom_utils.reporting.model_cards import licence_notes, named_card, read_card, scored_card
+from boom_utils.reporting.model_cards import named_card, read_card, scored_card
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import NO_BREAK_SPACE
 
@@ -76,16 +76,3 @@ def test_a_card_of_others_gets_scores_too_and_no_scores_and_a_broken_front_matte
     for broken in ("---\n- a list\n---\n\n# x\n", "---\na: [\n---\n\n# x\n"):
         with pytest.raises(ResultsError, match="front matter"):
             scored_card(broken, results, "boom")
-
-
-def test_terms_to_look_at_are_told_from_plain_ones() -> None:
-    doubtful = [
-        "unknown",
-        "undeclared",
-        "CC-BY-NC-4.0 (LICENSE file)",
-        "for non-commercial use",
-        "same as STSbenchmark",
-    ]
-    doubtful += ["Apache-2.0 repository; restrictions of the underlying data sets may apply"]
-    for licence in (*doubtful, "MIT", "CC-BY-SA-4.0", "Apache-2.0"):
-        assert licence_notes({"nq": licence}) == ["nq: " + licence] * (licence in doubtful)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -20,12 +21,12 @@ import pytest
 from conftest import HANGS
 
 from boom_utils.artifacts import Artifact, Node, Workspace, write_text
-from boom_utils.cli import main
+from boom_utils.cli import _COMMANDS, _parser, main
 from boom_utils.config import Ratio, load_profile
 from boom_utils.errors import ConfigError, NotebookError, WorkspaceError
 from boom_utils.reporting.panels import committed_figure
 from boom_utils.study import runner
-from boom_utils.study.graph import NOTEBOOKS, checked_parameters
+from boom_utils.study.graph import NOTEBOOKS, Study, checked_parameters
 from boom_utils.study.runner import run, run_lock, typed_parameters
 
 CANARY = "hf_canary0123456789abcdefghij"
@@ -358,9 +359,9 @@ def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.C
     decided = {
         "run": "force-unlock from only profile results set",
         "build": "profile receipt",
-        "plan": ("device-tflops gpus jobs json mfu passage-tokens profile query-tokens tokens-per-second"),
+        "plan": "device-tflops gpus jobs profile",
         "train": "allow-change nproc profile",
-        "merge": "plan shard-gb threads",
+        "merge": "plan profile shard-gb threads",
         "evaluate": "out profile tasks",
         "data fetch": "manifest offline only profile",
         **dict.fromkeys(("data convert", "data sample", "data overlap"), "on-bad-line profile"),
@@ -377,6 +378,22 @@ def test_the_options_of_the_command_are_those_that_were_decided(capsys: pytest.C
         assert f"Example: boom {command} " in said
         found = set(re.findall(r"--([a-z-]+)", said)) - {"help"}
         assert sorted(found) == expected.split(), command
+
+
+def test_the_example_of_every_command_names_what_the_smoke_study_has() -> None:
+    study = Study(smoke_profile := load_profile("smoke"))
+    tasks = [*smoke_profile.evaluation.in_domain, *smoke_profile.evaluation.out_of_domain]
+    known = {"node": study.nodes, "member": [one.name for one in smoke_profile.members], "tasks": tasks}
+    known |= {"model": smoke_profile.model_names, "recipe": [one.name for one in smoke_profile.merges]}
+    known |= {"profile": ["smoke", "mini"], "only": runner.choose([], None)}
+    for name, (function, _) in _COMMANDS.items():
+        example = (function.__doc__ or "").partition("Example: boom ")[2]
+        assert example.startswith(name), name
+        options = vars(_parser().parse_args(shlex.split(example)))
+        for option, names in known.items():
+            given = options.get(option) or []
+            for one in [given] if isinstance(given, str) else given:
+                assert any(str(have).startswith(one) for have in names), (name, option, one)
 
 
 @pytest.mark.promise(40)

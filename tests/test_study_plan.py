@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -16,13 +15,20 @@ import yaml
 from boom_utils.artifacts import Artifact, Workspace
 from boom_utils.cli import main
 from boom_utils.config import PROFILES, EnsembleConfig, Profile, load_profile
-from boom_utils.data.examples import TrainingExample
+from boom_utils.data.examples import TrainingExample, write_jsonl
 from boom_utils.data.manifest import load_manifest
 from boom_utils.data.tokens import TextRules, write_tokens
-from boom_utils.machine import on_this_machine
 from boom_utils.study import plan as module
 from boom_utils.study.graph import Study
-from boom_utils.study.plan import Assumptions, StudyPlan, known_rows, plan_study, plan_text, seconds_to_make, total
+from boom_utils.study.plan import (
+    SECONDS_A_TASK,
+    StudyPlan,
+    known_rows,
+    plan_study,
+    plan_text,
+    seconds_to_make,
+    total,
+)
 
 ROWS = {
     "summary_to_description": 100,  # 16 rows a batch
@@ -45,17 +51,18 @@ def study_of(workspace: Path, corpus: Mapping[str, Any] | None = None, **trainin
 
 MATRICES = 2 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 384)
 """Of the tiny base: q and o 128 x 128, k and v 128 x 64; MLP: three of 128 x 384; two layers."""
-RATE = 1e9
+RATE, ENCODING = 1e9, 3e9
 
 
 @pytest.fixture(autouse=True)
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """A machine of 1 GFLOP/s; what was measured on it."""
+    """A machine that trains at 1 GFLOP/s and encodes at 3; what was measured on it."""
     seen: list[tuple[Any, ...]] = []
 
     def measure(*asked: Any) -> dict[str, float]:
         seen.append(asked)
-        return {"parameters": MATRICES + 8000 * 128, "matrices": MATRICES, "flops_per_second": RATE}
+        sizes = {"parameters": MATRICES + 8000 * 128, "matrices": MATRICES}
+        return {**sizes, "flops_per_second": RATE, "encoding_flops_per_second": ENCODING}
 
     monkeypatch.setattr("boom_utils.machine.measure", measure)
     return seen
@@ -97,43 +104,44 @@ def test_examples_steps_and_tokens_are_those_of_whole_batches(tmp_path: Path, ro
 def test_flops_are_6_or_4_a_weight_and_token_and_2_more_with_recomputation(
     tmp_path: Path, rows: dict[str, float], options: dict[str, Any], per_weight: int
 ) -> None:
-    plan = plan_study(study_of(tmp_path, **options), Assumptions(device_tflops=1e-3, utilisation=0.5))
+    plan = plan_study(study_of(tmp_path, **options), device_tflops=1e-3)
     full = cost_of(plan, "full")
     assert full["flops"] == pytest.approx(per_weight * MATRICES * full["tokens"])
-    assert full["device_hours"] == pytest.approx(full["flops"] / (1e9 * 0.5) / 3600)
+    assert full["device_hours"] == pytest.approx(full["flops"] / (1e9 * 0.4) / 3600)
     assert full["seconds"] == pytest.approx(full["flops"] / RATE)
     assert full["model_bytes"] == (MATRICES + 8000 * 128) * 4
     assert math.isnan(full["checkpoint_bytes"]) is ("lora" in options)
 
 
-def test_stated_lengths_and_speed_replace_limits_and_measurement_and_are_said(
-    tmp_path: Path, rows: dict[str, float]
-) -> None:
-    plan = plan_study(study_of(tmp_path), Assumptions(4.0, 999.0, tokens_per_second=1000.0))
-    full = cost_of(plan, "full")
-    assert full["tokens"] == 208 * (4 + 2 * 20)  # no longer than the limit
-    assert full["seconds"] == pytest.approx(full["tokens"] / 1000)
-    assert "- lengths: 4 tokens a query, 20 a passage: as given" in plan_text(plan)
-    assert "- time here: 1000 tokens a second, as given" in plan_text(plan)
-
-
-def test_time_is_that_of_this_machine_measured_once_and_shown_in_hours_and_minutes(
-    tmp_path: Path, rows: dict[str, float], measured: list[tuple[Any, ...]]
+def test_time_and_disk_are_those_of_this_machine_and_a_rented_device_is_for_who_asks_or_would_wait_a_day(
+    tmp_path: Path, rows: dict[str, float], measured: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = study_of(tmp_path)
     texts = [plan_text(plan_study(study)) for _ in range(2)]
-    assert texts[0] == texts[1]
     assert [(shape["model_type"], shape["hidden_size"], *rest) for shape, *rest in measured] == [
         ("qwen3", 128, "fp32", 20)
     ]
-    assert "- time here: 1 GFLOP/s in fp32 on one device here, measured once" in texts[0]
+    assert f"- training: {RATE / 6 / MATRICES:,.0f} tokens a second in fp32 on one device, measured here" in texts[0]
     seconds = math.ceil(6 * MATRICES * 208 * 50 / RATE)
     full = next(line for line in texts[0].splitlines() if line.startswith("full "))
     assert f" 0:{seconds // 60:02}:{seconds % 60:02} " in full
-    assert "device hours  " not in texts[0]  # less than one
-    given = Assumptions(device_tflops=1e-3, tokens_per_second=0.01)
-    assert "device hours  " in (long := plan_text(plan_study(study, given)))
-    assert " 289 h " in long  # 10,400 tokens at 0.01 a second
+    to_do = total(plan_study(study).costs)["seconds"]
+    minutes, seconds = divmod(math.ceil(to_do), 60)
+    assert f"time on this machine: >= 0:{minutes:02}:{seconds:02}; disk: 0.3 GB, there are " in texts[0]
+    assert "device hours  " not in texts[0] and "rented" not in texts[0]
+    assert "device hours  " in plan_text(plan_study(study), rented=True)
+    monkeypatch.setattr(module, "A_DAY", 60.0)
+    assert "rented" not in plan_text(plan_study(study)), "less than an hour of one"
+    assert "on rented devices: " in plan_text(plan_study(study, device_tflops=1e-6))
+
+
+def test_a_plan_shows_ten_models_and_counts_the_others(tmp_path: Path, rows: dict[str, float]) -> None:
+    study = study_of(tmp_path)
+    plan = plan_study(study)
+    models = [*plan.costs[~plan.costs["kind"].isin(["pair", "scores"])]["name"]]
+    shown = [line.split("  ")[0] for line in plan_text(plan).splitlines()[3:]]
+    others = ["pairs of datasets", "scores", "all", "still to do"]
+    assert shown[:15] == [*models[:10], f"and {len(models) - 10} more", *others]
 
 
 def test_unknown_rows_stay_unknown_and_make_sums_lower_bounds(tmp_path: Path, rows: dict[str, float]) -> None:
@@ -148,9 +156,8 @@ def test_unknown_rows_stay_unknown_and_make_sums_lower_bounds(tmp_path: Path, ro
     for name in rows:
         rows[name] = math.nan
     nothing = plan_study(study)
-    found = json.loads(json.dumps(nothing.as_json(), allow_nan=False))
-    full = next(model for model in found["models"] if model["name"] == "full")
-    assert (full["flops"], full["at_least"]) == (None, True)
+    full = cost_of(nothing, "full")
+    assert (math.isnan(full["flops"]), full["at_least"]) == (True, True)
     assert "unknown" in plan_text(nothing)
 
 
@@ -201,7 +208,7 @@ def test_facts_of_finished_artifacts_come_before_assumptions(tmp_path: Path, row
     plan = plan_study(study)
     assert cost_of(plan, "full")["tokens"] == pytest.approx(4 * 16 * (2 + 2 * 7 / 3))  # passages: 3, 1, 3
     assert plan.tokens_bytes == 5 * 16 * (2 + 3 + 4) * 4
-    assert any(text.startswith("lengths: measured") for text in plan.assumptions)
+    assert any(text.startswith("lengths: measured in 5 datasets") for text in plan.assumptions)
     fake(study, "base", {"examples": 7, "steps": 3, "tokens": 70, "tokens_per_second": 9})
     fake(study, "plan/full", {"batches": 5, "examples": 77})
     fake(study, "member/full", {"tokens": 1234, "tokens_per_second": 50, "steps": 5, "examples": 77})
@@ -211,11 +218,11 @@ def test_facts_of_finished_artifacts_come_before_assumptions(tmp_path: Path, row
     assert [full[name] for name in ("examples", "steps", "tokens")] == [77, 5, 1234]
     assert base["steps"] == 3
     assert full["seconds"] == pytest.approx(1234 / 50)  # the speed it had
-    assert "- time here: 50 tokens a second" in plan_text(plan)
+    assert "- training: 50 tokens a second, the median of the members that are made" in plan_text(plan)
     assert total(plan.costs[plan.costs["up_to_date"]])["steps"] == 5 + 3
 
 
-def test_scores_take_a_third_of_a_step_a_token_until_some_are_made_and_an_ensemble_as_long_as_its_models(
+def test_scores_take_what_encoding_their_texts_takes_until_some_are_made_and_an_ensemble_as_long_as_its_models(
     tmp_path: Path, rows: dict[str, float]
 ) -> None:
     together = EnsembleConfig(name="together", members=("s20", "s40"))
@@ -223,20 +230,19 @@ def test_scores_take_a_third_of_a_step_a_token_until_some_are_made_and_an_ensemb
 
     def make(out: Path, _: Mapping[str, Artifact]) -> dict[str, Any]:
         (out / "evaluation" / "exception_class").mkdir(parents=True)
-        (out / "evaluation" / "exception_class" / "test.jsonl").write_text(f"{'a' * 40}\n{'a' * 4000}\n")
+        texts = [{"text": "a" * 40, "label": "b" * 90}, {"title": "", "text": "a" * 4000}]
+        write_jsonl(out / "evaluation" / "exception_class" / "test.jsonl", texts)
         return {"rows": {}}
 
     def seconds(model: str) -> float:
-        costs = plan_study(study, Assumptions(tokens_per_second=10.0)).costs
+        costs = plan_study(study).costs
         return float(costs.loc[f"scores/{model}/exception_class", "seconds"])
 
     object.__setattr__(study.nodes["examples"], "make", make)
     study.build("examples")
     tokens = 40 / 4 + study.profile.base_model.max_seq_length  # a text is cut there
-    assert (seconds("full"), seconds("together")) == (
-        pytest.approx(tokens / 10 / 3),
-        pytest.approx(2 * tokens / 10 / 3),
-    )
+    one = 2 * MATRICES * tokens / ENCODING + SECONDS_A_TASK
+    assert (seconds("full"), seconds("together")) == (pytest.approx(one), pytest.approx(2 * one))
     for name in ("random", "base", "scores/base/exception_class"):
         fake(study, name, {"examples": 1, "steps": 1, "tokens": 1})
     took = study.build("scores/base/exception_class").record["wall_seconds"]
@@ -244,35 +250,16 @@ def test_scores_take_a_third_of_a_step_a_token_until_some_are_made_and_an_ensemb
     assert "scores" in plan_text(plan_study(study))
 
 
-def test_json_has_the_graph_with_inputs_before_what_is_made_from_them(tmp_path: Path, rows: dict[str, float]) -> None:
-    study = study_of(tmp_path)
-    fake(study, "examples", {"rows": {}})
-    nodes = plan_study(study).as_json()["nodes"]
-    seen: set[str] = set()
-    for node in nodes:
-        assert set(node["inputs"]) <= seen, node["name"]
-        seen.add(node["name"])
-    assert seen == set(study.nodes)
-    by_name = {node["name"]: node for node in nodes}
-    assert by_name["member/s40"]["inputs"] == ["base", "plan/s40", "tokens"]
-    assert by_name["examples"]["up_to_date"] is True
-    assert (tmp_path / by_name["examples"]["folder"] / "record.json").is_file()
-    assert by_name["report"] | {"up_to_date": False, "folder": None} == by_name["report"]
-
-
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_makes_nothing_but_the_measured_speed_and_prints_json_and_nothing_else(
+def test_the_command_makes_nothing_but_the_measured_speed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BOOM_HOME", str(tmp_path / "workspace"))
-    assert main(["plan", "--profile", "smoke"]) == 0
-    on_this_machine.cache_clear()  # it logs what `auto` is
-    capsys.readouterr()
-    assert main(["plan", "--json", "--profile", "smoke", "--passage-tokens", "12.5"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [model["name"] for model in found["models"]][:2] == ["base", "s20"]
+    for asked in ([], ["--device-tflops", "312"]):
+        assert main(["plan", "--profile", "smoke", *asked]) == 0
+        assert ("rented devices" in capsys.readouterr().out) is bool(asked)
     made = [path.relative_to(tmp_path / "workspace").parts[0] for path in tmp_path.rglob("record.json")]
     assert made == ["speed"]
 
@@ -287,27 +274,30 @@ def test_a_machine_is_measured_by_training_a_part_of_the_model(monkeypatch: pyte
     found = measure({"model_type": "qwen3", "num_hidden_layers": 2, **shape, **heads}, "bf16", 16)
     norms = 2 * (2 * 128 + 2 * 32) + 128
     assert (found["matrices"], found["parameters"]) == (MATRICES + norms, MATRICES + norms + 8000 * 128)
-    assert found["flops_per_second"] > 0
+    assert found["flops_per_second"] > 0 < found["encoding_flops_per_second"]
     assert torch.equal(torch.get_rng_state(), before)
     assert measure({"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 12}, "fp32", 4)["matrices"] > 0
 
 
-@pytest.mark.parametrize(
-    "options", [["--mfu", "0"], ["--mfu", "1.5"], ["--query-tokens", "-1"], ["--device-tflops", "nan"]]
-)
+@pytest.mark.parametrize("options", [["--gpus", "-1"], ["--device-tflops", "0"], ["--device-tflops", "nan"]])
 def test_numbers_that_mean_nothing_are_refused(options: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         raise SystemExit(main(["plan", *options]))
 
 
 @pytest.mark.parametrize(("name", "model_bytes"), [("mini", 5e7), ("paper-0.6b", 1e9)])
-def test_a_profile_of_files_or_of_the_hub_can_be_planned(name: str, model_bytes: float, tmp_path: Path) -> None:
+def test_a_profile_of_files_or_of_the_hub_can_be_planned_where_its_base_is_not(
+    name: str, model_bytes: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("boom_utils.training.base_source.find_base", lambda _: None)
     study = Study(load_profile(name), Workspace(tmp_path))
     plan = plan_study(study)
     models = plan.costs[~plan.costs["kind"].isin(["pair", "scores"])]
     assert [*models["name"]] == [n for n in study.whole.model_names if n != "random"]
     assert not models["up_to_date"].any()
     assert cost_of(plan, "full")["model_bytes"] > model_bytes
+    assert "time on this machine: unknown; on rented devices: " in (said := plan_text(plan))
+    assert "time here: unknown, as the base is not on this machine" in said
 
 
 def test_a_build_that_somebody_watches_says_before_it_begins_how_long_it_and_what_is_behind_it_take(

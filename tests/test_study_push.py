@@ -25,7 +25,6 @@ from boom_utils.artifacts import Node, write_json
 from boom_utils.cards import CARD, Card, write_card
 from boom_utils.cli import main
 from boom_utils.config import load_profile
-from boom_utils.data.manifest import LocalOrigin
 from boom_utils.errors import CheckpointError, ConfigError, UploadError
 from boom_utils.study.graph import Study
 from boom_utils.study.push import STAYS, Upload, find_model, prepare, push
@@ -258,21 +257,6 @@ def test_a_folder_and_a_model_of_one_name_are_told_apart(
     assert find_model("boom", "smoke").folder == study.build("merge/boom").path
     Path("boom").rename("mine")
     assert find_model("mine", "smoke").folder == Path("mine")
-
-
-def test_terms_that_are_unknown_or_restricted_are_named_of_what_the_model_was_trained_on(study: Study) -> None:
-    trained, other = study.profile.corpus.datasets[:2]
-    terms = {trained: "CC-BY-NC-4.0", other: "unknown"}
-    places = {
-        one.id: LocalOrigin.model_validate({"files": ["rows.jsonl"], "licence": terms.get(one.id, "MIT")})
-        for one in study.manifest.datasets
-    }
-    datasets = tuple(one.model_copy(update={"local": places[one.id]}) for one in study.manifest.datasets)
-    study.manifest = study.manifest.model_copy(update={"datasets": datasets})
-    study.build("merge/boom")
-    text = prepare(find_model("boom", "smoke"), REPO).text()
-    assert f"{trained}: CC-BY-NC-4.0" in text
-    assert other not in text, "only the first dataset was met in training"
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from boom_utils.data.examples import write_jsonl
 from boom_utils.study.graph import Study
 from boom_utils.study.jobs import jobs_of
 from boom_utils.study.own_data import OwnData, write_own_study
-from boom_utils.study.plan import Assumptions, plan_study
+from boom_utils.study.plan import plan_study
 
 WORKFLOW = PROJECT_ROOT / "workflow"
 
@@ -79,6 +79,7 @@ def test_an_unknown_node_is_an_error_before_anything_is_made(
 
 
 Jobs = dict[str, dict[str, Any]]
+MEASURED = {"parameters": 2e6, "matrices": 1e6, "flops_per_second": 1e9, "encoding_flops_per_second": 1e9}
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +87,10 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Study, 
     """Studies, and their jobs by name with the devices of the profile and without any."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        measured = {"parameters": 2e6, "matrices": 1e6, "flops_per_second": 1e9}
-        patch.setattr("boom_utils.machine.measure", lambda *_: measured)
+        patch.setattr("boom_utils.machine.measure", lambda *_: MEASURED)
         for name in ("smoke", "paper-0.6b"):
             study = Study(load_profile(name), Workspace(tmp_path_factory.mktemp(name)))
-            plan = plan_study(study, Assumptions(30, 100))
+            plan = plan_study(study)
             found[name] = (
                 study,
                 {most: {one["name"]: one for one in jobs_of(study, plan, most)} for most in (None, 0)},
@@ -131,13 +131,17 @@ def test_the_bundles_of_the_paper_are_a_model_or_a_pair_or_all_scores_of_a_model
     assert all(job["minutes"] > 0 and job["mem_mb"] > 0 for some in jobs.values() for job in some.values())
 
 
-def test_jobs_keep_their_keys_until_what_they_do_changes(tmp_path: Path, profile: Path) -> None:
+def test_jobs_keep_their_keys_until_what_they_do_changes(
+    tmp_path: Path, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("boom_utils.machine.measure", lambda *_: MEASURED)
+
     def keys(ratio: float) -> dict[str, str]:
         content = yaml.safe_load(profile.read_text(encoding="utf-8"))
         content["subsets"][0]["ratio"] = ratio
         (changed := profile.with_name("changed.yaml")).write_text(yaml.safe_dump(content), encoding="utf-8")
         study = Study(load_profile(changed), Workspace(tmp_path))
-        plan = plan_study(study, Assumptions(9, 9, tokens_per_second=9))
+        plan = plan_study(study)
         return {job["name"]: job["key"] for job in jobs_of(study, plan)}
 
     before, again, after = keys(0.4), keys(0.4), keys(0.5)
@@ -162,7 +166,7 @@ def test_snakemake_makes_a_study_that_a_run_finds_up_to_date(
     content |= {"subsets": content["subsets"][-1:], "members": content["members"][-1:], "merges": [], "experiments": {}}
     (small := profile.with_name("small.yaml")).write_text(yaml.safe_dump(content), encoding="utf-8")
     jobs = tmp_path / "jobs.json"
-    assert main(["plan", "--profile", str(small), "--jobs", str(jobs), "--gpus", "0", "--tokens-per-second", "9"]) == 0
+    assert main(["plan", "--profile", str(small), "--jobs", str(jobs), "--gpus", "0"]) == 0
     command = [snakemake, "--snakefile", str(WORKFLOW / "Snakefile"), "--profile", str(WORKFLOW / "profiles" / "local")]
     command += ["--retries", "0", "--config", f"jobs={jobs}", "threads=1", f"boom={sys.executable} -m boom_utils"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS, check=False)

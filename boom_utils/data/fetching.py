@@ -11,7 +11,7 @@ from boom_utils.artifacts import digest_of
 from boom_utils.config import CorpusConfig, Profile
 from boom_utils.data.files import HUB, MEGABYTE, HubSet, RemoteFile, fetch, fetch_hub
 from boom_utils.data.manifest import Dataset, InstalledDistributions, Manifest
-from boom_utils.errors import ConfigError, bullet_list, nearest
+from boom_utils.errors import ConfigError, bullet_list, nearest, some_of
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,10 @@ def chosen_datasets(manifest: Manifest, profile: Profile | None = None, only: Se
         datasets = used_datasets(manifest, profile.corpus, asked if not manifest.benchmarks else ())
     names = [dataset.id for dataset in datasets]
     if unknown := [f"no dataset '{name}'{nearest(name, names)}" for name in dict.fromkeys(only) if name not in names]:
-        owner = f"corpus '{manifest.name}'" if profile is None else f"what profile '{profile.name}' uses"
-        raise ConfigError(f"--only names what is not in {owner}", found=bullet_list(unknown))
+        owner = f"corpus '{manifest.name}' has" if profile is None else f"profile '{profile.name}' uses"
+        raise ConfigError(
+            f"--only names other datasets than {owner}", found=bullet_list(unknown), expected=some_of(names)
+        )
     return [dataset for dataset in datasets if not only or dataset.id in only]
 
 

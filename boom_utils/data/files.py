@@ -14,18 +14,17 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from boom_utils.artifacts import default_workspace, sha256_file, write_json
-from boom_utils.errors import BoomError, ConfigError, DownloadError, ManifestError, bullet_list
+from boom_utils.errors import BoomError, ConfigError, DownloadError, ManifestError, UnreachableError, bullet_list
 from boom_utils.progress import progress
 from boom_utils.yaml_files import Frozen
 
@@ -33,12 +32,12 @@ log = logging.getLogger(__name__)
 
 HUB = "https://huggingface.co"
 MEGABYTE = 10**6
-MOST_SHOWN = 5
-"""Most files that an error names."""
 TOKENS = "https://huggingface.co/settings/tokens"
-RETRIES = 3
+RETRIES, TIMEOUTS = 3, (5, 30)
+"""How often a file is tried again, and seconds until a server has to answer, and to go on."""
 LATER = "try again later, what is finished is kept"
 MIRROR = "set BOOM_MIRROR=<folder> to read <folder>/<host>/<path> instead"
+NETWORK = f"look at the network and at proxies (HTTPS_PROXY), then run again, what is finished is kept; or {MIRROR}"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _PART = r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:[./]|$))[A-Za-z0-9._~&()+=,-]{1,200}(?<!\.)"
@@ -132,7 +131,7 @@ def downloads_folder(workspace: Path | None = None) -> Path:
 
 def _absent(names: Sequence[str], what: str, where: object = None) -> DownloadError:
     fix = "run `boom data fetch` where there is a network, or " + MIRROR
-    return DownloadError(what, where=where, found=bullet_list(names, MOST_SHOWN), fix=fix)
+    return DownloadError(what, where=where, found=bullet_list(names), fix=fix)
 
 
 def _check_space(needed: int, folder: Path) -> None:
@@ -169,7 +168,8 @@ def fetch(files: Iterable[RemoteFile], folder: Path) -> list[RemoteFile]:
 
     Raises:
         ManifestError: A file would be written through a link out of the folder.
-        DownloadError: Files cannot be had, or are not those the manifest names.
+        UnreachableError: A server cannot be reached; no other file is then tried.
+        DownloadError: Files cannot be had, or are not those the manifest names; all others are there.
         ConfigError: The mirror is no folder.
     """
     source = mirror()
@@ -182,9 +182,27 @@ def fetch(files: Iterable[RemoteFile], folder: Path) -> list[RemoteFile]:
     _check_space(sum(file.bytes for file in missing), folder)
     for parent in {(folder / file.path).parent for file in missing}:  # pooch's own way fails in several threads at once
         parent.mkdir(parents=True, exist_ok=True)
+    failed = list[DownloadError]()
     with ThreadPoolExecutor(8, thread_name_prefix="download") as pool:
-        done = pool.map(partial(_download, folder=folder, source=source), missing)
-        list(progress(done, len(missing), "download files"))
+        tried = as_completed([pool.submit(_download, file, folder, source) for file in missing])
+
+        def came() -> Iterator[object]:
+            for one in tried:
+                if isinstance(error := one.exception(), DownloadError) and not isinstance(error, UnreachableError):
+                    failed.append(error)
+                else:
+                    yield one.result()
+
+        try:
+            list(progress(came(), len(missing), "download files"))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if failed[1:]:
+        what = f"{len(failed)} of {len(missing)} files cannot be had, the others are there"
+        found = bullet_list(sorted(f"{one.parts['where']}: {one.parts['found']}" for one in failed))
+        raise DownloadError(what, found=found, fix=f"{LATER}, or {MIRROR}")
+    for error in failed:
+        raise error
     return missing
 
 
@@ -213,7 +231,7 @@ def _download(file: RemoteFile, folder: Path, source: Path | None) -> None:
 
     pooch.get_logger().setLevel(logging.ERROR)
     name, tries = str(file.path), RETRIES if source is None else 0
-    get: Any = pooch.HTTPDownloader(timeout=30, chunk_size=2**18) if source is None else copy
+    get: Any = pooch.HTTPDownloader(timeout=TIMEOUTS, chunk_size=2**18) if source is None else copy
     try:
         store = pooch.create(folder, "", registry={name: file.sha256}, urls={name: file.url}, retry_if_failed=tries)
         store.fetch(name, downloader=get)
@@ -223,6 +241,9 @@ def _download(file: RemoteFile, folder: Path, source: Path | None) -> None:
         raise _another(file, f"sha256 {digest}{' in BOOM_MIRROR' if source else ''}", fix) from None
     except OSError as error:  # those of requests are of this kind
         _check_space(file.bytes, folder)
+        if reason := getattr(error.args[0] if error.args else None, "reason", None):  # of urllib3: no connection
+            host, found = file.path.parts[0], str(reason).rpartition(": ")[2].strip("\"')")
+            raise UnreachableError("the server cannot be reached", where=host, found=found, fix=NETWORK) from None
         found, fix = f"{_kind(error)}, instead of sha256 {file.sha256}", f"{LATER}, or {MIRROR}"
         raise DownloadError("a file cannot be had", where=file.url, found=found, fix=fix) from None
 
@@ -250,6 +271,7 @@ def hub_errors(where: object, kind: type[BoomError] | None = None) -> Iterator[N
         ConfigError: There is no such repository, revision or file, or access needs a token.
         DownloadError: The hub cannot be reached or must not be asked, or files cannot be written.
     """
+    import httpx
     from huggingface_hub import errors
 
     token = f"set HF_TOKEN to a token that may do this ({TOKENS})"
@@ -277,10 +299,12 @@ def hub_errors(where: object, kind: type[BoomError] | None = None) -> Iterator[N
         if any(isinstance(cause, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) for cause in causes):
             missing = re.search(r"file\(s\) are missing \((.*?)\)\. ", str(error))
             what = "it is not, or not whole, in the hub's cache on this machine, and "
-            what += "HF_HUB_OFFLINE forbids to fetch it" if offline() else "the hub does not give it"
-            fix = "allow the network, set HF_ENDPOINT, or set HF_HOME to a cache that has it"
+            lost = isinstance(error.__cause__, httpx.TransportError)
+            refused = "cannot be reached" if lost else "does not give it"
+            what += "HF_HUB_OFFLINE forbids to fetch it" if offline() else f"the hub {refused}"
+            fix = "look at the network and at proxies, set HF_ENDPOINT, or set HF_HOME to a cache that has it"
             found = f"missing: {missing[1]}" if missing else error.__cause__ and _kind(error.__cause__)
-            raise DownloadError(what, where=where, found=found, fix=fix) from None
+            raise (UnreachableError if lost else DownloadError)(what, where=where, found=found, fix=fix) from None
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "huggingface_hub")):
             raise
         fix = f"check what was found: the disk (HF_HOME), the network, HF_ENDPOINT or proxies; {LATER}"
@@ -330,7 +354,7 @@ def hub_snapshot(
                 (root / name).resolve().unlink()
                 (root / name).unlink()
     fix = "run again; if it happens again, a proxy or a mirror of the hub (HF_ENDPOINT) damages files"
-    raise DownloadError("the hub sent damaged files", where=where, found=bullet_list(damaged, MOST_SHOWN), fix=fix)
+    raise DownloadError("the hub sent damaged files", where=where, found=bullet_list(damaged), fix=fix)
 
 
 def _matching(root: Path, patterns: Sequence[str]) -> list[str]:

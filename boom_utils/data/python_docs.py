@@ -305,7 +305,7 @@ class PythonDocs:
         self.sets: Mapping[str, Dataset] = {**trained, "pretraining": manifest.dataset(PAIRS)}
         self.tasks: Sequence[EvaluationTask] = [manifest.task(name) for name in tasks]
         self._manifest, self._corpus, self._mined = manifest, corpus, mining.mine(manifest)
-        self.fix = f"install the distributions that the manifest names{bullet_list(self._mined.deviations, 5)}"
+        self.fix = f"install the distributions that the manifest names{bullet_list(self._mined.deviations)}"
         self._candidates, self._dropped = build_corpus(self._mined, corpus.seed)
 
     def _pool(self, dataset: str, split: Split) -> Pool:

@@ -24,8 +24,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from boom_utils.artifacts import default_workspace, digest_of, write_text
 from boom_utils.config import EvaluationConfig
-from boom_utils.data.files import MEGABYTE, MOST_SHOWN, hub_snapshot
-from boom_utils.errors import BoomError, ConfigError, DownloadError, EvaluationError, bullet_list, nearest
+from boom_utils.data.files import MEGABYTE, hub_snapshot
+from boom_utils.errors import (
+    BoomError,
+    ConfigError,
+    DownloadError,
+    EvaluationError,
+    UnreachableError,
+    bullet_list,
+    nearest,
+)
 
 log = logging.getLogger(__name__)
 
@@ -253,6 +261,7 @@ def fetch_benchmarks(tasks: Iterable[BenchmarkTask]) -> dict[str, int]:
         Repository -> bytes of its files.
 
     Raises:
+        UnreachableError: The hub cannot be reached; the rest is not tried.
         DownloadError: At least one repository could not be fetched; the others are there.
     """
     sizes: dict[str, int] = {}
@@ -260,6 +269,8 @@ def fetch_benchmarks(tasks: Iterable[BenchmarkTask]) -> dict[str, int]:
     for repo, revision in dict.fromkeys(task.dataset for task in tasks):
         try:
             folder = hub_snapshot(repo, PATTERNS, revision)
+        except UnreachableError:
+            raise
         except BoomError as error:
             problems.append(f"{repo}: {error.what}")
             continue
@@ -268,7 +279,7 @@ def fetch_benchmarks(tasks: Iterable[BenchmarkTask]) -> dict[str, int]:
     if problems:
         what = f"the data of {len(problems)} benchmark datasets could not be fetched, {len(sizes)} are there"
         fix = "run again, what is finished is kept; offline, set BOOM_MIRROR=<folder>"
-        raise DownloadError(what, found=bullet_list(problems, MOST_SHOWN), fix=fix)
+        raise DownloadError(what, found=bullet_list(problems), fix=fix)
     return sizes
 
 

@@ -276,7 +276,7 @@ def settings_of(recipe: Recipe, names: Sequence[str]) -> dict[str, Settings]:
         except MergeError as error:
             problems.append(str(error).replace("\n ", ";"))
     if problems:
-        raise MergeError("the recipe does not fit these models" + bullet_list(problems, 20))
+        raise MergeError("the recipe does not fit these models" + bullet_list(problems))
     return found
 
 

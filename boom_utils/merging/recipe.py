@@ -330,7 +330,8 @@ def load_recipe(path: Path) -> Recipe:
     try:
         data = read_yaml(path, MergeError)
     except OSError as error:
-        raise MergeError("the recipe cannot be read", where=path, found=error) from error
+        fix = 'name a .yaml file in mergekit\'s form (README, "Merging any encoders")'
+        raise MergeError("the recipe cannot be read", where=path, found=error.strerror, fix=fix) from error
     recipe = make_recipe(data, path).with_paths(place, lambda part: place(part).exists())
     return make_recipe(_written(recipe), path)  # two paths may be one folder
 

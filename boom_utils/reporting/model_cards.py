@@ -6,7 +6,6 @@ A card is written when a model is made, and knows no scores. Here they are added
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ from boom_utils.reporting.tables import compare, markdown, task_table
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
-_DOUBTFUL = r"unknown|undeclared|not stated|\bNC\b|non-?commercial|research|restrict|same (as|license)|upstream"
 _SECTION = re.compile(r"## Scores\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 
@@ -109,12 +107,3 @@ def _section(results: Results, model: str) -> list[str]:
     )
     text += f" Differences to `{other}` are paired." if other else ""
     return ["## Scores", text, *(markdown(part).rstrip() for part in (means, tasks))]
-
-
-def licence_notes(licences: Mapping[str, str]) -> list[str]:
-    """Datasets to look at before a model made from them is published: terms unknown, restricted or non-commercial.
-
-    Args:
-        licences: Dataset -> licence, as stated where the data are.
-    """
-    return [f"{name}: {text}" for name, text in licences.items() if re.search(_DOUBTFUL, text, re.IGNORECASE)]

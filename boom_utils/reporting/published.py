@@ -81,7 +81,7 @@ def read_published(folder: Path) -> Published:
         raise ResultsError(
             "published scores cannot be used",
             where=folder / SCORES,
-            found=bullet_list(problems, 20),
+            found=bullet_list(problems),
             fix="take the file of the repository again; README.md beside it describes it",
         )
     scores["mteb"] = scores["source"].str.extract(_SOURCE)[0].replace("None", "")

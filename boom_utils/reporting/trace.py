@@ -45,7 +45,8 @@ def trace_text(path: Path, *, whole: bool = False) -> str:
     path = path.absolute()
     if not path.exists():
         near = nearest(path.name, [other.name for other in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise ConfigError(f"there is no such file{near}", where=path)
+        fix = "name a file of a report, such as results/smoke/figures/model_means.svg, or a folder of the workspace"
+        raise ConfigError(f"there is no such file{near}", where=path, fix=fix)
     for folder in (path, *path.parents):
         name = path.relative_to(folder).as_posix()
         if record := _read_record(folder):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from boom_utils.artifacts import Artifact, Node, naming
-from boom_utils.data.files import MOST_SHOWN, downloads_folder
+from boom_utils.data.files import downloads_folder
 from boom_utils.errors import BoomError, ConfigError, bullet_list, nearest
 from boom_utils.evaluation.statistics import measure
 from boom_utils.model_folder import content_hash
@@ -84,7 +84,7 @@ def find_tasks(study: Study, names: Sequence[str] = ()) -> list[str]:
     known = [*corpus_tasks(profile), *benchmarks.tasks]
     wanted = [one for name in names for one in benchmarks.members.get(name, (name,))] or known
     if unknown := [f"no task '{name}'{nearest(name, known)}" for name in wanted if name not in known]:
-        raise ConfigError(f"profile '{profile.name}' has other tasks", found=bullet_list(unknown, MOST_SHOWN))
+        raise ConfigError(f"profile '{profile.name}' has other tasks", found=bullet_list(unknown))
     return list(dict.fromkeys(wanted))
 
 
@@ -106,6 +106,6 @@ def _table(study: Study, scored: Mapping[str, tuple[Artifact, bool]], problems: 
         texts = {name: text.partition("\n  what to do: ") for name, text in problems.items()}
         failures = [f"{name}: {what}".replace("\n", "\n    ") for name, (what, _, _) in texts.items()]
         fixes = dict.fromkeys(fix for _, _, fix in texts.values() if fix)  # said once for all tasks
-        lines += ["", f"{len(problems)} tasks failed:" + bullet_list(failures, MOST_SHOWN)]
+        lines += ["", f"{len(problems)} tasks failed:" + bullet_list(failures)]
         lines += [f"  what to do: {fix}" for fix in fixes]
     return "\n".join(lines)

@@ -23,7 +23,7 @@ from boom_utils.artifacts import Artifact, Node, Workspace
 from boom_utils.config import MemberConfig, MergeConfig, Profile, TinyBase, load_profile
 from boom_utils.data.files import downloads_folder
 from boom_utils.data.manifest import HttpsFiles, Manifest, load_manifest
-from boom_utils.errors import ConfigError, MergeError, bullet_list, nearest
+from boom_utils.errors import ConfigError, MergeError, bullet_list, nearest, some_of
 from boom_utils.machine import warn_of_emulation
 from boom_utils.merging.recipe import make_recipe
 from boom_utils.progress import WORTH_SAYING, log_to_stdout, progress, rough, watched
@@ -96,7 +96,9 @@ class Study:
             ConfigError: The study has none.
         """
         if name not in self.nodes:
-            raise ConfigError(f"this study has no '{name}'{nearest(name, self.nodes)}")
+            what = f"profile '{self.profile.name}' has no '{name}'{nearest(name, self.nodes)}"
+            fix = f"boom plan --jobs jobs.json --profile {self.profile.name} writes the names of all"
+            raise ConfigError(what, fix=fix)
         return self.nodes[name]
 
     def build(self, name: str) -> Artifact:
@@ -123,7 +125,7 @@ class Study:
             return folder, None
         if model not in places:
             what = f"'{model}' is neither a folder nor a model of profile '{self.profile.name}'{nearest(model, places)}"
-            raise ConfigError(what)
+            raise ConfigError(what, expected=f"a model folder, or one of {some_of(places)}")
         found = self.workspace.find(self.node(places[model]))
         if found is None:
             what, fix = f"model '{model}' of profile '{self.profile.name}' is not made yet", "boom run --profile"

@@ -2,7 +2,8 @@
 
 Facts of finished artifacts come first, then counts of the manifest, then assumptions, which are printed. What is not
 known stays unknown (NaN, in JSON null): where the rows of some datasets are, the numbers of a member are a lower bound
-and say so.
+and say so. Time is that of this machine, measured; hours of a rented device are a second opinion, for those who ask or
+who would wait longer than a day.
 
 FLOPs are those of the matrices: 2 a weight and token forward, 4 backward, or 2 where the weights are frozen (LoRA), and
 2 more with gradient checkpointing.
@@ -25,10 +26,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from boom_utils.artifacts import Node, Workspace
+from boom_utils.artifacts import Node, Workspace, free_disk
 from boom_utils.config import MemberConfig, PretrainedBase, Profile, TinyBase
 from boom_utils.data.manifest import Manifest
 from boom_utils.data.sampling import subset_size
+from boom_utils.errors import MOST_LISTED, some_of
 from boom_utils.evaluation.benchmarks import BenchmarkTask
 from boom_utils.hyperparameters import TrainingConfig
 from boom_utils.study.models import datasets_of, interaction_members, rules_of
@@ -37,6 +39,10 @@ from boom_utils.training.plan import DatasetRules
 
 CHARACTERS_A_TOKEN = 4
 TRAINED, SCORED = 6.0, 2.0  # FLOPs a weight and token, forward and backward or forward alone
+SECONDS_A_TASK = 1.0  # of scoring, besides encoding: reading, clustering, statistics (measured, tasks of 1,500 texts)
+DEVICE_TFLOPS = 989.0  # peak of an H100 SXM in bf16, dense (NVIDIA's data sheet)
+REACHED = 0.4  # share of a device's peak that training reaches
+A_DAY = 86_400.0
 BYTES_A_WEIGHT = 4  # models are stored in float32
 ADAM_COPIES = 3  # a checkpoint holds weights and two moments
 _COLUMNS: Mapping[str, tuple[str, float, str]] = {
@@ -46,12 +52,12 @@ _COLUMNS: Mapping[str, tuple[str, float, str]] = {
     "flops": ("compute", 1e12, " TFLOP"),
     "seconds": ("time here", 1.0, ""),
     "device_hours": ("device hours", 1.0, ""),
-    "model_bytes": ("model", 1e6, " MB"),
+    "model_bytes": ("disk", 1e6, " MB"),
     "checkpoint_bytes": ("checkpoint", 1e6, " MB"),
 }
 """Amounts of a model, each with its heading, and what it is shown in."""
-_ENCODED = ("corpus", "queries", "train", "test")
-"""Files of an evaluation set whose texts a model encodes."""
+_ENCODED, _TEXTS = ("corpus", "queries", "train", "test"), ("text", "title", "sentence1", "sentence2")
+"""Files of an evaluation set whose texts a model encodes, and the fields that hold these."""
 _COUNTED = ("base", "member/", "interaction/member/", "scores/")
 """How names of nodes begin whose time is counted."""
 AMOUNTS = [*_COLUMNS][:-1]
@@ -73,25 +79,6 @@ class Study(Protocol):
 
 
 @dataclass(frozen=True)
-class Assumptions:
-    """What a plan is computed with where nothing is measured.
-
-    Args:
-        query_tokens: Mean tokens of a query; None takes the limit of the profile, an upper bound.
-        passage_tokens: The same for passages.
-        device_tflops: Peak of a rented device, dense; the default is an H100 SXM in bf16 (NVIDIA's data sheet).
-        utilisation: Share of that peak that training reaches.
-        tokens_per_second: Speed of one device of this machine; None measures it.
-    """
-
-    query_tokens: float | None = None
-    passage_tokens: float | None = None
-    device_tflops: float = 989.0
-    utilisation: float = 0.4
-    tokens_per_second: float | None = None
-
-
-@dataclass(frozen=True)
 class StudyPlan:
     """Costs of all models of a study, and what the numbers rest on.
 
@@ -102,23 +89,16 @@ class StudyPlan:
         tokens_bytes: Disk that the tokens of all rows take.
         unknown_rows: Datasets whose rows are not known.
         assumptions: What the numbers rest on, a sentence each.
-        nodes: The graph: every node with the names of its inputs, inputs first.
+        artifacts: How many are up to date, and how many the study has.
+        disk_bytes: What is still to be written, and what is free in the workspace.
     """
 
     costs: pd.DataFrame
     tokens_bytes: float
     unknown_rows: tuple[str, ...]
     assumptions: tuple[str, ...]
-    nodes: tuple[Mapping[str, Any], ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON-able form."""
-        to_do = self.costs[~self.costs["up_to_date"]]
-        sums = {"totals": total(self.costs), "to_do": total(to_do), "disk": {"tokens_bytes": self.tokens_bytes}}
-        known = {name: {key: None if one != one else one for key, one in found.items()} for name, found in sums.items()}
-        models = json.loads(self.costs.to_json(orient="records", double_precision=15))
-        facts = {"unknown_rows": self.unknown_rows, "assumptions": self.assumptions, "nodes": self.nodes}
-        return {"models": models, **known, **facts}
+    artifacts: tuple[int, int]
+    disk_bytes: tuple[float, float]
 
 
 def total(costs: pd.DataFrame) -> dict[str, Any]:
@@ -129,7 +109,9 @@ def total(costs: pd.DataFrame) -> dict[str, Any]:
     True
     """
     lacking = bool(costs["at_least"].any() or costs["tokens"].isna().any())
-    return {**costs[AMOUNTS].sum(min_count=min(1, len(costs))), "at_least": lacking}
+    sums = costs[AMOUNTS].sum(min_count=min(1, len(costs)))
+    sums["seconds"] = sums["seconds"] or (math.nan if sums["flops"] else 0.0)  # merges alone have a time, which is none
+    return {**sums, "at_least": lacking}
 
 
 def known_rows(manifest: Manifest) -> dict[str, float]:
@@ -137,12 +119,16 @@ def known_rows(manifest: Manifest) -> dict[str, float]:
     return {one.id: math.nan if one.stated_rows is None else one.stated_rows for one in manifest.datasets}
 
 
-def plan_study(study: Study, assumptions: Assumptions | None = None) -> StudyPlan:
+def plan_study(study: Study, device_tflops: float = DEVICE_TFLOPS) -> StudyPlan:
     """The plan of a study; makes nothing of it.
 
     The speed of this machine is measured once for a shape of model, in some seconds, and kept in the workspace.
+
+    Args:
+        study: The study.
+        device_tflops: Peak of a rented device, of which `REACHED` is reached.
     """
-    planner = _Planner(study, assumptions or Assumptions())
+    planner = _Planner(study, device_tflops)
     profile, corpus = study.whole, study.profile.corpus
     costs = [planner.base(), *(planner.member(one, "member") for one in profile.members)]
     costs += [planner.row(f"merge/{one.name}", "merge") for one in profile.merges]
@@ -153,8 +139,11 @@ def plan_study(study: Study, assumptions: Assumptions | None = None) -> StudyPla
     unknown = tuple(name for name, count in rows.items() if math.isnan(count))
     stored = sum(4 * count * planner.texts(name)[2] for name, count in rows.items() if name not in unknown)
     frame = pd.DataFrame(costs).set_index("node")
-    said = tuple(planner.said(unknown))
-    return StudyPlan(frame, stored if len(unknown) < len(rows) else math.nan, unknown, said, planner.graph())
+    stored, to_do = stored if len(unknown) < len(rows) else math.nan, frame[~frame["up_to_date"]]
+    # Checkpoints of one run are gone before the next begins.
+    waiting = [to_do["model_bytes"].sum(), to_do["checkpoint_bytes"].max(), 0.0 if planner.lengths else stored]
+    disk, made = (float(np.nansum(waiting)), free_disk(study.workspace.root)[0]), (len(planner.found), len(study.nodes))
+    return StudyPlan(frame, stored, unknown, tuple(planner.said(unknown)), made, disk)
 
 
 def seconds_to_make(study: Study, names: Iterable[str]) -> float:
@@ -174,8 +163,8 @@ def seconds_to_make(study: Study, names: Iterable[str]) -> float:
 
 
 class _Planner:
-    def __init__(self, study: Study, given: Assumptions) -> None:
-        self.study, self.given, self.training = study, given, study.profile.training
+    def __init__(self, study: Study, device_tflops: float) -> None:
+        self.study, self.device_tflops, self.training = study, device_tflops, study.profile.training
         self.found = study.workspace.find_all(study.nodes)
 
     @cached_property
@@ -196,8 +185,7 @@ class _Planner:
 
     def texts(self, dataset: str) -> tuple[float, float, float]:
         """Mean tokens of a dataset's queries and passages, and tokens of all texts a row, used or not."""
-        query = min(self.given.query_tokens or math.inf, self.training.query_max_len)
-        passage = min(self.given.passage_tokens or math.inf, self.training.passage_max_len)
+        query, passage = self.training.query_max_len, self.training.passage_max_len
         return self.lengths.get(dataset, (query, passage, query + passage * self.training.train_group_size))
 
     @cached_property
@@ -215,7 +203,7 @@ class _Planner:
 
     @cached_property
     def model(self) -> Mapping[str, float]:
-        """``parameters`` of the base, ``matrices`` (those that every token meets), and ``flops_per_second`` here.
+        """What `boom_utils.machine.measure` finds for the base, once on this machine.
 
         A base that is not on this machine has the size that the profile states.
         """
@@ -225,17 +213,18 @@ class _Planner:
         if isinstance(base, PretrainedBase) and self.shape is None:
             total = base.parameters or math.nan
             matrices = total - (base.embedding_parameters or 0.0)
-            return {"parameters": total, "matrices": matrices, "flops_per_second": math.nan}
+            unknown = dict.fromkeys(("flops_per_second", "encoding_flops_per_second"), math.nan)
+            return {"parameters": total, "matrices": matrices, **unknown}
         shape, precision, length = self.shape or {}, self.training.precision, min(128, self.training.passage_max_len)
         config = {"shape": shape, "precision": precision, "length": length, "machine": machine_name()}
-        node = Node("speed", 1, "speed of this machine", config, lambda _, __: measure(shape, precision, length))
+        node = Node("speed", 2, "speed of this machine", config, lambda _, __: measure(shape, precision, length))
         return self.study.workspace.build(node).facts
 
     @cached_property
     def tokens_per_second(self) -> float | None:
-        """Speed of one device of this machine: as given, else the median of the members that are made, if any."""
+        """Speed of one device of this machine in training: the median of the members that are made, if any."""
         speeds = [a.facts["tokens_per_second"] for name, a in self.found.items() if name.startswith("member/")]
-        return self.given.tokens_per_second or (float(median(speeds)) if speeds else None)
+        return float(median(speeds)) if speeds else None
 
     def row(self, node: str, kind: str, counted: Mapping[str, float] | None = None, **amounts: Any) -> dict[str, Any]:
         """A row of `StudyPlan.costs`; what is not trained costs its bytes alone."""
@@ -264,7 +253,8 @@ class _Planner:
             measured[task].append(seconds / len(self.study.whole.encoding_models(model)))
         for task in {task: 0 for _, task in scored}:
             costs[task] = self._spent(self._task_tokens(task), SCORED)
-            costs[task] |= {"seconds": median(measured[task])} if measured[task] else {}
+            seconds = costs[task]["flops"] / self.model["encoding_flops_per_second"] + SECONDS_A_TASK
+            costs[task]["seconds"] = median(measured[task]) if measured[task] else seconds
         return costs
 
     @cached_property
@@ -281,8 +271,9 @@ class _Planner:
             return limit * ((corpus.evaluation_queries or math.nan) + (corpus.evaluation_documents or math.nan))
         folder = self.found["examples"].path / "evaluation" / task
         files = [path for name in _ENCODED if (path := folder / f"{name}.jsonl").is_file()]
-        lines = (line for path in files for line in path.read_bytes().splitlines())
-        return sum(min(len(line) / CHARACTERS_A_TOKEN, limit) for line in lines)
+        rows = (json.loads(line) for path in files for line in path.read_bytes().splitlines())
+        texts = (row[name] for row in rows for name in _TEXTS if name in row)
+        return sum(min(len(text) / CHARACTERS_A_TOKEN, limit) for text in texts)
 
     def base(self) -> dict[str, Any]:
         """The row of the base; one that is not trained here costs its bytes alone."""
@@ -340,51 +331,35 @@ class _Planner:
 
     def _spent(self, tokens: float, per_weight: float) -> dict[str, float]:
         """Compute and time of some tokens with so many FLOPs a weight each."""
-        flops, speed = self.model["matrices"] * per_weight * tokens, self.tokens_per_second
-        return {
-            "flops": flops,
-            "seconds": tokens * per_weight / TRAINED / speed if speed else flops / self.model["flops_per_second"],
-            "device_hours": flops / (self.given.device_tflops * 1e12 * self.given.utilisation) / 3600,
-        }
+        flops = self.model["matrices"] * per_weight * tokens
+        hours = flops / (self.device_tflops * 1e12 * REACHED) / 3600
+        return {"flops": flops, "seconds": flops / self.model["flops_per_second"], "device_hours": hours}
 
     def said(self, unknown: Sequence[str]) -> Iterator[str]:
         """What the numbers rest on."""
-        given, model = self.given, self.model
-        rows = "the examples" if "examples" in self.found else f"manifest {self.study.manifest.name}, before conversion"
+        model, made = self.model, "examples" in self.found
+        rows = "the examples" if made else f"manifest {self.study.manifest.name}, before conversion"
         yield f"rows: counted in {rows}; corpus.train_rows is an upper bound where none are stated"
         if unknown:
-            names = ", ".join(unknown[:8]) + (" ..." if len(unknown) > 8 else "")
-            yield f"rows: unknown for {len(unknown)} datasets, sums are lower bounds: {names}"
+            yield f"rows: unknown for {len(unknown)} datasets, sums are lower bounds: {some_of(unknown)}"
         query, passage, _ = self.texts("")
-        limits = f"{query:g} tokens a query, {passage:g} a passage: as given, else their limits, an upper bound"
-        yield f"lengths: measured, of {len(self.lengths)} datasets" if self.lengths else f"lengths: {limits}"
-        yield f"weights a token meets: {model['matrices']:.3g} (all but embeddings; nan: state base_model.parameters)"
-        if self.tokens_per_second is not None:
-            yield f"time here: {self.tokens_per_second:g} tokens a second, as given or of the members that are made"
+        limits = f"the profile's limits, {query:g} tokens a query and {passage:g} a passage: an upper bound"
+        yield f"lengths: measured in {len(self.lengths)} datasets" if self.lengths else f"lengths: {limits}"
+        if math.isnan(model["flops_per_second"]):
+            yield "time here: unknown, as the base is not on this machine (its first training fetches it)"
+        elif self.tokens_per_second is not None:
+            yield f"training: {self.tokens_per_second:g} tokens a second, the median of the members that are made"
         else:
-            rate = f"{model['flops_per_second'] / 1e9:.3g} GFLOP/s in {self.training.precision} on one device here"
-            yield f"time here: {rate}, measured once (speed/) in training steps; nan: the base is not on this machine"
-        yield f"device hours: {given.device_tflops:g} TFLOP/s at {100 * given.utilisation:g} % utilisation"
-        counted = "as long as those that are made, else a third of a training step's time a token"
-        texts = "of the sets" if "examples" in self.found else "as many as asked for, of full length"
-        yield f"scores: {counted}; texts: {texts}, {CHARACTERS_A_TOKEN} characters a token"
+            rate = model["flops_per_second"] / TRAINED / model["matrices"]
+            yield f"training: {rate:,.0f} tokens a second in {self.training.precision} on one device, measured here"
+        rate = model["encoding_flops_per_second"] / SCORED / model["matrices"]
+        speed = "" if math.isnan(rate) else f", else {rate:,.0f} tokens a second, measured here"
+        texts = "of the sets" if made else "as many as asked for, of full length"
+        yield f"scoring: as long as scores that are made{speed}; texts {texts}, {CHARACTERS_A_TOKEN} characters a token"
+        peak = f"{self.device_tflops:g} TFLOP/s ({DEVICE_TFLOPS:g}: H100 in bf16)"
+        yield f"device hours: {peak}, of which {REACHED:.0%} are reached"
         rest = "merging, products of attention, what lack of memory has computed twice"
         yield f"not counted: conversion, mining, tokenising, {rest}"
-
-    def graph(self) -> tuple[dict[str, Any], ...]:
-        """Every node: name, stage, label, names of its inputs, whether it is up to date and where it is then."""
-        root = self.study.workspace.root
-        return tuple(
-            {
-                "name": name,
-                "stage": node.stage,
-                "label": node.label,
-                "inputs": self.study.inputs[name],
-                "up_to_date": name in self.found,
-                "folder": str(self.found[name].path.relative_to(root)) if name in self.found else None,
-            }
-            for name, node in self.study.nodes.items()
-        )
 
 
 def _read_lengths(path: Path) -> tuple[float, float, float]:
@@ -397,29 +372,48 @@ def _read_lengths(path: Path) -> tuple[float, float, float]:
     return query / rows, tokens / max(1, count), (query + tokens) / rows
 
 
-def plan_text(plan: StudyPlan) -> str:
-    """The plan for people: one line a model, the sums, what is up to date, and what the numbers rest on.
+def plan_text(plan: StudyPlan, *, rented: bool = False) -> str:
+    """The plan for people: what is still to do on this machine, ten models and the sums, what the numbers rest on.
 
-    Hours of a rented device are shown from one hour on: who needs less does not rent.
+    Args:
+        plan: The plan.
+        rented: Show hours of a rented device although the study takes less than a day here.
     """
     costs, many = plan.costs, {"pair": "pairs of datasets", "scores": "scores"}
-    whole, one = total(costs), ~costs["kind"].isin(many)
-    columns = [name for name in _COLUMNS if name != "device_hours" or not whole[name] < 1]
+    whole, to_do, one = total(costs), total(costs[~costs["up_to_date"]]), ~costs["kind"].isin(many)
+    rented = rented or not (to_do["seconds"] <= A_DAY or to_do["device_hours"] < 1)  # who needs less does not rent
+    columns = [name for name in _COLUMNS if name != "checkpoint_bytes" and (rented or name != "device_hours")]
+    first, rest = costs[one][:MOST_LISTED], costs[one][MOST_LISTED:]
     lines: dict[str, tuple[str, Any]] = {
-        row["name"]: ("up to date" if row["up_to_date"] else "to do", row) for row in costs[one].to_dict("records")
+        row["name"]: ("up to date" if row["up_to_date"] else "to do", row) for row in first.to_dict("records")
     }
+    ready = f"{rest['up_to_date'].sum()} up to date"
+    lines |= {f"and {len(rest)} more": (ready, total(rest))} if len(rest) else {}
     lines |= {
         text: ("", total(costs[costs["kind"] == kind])) for kind, text in many.items() if kind in {*costs["kind"]}
     }
-    lines |= {"all": ("", whole), "still to do": ("", total(costs[~costs["up_to_date"]]))}
+    lines |= {"all": ("", whole), "still to do": ("", to_do)}
     cells = {
         name: [*(_shown(key, amounts.get(key, 0.0), amounts["at_least"]) for key in columns), state]
         for name, (state, amounts) in lines.items()
     }
     table = pd.DataFrame.from_dict(cells, orient="index", columns=[*(_COLUMNS[key][0] for key in columns), ""])
-    ready, stored = sum(node["up_to_date"] for node in plan.nodes), _shown("model_bytes", plan.tokens_bytes, False)
-    said = f"artifacts: {ready} of {len(plan.nodes)} up to date; tokens on disk: {stored}"
-    return "\n".join([table.to_string(), "", said, *(f"- {text}" for text in plan.assumptions)])
+    notes = [f"- {text}" for text in plan.assumptions]
+    return "\n".join([_still_to_do(plan, to_do, rented), "", table.to_string(), "", *notes])
+
+
+def _still_to_do(plan: StudyPlan, to_do: Mapping[str, Any], rented: bool) -> str:
+    """One sentence: artifacts, time and disk that a study still needs here."""
+    (ready, every), (disk, free), least = plan.artifacts, plan.disk_bytes, to_do["at_least"]
+    begin = f"{ready} of {every} artifacts are up to date"
+    if ready == every:
+        return f"{begin}: nothing is left to do"
+    words = [f"time on this machine: {_shown('seconds', to_do['seconds'], least) or '0:00:00'}"]
+    hours = _shown("device_hours", to_do["device_hours"], least)
+    words += [f"on rented devices: {hours} hours of one"] if rented else []
+    space = "there are" if disk < free else "THERE ARE ONLY"
+    words += [f"disk: {disk / 1e9:,.1f} GB, {space} {free / 1e9:,.1f} GB free"]
+    return "; ".join([begin, *words])
 
 
 def _shown(name: str, amount: float, at_least: bool) -> str:

@@ -6,13 +6,12 @@ import importlib.metadata
 import logging
 import os
 import re
-import shutil
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from boom_utils.artifacts import PROJECT_ROOT, default_workspace
+from boom_utils.artifacts import PROJECT_ROOT, default_workspace, free_disk
 from boom_utils.config import load_profile
 from boom_utils.data.fetching import chosen_datasets, fetch_datasets, files_of, hub_set
 from boom_utils.data.files import MEGABYTE, downloads_folder, hub_paths, mirror, offline
@@ -88,9 +87,8 @@ def _devices() -> Iterator[Finding]:
 
 
 def _disk() -> Iterator[Finding]:
-    workspace = default_workspace()
-    place = next(path for path in (workspace, *workspace.resolve().parents) if path.exists())
-    free, writable = shutil.disk_usage(place).free, os.access(place, os.W_OK)
+    free, place = free_disk(default_workspace())
+    writable = os.access(place, os.W_OK)
     needed = f"{NEEDED_BYTES / 2**30:.0f} GiB are enough for smoke"
     yield "ok" if free > NEEDED_BYTES else "problem", f"workspace: {free / 2**30:.0f} GiB free, {needed}"
     yield "ok" if writable else "problem", f"workspace is {'' if writable else 'not '}writable (set BOOM_HOME)"

@@ -14,13 +14,13 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from boom_utils.artifacts import RECORD, Artifact
-from boom_utils.cards import CARD, licence_of
+from boom_utils.artifacts import RECORD
+from boom_utils.cards import CARD
 from boom_utils.config import load_profile
-from boom_utils.data.files import MOST_SHOWN, TOKENS, hub_errors, offline
+from boom_utils.data.files import TOKENS, hub_errors, offline
 from boom_utils.errors import CheckpointError, ConfigError, UploadError, bullet_list
 from boom_utils.model_folder import INDEX, RUN_FILES, check_folder, find_weight_files, model_files
-from boom_utils.reporting.model_cards import licence_notes, named_card, read_card, scored_card
+from boom_utils.reporting.model_cards import named_card, read_card, scored_card
 from boom_utils.reporting.results import Results
 from boom_utils.study.gathering import numbers_of, study_facts
 from boom_utils.study.graph import Study
@@ -40,13 +40,11 @@ class Model:
         folder: Where it is.
         card: Text of its card.
         scored: The card has scores of a study.
-        doubtful: Datasets behind it whose licence has to be looked at; None where nobody knows what is behind it.
     """
 
     folder: Path
     card: str
     scored: bool = False
-    doubtful: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Upload:
     stays: tuple[str, ...]
 
     def text(self) -> str:
-        """For people: repository, files with their sizes, what stays, and whose terms to look at."""
+        """For people: repository, files with their sizes, and what stays."""
         sizes = {path.relative_to(self.model.folder).as_posix(): path.stat().st_size for path in self.files}
         sizes[CARD] = len(self.model.card.encode())
         rows = [*sorted(sizes.items()), ("together", sum(sizes.values()))]
@@ -76,12 +74,8 @@ class Upload:
         lines += [f"  {name:{max(map(len, sizes))}}  {size / 1e6:10.3f} MB" for name, size in rows]
         lines += [f"stays here: {', '.join(self.stays)}"] if self.stays else []
         lines += [f"scores: {'on the card' if self.model.scored else 'none on the card that this study made'}"]
-        doubtful = self.model.doubtful
-        if doubtful is None:
-            lines.append("licences: it is not known here what the model was trained on; look at the terms of its data")
-        elif doubtful:
-            lines.append("licences, as stated, that are unknown, restricted or non-commercial:" + bullet_list(doubtful))
-        return "\n".join([*lines, "the card states no licence of the weights: add one if you know that you may"])
+        lines += ["licences: look at those of the data on the card (boom card); it states none of the weights:"]
+        return "\n".join([*lines, "  add one if you know that you may"])
 
 
 def find_model(name: str, profile: str) -> Model:
@@ -102,9 +96,10 @@ def find_model(name: str, profile: str) -> Model:
     if artifact is not None:
         if (results := _results(study, name)) is not None:
             card = scored_card(card, results, name)
-        return Model(folder, card, results is not None, tuple(licence_notes(_licences(study, artifact))))
+        return Model(folder, card, results is not None)
     if not (folder / CARD).is_file():
-        raise ConfigError("this is no folder of a model with a card", where=folder, expected=CARD)
+        fix = f"name a model of the profile, or write {CARD}: what the model is, and what it was trained on"
+        raise ConfigError("this is no folder of a model with a card", where=folder, expected=CARD, fix=fix)
     return Model(folder, card)
 
 
@@ -117,15 +112,6 @@ def _results(study: Study, name: str) -> Results | None:
         return None
     found = {one: made[one] for model in scored for one in behind[model]}
     return Results(study.workspace.root, study_facts(study.whole, study.manifest, found), numbers_of(found))
-
-
-def _licences(study: Study, artifact: Artifact) -> dict[str, str]:
-    """Licences of what a model was trained on; of the whole corpus where its record does not say."""
-    corpus = study.profile.corpus
-    trained = artifact.facts.get("trained", {}).values()
-    met = {dataset for cost in trained for dataset in cost["rows"]}
-    names = [one for one in (*corpus.datasets, *corpus.new_datasets) if one in met or not met]
-    return {name: licence_of(study.manifest.dataset(name)) for name in names}
 
 
 def prepare(model: Model, repo: str, *, public: bool = False) -> Upload:
@@ -151,7 +137,7 @@ def prepare(model: Model, repo: str, *, public: bool = False) -> Upload:
     if strange := [path for path in found if path not in known and path not in stays]:
         names = [f"{path.relative_to(folder)}{' (a link)' if path.is_symlink() else ''}" for path in strange]
         raise CheckpointError(
-            "the folder holds what is no file of a model" + bullet_list(names, MOST_SHOWN),
+            "the folder holds what is no file of a model" + bullet_list(names),
             where=folder,
             fix="copy the model's own files to a new folder, and push that",
         )
@@ -199,7 +185,7 @@ def push(upload: Upload) -> str:
         raise UploadError("the repository is public", where=repo, fix=fix)
     if others := {one.rfilename for one in there.siblings or ()} - {*files} - _ON_HUB_ONLY:
         raise UploadError(
-            "the repository holds files that are not this model's" + bullet_list(sorted(others), MOST_SHOWN),
+            "the repository holds files that are not this model's" + bullet_list(sorted(others)),
             where=repo,
             fix="name a new repository, or delete these on the hub",
         )
