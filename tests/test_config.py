@@ -142,7 +142,7 @@ def test_all_problems_of_a_profile_are_reported_together_with_the_nearest_names(
 def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "twice.yaml"
     path.write_text("name: a\nname: b\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"(?s)'name' is given twice.*line 2"):
+    with pytest.raises(ConfigError, match=r"(?s)line 2.*'name' is given twice"):
         load_profile(path)
 
 

@@ -330,7 +330,7 @@ def load_recipe(path: Path) -> Recipe:
     try:
         data = read_yaml(path, MergeError)
     except OSError as error:
-        fix = 'name a .yaml file in mergekit\'s form (README, "Merging any encoders")'
+        fix = "name a .yaml file in mergekit's form (docs/merging.md)"
         raise MergeError("the recipe cannot be read", where=path, found=error.strerror, fix=fix) from error
     recipe = make_recipe(data, path).with_paths(place, lambda part: place(part).exists())
     return make_recipe(_written(recipe), path)  # two paths may be one folder

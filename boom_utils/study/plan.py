@@ -381,7 +381,8 @@ def plan_text(plan: StudyPlan, *, rented: bool = False) -> str:
     """
     costs, many = plan.costs, {"pair": "pairs of datasets", "scores": "scores"}
     whole, to_do, one = total(costs), total(costs[~costs["up_to_date"]]), ~costs["kind"].isin(many)
-    rented = rented or not (to_do["seconds"] <= A_DAY or to_do["device_hours"] < 1)  # who needs less does not rent
+    seconds = to_do["seconds"]
+    rented = rented or math.isnan(seconds) or (seconds > A_DAY and to_do["device_hours"] >= 1)
     columns = [name for name in _COLUMNS if name != "checkpoint_bytes" and (rented or name != "device_hours")]
     first, rest = costs[one][:MOST_LISTED], costs[one][MOST_LISTED:]
     lines: dict[str, tuple[str, Any]] = {
