@@ -157,8 +157,8 @@ def joined(below: Any, above: Any, error: type[BoomError]) -> Any:
             continue
         lists: tuple[Any, Any] = (below.get(name), value)
         if not all(isinstance(one, list) and all(isinstance(e, dict) and "name" in e for e in one) for one in lists):
-            lists = sorted(str(one) for one in below if isinstance(below[one], list))
-            what = f"'{key}' cannot add to '{name}'{nearest(name, lists)}"
+            known = sorted(str(one) for one in below if isinstance(below[one], list))
+            what = f"'{key}' cannot add to '{name}'{nearest(name, known)}"
             expected = "a list whose entries have names: subsets+, members+, merges+ or ensembles+"
             raise error(what, expected=expected, fix=f"write '{name}' with all that it is to hold, or correct the name")
         found[name] = [*{entry["name"]: entry for one in lists for entry in one}.values()]
