@@ -414,7 +414,7 @@ def read_lock(asked: HubSet) -> LockFile | None:
     try:
         return LockFile.model_validate_json(asked.lock.read_bytes())
     except ValueError as error:
-        fix = "restore it, or delete it to have its facts found anew"
+        fix = "restore it, or delete it: the next download writes it again"
         raise ManifestError("a lock file cannot be read", where=asked.lock.name, found=error, fix=fix) from error
 
 

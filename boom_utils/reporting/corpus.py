@@ -129,7 +129,7 @@ def corpus_text(manifest: Manifest, summary: Mapping[str, Any]) -> str:
     parts = [made.to_string(float_format="{:,.0f}".format), "", *(f"{name}: {rows}" for name, rows in tasks.items())]
     parts += ["", "left out:", *(f"  {name}: {reasons}" for name, reasons in summary["dropped"].items() if reasons)]
     parts += [f"  bad lines of {name}: {found}" for name, found in summary.get("bad_lines", {}).items() if found]
-    return "\n".join([*parts, *(f"deviation: {text}" for text in summary["deviations"])])
+    return "\n".join([*parts, *(f"another version: {text}" for text in summary["deviations"])])
 
 
 def overlap_text(summary: Mapping[str, Any]) -> str:
