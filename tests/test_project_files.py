@@ -95,7 +95,7 @@ def test_the_citation_file_has_what_its_format_asks_for_and_cites_the_paper() ->
     authors = " and ".join(f"{one['family-names']}, {one['given-names']}" for one in paper["authors"])
     for text in (f"title={{{paper['title']}}}", f"author={{{authors}}}", f"year={{{paper['year']}}}", paper["journal"]):
         assert text in citation
-    assert citation in read("README.md")
+    assert citation in read("docs/paper.md")
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
