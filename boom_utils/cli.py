@@ -311,7 +311,7 @@ def _merge(options: argparse.Namespace) -> None:
     for name, note in facts["notes"].items():
         log.info("  %s: %s", name, note)
     if facts["left_out"]:
-        log.info("  no files of a model, left where they are: %s", ", ".join(facts["left_out"]))
+        log.info("  no files of a model, left where they are: %s", some_of(facts["left_out"]))
     said = f"{facts['tensors']} tensors, {facts['parameters']} parameters, {', '.join(facts['dtype'])}"
     log.info("%s: %s", options.out, said)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from boom_utils.artifacts import sha256_file, write_json
 from boom_utils.config import QUERY_TEMPLATE
-from boom_utils.errors import CheckpointError, bullet_list
+from boom_utils.errors import CheckpointError, bullet_list, some_of
 
 _POOLING_KEYS: dict[str, str] = {
     "lasttoken": "pooling_mode_lasttoken",
@@ -430,7 +430,7 @@ def no_weights(folder: Path, expected: str = f"{WEIGHTS}, or shards with {INDEX}
     names = sorted(path.name for path in folder.iterdir())
     if pickles := [name for name in names if Path(name).suffix in PICKLES]:
         return _pickled(folder, pickles)
-    found = ", ".join(names[:10]) or "nothing"
+    found = some_of(names) or "nothing"
     return CheckpointError("no weights in the model folder", where=folder, expected=expected, found=found)
 
 

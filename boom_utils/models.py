@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from boom_utils.errors import BoomError, CheckpointError
+from boom_utils.errors import BoomError, CheckpointError, some_of
 from boom_utils.fast_linear import fast_linear
 from boom_utils.model_folder import (
     ADAPTER,
@@ -347,8 +347,8 @@ def _require_weights(loading: Mapping[str, Any], folder: Path) -> None:
         raise CheckpointError(
             f"{len(missing)} tensors of the model are not in its weights",
             where=folder,
-            expected=", ".join(missing[:5]),
-            found=", ".join(strange[:5]) or "nothing in their place",
+            expected=some_of(missing),
+            found=some_of(strange) or "nothing in their place",
             fix="save the model again, whole; of a compiled or parallel module (names begin with `_orig_mod.` or "
             "`module.`) save what is inside",
         )

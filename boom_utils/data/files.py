@@ -242,7 +242,8 @@ def _download(file: RemoteFile, folder: Path, source: Path | None) -> None:
     except OSError as error:  # those of requests are of this kind
         _check_space(file.bytes, folder)
         if reason := getattr(error.args[0] if error.args else None, "reason", None):  # of urllib3: no connection
-            host, found = file.path.parts[0], str(reason).rpartition(": ")[2].strip("\"')")
+            host, said = file.path.parts[0], re.search(r"\[Errno -?\d+\] [^'\")]+", str(reason))
+            found = said[0] if said else type(reason).__name__
             raise UnreachableError("the server cannot be reached", where=host, found=found, fix=NETWORK) from None
         found, fix = f"{_kind(error)}, instead of sha256 {file.sha256}", f"{LATER}, or {MIRROR}"
         raise DownloadError("a file cannot be had", where=file.url, found=found, fix=fix) from None

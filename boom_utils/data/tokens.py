@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from boom_utils.artifacts import atomic_path, sha256_file
 from boom_utils.data.examples import TrainingExample, batches
-from boom_utils.errors import DataError
+from boom_utils.errors import DataError, some_of
 
 Tokenize = Callable[[Sequence[str], int], list[list[int]]]
 """(texts, most tokens) -> token ids of each text, special tokens included."""
@@ -100,7 +100,7 @@ class _Texts:
             end = start + len(column.values)
             if empty[start:end].any():
                 rows = first + np.unique(pc.list_parent_indices(column).to_numpy()[empty[start:end]])
-                where, fix = f"row {', '.join(map(str, rows[:10]))} (from 0)", "remove or repair the text"
+                where, fix = f"row {some_of(rows)} (from 0)", "remove or repair the text"
                 raise DataError(f"a {kind} of '{self.dataset}' has no tokens", where=where, fix=fix)
             found.append(pa.ListArray.from_arrays(column.offsets, tokens.take(texts.indices[start:end])))
             start = end

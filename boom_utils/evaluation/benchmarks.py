@@ -186,7 +186,7 @@ def _asked(benchmark: str) -> dict[str, BenchmarkTask]:
     wanted = fixed["tasks"] if fixed else [name for name, task in installed.items() if task.metadata.is_public]
     if missing := [name for name in wanted if name not in installed]:
         what, fix = f"the installed mteb lacks tasks of {benchmark}", "install the locked version"
-        raise ConfigError(what, found=", ".join(missing), fix=fix)
+        raise ConfigError(what, found=bullet_list(missing), fix=fix)
     return {name: _described(installed[name], benchmark) for name in wanted}
 
 

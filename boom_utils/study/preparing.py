@@ -17,7 +17,7 @@ from boom_utils.data.fetching import chosen_datasets, fetch_datasets, files_of, 
 from boom_utils.data.files import MEGABYTE, downloads_folder, hub_paths, mirror, offline
 from boom_utils.data.manifest import Dataset, InstalledDistributions, LocalFiles, Manifest, load_manifest
 from boom_utils.data.mining import corpus_deviations
-from boom_utils.errors import BoomError
+from boom_utils.errors import BoomError, some_of
 from boom_utils.evaluation.benchmarks import fetch_benchmarks
 from boom_utils.study.scoring import profile_benchmarks
 
@@ -43,7 +43,7 @@ def _packages() -> Iterator[Finding]:
     wanted = {name.lower().replace("_", "-"): version for name, version in lines}
     have = {one.name.lower().replace("_", "-"): one.version.split("+")[0] for one in installed}
     differing = [f"{n} {have.get(n)} (locked: {version})" for n, version in wanted.items() if have.get(n) != version]
-    text = f"other versions than results were made with: {', '.join(differing)}"
+    text = f"other versions than results were made with: {some_of(differing)}"
     yield ("note", text) if differing else ("ok", f"all {len(wanted)} packages as locked")
 
 
@@ -61,7 +61,7 @@ def _corpus(profile: str) -> Iterator[Finding]:
     if not missing:
         yield "ok", begin
     elif isinstance(manifest.source, LocalFiles):
-        yield "problem", f"{begin}, not of {', '.join(missing)}"
+        yield "problem", f"{begin}, not of {some_of(missing)}"
     elif offline() and mirror() is None:
         yield "problem", f"{begin}, and HF_HUB_OFFLINE forbids to fetch the others; set BOOM_MIRROR"
     else:

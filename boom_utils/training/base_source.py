@@ -20,7 +20,7 @@ from typing import Any, Literal
 from boom_utils.artifacts import digest_of, sha256_file
 from boom_utils.config import PretrainedBase
 from boom_utils.data.files import hub_snapshot
-from boom_utils.errors import CheckpointError, ConfigError, DownloadError
+from boom_utils.errors import CheckpointError, ConfigError, DownloadError, some_of
 from boom_utils.model_folder import adapter_base, is_adapter
 
 PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
@@ -217,8 +217,8 @@ def _from_hub(config: PretrainedBase, *, cached: bool = False) -> BaseFiles:
         raise CheckpointError(
             "the base is not whole: it has no weights that may be read (pickles are not), or files are missing",
             where=f"{config.name} at {folder.name}",
-            expected=", ".join(missing),
-            found=", ".join(sorted(names)[:10]),
+            expected=some_of(missing),
+            found=some_of(sorted(names)),
             fix="take a revision or a model with safetensors weights; in an offline cache, fetch the missing files",
         )
     # The cache names a snapshot's folder after its commit.
