@@ -191,20 +191,6 @@ def differences(*folders: Path, base: Path | None = None) -> list[str]:
     return []
 
 
-def fingerprint(model: Checkpoint) -> str:
-    return family_grams([model], has_base=False).fingerprints[0]
-
-
-def test_names_with_and_without_prefix_are_one_name(tmp_path):
-    flat = Checkpoint(make_folder(tmp_path / "flat"))
-    change_tensors(make_folder(tmp_path / "prefixed"), "model.")
-    prefixed = Checkpoint(tmp_path / "prefixed")
-    assert list(flat.tensors) == list(prefixed.tensors) == sorted(tensors_of(1))
-    assert prefixed.tensors["norm.weight"].stored == "model.norm.weight"
-    assert reconcile([flat, prefixed]) == ["prefixed: names of tensors begin with model., in flat with nothing"]
-    assert fingerprint(flat) == fingerprint(prefixed) != fingerprint(Checkpoint(make_folder(tmp_path / "other", 2)))
-
-
 @pytest.mark.promise(26)
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("kind", RESPELT)

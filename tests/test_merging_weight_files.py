@@ -50,10 +50,3 @@ def test_a_file_with_missing_bytes_is_not_called_complete(tmp_path):
     file.write(0, np.zeros(99, dtype=np.uint8))
     with pytest.raises(ValueError, match="not written whole"):
         file.close()
-
-
-def test_a_file_that_is_there_is_not_touched(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(FileExistsError):
-        BlockFile(tmp_path / "file", 4)
-    assert (tmp_path / "file").read_text() == "mine"

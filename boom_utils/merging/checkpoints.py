@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,22 +19,13 @@ from boom_utils.merging.kernels import Rows
 from boom_utils.merging.weight_files import MappedFile, TensorInfo, read_header, unified_name
 from boom_utils.model_folder import (
     ADAPTER,
-    ADAPTER_CONFIG,
     find_weight_files,
     no_weights,
-    read_mapping,
     refuse_code_and_pickles,
 )
 
 CHUNK = 1 << 18  # elements of a tensor over which sums and digests are taken before they are put together
 LARGE = 1 << 23  # elements from which on all threads work on one tensor
-
-_LORA = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
-# Settings of peft under which an adapter is more than two matrices a weight.
-_FOREIGN = (
-    *("use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "layer_replication", "lora_bias"),
-    *("alora_invocation_tokens", "arrow_config", "kasa_config"),
-)
 
 Values = NDArray[Any]
 Result = TypeVar("Result")
@@ -81,7 +72,9 @@ class Checkpoint:
             CheckpointError: The file has become shorter.
         """
         info = self.tensors[name]
-        return read_values(self._files[info.file], info, start, size)
+        raw = self._files[info.file].elements(info, start, size)
+        # BF16 is the upper half of the bits of a float32.
+        return np.left_shift(raw, 16, dtype=np.uint32).view(np.float32) if info.dtype == "BF16" else raw
 
     def raw(self, info: TensorInfo) -> Values:
         """All elements of a tensor of any kind as they are stored, flattened; not to be written."""
@@ -89,10 +82,10 @@ class Checkpoint:
 
 
 class AdapterCheckpoint(Checkpoint):
-    """A base model with a LoRA adapter added to it: its tensors are W + (alpha / r) B A, made as they are read.
+    """A base model with a LoRA adapter that peft adds to it, in float32.
 
-    Nothing is written and no whole tensor is held: a piece of W gets the rows of B A that belong to it. (peft's own
-    merging holds the whole model, and rounds to the dtype of the base.)
+    While it is opened, the whole model is in memory, then in a temporary folder. A head, which peft's model has not, is
+    the base's.
 
     Args:
         base: Folder of the base model.
@@ -100,84 +93,27 @@ class AdapterCheckpoint(Checkpoint):
         label: What messages call it.
 
     Raises:
-        CheckpointError: One of the two cannot be read, or the adapter adds something other than matrices A and B.
+        CheckpointError: One of the two cannot be read, or the adapter does not fit the base.
     """
 
     def __init__(self, base: Path, adapter: Path, label: str | None = None) -> None:
-        super().__init__(base, label or Path(adapter).name)
+        import torch
+
+        from boom_utils.models import open_transformer
+
+        super().__init__(base, label or adapter.name)
         refuse_code_and_pickles(adapter)
-        self.sources = (self.folder, Path(adapter))
-        self._updates = _read_updates(Path(adapter), self.tensors)
+        if not (adapter / ADAPTER).is_file():
+            raise no_weights(adapter, ADAPTER)
+        self.sources = (self.folder, adapter)
+        with TemporaryDirectory(prefix="boom-") as place:
+            open_transformer(base, torch.float32, adapter)[0].save_pretrained(place)
+            self._adapted = Checkpoint(Path(place))  # its files are mapped: their names may go
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> Values:
-        """As `Checkpoint.read`, with the adapter added in float64: not yet rounded."""
-        values = super().read(name, start, size)
-        if name not in self._updates or not values.size:
-            return values
-        a, b, scale = self._updates[name]
-        width = a.shape[1]
-        first, last = start // width, -(-(start + values.size) // width)
-        added = (b[first:last] @ a).reshape(-1)[start - first * width :][: values.size]
-        return np.asarray(values.astype(np.float64) + scale * added)
-
-
-def _read_updates(folder: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[Values, Values, float]]:
-    """What an adapter adds to each weight: scale * B @ A, with A (r, in) and B (out, r) in float64."""
-    config = read_mapping(folder / ADAPTER_CONFIG)
-    if not (folder / ADAPTER).is_file():
-        raise no_weights(folder, ADAPTER)
-    file, problems = MappedFile(folder / ADAPTER), _foreign(config)
-    sides: dict[str, dict[str, Values]] = {}
-    for info in read_header(folder / ADAPTER):
-        if match := _LORA.match(info.stored):
-            matrix = read_values(file, info).astype(np.float64).reshape(info.shape)
-            sides.setdefault(match["module"], {})[match["side"]] = matrix
-        else:
-            problems.append(f"{info.stored} is no LoRA matrix")
-    found = {}
-    for module, pair in sides.items():
-        name = unified_name(f"{module}.weight")
-        a, b = (pair.get(side, np.empty((0, 0))) for side in "AB")
-        whole = tensors[name].shape if name in tensors else None
-        if a.shape[0] != b.shape[-1] or (b.shape[0], a.shape[-1]) != whole:
-            shapes = ", ".join(f"lora_{side} {list(matrix.shape)}" for side, matrix in pair.items())
-            problems.append(f"{module}: {shapes} cannot be added to {name}, {whole or 'which the base has not'}")
-        else:
-            found[name] = (a, b, _scale(config, module, a.shape[0]))
-    if problems or not found:
-        what = "this adapter cannot be added to its base"
-        expected = "LoRA matrices A and B for weights of the base, without DoRA, biases or modules of its own"
-        raise CheckpointError(what, where=folder, expected=expected, found=bullet_list(problems) or "no tensor")
-    return found
-
-
-def _foreign(config: Mapping[str, Any]) -> list[str]:
-    """Settings of peft under which the sum is another one, or stands on another base."""
-    plain = {**dict.fromkeys(_FOREIGN), "peft_type": "LORA", "bias": "none"}
-    problems = [f"{key}: {config[key]!r}" for key, value in plain.items() if (config.get(key) or value) != value]
-    start = str(config.get("init_lora_weights")).lower()
-    changes = start.startswith(("pissa", "olora", "loftq", "corda"))
-    return [*problems, *([f"init_lora_weights: {start!r}, which changes the base"] if changes else [])]
-
-
-def _scale(config: Mapping[str, Any], module: str, r: int) -> float:
-    """Alpha / r of a module, or alpha / sqrt(r) with rsLoRA; alpha may be set for modules by name."""
-    patterns = config.get("alpha_pattern") or {}
-    # peft's rule: the pattern is the end of the module's name, after a dot.
-    named = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
-    alpha = float(next(named, config.get("lora_alpha", r)))
-    return float(alpha / (np.sqrt(r) if config.get("use_rslora") else r))
-
-
-def read_values(file: MappedFile, info: TensorInfo, start: int = 0, size: int | None = None) -> Values:
-    """Elements of a floating-point tensor, (size,), exactly: float64, float32 or float16.
-
-    Raises:
-        CheckpointError: The file has become shorter.
-    """
-    raw = file.elements(info, start, size)
-    # BF16 is the upper half of the bits of a float32.
-    return np.left_shift(raw, 16, dtype=np.uint32).view(np.float32) if info.dtype == "BF16" else raw
+        """As `Checkpoint.read`, with the adapter added."""
+        held = self._adapted.read if name in self._adapted.tensors else super().read
+        return held(name, start, size)
 
 
 def fingerprints(models: Sequence[Checkpoint], digests: Mapping[str, Sequence[str]]) -> list[str]:

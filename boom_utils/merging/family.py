@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from boom_utils.artifacts import digest_of, sha256_file
 from boom_utils.errors import MergeError, bullet_list
 from boom_utils.merging.checkpoints import AdapterCheckpoint, Checkpoint, same_bytes
@@ -335,28 +333,11 @@ def _sections(tokenizer: Values) -> dict[str, Any]:
 
 
 def _encoding(folder: Path) -> _Part:
-    """What the files of sentence-transformers say, all as one part."""
+    """What the files of sentence-transformers say, all as one part; of modules of other kinds (Dense) their bytes."""
     files = [path.relative_to(folder) for path in model_files(folder) if path.name not in TOKENIZER_FILES]
     written = {str(path): sha256_file(folder / path) for path in files if str(path) != _CONFIG}
-    return _Part(written, partial(_loaded_encoding, folder, asdict(read_spec(folder))))
-
-
-def _loaded_encoding(folder: Path, spec: Values) -> Values:
-    """The encoder's description, flat, and what its modules of other kinds load."""
+    spec, plain = asdict(read_spec(folder)), (".Transformer", ".Pooling", ".Normalize")
+    others = {module["path"] for module in read_modules(folder) if not module["type"].endswith(plain)}
     said = {**_flat(spec, {"beyond"}), **dict.fromkeys(spec["beyond"], "asked for")}
-    for module in read_modules(folder):
-        if not module["type"].endswith((".Transformer", ".Pooling", ".Normalize")):
-            said |= {f"{module['path']}: {key}": value for key, value in _loaded_module(folder, module).items()}
-    return said
-
-
-def _loaded_module(folder: Path, module: Mapping[str, str]) -> Values:
-    """Settings of a module, and digests of its weights (of a Dense layer)."""
-    from sentence_transformers.util import import_from_string
-
-    if not module["type"].startswith("sentence_transformers."):
-        raise ValueError(f"{module['type']} is code of another place")
-    made = import_from_string(module["type"]).load(str(folder), subfolder=module["path"], local_files_only=True)
-    tensors = {name: tensor.double().numpy() for name, tensor in made.state_dict().items()}
-    digests = {name: [values.shape, xxhash.xxh3_128_hexdigest(values.data)] for name, values in tensors.items()}
-    return {**made.get_config_dict(), **digests}
+    said |= {name: digest for name, digest in written.items() if name.split("/")[0] in others}
+    return _Part(written, lambda: said)

@@ -83,6 +83,17 @@ class TensorGram:
         """(M, M), inner products of what a merge combines: the task vectors if there is a base, else the models."""
         return self.updates if self.has_base else self.models
 
+    @property
+    def lengths(self) -> Array:
+        """(M,), of what a merge combines."""
+        return norms(self.merged)
+
+    @property
+    def cosines(self) -> Array:
+        """(M, M), between what a merge combines; NaN where a vector is zero."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.clip(self.merged / np.outer(self.lengths, self.lengths), -1.0, 1.0)
+
     def length(self, coefficients: Array) -> tuple[float, float]:
         """Length of a combination of the task vectors (with a base) or of the models (without).
 
@@ -112,13 +123,6 @@ def norms(gram: Array) -> Array:
     [5.0, 2.0]
     """
     return np.sqrt(np.clip(np.diag(gram), 0.0, None))
-
-
-def cosines(gram: Array) -> Array:
-    """(M, M), cosines from inner products; NaN where a vector is zero."""
-    length = norms(gram)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.clip(gram / np.outer(length, length), -1.0, 1.0)
 
 
 def distances(gram: TensorGram) -> Array:

@@ -115,7 +115,7 @@ def multislerp(gram: TensorGram, settings: Settings) -> Coefficients:
     """
     if len(settings.weights) == 1:
         return Coefficients(0.0, np.ones(1))
-    weights, length = used_weights(settings), _lengths(gram)
+    weights, length = used_weights(settings), gram.lengths
     direction = np.where(length > 0, weights / (length + settings.eps), 0.0)
     return _of_length(gram, weights, direction, settings)
 
@@ -189,7 +189,7 @@ def karcher(gram: TensorGram, settings: Settings) -> Coefficients:
     Raises:
         MergeError: Three or more models cancel.
     """
-    length = _lengths(gram)
+    length = gram.lengths
     if len(length) == 1:
         return Coefficients(0.0, np.ones(1))
     active = length > 0
@@ -219,12 +219,10 @@ def model_stock(gram: TensorGram, settings: Settings) -> Coefficients:
         gram: Inner products of N models and their base.
         settings: Not used.
     """
-    count, length = len(gram.updates), _lengths(gram)
-    if not length.any():
+    count = len(gram.updates)
+    if not gram.lengths.any():
         return _combination(gram, np.zeros(count), _idle_note(gram))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosines = np.clip(np.nan_to_num(gram.updates / np.outer(length, length)), -1.0, 1.0)
-    cosine = float(cosines[np.triu_indices(count, 1)].mean())
+    cosine = float(np.nan_to_num(gram.cosines)[np.triu_indices(count, 1)].mean())
     below = 1 + (count - 1) * cosine
     if abs(below) < 1e-12:  # all of them point away from one another
         return _combination(gram, np.zeros(count), "the task vectors cancel: the base's tensor")
@@ -257,7 +255,7 @@ def weights_cancel(weights: Sequence[float]) -> bool:
 
 def _arc(gram: TensorGram, t: float, first: int, parallel: float = PARALLEL) -> Array:
     """(2,), coefficients of two vectors at ``t`` of the way from one to the other along the arc between them."""
-    length = _lengths(gram)
+    length = gram.lengths
     shares = np.array([1 - t, t] if first == 0 else [t, 1 - t])
     if not length.all():  # no angle: mergekit's is a right one
         return np.sin(shares * math.pi / 2)
@@ -288,21 +286,16 @@ def _combination(gram: TensorGram, coefficients: Array, note: str | None = None)
     return Coefficients(base, coefficients, note)
 
 
-def _lengths(gram: TensorGram) -> Array:
-    """(M,), the n_i."""
-    return np.asarray(np.sqrt(np.clip(np.diag(gram.merged), 0.0, None)))
-
-
 def _length_of_mean(gram: TensorGram, coefficients: Array, settings: Settings) -> float:
     """|Σ c_i v_i|, or 0 where the terms cancel: down to eps of their length, or to what rounding has left of them."""
     mean, terms = gram.length(coefficients)
-    whole = float(np.abs(coefficients) @ _lengths(gram))
+    whole = float(np.abs(coefficients) @ gram.lengths)
     return mean if mean > max(settings.eps * whole, SHORTEST_DIRECTION * terms) else 0.0
 
 
 def _of_length(gram: TensorGram, weights: Array, direction: Array, settings: Settings) -> Coefficients:
     """A direction Σ direction_i v_i, as long as the weighted mean of lengths; what becomes of it where it has none."""
-    length = _lengths(gram)
+    length = gram.lengths
     if not ((weights != 0) & (length > 0)).any():
         return _combination(gram, np.zeros_like(weights), _idle_note(gram))
     mean = _length_of_mean(gram, direction, settings)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from boom_utils.errors import MergeError, nearest
 from boom_utils.merging.elementwise import ELEMENTWISE
 from boom_utils.merging.family import open_family, settings_of
-from boom_utils.merging.gram import GramTable, TensorGram, cosines, distances, family_grams, norms, whole_model
+from boom_utils.merging.gram import GramTable, TensorGram, distances, family_grams, norms, whole_model
 from boom_utils.merging.methods import METHODS, Coefficients, Settings
 from boom_utils.merging.recipe import LAYER, Recipe
 
@@ -94,7 +94,7 @@ def geometry_of(table: GramTable) -> Geometry:
         has_base=table.has_base,
         norms=norms(whole.models),
         relative_updates=_relative_updates(whole),
-        cosines=cosines(whole.merged),
+        cosines=whole.cosines,
         distances=distances(whole) / (_reference(whole) or 1.0),
         layers=tuple(groups),
         by_layer=np.array([_relative_updates(whole_model(group)) for group in groups.values()]),
@@ -124,8 +124,8 @@ def coefficients_of(
     on_base = table.has_base if on_base is None else on_base
     members = range(table.has_base, len(table.models))
     views = table.views(members, 0 if on_base else None)
-    at = (lambda _: settings) if isinstance(settings, Settings) else settings.__getitem__
-    return {view.name: METHODS[method](view, at(view.name)) for view in views}
+    settings = _everywhere(table, settings)
+    return {view.name: METHODS[method](view, settings[view.name]) for view in views}
 
 
 def forecast(
@@ -155,22 +155,21 @@ def forecast(
     """
     made_of = coefficients_of(table, method, settings, on_base)
     views = table.views()
-    sums = np.zeros(7)
-    for view in views:
-        one = settings if isinstance(settings, Settings) else settings[view.name]
-        sums += _against_mean(view, made_of[view.name], np.array(one.weights))
-    square, updated, base, apart, spread, together, mean_square = sums
-    shares = np.array([view.size for view in views]) / sum(view.size for view in views)
+    settings = _everywhere(table, settings)
+    both = whole_model([_with_merge(view, made_of[view.name], np.array(settings[view.name].weights)) for view in views])
+    apart = distances(both)[:-1, -1]
+    spread = float(np.sqrt(np.mean(apart[:-1] ** 2)))
+    shares = np.array([view.size for view in views]) / both.size
     mean = shares @ np.array([made_of[view.name].members for view in views])
     names = table.models[table.has_base :]
     return MergeForecast(
         method=method,
         coefficients=dict(zip(names, map(float, mean), strict=True)),
         base=float(shares @ np.array([made_of[view.name].base for view in views])),
-        norm=float(np.sqrt(square)),
-        relative_update=float(np.sqrt(updated / base)) if table.has_base and base else None,
-        from_mean=float(np.sqrt(apart / spread)) if spread else 0.0,
-        cosine_to_mean=_cosine(together, updated if table.has_base else square, mean_square),
+        norm=float(norms(both.models)[-2]),
+        relative_update=float(_relative_updates(both)[-2]) if table.has_base and _reference(both) else None,
+        from_mean=float(apart[-1]) / spread if spread else 0.0,
+        cosine_to_mean=float(both.cosines[-2, -1]),
         notes={name: found.note for name, found in made_of.items() if found.note},
     )
 
@@ -196,29 +195,18 @@ def plan(recipe: Recipe, threads: int | None = None) -> tuple[GramTable, dict[st
     return table, {"geometry": geometry_of(table).as_json(), "forecasts": forecasts}
 
 
-def _against_mean(view: TensorGram, made_of: Coefficients, weights: Array) -> Array:
-    """Squares of one tensor: |merged|, |merged - base|, |base|, |merged - mean|, spread; merged · mean, mean · mean.
-
-    The last two are products of task vectors where there is a base.
-    """
-    identity, total = np.eye(len(view.matrix)), weights.sum()
-    shares = weights / total if abs(total) > 0 else np.full(len(weights), 1 / len(weights))
-    out = np.concatenate(([made_of.base + made_of.members.sum()], made_of.members))
-    mean, origin = np.concatenate(([1.0], shares)), identity[0] * view.has_base
-
-    def product(a: Array, b: Array) -> float:
-        return float(a @ view.matrix @ b)
-
-    apart = [identity[0] + row - mean for row in identity[1:]]
-    spread = float(np.mean([product(part, part) for part in apart]))
-    pairs = [(out, out), (out - origin, out - origin), (identity[0], identity[0]), (out - mean, out - mean)]
-    pairs += [(out - origin, mean - origin), (mean - origin, mean - origin)]
-    squares = [product(a, b) for a, b in pairs]
-    return np.array([*squares[:4], spread, *squares[4:]])
+def _everywhere(table: GramTable, settings: Mapping[str, Settings] | Settings) -> Mapping[str, Settings]:
+    names = (tensor.name for tensor in table.tensors)
+    return dict.fromkeys(names, settings) if isinstance(settings, Settings) else settings
 
 
-def _cosine(product: float, one: float, two: float) -> float:
-    return float(np.clip(product / np.sqrt(one * two), -1, 1)) if one > 0 and two > 0 else float("nan")
+def _with_merge(view: TensorGram, made_of: Coefficients, weights: Array) -> TensorGram:
+    """One tensor of M members beside their merge and their weighted mean: M + 2 of them."""
+    total, count = weights.sum(), len(weights)
+    shares = weights / total if abs(total) > 0 else np.full(count, 1 / count)
+    merged = np.concatenate(([made_of.base + made_of.members.sum() - 1], made_of.members))
+    change = np.vstack([np.eye(1 + count), merged, np.concatenate(([0.0], shares))])
+    return TensorGram(view.name, view.size, view.has_base, change @ view.matrix @ change.T)
 
 
 def _group(name: str) -> tuple[int, int, str]:
