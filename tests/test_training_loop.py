@@ -21,7 +21,7 @@ from boom_utils.hyperparameters import LoraConfig, WeightAverage
 from boom_utils.models import Encoder
 from boom_utils.training.base_model import random_encoder
 from boom_utils.training.gradients import Gradients, TrainingJob
-from boom_utils.training.loop import LOG, MEASURED, _Trainer, learning_rate, remove_checkpoints, train
+from boom_utils.training.loop import LOG, MEASURED, _Trainer, learning_rate, train
 from boom_utils.training.plan import DatasetRules, PlanInput, PlanOptions, plan_batches
 from boom_utils.training.processes import Processes
 
@@ -311,18 +311,6 @@ def test_lora_trains_adapters_and_merges_them_into_the_base_with_scale_alpha_ove
     assert torch.equal(after["embed_tokens.weight"], before["embed_tokens.weight"])
     lines = lines_of(tmp_path)
     assert lines[-1]["loss"] < lines[0]["loss"]
-
-
-def test_a_lora_trained_model_is_an_ordinary_folder(encoder: Encoder, tmp_path: Path) -> None:
-    config = TOY.model_copy(update={"lora": lora(), "gradient_checkpointing": True})
-    train(encoder, toy_job(encoder, tmp_path, config=config), tmp_path)
-    encoder.save(tmp_path / "model")
-    loaded = Encoder.load(tmp_path / "model")
-    assert np.abs(loaded.encode(TEXTS) - encoder.encode(TEXTS)).max() < 1e-6
-    config_json = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert "packed" not in json.dumps(config_json)
-    remove_checkpoints(tmp_path)
-    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_lora_targets_that_the_model_does_not_have_are_named(encoder: Encoder, tmp_path: Path) -> None:

@@ -23,13 +23,15 @@ from conftest import TEXTS, TOY, tiny_config, toy_job
 from test_training_state import steps_kept
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 
+from boom_utils.artifacts import write_json
 from boom_utils.errors import CheckpointError, TrainingError
 from boom_utils.hyperparameters import TrainingConfig, WeightAverage
 from boom_utils.models import Encoder
 from boom_utils.training import member as module
 from boom_utils.training.base_model import random_encoder
+from boom_utils.training.batch_losses import read_points
 from boom_utils.training.loop import LOG, MEASURED, train
-from boom_utils.training.member import MemberJob, train_member
+from boom_utils.training.member import MemberJob, Watch, train_member
 from boom_utils.training.plan import DatasetRules
 from boom_utils.training.processes import joined
 
@@ -123,7 +125,8 @@ def in_one_launch(rank: int, meeting: Path, job: MemberJob, folder: Path) -> Non
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MemberJob]:
     """What one launch of two processes left."""
     folder = tmp_path_factory.mktemp("two")
-    job = member_job(folder, TWO)
+    write_json(folder / "rows.json", {"toy": [*range(8)]})
+    job = replace(member_job(folder, TWO), watch=Watch(folder / "rows.json", 3))
     for name in ("meeting", "whole", "stopped"):
         (folder / name).mkdir()
     spawn(in_one_launch, (folder / "meeting", job, folder), 2)
@@ -139,6 +142,10 @@ def test_two_processes_train_the_member_of_one(two: tuple[Path, MemberJob], tmp_
         assert (ours["tokens"], ours["queries"], ours["step"]) == (theirs["tokens"], theirs["queries"], theirs["step"])
     one, both = (Encoder.load(made).encode(TEXTS) for made in (tmp_path / "one", folder / "whole"))
     assert np.abs(one - both).max() < 1e-3
+    alone, seen = read_points(tmp_path / "one"), read_points(folder / "whole")
+    assert [point.step for point in seen] == [0, 5, 10] and alone[0] == seen[0], "the first process looks"
+    for mine, theirs in zip(alone, seen, strict=True):
+        assert mine.losses["toy"].values == pytest.approx(theirs.losses["toy"].values, abs=1e-3)
 
 
 @pytest.mark.promise(11)
@@ -153,6 +160,7 @@ def test_a_signal_to_one_process_stops_both_with_a_checkpoint_and_both_go_on_byt
     whole, stopped = ((folder / name / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
     assert stopped == whole
     assert lines_of(folder / "stopped") == lines_of(folder / "whole")
+    assert read_points(folder / "stopped") == read_points(folder / "whole")
     for name in ("refused", "allowed"):
         shutil.copytree(folder / "seen", tmp_path / name)
     with pytest.raises(CheckpointError, match=r"processes: was 2, is 1"):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,26 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import HANGS, TEXTS, TOY, tiny_config, toy_job, toy_tokens
+from conftest import TEXTS, TOY, tiny_config, toy_job, toy_tokens
 from hypothesis import given
 from hypothesis import strategies as st
 from test_training_member import member_job
-from test_training_state import CONFIGS, LONG, fresh_encoder, loss_lines, saved
+from test_training_state import CONFIGS, LONG, Died, die_at, fresh_encoder, loss_lines, saved
 
 from boom_utils.artifacts import write_json
 from boom_utils.data.examples import TrainingExample
-from boom_utils.data.tokens import TextRules, TokenTable, open_tokens, write_tokens
+from boom_utils.data.tokens import TextRules, open_tokens, write_tokens
 from boom_utils.errors import CheckpointError, DataError, ResultsError, TrainingError
 from boom_utils.hyperparameters import TrainingConfig
 from boom_utils.models import Encoder
 from boom_utils.training import probe as module
 from boom_utils.training.base_model import random_encoder
 from boom_utils.training.batch_losses import WATCHED_LOSSES, BatchLosses, read_points
-from boom_utils.training.gradients import TrainingJob, batch_texts
+from boom_utils.training.gradients import Gradients, TrainingJob
 from boom_utils.training.loop import train
-from boom_utils.training.member import MemberJob, Watch, train_member
-from boom_utils.training.plan import Batch, DatasetRules
+from boom_utils.training.member import Watch, train_member
+from boom_utils.training.plan import DatasetRules
 from boom_utils.training.probe import encoder_losses, held_out_jobs, held_out_losses, probed_steps
+from boom_utils.training.processes import this_process
 
 ROWS = np.array([6, 0, 5, 1, 7, 2, 4], dtype=np.uint32)
 RULES = {"toy": DatasetRules(), "other": DatasetRules(in_batch_negatives=False)}
@@ -68,33 +65,6 @@ def losses(
     return held_out_losses(model, [base.parent / "tokens"], rows, rules, config, **changes)
 
 
-def batches_of(base: Path, dataset: str, rules: DatasetRules, config: TrainingConfig) -> tuple[Batch, ...]:
-    tables = open_tokens(base.parent / "tokens")
-    return held_out_jobs(tables, {dataset: ROWS}, {dataset: rules}, config)[dataset].plan.batches
-
-
-def plain_loss(
-    encoder: Encoder, tables: dict[str, TokenTable], batch: Batch, rules: DatasetRules, config: TrainingConfig
-) -> float:
-    """InfoNCE by the book: float64, one text and one query at a time, nothing of the kit's loss."""
-    queries, passages = batch_texts(batch, tables)
-    with torch.no_grad():
-        q, p = (
-            [encoder.embed([text])[0].numpy().astype(np.float64) for text in texts] for texts in (queries, passages)
-        )
-    group, total = batch.group_size, 0.0
-    for number, query in enumerate(q):
-        own = range(number * group, (number + 1) * group)
-        candidates = range(len(p)) if rules.in_batch_negatives else own
-        masked = [
-            n for n in candidates
-            if config.mask_false_negatives and n != own[0] and np.array_equal(passages[n], passages[own[0]])
-        ]  # fmt: skip
-        scores = [float(query @ p[n]) / config.temperature for n in candidates if n not in masked]
-        total += math.log(sum(math.exp(score) for score in scores)) - float(query @ p[own[0]]) / config.temperature
-    return total / len(q)
-
-
 CHOICES: dict[str, tuple[DatasetRules, dict[str, object]]] = {
     "in_batch": (DatasetRules(), {}),
     "own": (DatasetRules(in_batch_negatives=False), {"tokens_in_memory": 60}),
@@ -105,29 +75,27 @@ CHOICES: dict[str, tuple[DatasetRules, dict[str, object]]] = {
 }
 
 
-@pytest.mark.parametrize("dataset", RULES)
 @pytest.mark.parametrize("choice", CHOICES)
-def test_the_loss_of_every_batch_is_infonce_by_the_book_in_float64(base: Path, choice: str, dataset: str) -> None:
+def test_a_probed_loss_is_that_of_a_training_on_that_batch(base: Path, choice: str) -> None:
     rules, changes = CHOICES[choice]
     config = TWO.model_copy(update=changes)
-    found = losses(base, {dataset: rules}, config)[dataset]
-    tables, plain = open_tokens(base.parent / "tokens"), Encoder.load(base)
-    plain.use_packing(False)
-    plain.transformer.double()
-    parts = config.processes
-    expected = [
-        np.mean([plain_loss(plain, tables, batch.share(n, parts), rules, config) for n in range(parts)])
-        for batch in batches_of(base, dataset, rules, config)
-    ]
-    assert found.values == pytest.approx(expected, abs=1e-5)
-    assert found.mean == pytest.approx(np.mean(expected), abs=1e-5)
-    assert (found.rows, found.rows_in_no_batch, len(expected)) == ((4, 3, 1) if parts == 2 else (6, 1, 3))
+    found = losses(base, dict.fromkeys(RULES, rules), config)
+    jobs = held_out_jobs(
+        open_tokens(base.parent / "tokens"), dict.fromkeys(RULES, ROWS), dict.fromkeys(RULES, rules), config
+    )
+    for name, job in jobs.items():
+        encoder = Encoder.load(base)
+        encoder.use_packing(config.packing)
+        gradients = Gradients(encoder, job, this_process(), torch.amp.GradScaler("cpu", enabled=False))
+        expected = [gradients.add(0, batch).loss for batch in job.plan.batches]
+        assert found[name].values == pytest.approx(expected, abs=1e-6)
+        assert found[name].mean == pytest.approx(np.mean(expected), abs=1e-6)
+        used = np.concatenate([batch.rows for batch in job.plan.batches])
+        assert len({*used}) == len(used) == found[name].rows
+        assert {*used} <= {*ROWS} and found[name].rows_in_no_batch == len(ROWS) - len(used)
 
 
-def test_every_row_is_used_once_and_neither_order_nor_other_datasets_change_a_loss(base: Path) -> None:
-    used = np.concatenate([batch.rows for batch in batches_of(base, "toy", RULES["toy"], TWO)])
-    assert len(set(used)) == 6
-    assert set(used) <= set(ROWS)
+def test_neither_order_nor_other_datasets_change_a_loss(base: Path) -> None:
     both = losses(base)
     assert losses(base, dict(reversed(RULES.items()))) == both
     assert losses(base, {"toy": RULES["toy"]}) == {"toy": both["toy"]}
@@ -207,48 +175,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
 
 
 PADDED = LONG.model_copy(update={"gradient_checkpointing": True, "precision": "bf16", "packing": False})
-MORE = {**CONFIGS, "gradient checkpointing, bf16, padding": PADDED}
 
 
-@pytest.mark.parametrize("config", MORE)
-def test_watching_changes_no_weight_and_no_number_of_the_training(tmp_path: Path, config: str) -> None:
+@pytest.mark.parametrize("config", [PADDED, CONFIGS["lora, dropout, fp16, two passes"]])
+def test_watching_changes_no_weight_and_no_number_of_the_training(tmp_path: Path, config: TrainingConfig) -> None:
     plain = fresh_encoder()
     (tmp_path / "plain").mkdir()
-    train(plain, toy_job(plain, tmp_path / "plain", config=MORE[config]), tmp_path / "plain")
+    train(plain, toy_job(plain, tmp_path / "plain", config=config), tmp_path / "plain")
     expected = saved(plain, tmp_path / "plain")
-    assert trained(tmp_path / "watched", MORE[config], points=11) == expected
+    assert trained(tmp_path / "watched", config, points=11) == expected
     assert loss_lines(tmp_path / "watched") == loss_lines(tmp_path / "plain")
     assert steps_of(tmp_path / "watched") == list(range(11))
     assert not (tmp_path / "plain" / WATCHED_LOSSES).exists()
-
-
-def test_a_compiled_model_is_watched_without_a_graph_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The eager backend, which counts the graphs it is given."""
-    graphs: list[int] = []
-    compile_module = torch.nn.Module.compile
-
-    def backend(graph: torch.fx.GraphModule, _: object) -> Any:
-        graphs.append(1)
-        return graph.forward
-
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self, **options: compile_module(self, backend=backend, **options)
-    )
-    counts, weights = [], []
-    for name in ("plain", "watched"):
-        torch._dynamo.reset()
-        graphs.clear()
-        encoder = fresh_encoder()
-        job = watched_job(encoder, tmp_path / name, TOY.model_copy(update={"torch_compile": True}))
-        train(encoder, job if name == "watched" else replace(job, watched={}), tmp_path / name)
-        counts.append(len(graphs))
-        weights.append([value.clone() for value in encoder.transformer.parameters()])
-    torch._dynamo.reset()
-    assert counts[0] == counts[1] > 0
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*weights, strict=True))
-    assert steps_of(tmp_path / "watched") == [0, 1, 2]
 
 
 def test_points_are_the_losses_of_the_base_of_the_model_at_that_step_and_of_the_member(tmp_path: Path) -> None:
@@ -279,85 +217,44 @@ def test_points_are_evenly_spaced_from_the_start_to_the_end(points: int, total: 
     assert np.diff(steps).max() - np.diff(steps).min() <= 1
 
 
-RUN = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-from test_training_probe import trained
-from boom_utils.training import gradients, probe
-
-kind, _, number = sys.argv[2].partition(":")
-calls = {"step": 0, "write": 0}
-
-def dying(name, function, after):
-    def called(*given):
-        calls[name] += 1
-        dies = kind == name and calls[name] == int(number)
-        if after or not dies:
-            result = function(*given)
-        if dies:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    return called
-
-gradients.Gradients.add = dying("step", gradients.Gradients.add, False)
-probe.write_points = dying("write", probe.write_points, True)
-trained(Path(sys.argv[1]))
-"""
-
-
-def run(folder: Path, when: str) -> int:
-    """Train in a process of its own that kills itself with SIGKILL at a point; its exit code."""
-    (folder.parent / "run.py").write_text(RUN)
-    command = [sys.executable, str(folder.parent / "run.py"), str(folder), when, str(Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS, env=os.environ, check=False)
-    assert done.returncode in (0, -9), done.stderr[-3000:]
-    return done.returncode
-
-
-def test_killed_with_sigkill_and_resumed_every_point_is_there_once_with_the_same_bytes(
-    tmp_path: Path, whole: tuple[Path, bytes]
+def test_ended_at_any_point_and_resumed_every_point_is_there_once_with_the_same_bytes(
+    tmp_path: Path, whole: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Points after 0, 3, 7 and 10 steps, checkpoints after 3, 6, 9 and 10: with a point but not its checkpoint, and with
     # a point that the last checkpoint is before.
-    for death in ("write:2", "step:9"):
-        assert run(tmp_path / "killed", death) == -9
-    assert steps_of(tmp_path / "killed") == [0, 3, 7]
-    assert trained(tmp_path / "killed") == whole[1]
-    assert (tmp_path / "killed" / WATCHED_LOSSES).read_bytes() == (whole[0] / WATCHED_LOSSES).read_bytes()
-    assert steps_of(tmp_path / "killed") == [0, 3, 7, 10]
+    folder, write = tmp_path / "run", module.write_points
 
+    def written(out: Path, points: list[Any]) -> None:
+        write(out, points)
+        if points[-1].step == 3:
+            raise Died
 
-def test_points_after_the_checkpoint_that_is_gone_on_from_are_made_again_and_finished_ones_are_not(
-    tmp_path: Path, whole: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupted(tmp_path / "run", 7)
-    next((tmp_path / "run" / "checkpoints").glob("step-00000007.*")).unlink()
-    assert steps_of(tmp_path / "run") == [0, 3, 7]
-    expected, path = (whole[0] / WATCHED_LOSSES).read_bytes(), tmp_path / "run" / WATCHED_LOSSES
-    trained(tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(module, "write_points", written)
+        trained(folder)
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        die_at(patch, "step", 9)
+        trained(folder)
+    assert steps_of(folder) == [0, 3, 7]
+    assert trained(folder) == whole[1]
+    expected, path = (whole[0] / WATCHED_LOSSES).read_bytes(), folder / WATCHED_LOSSES
     assert path.read_bytes() == expected
-    monkeypatch.setattr(module, "encoder_losses", None)
-    trained(tmp_path / "run")
+    monkeypatch.setattr(module, "encoder_losses", None)  # finished ones are not made again
+    trained(folder)
     assert path.read_bytes() == expected
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"points": 11}, r"watched\.points: was 4, is 11"),
-        ({"seed": 1}, r"(?s)watched\.first: was .*watched\.second: was "),
-        ({"watched": False}, r"(?s)watched\.first: was .*, is None.*watched\.points: was 4, is None"),
-    ],
-)
-def test_a_training_that_was_watched_otherwise_before_its_checkpoint_is_refused(
-    tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
-    interrupted(tmp_path / "run", 4)
-    encoder = fresh_encoder()
-    job = watched_job(encoder, tmp_path / "run", **{k: v for k, v in change.items() if k in ("points", "seed")})
-    with pytest.raises(CheckpointError, match=message):
-        train(encoder, job if change.get("watched", True) else replace(job, watched={}), tmp_path / "run")
+def test_a_training_that_was_watched_otherwise_before_its_checkpoint_is_refused(tmp_path: Path) -> None:
+    folder, encoder = tmp_path / "run", fresh_encoder()
+    interrupted(folder, 4)
+    more, other = watched_job(encoder, folder, points=11), watched_job(encoder, folder, seed=1)
+    for job, message in (
+        (more, r"watched\.points: was 4, is 11"),
+        (other, r"(?s)watched\.first: was .*watched\.second: was "),
+        (replace(more, watched={}), r"(?s)watched\.first: was .*, is None.*watched\.points: was 4, is None"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            train(fresh_encoder(), job, folder)
 
 
 def test_a_damaged_file_is_an_error_with_a_checkpoint_and_made_again_without_one(
@@ -374,30 +271,7 @@ def test_a_damaged_file_is_an_error_with_a_checkpoint_and_made_again_without_one
     assert path.read_bytes() == (whole[0] / WATCHED_LOSSES).read_bytes()
 
 
-def watched_member(folder: Path, rows: dict[str, Any], config: TrainingConfig = TOY) -> MemberJob:
-    job = member_job(folder, config)
-    toy_tokens(Encoder.load(job.base), folder / "tokens" / "first.arrow")
-    write_json(folder / "rows.json", rows)
-    return replace(job, rules={**job.rules, "first": DatasetRules()}, watch=Watch(folder / "rows.json", 3))
-
-
-def test_of_several_processes_one_looks_and_the_points_are_those_of_one_process(tmp_path: Path) -> None:
-    config = TOY.model_copy(update={"processes": 2, "per_device_train_batch_size": 2, "num_train_epochs": 3})
-    job = watched_member(tmp_path, {"first": [0, 1, 2, 3, 4, 5, 6, 7]}, config)
-    train_member(job, tmp_path / "one")
-    train_member(job, tmp_path / "two", processes=2)
-    one, two = read_points(tmp_path / "one"), read_points(tmp_path / "two")
-    assert [point.step for point in two] == [0, 3, 6]
-    assert one[0] == two[0]
-    for ours, theirs in zip(one, two, strict=True):
-        assert ours.losses["first"].values == pytest.approx(theirs.losses["first"].values, abs=1e-3)
-
-
-def test_rows_that_cannot_be_watched_and_a_base_without_a_finite_loss_are_errors_before_the_first_step(
-    tmp_path: Path,
-) -> None:
-    with pytest.raises(DataError, match="'first': 3 rows, a batch has 4"):
-        train_member(watched_member(tmp_path, {"first": [0, 1, 2]}), tmp_path / "out")
+def test_a_base_without_a_finite_loss_is_an_error_before_the_first_step(tmp_path: Path) -> None:
     encoder = fresh_encoder()
     with torch.no_grad():
         encoder.transformer.norm.weight[0] = float("nan")
