@@ -114,6 +114,7 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "--shard-gb N": ("most gigabytes in one weight file", {"type": _ABOVE_ZERO, "default": 5.0}),
     "--threads N": ("threads (default: two more than processors, at most 16)", {"type": _COUNT}),
     "MODEL": ("name of a model of the profile, or a model folder", {}),
+    "OTHER": ("another one: the difference of it and the first is told too", {"nargs": "?"}),
     "--tasks T": ("only these tasks, or benchmarks (default: all of the profile)", _SEVERAL),
     "--out DIR": ("results in mteb's JSON (default: evaluations in the workspace)", {"type": Path}),
     "--manifest NAME": ("all of this data manifest (a name, or a .yaml file), and of no profile", {}),
@@ -346,15 +347,16 @@ def _plan_merge(options: argparse.Namespace) -> None:
         log.info("%s: grams.npz, plan.json", options.out)
 
 
-@_command("evaluate", "MODEL", "--profile P", "--tasks T", "--out DIR")
+@_command("evaluate", "MODEL", "OTHER", "--profile P", "--tasks T", "--out DIR")
 def _evaluate(options: argparse.Namespace) -> int:
-    """Score a model on a profile's tasks, benchmarks too, with its prompts.
+    """Score a model on a profile's tasks, benchmarks too, with its prompts; or compare two.
 
-    Example: boom evaluate boom --profile smoke --tasks docstring_to_code
+    Example: boom evaluate full boom --profile smoke
     """
-    from boom_utils.study.evaluating import evaluate_model
+    from boom_utils.study.evaluating import evaluate_models
 
-    text, failed = evaluate_model(_opened(options), options.model, options.tasks, options.out)
+    models = [name for name in (options.model, options.other) if name]
+    text, failed = evaluate_models(_opened(options), models, options.tasks, options.out)
     log.info("%s", text)
     return int(bool(failed))
 

@@ -138,7 +138,7 @@ def test_every_claim_has_a_verdict_or_says_that_it_is_not_tested(smoke: Run) -> 
     assert sum(counts.values()) == len(claims)
     assert counts["described"] + counts["not tested by this profile"] < len(claims)
     assert (smoke.results / "claims.md").stat().st_size > 500
-    assert (smoke.results / "tables" / "deviations.md").stat().st_size > 500
+    assert (smoke.results / "tables" / "settings.md").stat().st_size > 500
 
 
 @pytest.mark.promise(38)

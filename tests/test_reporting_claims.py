@@ -90,10 +90,10 @@ def test_no_number_of_the_ledger_is_drawn(
 
 
 def test_a_verdict_says_that_it_is_on_these_tasks_where_it_is_none_on_others_of_their_kind() -> None:
-    assert verdict(True, True, True, seeds=True) == SUPPORTED
-    assert verdict(False, True, False, seeds=True) == f"{REFUTED} on these tasks"
-    assert verdict(True, True, False, seeds=False) == f"{SUPPORTED} on these tasks and trainings"
-    assert verdict(True, False, False, seeds=True) == INCONCLUSIVE
+    assert verdict(SUPPORTED, True, True, seeds=True) == SUPPORTED
+    assert verdict(REFUTED, True, False, seeds=True) == f"{REFUTED} on these tasks"
+    assert verdict(SUPPORTED, True, False, seeds=False) == f"{SUPPORTED} on these tasks and trainings"
+    assert verdict(SUPPORTED, False, False, seeds=True) == INCONCLUSIVE
     counts = counts_of([SUPPORTED, f"{SUPPORTED} on these tasks", DESCRIBED, UNTESTED])
     assert (counts[SUPPORTED], counts[REFUTED], counts[DESCRIBED], counts[UNTESTED]) == (2, 0, 1, 1)
 
@@ -179,11 +179,11 @@ def test_an_update_that_costs_more_than_retraining_or_is_merged_with_the_members
     assert verdicts(claims_table(with_study(results, merges=merges)), ON_PAR) == [UNTESTED]
 
 
-def test_the_page_counts_the_verdicts_and_has_a_table_for_every_part(
+def test_the_text_says_what_the_study_can_say_and_has_a_table_for_every_part(
     results: Results, ledger: pd.DataFrame, tmp_path: Path
 ) -> None:
     csv, page = (path.read_text(encoding="utf-8") for path in write_claims(results, tmp_path))
-    assert f"{ledger['verdict'].str.startswith(SUPPORTED).sum()} supported" in page
+    assert "judges no claim of the paper" in page, "one seed"
     assert page.count("\n## ") == ledger["part"].nunique() == 6
     assert "reference |" not in page
     assert "nan" not in page

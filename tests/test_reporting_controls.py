@@ -18,7 +18,7 @@ from boom_utils.errors import ResultsError
 from boom_utils.evaluation.statistics import Measured, TaskSamples
 from boom_utils.experiments import Experiments
 from boom_utils.reporting.ablations import merge_table, seed_table
-from boom_utils.reporting.controls import domain_table, equal_cost_table, frontier_table, hypothesis_table, what_limits
+from boom_utils.reporting.controls import domain_table, equal_cost_table, hypothesis_table, what_limits
 from boom_utils.reporting.frontier import frontier
 from boom_utils.reporting.results import Numbers, Results, run_name
 from boom_utils.reporting.tables import model_table, task_table
@@ -229,7 +229,7 @@ def clear(**more: Any) -> Results:
 
 def test_arms_stand_beside_base_full_and_curve_and_those_of_one_cost_from_best_to_worst() -> None:
     results = clear()
-    table = frontier_table(results).set_index("model")
+    table = equal_cost_table(results).set_index("model")
     assert list(table.index) == ["base", "full", "boom", "soup"]
     assert table["corpus passes"].to_list() == [0.0, 1.0, 1.2, 1.2] and table["seeds"].to_list() == [1, 5, 5, 3]
     above = results.surplus("boom", "out-of-domain").measured.estimate()
@@ -239,10 +239,8 @@ def test_arms_stand_beside_base_full_and_curve_and_those_of_one_cost_from_best_t
     gap = results.difference("soup", "full", results.tasks("in-domain"))
     assert table.loc["soup", "in-domain minus full low"] == pytest.approx(100 * gap.low, abs=1e-4)
     assert table["seeds minus full"].dropna().to_dict() == {"soup": 3}, "where not all of a model's seeds are in it"
-    cost = equal_cost_table(results)
-    assert cost["model"].to_list() == ["base", "full", "boom", "soup"]
     worse = Results(results.folder, {**results.study, "experiments": {**EXPERIMENTS, "frontier": []}}, results.numbers)
-    assert frontier_table(worse).empty and equal_cost_table(worse).empty and domain_table(worse).empty
+    assert equal_cost_table(worse).empty and domain_table(worse).empty
     model = model_table(results).set_index("model")
     assert model.loc["half-way", "what"] == "task_arithmetic of full, weights 0.5"
     assert merge_table(results).set_index("model").loc["boom", "seeds minus mean part"] == 3
@@ -254,7 +252,7 @@ def test_an_ensemble_costs_all_of_its_members_in_training_and_at_inference_and_s
     made = {**results.study["merges"]}
     ensembles = {"soup": {"members": made.pop("soup")["members"]}}
     asked = Results(results.folder, {**results.study, "merges": made, "ensembles": ensembles}, results.numbers)
-    table = frontier_table(asked).set_index("model")
+    table = equal_cost_table(asked).set_index("model")
     assert table["models asked"].to_dict() == {"base": 1, "full": 1, "boom": 1, "soup": 2}
     assert table["what"].to_dict()["soup"] == "mean of the embeddings of 2 members"
     assert table["corpus passes"].to_dict()["soup"] == 1.2

@@ -15,9 +15,9 @@ from boom_utils.errors import ResultsError
 from boom_utils.reporting.published import (
     Published,
     benchmark_table,
-    deviations_table,
     means_of,
     read_published,
+    settings_table,
 )
 from boom_utils.reporting.results import Numbers, Results
 from boom_utils.study.deviations import PAPER_PROFILE, deviations, source_of
@@ -47,7 +47,7 @@ def write(folder: Path, scores: list[str] = SCORES, header: str = HEADER) -> Pat
     return folder
 
 
-def ours(folder: Path, tasks: tuple[str, ...] = ("a", "b", "s"), prompt: str | None = "p") -> Results:
+def ours(folder: Path, tasks: tuple[str, ...] = ("a", "b", "s")) -> Results:
     """Two models scored 0.5 and 0.25 on every query of each task."""
     samples = {(m, t): samples_of([value, value]) for m, value in (("full", 0.5), ("merged", 0.25)) for t in tasks}
     domains = {task: "out-of-domain" if task == "s" else "in-domain" for task in tasks}
@@ -55,7 +55,7 @@ def ours(folder: Path, tasks: tuple[str, ...] = ("a", "b", "s"), prompt: str | N
         "models": ["full", "merged"],
         "members": {},
         "merges": {},
-        "tasks": [{"name": name, "domain": domain, "prompt": prompt} for name, domain in domains.items()],
+        "tasks": [{"name": name, "domain": domain} for name, domain in domains.items()],
         "evaluation": {"reference": "full", "confidence": 0.95},
     }
     return Results(folder, study, Numbers(samples, score_rows(samples, {"mteb_version": "1.0"})))
@@ -82,7 +82,9 @@ def test_means_are_those_of_complete_sets_of_tasks_only(committed: Published) ->
 
 def test_every_benchmark_has_its_full_set_of_tasks(committed: Published, tmp_path: Path) -> None:
     assert {name: len(committed.tasks(name)) for name in committed.benchmarks} == {ENGLISH: 41, CODE: 12, RTEB: 17}
-    row = benchmark_table(ours(tmp_path), committed, RTEB).set_index("task").loc["SWEbenchCodeRetrieval"]
+    assert benchmark_table(ours(tmp_path), committed, RTEB).empty, "a study that scored none of its tasks"
+    scored = ours(tmp_path, tasks=(next(iter(committed.tasks(RTEB))),))
+    row = benchmark_table(scored, committed, RTEB).set_index("task").loc["SWEbenchCodeRetrieval"]
     unscored = [name for name in row.index if name.startswith("BOOM_4B_v1") and "note" not in name]
     assert set(row[unscored]) == {"n/a"}, "a task that nobody has scored is there too"
 
@@ -133,23 +135,12 @@ def test_ours_stand_first_and_every_note_says_what_differs(tmp_path: Path) -> No
     table = benchmark_table(ours(tmp_path), read_published(write(tmp_path / "p")), "Toy").set_index("task")
     assert list(table)[1::2] == ["full", "merged", "one", "two"]
     assert table.loc["a", ["full", "full note"]].tolist() == [50, "mteb 1.0"]
-    assert table["one note"]["a"] == "prompt not published"
-    assert table["two note"]["a"] == "mteb 2.0, ours 1.0; prompt not published"
+    assert table["two note"]["a"] == "mteb 2.0"
     assert table.loc["b", ["two", "two note"]].tolist() == ["n/a", ""]
     assert table["one"].tolist()[-2:] == [30, 37.5]
     assert set(table["two"].tolist()[-2:]) == {"n/a (missing: b)"}
     table = benchmark_table(ours(tmp_path, tasks=("a", "b")), read_published(tmp_path / "p"), "Toy")
     assert table["full"].tolist() == [50, 50, "n/a", *["n/a (missing: s)"] * 2]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "own", "note"),
-    [("p", "p", ""), ("q", "p", "another prompt than ours"), ("q", None, "our prompt not stated")],
-)
-def test_prompts_are_compared_where_both_are_known(prompt: str, own: str | None, note: str, tmp_path: Path) -> None:
-    folder = write(tmp_path / "p", [f"{line},{prompt}" for line in SCORES], header=HEADER + ",prompt")
-    table = benchmark_table(ours(tmp_path, prompt=own), read_published(folder), "Toy").set_index("task")
-    assert table["one note"]["a"] == note
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -161,7 +152,7 @@ def paper() -> Profile:
 
 
 def ledger(entries: list[dict[str, str | None]]) -> pd.DataFrame:
-    return deviations_table(Results(Path(), {"deviations": entries})).set_index("key")
+    return settings_table(Results(Path(), {"deviations": entries})).set_index("key")
 
 
 def test_a_value_that_differs_stands_first_with_the_papers_and_its_source(paper: Profile) -> None:

@@ -83,11 +83,11 @@ def published(study: Study, tmp_path: Path) -> Path:
 def test_every_file_of_a_report_leads_over_scores_members_plans_and_base_to_the_versions(
     study: Study, published: Path
 ) -> None:
-    order = [" models: base, boom", " merged models: plain-mean, boom", " members: s20, s40"]
-    order += [" batch plans: s20, s40", " subsets: p20", "tokens of the training examples", "base model"]
-    order.append(f"datasets {study.node('examples').config['found']['distributions']['datasets']}")
+    order = ["scores of ", " merge boom (", " member s20 (", " batch plan of s20 (", " subset p20 ("]
+    order += ["tokens of the training examples", "base model", "datasets "]
+    order[-1] += study.node("examples").config["found"]["distributions"]["datasets"]
     for name in ("tables/headline.csv", "figures/model_means.svg", "claims.md", "report.html", "samples.parquet"):
-        text = trace_text(published / name)
+        text = trace_text(published / name, whole=True)
         assert text.startswith(f"{name} (sha256 {sha256_file(published / name)[:12]}), of the results in smoke")
         places = [next(place for place, line in enumerate(text.splitlines()) if part in line) for part in order[:5]]
         assert places == sorted(places)
@@ -126,11 +126,10 @@ def test_lists_are_short_unless_all_is_asked_for(published: Path) -> None:
     examples["corpus"] = [{"file": f"https://host/{n}", "sha256": str(n), "dataset": "d"} for n in range(9)]
     write_json(published / "study.json", study)
     short, whole = (trace_text(published / "tables" / "tasks.csv", whole=whole) for whole in (False, True))
-    assert "9 files of 1 datasets of the manifest" in short and "and 6 more (--all)" in short
-    assert "https://host/8 sha256 8" in whole and "more (--all)" not in whole
-    assert "scores of boom on exception_class" not in short
+    assert "9 files or installed distributions" in short and "and 6 more (--all)" in short
+    assert "https://host/8 8 d" in whole and "more (--all)" not in whole
     for row in read_numbers(published).scores.to_dict("records"):
-        assert f"scores of {row['model']} on {row['task']}: {row['key']}, sha256 {row['sha256'][:12]}" in whole
+        assert f"scores of {row['model']} on {row['task']} ({row['key']}, sha256 {row['sha256'][:12]})" in whole
 
 
 def test_mtebs_own_results_are_written_where_its_cache_reads_them(published: Path, tmp_path: Path) -> None:
@@ -152,7 +151,7 @@ def test_folders_and_files_of_the_workspace_are_traced(study: Study) -> None:
     file = trace_text(member.path / "training_log.jsonl")
     assert file.startswith("training_log.jsonl, of\nmember s20 (")
     drawn = trace_text(report.path / "figures" / "training_losses.svg")
-    assert drawn.splitlines()[2].startswith("  <- results (") and " members: s20" in drawn
+    assert drawn.splitlines()[2].startswith("  <- results: 1 artifact") and "member s20 (" in drawn
     assert "installed distributions" in trace_text(study.build("examples").path)
 
 

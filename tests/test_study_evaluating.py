@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from boom_utils.config import PROFILES, Profile
 from boom_utils.data.examples import write_jsonl
 from boom_utils.errors import ConfigError
 from boom_utils.study import stages
-from boom_utils.study.evaluating import evaluate_model, find_tasks
+from boom_utils.study.evaluating import evaluate_models, find_tasks
 from boom_utils.study.graph import Study
 from boom_utils.training.base_model import random_encoder
 
@@ -32,6 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+ESTIMATE = re.compile(r"([+-]?[\d.]+) \[([+-]?[\d.]+), ([+-]?[\d.]+)\]")
 TASKS = ("parameter_question", "summary_to_description")
 
 
@@ -67,8 +69,8 @@ def test_what_is_up_to_date_stays_mteb_reads_all_of_it_and_a_failure_stops_no_ot
 ) -> None:
     study, folder, out = opened(profile), shutil.copytree(model, tmp_path / "mine"), tmp_path / "out"
     for kept in (False, True):
-        table, failed = evaluate_model(study, str(folder), ["Broken", *TASKS], out)
-        assert [*failed] == ["Broken"] and "division by zero" in table
+        table, failed = evaluate_models(study, [str(folder)], ["Broken", *TASKS], out)
+        assert [*failed] == ["mine, Broken"] and "division by zero" in table
         rows = [line.split() for line in table.splitlines()]
         assert {row[0]: row[-1] == "kept" for row in rows if row and row[0] in TASKS} == dict.fromkeys(TASKS, kept)
     results = mteb.ResultCache(out).load_results(validate_and_filter=False).model_results
@@ -78,7 +80,7 @@ def test_what_is_up_to_date_stays_mteb_reads_all_of_it_and_a_failure_stops_no_ot
     assert all(0 < task.get_score() <= 1 for task in results[0].task_results)
     config = folder / "sentence_bert_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_seq_length": 4}))
-    assert "kept" not in evaluate_model(opened(profile), str(folder), TASKS[:1], out)[0], "another model"
+    assert "kept" not in evaluate_models(opened(profile), [str(folder)], TASKS[:1], out)[0], "another model"
 
 
 def test_the_command_scores_a_folder_and_its_table_says_score_interval_and_samples(
@@ -90,9 +92,21 @@ def test_the_command_scores_a_folder_and_its_table_says_score_interval_and_sampl
     assert "1 tasks failed" in said and "division by zero" in said
     table = [line.split() for line in said.splitlines()]
     row = next(line for line in table if line[:1] == ["parameter_question"])
-    assert row[1] == "ndcg_at_10" and row[6] == "8" and float(row[3]) <= float(row[2]) <= float(row[5])
+    low, high = (float(cell.strip("[,]")) for cell in row[3:5])
+    assert row[1] == "ndcg_at_10" and row[5] == "8" and low <= float(row[2]) <= high and high > 1, "in points of 100"
+    assert "mean: n/a (missing: Broken)" in said
     assert any(line[:2] == ["Fine", "ndcg_at_10"] for line in table)
     assert len(list((tmp_path / "out").rglob("Fine.json"))) == 1
+
+
+def test_two_models_are_compared_task_by_task_on_the_same_queries(profile: Path, model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "mine"  # of the same name as the first: both are called by their paths
+    random_encoder(TEXTS, tiny_config().model_copy(update={"seed": 5}), {"toy": ""}).save(other)
+    table, failed = evaluate_models(opened(profile), [str(model), str(other)], TASKS, tmp_path / "out")
+    assert not failed and f"{other} minus {model}" in table
+    mean = next(line for line in table.splitlines() if line.startswith("mean of 2 tasks"))
+    one, two, gap, *_ = ([float(value) for value in found] for found in ESTIMATE.findall(mean))
+    assert gap[0] == pytest.approx(two[0] - one[0], abs=0.11) and gap[1] <= gap[0] <= gap[2]
 
 
 def facts_of(home: Path, task: str) -> dict[str, Any]:
@@ -130,9 +144,9 @@ def test_models_and_tasks_that_are_not_there_are_named(profile: Path, model: Pat
     study = opened(profile)
     assert study.model_folder(str(model)) == (model, None)
     with pytest.raises(ConfigError, match="'full' of profile 'smoke' is not made yet"):
-        evaluate_model(study, "full")
+        evaluate_models(study, ["full"])
     with pytest.raises(ConfigError, match=r"'fulll' is neither a folder nor a model.*did you mean 'full'"):
-        evaluate_model(study, "fulll")
+        evaluate_models(study, [str(model), "fulll"])
     assert find_tasks(study) == [*TASKS, "Fine", "Broken"]
     with pytest.raises(ConfigError, match=r"(?s)no task 'fine'; did you mean 'Fine'.*no task 'sts'"):
         find_tasks(study, ["fine", "sts"])

@@ -1,4 +1,4 @@
-"""The claims ledger: every claim of the paper, what tests it here, and whether it holds; nothing in it is typed.
+"""The table of claims: every claim of the paper, what tests it here, and whether it holds; nothing in it is typed.
 
 `claims.yaml` names the claims, the comparison that tests each, and its rank. A claim says where a difference lies:
 above zero, below it, or within a margin. Two one-sided tests ask whether the difference lies there, and whether it lies
@@ -26,7 +26,7 @@ from boom_utils.artifacts import write_text
 from boom_utils.evaluation.statistics import Measured, gatekeeping
 from boom_utils.reporting import experiments
 from boom_utils.reporting.results import Results
-from boom_utils.reporting.tables import WIDER, estimate_columns, markdown
+from boom_utils.reporting.tables import WIDER, estimate_columns, layout, markdown, shown_columns
 
 SUPPORTED, REFUTED, INCONCLUSIVE, UNTESTED = "supported", "not supported", "inconclusive", "not tested by this profile"
 DESCRIBED = "described"
@@ -93,7 +93,7 @@ def paper_update(results: Results) -> experiments.Update | None:
 
 
 def claims_table(results: Results) -> pd.DataFrame:
-    """The ledger: one row a claim and comparison, or one that says that the study does not test it.
+    """The table of claims: one row a claim and comparison, or one that says that the study does not test it.
 
     ``difference`` is in points of a score of 0 to 100, or in the unit named beside it; ``…, over tasks too`` is its
     interval for other tasks of their kind.
@@ -117,17 +117,25 @@ def claims_table(results: Results) -> pd.DataFrame:
         rows += [counted[claim["count"]](results)] if "count" in claim else []
         untested = {"verdict": UNTESTED, "what limits it": "no models for it"}
         lines += [line | row for row in rows if row] or [line | untested]
-    alpha, ranked = 1 - results.confidence, [line for line in lines if line.get("rank") in RANKS[:2]]
-    for key in ("p", f"p{WIDER}"):
-        p = {rank: {line["comparison"]: line[key] for line in ranked if line["rank"] == rank} for rank in RANKS[:2]}
-        adjusted = gatekeeping(p["primary"], p["secondary"], alpha)
-        for line in ranked:
-            line[key] = adjusted[line["comparison"]]
-    for line in ranked:
-        line["p (corrected)"] = float(f"{line['p']:.3g}")
-        decided = (line["p"] < alpha, line[f"p{WIDER}"] < alpha)
-        line["verdict"] = verdict(line["holds"], *decided, line["what limits it"] != NO_SEEDS)
+    correct(lines, 1 - results.confidence)
     return pd.DataFrame(lines, columns=_COLUMNS)
+
+
+def correct(rows: Sequence[dict[str, Any]], alpha: float) -> None:
+    """Correct the p values of primary and secondary rows for all of these, and give each its verdict; in place.
+
+    Args:
+        rows: Have ``rank``, ``p`` and the one over tasks, ``word`` for what is said where p decides, and ``what limits
+            it``. Rows of other ranks are left alone.
+        alpha: Below which a p value decides.
+    """
+    for key in ("p", f"p{WIDER}"):
+        p = {rank: {str(n): row[key] for n, row in enumerate(rows) if row.get("rank") == rank} for rank in RANKS[:2]}
+        for number, corrected in gatekeeping(p["primary"], p["secondary"], alpha).items():
+            rows[int(number)][f"{key} (corrected)"] = float(f"{corrected:.3g}")
+    for row in (row for row in rows if row.get("rank") in RANKS[:2]):
+        decided = (row["p (corrected)"] < alpha, row[f"p{WIDER} (corrected)"] < alpha)
+        row["verdict"] = verdict(row["word"], *decided, NO_SEEDS not in row["what limits it"])
 
 
 def _compared(results: Results, models: Sequence[str], where: tuple[str, list[str]], expected: str) -> dict[str, Any]:
@@ -135,7 +143,8 @@ def _compared(results: Results, models: Sequence[str], where: tuple[str, list[st
     (name, tasks), cells = where, dict[str, Any]()
     cells |= {"comparison": f"{models[0]} minus {models[1]}, {name}", "unit": "points", "verdict": DESCRIBED}
     found = results.comparison(models[0], models[1], tasks)
-    cells["p"], cells["holds"] = examine(found, expected)
+    cells["p"], holds = examine(found, expected)
+    cells["word"] = SUPPORTED if holds else REFUTED
     cells |= estimate_columns("difference", found.estimate(results.confidence)) | {f"p{WIDER}": 1.0}
     if len(tasks) > 1:
         wider = results.comparison(models[0], models[1], tasks, over_tasks=True)
@@ -144,21 +153,50 @@ def _compared(results: Results, models: Sequence[str], where: tuple[str, list[st
     return cells | {"what limits it": "" if "seeds" in found.levels else NO_SEEDS}
 
 
-def verdict(holds: bool, decided: bool, decided_over_tasks: bool, seeds: bool) -> str:
+def verdict(said: str, decided: bool, decided_over_tasks: bool, seeds: bool) -> str:
     """The word for a row, and what it is limited to.
 
-    >>> verdict(True, True, False, True), verdict(False, True, True, True), verdict(True, False, False, True)
-    ('supported on these tasks', 'not supported', 'inconclusive')
+    >>> verdict("higher", True, False, True), verdict("lower", True, True, True), verdict("lower", False, False, True)
+    ('higher on these tasks', 'lower', 'inconclusive')
     """
     if not decided:
         return INCONCLUSIVE
     limits = [name for name, free in (("tasks", decided_over_tasks), ("trainings", seeds)) if not free]
-    return (SUPPORTED if holds else REFUTED) + (HERE + " and ".join(limits) if limits else "")
+    return said + (HERE + " and ".join(limits) if limits else "")
+
+
+def word(verdict: object) -> str:
+    """A verdict without what it is limited to: ``supported on these tasks`` is ``supported``."""
+    return str(verdict).partition(HERE)[0]
+
+
+def judges(results: Results) -> bool:
+    """Whether a study can judge a claim: not where models were trained once, nor on what chooses settings."""
+    return bool(results.study.get("seeds")) and not _chooses(results)
+
+
+def _chooses(results: Results) -> bool:
+    return _stated(results).get("corpus.evaluation_part") == "validation"
+
+
+def _stated(results: Results) -> dict[str, str]:
+    return {one["key"]: one["value"] for one in results.study.get("deviations") or ()}
+
+
+def scope(results: Results) -> str:
+    """What a study can say and what it cannot, in a few sentences, from its settings, seeds and hypotheses."""
+    texts = layout()["scope"]
+    if not judges(results):
+        return str(texts["chooses settings" if _chooses(results) else "trained once"])
+    base = _stated(results).get("base_model.name")
+    facts = {"base": f" ({base})" if base else "", "tasks": len(results.study["tasks"])}
+    said = texts["has seeds"].format(seeds=max(map(len, results.study["seeds"].values())), **facts)
+    return f"{texts['tests hypotheses']} {said}" if results.experiments.hypotheses.primary else said
 
 
 def counts_of(verdicts: Iterable[str]) -> dict[str, int]:
     """How many rows have each of `VERDICTS`, whatever these are limited to."""
-    counts = Counter(str(one).split(HERE)[0] for one in verdicts)
+    counts = Counter(map(word, verdicts))
     return {name: counts[name] for name in VERDICTS}
 
 
@@ -192,7 +230,7 @@ def _conflicts(results: Results) -> dict[str, Any]:
 
 
 def write_claims(results: Results, out: Path) -> list[Path]:
-    """Write the ledger as ``claims.csv`` and ``claims.md`` into ``out``."""
+    """Write the table of claims as ``claims.csv`` and ``claims.md`` into ``out``."""
     frame = claims_table(results)
     write_text(out / "claims.csv", frame.to_csv(index=False, lineterminator="\n"))
     write_text(out / "claims.md", claims_text(frame, results))
@@ -200,12 +238,13 @@ def write_claims(results: Results, out: Path) -> list[Path]:
 
 
 def claims_text(frame: pd.DataFrame, results: Results) -> str:
-    """The ledger for readers: how to read it, how many verdicts of each kind, and a table for each part."""
+    """The table of claims for readers: how to read it, how many verdicts of each kind, and a table for each part."""
     counts = ", ".join(f"{count} {name}" for name, count in counts_of(frame["verdict"]).items())
+    said = f" {counts}." if judges(results) else ""
     alpha, confidence, margin = 1 - results.confidence, 100 * results.confidence, 100 * MARGIN
     text = f"""# Claims of the paper, tested by this study
 
-Profile `{results.study.get("profile", "")}`. {counts}.
+Profile `{results.study.get("profile", "")}`.{said} {scope(results)}
 
 Claims are in our words; where each is known from stands beside it. Differences are ours: paired, in points of a score
 of 0 to 100, with their {confidence:g} % interval over {results.levels}, and beside it the one for other tasks of the
@@ -214,7 +253,9 @@ needs a p value below {alpha:.2g}, corrected for all of these. The others are de
 {margin:g} point, a margin of ours. Not supported means that our models show the opposite. *On these tasks* and *on
 these trainings* say that a verdict is not one on other tasks of their kind, or on training again.
 """
+    columns = [name for name in shown_columns("claims", _COLUMNS, "") if name != "part" and WIDER not in name]
     for part in dict.fromkeys(frame["part"]):
-        shown = frame[frame["part"] == part].drop(columns="part")
-        text += f"\n## {part[0].upper()}{part[1:]}\n\n" + markdown(shown, missing="")
+        text += f"\n## {part[0].upper()}{part[1:]}\n\n" + markdown(
+            frame.loc[frame["part"] == part, columns], missing=""
+        )
     return text

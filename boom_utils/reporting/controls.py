@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from boom_utils.evaluation.statistics import Measured, gatekeeping
+from boom_utils.evaluation.statistics import Measured
 from boom_utils.experiments import CURVE, Hypothesis
-from boom_utils.reporting.claims import HERE, INCONCLUSIVE, NO_SEEDS, RANKS
+from boom_utils.reporting.claims import NO_SEEDS, RANKS, correct
 from boom_utils.reporting.experiments import arms
 from boom_utils.reporting.results import Results, Surplus
 from boom_utils.reporting.tables import WIDER, Table, beside, compare, describe, estimate_columns, seeds_of
@@ -30,10 +30,10 @@ def arms_of(results: Results) -> list[str]:
     return [*(("base",) if found and "base" in results.models else ()), *found]
 
 
-def frontier_table(results: Results) -> pd.DataFrame:
-    """Every arm: what it is and costs, its means, how far it is above the curve out of domain, and from base and full.
+def equal_cost_table(results: Results) -> pd.DataFrame:
+    """Every arm by what its training costs: its means, how far it is above the curve out of domain, from base and full.
 
-    Empty for a study that declares no frontier.
+    Of one cost the best above the curve stands first. Empty for a study that declares no frontier.
     """
     shown, full = arms_of(results), results.full
     facts = [{"model": name, "what": describe(results, name), **_cost(results, name)} for name in shown]
@@ -44,20 +44,12 @@ def frontier_table(results: Results) -> pd.DataFrame:
     ]
     frames = [frame[[name for name in frame if "minus" in str(name)]] for frame in frames]
     above = pd.DataFrame([_above(results, name) for name in shown])
-    return beside(facts, compare(results, shown, results.groups), above, *frames)
-
-
-def equal_cost_table(results: Results) -> pd.DataFrame:
-    """The arms by what their training costs, the best above the curve first among those of one cost."""
-    rows = [
-        {**_cost(results, name), "model": name, **row, **_above(results, name)}
-        for name, row in zip(
-            arms_of(results), compare(results, arms_of(results), results.groups).to_dict("records"), strict=True
-        )
-    ]
-    best = f"{OUTSIDE} minus curve" if any(f"{OUTSIDE} minus curve" in row for row in rows) else OUTSIDE
-    rows.sort(key=lambda row: (round(row["corpus passes"], 2), -row.get(best, 0.0)))
-    return pd.DataFrame(rows)
+    found = beside(facts, compare(results, shown, results.groups), above, *frames)
+    best = next((name for name in (f"{OUTSIDE} minus curve", OUTSIDE) if name in found), None)
+    if best is None:
+        return found
+    order = pd.DataFrame({"cost": found["corpus passes"].round(2), "above": -found[best].fillna(0.0)})
+    return found.loc[order.sort_values(["cost", "above"], kind="stable").index].reset_index(drop=True)
 
 
 def domain_table(results: Results) -> pd.DataFrame:
@@ -90,17 +82,7 @@ def hypothesis_table(results: Results) -> pd.DataFrame:
     found, rows = results.experiments.hypotheses, list[dict[str, Any]]()
     for rank, hypotheses in zip(RANKS, (found.primary, found.secondary), strict=False):
         rows += [{"rank": rank} | _tested(results, one, domain) for one in hypotheses for domain in results.domains]
-    alpha = 1 - results.confidence
-    for key in ("p", f"p{WIDER}"):
-        of = {rank: {str(n): row[key] for n, row in enumerate(rows) if row["rank"] == rank} for rank in RANKS[:2]}
-        for number, p in gatekeeping(of["primary"], of["secondary"], alpha).items():
-            rows[int(number)][f"{key} (corrected)"] = float(f"{p:.3g}")
-    for row in rows:
-        free = {"tasks": row[f"p{WIDER} (corrected)"] < alpha, "trainings": NO_SEEDS not in row["what limits it"]}
-        limits = [name for name, holds in free.items() if not holds]
-        word = "higher" if row["difference"] > 0 else "lower"
-        said = word + (HERE + " and ".join(limits) if limits else "")
-        row["verdict"] = said if row["p (corrected)"] < alpha else INCONCLUSIVE
+    correct(rows, 1 - results.confidence)
     order = ["verdict", "rank", "model", "against", "domain", "difference", "difference low", "difference high"]
     order += [*(f"difference{WIDER}{end}" for end in ("", " low", " high")), "p", "p (corrected)"]
     order += [f"p{WIDER} (corrected)", "seeds", "place on the curve", "what limits it"]
@@ -121,6 +103,7 @@ def _tested(results: Results, hypothesis: Hypothesis, domain: str) -> dict[str, 
     if other == CURVE:
         above = results.surplus(model, domain)
         seeds, row["place on the curve"] = above.seeds, _place(above)
+    row["word"] = "higher" if found.value > 0 else "lower"
     row |= {"p": float(f"{found.p_value:.3g}"), **estimate_columns("difference", found.estimate(results.confidence))}
     if min(len(tasks) for tasks in results.groups.values()) > 1:
         wider = measured(True)
@@ -185,7 +168,6 @@ def _place(found: Surplus) -> str:
 
 CONTROL_TABLES: dict[str, Table] = {
     "hypotheses": hypothesis_table,
-    "frontier": frontier_table,
     "equal_cost": equal_cost_table,
     "domains": domain_table,
 }

@@ -1,4 +1,4 @@
-"""``report.html``: one page that shows a study to readers. It needs no other file and no network.
+"""``report.html``: one page that shows a study to readers. It needs no other file, no script and no network.
 
 It shows what the report's CSV and SVG files hold, and links them. Beside this module, ``page.html.j2`` says what stands
 where, ``page.yaml`` what tables and figures are called; this module makes cells of values, and finds the answer that
@@ -7,10 +7,8 @@ the page opens with. Text from data is escaped by the template alone.
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,16 +16,14 @@ from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
+from pandas.api.types import is_numeric_dtype
 
-from boom_utils.artifacts import PROJECT_ROOT
-from boom_utils.reporting.ablations import BOOM
-from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTESTED
-from boom_utils.reporting.published import Published, table_name
+from boom_utils.reporting.ablations import BOOM, headline_models
+from boom_utils.reporting.claims import INCONCLUSIVE, REFUTED, SUPPORTED, UNTESTED, judges, scope, word
 from boom_utils.reporting.results import Results
-from boom_utils.reporting.tables import SEEN, WIDER, points
+from boom_utils.reporting.tables import SEEN, WIDER, layout, points, shown_columns
 
 MINUS = "\N{MINUS SIGN}"
 _TONES = {
@@ -37,16 +33,17 @@ _TONES = {
 }
 """How a verdict is coloured; its word says the same."""
 _JUDGED = ("verdict", "step up")
-_NO_NUMBER = ("n/a", "reference", "not ")
-"""How texts begin that stand where a number would."""
+_GROUPS = {"claims": "part", "settings": "status", "tasks": "family"}
+"""Tables whose rows are folded by a column, and which."""
+_SOURCES = {"claims": "claims.csv"}
+"""Tables that are not in ``tables/``, and where they are."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: its text, the number it is sorted by (None: it comes last), a note in small, and how it is coloured."""
+    """A cell: its text, a note in small, and how it is coloured."""
 
     text: str
-    value: float | None = None
     note: str = ""
     tone: str = ""
 
@@ -57,87 +54,93 @@ class ShownTable:
 
     Args:
         columns: The columns -> whether they are numbers.
-        rows: By row, the group it is filtered by, and its cells.
-        groups: Group -> rows of it, in the order of the buttons; empty where nothing is filtered.
+        groups: What rows are folded by (``""``: nothing) -> rows of cells.
+        left_out: Whether the file has other columns.
     """
 
     columns: Mapping[str, bool]
-    rows: Sequence[tuple[str, Sequence[Cell]]]
-    groups: Mapping[str, int]
+    groups: Mapping[str, Sequence[Sequence[Cell]]]
+    left_out: bool
 
 
-def page(results: Results, folder: Path, files: Collection[str], published: Published | None) -> str:
+def page(results: Results, folder: Path, files: Collection[str]) -> str:
     """The page.
 
     Args:
         results: The study.
         folder: Of the report: holds its tables, figures and claims.
         files: Their names in it; others in the folder are no part of the page.
-        published: What others published; None where it is not at hand.
     """
 
-    def table(name: str, source: str, groups: str, missing: str) -> ShownTable | None:
+    def table(name: str, source: str) -> ShownTable | None:
         if source not in files:
             return None
-        frame, shape = read_table(folder / source), _SHAPES.get(name.partition("_")[0])
-        return shown_table(shape(frame, results) if shape else frame, groups, missing)
+        frame = read_table(folder / source)
+        return shown_table(name, _tasks(frame, results) if name == "tasks" else frame, results.reference)
 
     names = {kind: _names(files, f"{kind}/", suffix) for kind, suffix in (("tables", ".csv"), ("figures", ".svg"))}
-    captions = yaml.safe_load(_text("page.yaml"))
-    if published:
-        for benchmark in published.benchmarks:
-            shown = published.released(benchmark)[["model", "revision"]].drop_duplicates().to_numpy()
-            text = f"Revisions: {', '.join(f'{model} at {revision[:8]}' for model, revision in shown)}."
-            captions["tables"][table_name(benchmark)] = (f"{benchmark}: the released models", text)
     main = "headline" if "headline" in names["tables"] else "models"
-    layout: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "extensions": ["jinja2.ext.do"]}
+    drawn = ("in_against_out", "variant_comparison", "model_means") if main == "headline" else ("model_means",)
+    opening = [next((name for name in drawn if name in names["figures"]), ""), main]
+    if "equal_cost" in names["tables"]:
+        opening = ["frontier", "hypotheses", "equal_cost"]
+    found = read_table(folder / f"tables/{'hypotheses' if 'hypotheses' in names['tables'] else main}.csv")
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "extensions": ["jinja2.ext.do"]}
     loader = PackageLoader("boom_utils", "reporting")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **layout)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **options)
     environment.filters |= {"code": marked, "breakable": breakable}
     return environment.get_template("page.html.j2").render(
         study=results.study,
         models=results.models,
-        reference=results.reference,
         full=results.full,
         domains={domain: len(results.tasks(domain)) for domain in results.domains},
-        main=main,
-        found=answer(read_table(folder / f"tables/{main}.csv"), results),
-        verdicts=Counter(map(_word, read_table(folder / "claims.csv")["verdict"])) if "claims.csv" in files else {},
-        tones=_TONES,
-        captions=captions,
+        opening=opening,
+        answer=answer(found, results),
+        judges=judges(results),
+        scope=scope(results),
+        reading=_reading(results),
+        layout=layout(),
+        sources=_SOURCES,
         read_table=table,
         drawing=lambda name: drawing(folder / "figures" / f"{name}.svg"),
-        published=published is not None,
-        notebooks=sorted(path.stem for path in (PROJECT_ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")),
-        style=Markup(_text("page.css")),
-        script=Markup(_text("page.js")),
+        style=Markup(resources.files("boom_utils.reporting").joinpath("page.css").read_text(encoding="utf-8")),
         **names,
     )
-
-
-def _text(name: str) -> str:
-    return resources.files("boom_utils.reporting").joinpath(name).read_text(encoding="utf-8")
 
 
 def _names(files: Collection[str], start: str, end: str) -> list[str]:
     return sorted(Path(file).stem for file in files if file.startswith(start) and file.endswith(end))
 
 
-def answer(frame: pd.DataFrame, results: Results) -> list[tuple[str, str, Cell]]:
-    """What a study found, by domain: domain, model and value.
+def _reading(results: Results) -> str:
+    """Link to the reading beside the folders of results where it reads this study, else nothing."""
+    path = results.folder.parent / "README.md"
+    read = path.is_file() and f"]({results.folder.name}/tables/" in path.read_text(encoding="utf-8")
+    return "../README.md" if read else ""
+
+
+def answer(frame: pd.DataFrame, results: Results) -> str:
+    """What a study found, in a sentence.
 
     Args:
-        frame: The headline, for the difference of BOOM and the full corpus; or all models, for the highest mean.
+        frame: The table that the page opens with: of hypotheses, for how many are decided; the headline, for the
+            difference of BOOM and the full corpus; or all models, for the highest means.
         results: The study.
     """
-    found, rows, names = [], frame.to_dict("records"), [str(name) for name in frame]
+    rows, names = frame.to_dict("records"), [str(name) for name in frame]
+    if "against" in frame:
+        decided = sum(row["verdict"] != INCONCLUSIVE for row in rows)
+        return f"{decided} of {len(rows)} comparisons that the study was made for are decided."
+    found = []
     for domain in results.domains:
         if "what" in frame and BOOM in set(frame["what"]):
-            row, column = next(row for row in rows if row["what"] == BOOM), f"{domain} minus {results.full}"
+            row = next(row for row in rows if row["what"] == BOOM)
+            cell, lead = _cell(row, f"{domain} minus {results.full}", names, ""), f"{row['model']} minus {results.full}"
+            found.append(f"{domain.replace('-', ' ')} {cell.text} ({cell.note})")
         else:
-            row, column = max(rows, key=lambda row: float(row[domain])), domain
-        found.append((domain, str(row["model"]), _cell(row, column, names, "")))
-    return found
+            row, lead = max(rows, key=lambda row: float(row[domain])), "Highest mean score"
+            found.append(f"{domain.replace('-', ' ')} {row['model']} {_cell(row, domain, names, '').text}")
+    return f"{lead}, in points of 100: {'; '.join(found)}."
 
 
 # --- what is shown of some tables -------------------------------------------------------------------------------------
@@ -149,48 +152,39 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _tasks(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
-    """One row a task: what it is scored by, and the number of values behind a score."""
-    new = {task["name"]: "yes" for task in results.study["tasks"] if task["new_data"]}
-    wanted = ("task", "family", "domain", SEEN, "metric", "samples")
-    shown = frame[[name for name in wanted if name in frame]].drop_duplicates("task")
-    shown.insert(3, "of the new data", shown["task"].map(new))
-    return shown.rename(columns={"samples": "values behind a score"})
-
-
-def _two_decimals(cell: Any) -> Any:
-    return cell if (number := number_of(cell)) is None else f"{number:.2f}"
-
-
-_SHAPES: dict[str, Callable[[pd.DataFrame, Results], pd.DataFrame]] = {
-    "headline": lambda frame, results: frame.drop(columns="examples"),
-    "studied": _tasks,
-    "claims": lambda frame, results: frame.rename(columns={"unit": "difference note"}),
-    "published": lambda frame, results: frame.map(_two_decimals),
-}
-"""First word of a table's name -> what is shown of it; the others are shown as they are."""
+    """One row a task: what it is scored by, and the scores of the headline's models, or of base and reference."""
+    about = [name for name in ("task", "family", SEEN, "metric") if name in frame]
+    columns = [frame[about].drop_duplicates("task").set_index("task")]
+    known = headline_models(results) or [name for name in ("base", results.reference) if name in results.models]
+    for model in known:
+        scores = frame[frame["model"] == model].set_index("task")[["score", "score low", "score high"]]
+        columns.append(scores.set_axis([model, f"{model} low", f"{model} high"], axis=1))
+    return pd.concat(columns, axis=1).reset_index()
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------
 
 
-def shown_table(frame: pd.DataFrame, groups: str = "", missing: str = "reference") -> ShownTable:
+def shown_table(name: str, frame: pd.DataFrame, reference: str = "") -> ShownTable:
     """Cells of a table, without empty columns; a value, its bounds, its verdict and its notes share one.
 
     Args:
+        name: The table's.
         frame: As `read_table` gives it.
-        groups: Column whose values the rows can be filtered by.
-        missing: What stands where a value with bounds is not a number.
+        reference: The model that others are compared with.
     """
-    names, records = [str(name) for name in frame], frame.to_dict("records")
-    inside = {f"{name}{end}" for name in names for end in (" low", " high", " note", WIDER)}
-    inside |= {verdict for name in names if (verdict := _verdict_column(name, names))}
-    columns = [name for name in names if name not in inside and frame[name].notna().any()]
-    cells = {name: [_cell(row, name, names, missing) for row in records] for name in columns}
-    grouped = [str(row[groups]) if groups else "" for row in records]
-    order = [*_TONES, *map(_word, grouped)]  # of one word the first row counts
-    counts = sorted(Counter(grouped).items(), key=lambda one: order.index(_word(one[0])))
-    rows = list(zip(grouped, zip(*cells.values(), strict=True), strict=True))
-    return ShownTable({name: _is_numeric(cells[name]) for name in columns}, rows, dict(counts if groups else ()))
+    names, records, groups = [str(column) for column in frame], frame.to_dict("records"), _GROUPS.get(name, "")
+    inside = {f"{column}{end}" for column in names for end in (" low", " high", " note", WIDER)} | {groups}
+    inside |= {verdict for column in names if (verdict := _verdict_column(column, names))}
+    wanted = [column for column in names if column not in inside and frame[column].notna().any()]
+    columns = [column for column in shown_columns(name, wanted, reference) if column in wanted]
+    missing = {"merges": "not scored", "claims": ""}.get(name, "reference")
+    cells = {column: [_cell(row, column, names, missing) for row in records] for column in columns}
+    rows: dict[str, list[Sequence[Cell]]] = {}
+    for row, shown in zip(records, zip(*cells.values(), strict=True), strict=True):
+        rows.setdefault(str(row[groups]) if groups else "", []).append(shown)
+    numeric = {column: is_numeric_dtype(frame[column]) for column in columns}
+    return ShownTable(numeric, rows, len(columns) < len(wanted))
 
 
 def _verdict_column(column: str, names: Sequence[str]) -> str | None:
@@ -199,38 +193,22 @@ def _verdict_column(column: str, names: Sequence[str]) -> str | None:
     return after[0] if " minus " in column and f"{column} low" in names and "verdict" in "".join(after) else None
 
 
-def _word(verdict: object) -> str:
-    """A verdict without what it is limited to: ``supported on these tasks`` is ``supported``."""
-    return str(verdict).partition(" on these ")[0]
-
-
 def _cell(row: Mapping[Any, Any], column: str, names: Sequence[str], missing: str) -> Cell:
     value, verdict, sign = row[column], _verdict_column(column, names), " minus " in column or "difference" in column
     notes = [row.get(verdict), row.get(f"{column} note")]
     if pd.notna(row.get(f"{column}{WIDER} low")):
         notes.append(f"tasks too: {_interval(row, column + WIDER, sign)}")
     note = "; ".join(str(one) for one in notes if pd.notna(one))
-    tone = _TONES.get(_word(row[verdict] if verdict else value), "") if verdict or column.endswith(_JUDGED) else ""
+    tone = _TONES.get(word(row[verdict] if verdict else value), "") if verdict or column.endswith(_JUDGED) else ""
     if f"{column} low" not in names:
-        return Cell(plain(value), number_of(value), note, tone)
+        return Cell(plain(value), note, tone)
     if pd.isna(value):
         return Cell(missing)
-    return Cell(f"{points(value, sign).replace('-', MINUS)} {_interval(row, column, sign)}", float(value), note, tone)
+    return Cell(f"{points(value, sign).replace('-', MINUS)} {_interval(row, column, sign)}", note, tone)
 
 
 def _interval(row: Mapping[Any, Any], column: str, sign: bool) -> str:
     return f"[{points(row[f'{column} low'], sign)}, {points(row[f'{column} high'], sign)}]".replace("-", MINUS)
-
-
-def _is_numeric(cells: Sequence[Cell]) -> bool:
-    texts = [cell.text for cell in cells if cell.text and cell.value is None]
-    return all(text.startswith(_NO_NUMBER) for text in texts) and any(cell.value is not None for cell in cells)
-
-
-def number_of(value: Any) -> float | None:
-    """The number a cell is sorted by; None for text and for what is missing."""
-    number = pd.to_numeric(value, errors="coerce")
-    return None if isinstance(value, bool) or not math.isfinite(number) else float(number)
 
 
 def plain(value: Any) -> str:

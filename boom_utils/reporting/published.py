@@ -7,11 +7,10 @@ its line. A mean is shown only over a complete set of tasks.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,9 +40,8 @@ class Published:
     """Scores that others published.
 
     Args:
-        scores: One row a model, revision and task: as in the file, with ``mteb`` (the version), ``prompt`` (where it is
-            published; else empty) and ``label``, which is the model's short name, with the revision where several
-            revisions were scored on the same task.
+        scores: One row a model, revision and task: as in the file, with ``mteb`` (the version) and ``label``, which is
+            the model's short name, with the revision where several revisions were scored on the same task.
     """
 
     scores: pd.DataFrame
@@ -85,7 +83,6 @@ def read_published(folder: Path) -> Published:
             fix="take the file of the repository again; README.md beside it describes it",
         )
     scores["mteb"] = scores["source"].str.extract(_SOURCE)[0].replace("None", "")
-    scores["prompt"] = scores.get("prompt", "")
     scores["label"] = scores["model"].str.split("/").str[-1]
     twice = scores.duplicated(["benchmark", "label", "task"], keep=False)
     apart = twice.groupby([scores["benchmark"], scores["label"]]).transform("any")
@@ -122,12 +119,10 @@ def means_of(scores: pd.Series[float], types: Mapping[str, str]) -> tuple[float,
 
 def published_tables(published: Published | None) -> dict[str, Table]:
     """Tables that put ours beside the paper's settings, and beside the released models on every benchmark."""
-    tables: dict[str, Table] = {"deviations": deviations_table}
-    if published is None:
-        return tables
-    for benchmark in published.benchmarks:
-        if len(published.released(benchmark)):
-            tables[table_name(benchmark)] = partial(benchmark_table, published=published, benchmark=benchmark)
+    tables: dict[str, Table] = {"settings": settings_table}
+    if published is not None:
+        for one in published.benchmarks:
+            tables[table_name(one)] = partial(benchmark_table, published=published, benchmark=one)
     return tables
 
 
@@ -143,9 +138,9 @@ def table_name(benchmark: str) -> str:
 def benchmark_table(results: Results, published: Published, benchmark: str) -> pd.DataFrame:
     """Scores side by side: one row a task, then the two means; two columns a model, its score and its note.
 
-    A note says what keeps a score from being compared: an mteb version other than ours, a prompt that is another or
-    not published; where there is none of ours, the mteb version. A score that is not there is "n/a"; a mean over fewer
-    tasks than the benchmark has is "n/a (missing: ...)".
+    A note says the mteb version, and that a revision is not stated; prompts are not published. A score that is not
+    there is "n/a"; a mean over fewer tasks than the benchmark has is "n/a (missing: ...)". Empty for a study that
+    scored nothing of the benchmark.
 
     Args:
         results: Our study: the models of its headline are shown where they were scored on tasks of the benchmark.
@@ -154,58 +149,46 @@ def benchmark_table(results: Results, published: Published, benchmark: str) -> p
     """
     types = published.tasks(benchmark)
     ours = measured_scores(results, types)
-    first = {row["task"]: row for row in ours.drop_duplicates("task").to_dict("records")}
+    if ours.empty:
+        return ours
     frame = pd.DataFrame({"task": [*types, "mean (task)", "mean (type)"], "type": [*types.values(), "", ""]})
     for label, found in pd.concat([ours, published.released(benchmark)]).groupby("label", sort=False):
         rows = found.set_index("task")
-        missing = f"n/a (missing: {', '.join(sorted({*types} - {*rows.index}))})"
         means = means_of(rows["main_score"], types)
-        shown = [rows["main_score"].get(task, "n/a") for task in types]
-        frame[str(label)] = pd.Series(
-            [*shown, *([round(mean, 4) for mean in means] if means else [missing] * 2)], dtype=object
-        )
-        notes = {row["task"]: _note(row, first.get(row["task"])) for row in found.to_dict("records")}
-        frame[f"{label} note"] = [*(notes.get(task, "") for task in types), *[_mixture(rows)] * 2]
+        lacking = f"n/a (missing: {', '.join(sorted({*types} - {*rows.index}))})"
+        scores = [rows["main_score"].get(task, "n/a") for task in types]
+        scores += [round(mean, 4) for mean in means] if means else [lacking] * 2
+        mixed = {what: sorted({*rows[what].str[:8]}) for what in ("mteb", "revision")}
+        of_means = "; ".join(f"{what} {', '.join(one)}" for what, one in mixed.items() if len(one) > 1)
+        frame[str(label)] = pd.Series(scores, dtype=object)
+        frame[f"{label} note"] = [*(_note(rows, task) for task in types), of_means, of_means]
     return frame
 
 
-def measured_scores(results: Results, tasks: Mapping[str, str]) -> pd.DataFrame:
+def measured_scores(results: Results, tasks: Collection[str]) -> pd.DataFrame:
     """Scores on some tasks of our headline's models, or of all where there is none, as rows of `Published.scores`."""
-    stated = {task["name"]: task.get("prompt") or "" for task in results.study["tasks"] if task["name"] in tasks}
-    rows = []
-    for model in headline_models(results) or results.models:
-        for task, prompt in stated.items():
-            row = {"label": model, "task": task, "main_score": round(100 * results.mean(model, [task]).value, 4)}
-            version = results.stored_result(model, task).get("mteb_version") or ""
-            rows.append(row | {"mteb": version, "prompt": prompt, "revision": "ours"})
-    return pd.DataFrame(rows, columns=["label", "task", "main_score", "mteb", "prompt", "revision"])
+    names = [task["name"] for task in results.study["tasks"] if task["name"] in tasks]
+    rows = [
+        {"label": model, "task": task, "main_score": round(100 * results.mean(model, [task]).value, 4)}
+        | {"mteb": results.stored_result(model, task).get("mteb_version") or "", "revision": "ours"}
+        for model in headline_models(results) or results.models
+        for task in names
+    ]
+    return pd.DataFrame(rows)
 
 
-def _note(row: Mapping[Any, Any], ours: Mapping[Any, Any] | None) -> str:
-    """What keeps one score from being compared with ours; its mteb version where there is no score of ours."""
-    version = f"mteb {row['mteb'] or 'version not stated'}"
-    parts = ["revision not stated"] if row["revision"] == "external" else []
-    if ours is None or row["revision"] == "ours":
-        return "; ".join([version, *parts])
-    if not row["mteb"] or row["mteb"] != ours["mteb"]:
-        parts.append(f"{version}, ours {ours['mteb'] or 'not stated'}")
-    if not row["prompt"]:
-        parts.append("prompt not published")
-    elif row["prompt"] != ours["prompt"]:
-        parts.append("another prompt than ours" if ours["prompt"] else "our prompt not stated")
-    return "; ".join(parts)
-
-
-def _mixture(rows: pd.DataFrame) -> str:
-    """What a mean mixes: several mteb versions, several revisions."""
-    mixed = {"mteb versions": rows["mteb"].replace("", "not stated"), "revisions": rows["revision"].str[:8]}
-    return "; ".join(f"{what} {', '.join(sorted(one.unique()))}" for what, one in mixed.items() if one.nunique() > 1)
+def _note(rows: pd.DataFrame, task: str) -> str:
+    """The mteb version of a score, and whether its model's revision is known."""
+    if task not in rows.index:
+        return ""
+    version = f"mteb {rows['mteb'][task] or 'version not stated'}"
+    return f"{version}; revision not stated" if rows["revision"][task] == "external" else version
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-def deviations_table(results: Results) -> pd.DataFrame:
+def settings_table(results: Results) -> pd.DataFrame:
     """Every value of the study's profile beside the paper's, where that is known: those that differ come first.
 
     Returns:

@@ -42,7 +42,7 @@ def write_report(folder: Path, out: Path, published: Path = PUBLISHED) -> dict[s
     written += write_figures(results, out / "figures", study_figures(results))
     written += write_claims(results, out)
     names = [path.relative_to(out).as_posix() for path in written]
-    write_text(out / PAGE, page(results, out, names, others))
+    write_text(out / PAGE, page(results, out, names))
     return {"written": [*names, PAGE]}
 
 

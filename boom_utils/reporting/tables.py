@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from boom_utils.artifacts import write_text
 from boom_utils.config import EvaluationConfig
@@ -400,6 +403,39 @@ def merge_plan_text(geometry: Mapping[str, Any], forecasts: Mapping[str, Mapping
     return "\n".join(parts)
 
 
+@cache
+def layout() -> dict[str, Any]:
+    """The content of ``page.yaml``: sections, captions, and columns that are in CSV files alone."""
+    found: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("page.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def shown_columns(name: str, columns: Sequence[str], reference: str) -> list[str]:
+    """The columns of a table that readers see at once; its CSV file has all of them.
+
+    Args:
+        name: The table's.
+        columns: All of its columns.
+        reference: What ``{reference}`` in the patterns of ``page.yaml`` stands for.
+    """
+    left_out = [pattern.format(reference=reference) for pattern in layout()["left_out"].get(name, ())]
+
+    def hidden(column: str) -> bool:
+        whole = column.removesuffix(" low").removesuffix(" high").removesuffix(WIDER)
+        return any(fnmatchcase(whole, pattern) for pattern in (*left_out, "seeds minus *"))
+
+    return [column for column in columns if not hidden(column)]
+
+
+def short_markdown(name: str, frame: pd.DataFrame, reference: str) -> str:
+    """A table as Markdown with the columns that readers see at once, and where the others are."""
+    names = shown_columns(name, [str(column) for column in frame], reference)
+    judged = [column for column in names if " verdict" in column or WIDER in column]  # of differences beside them
+    shown = frame[[column for column in names if column not in judged]]
+    text = markdown(shown, "not scored" if name == "merges" else "reference")
+    return text if len(shown.columns) == len(frame.columns) else f"{text}\nAll columns: `{name}.csv`.\n"
+
+
 def write_tables(results: Results, out: Path, more: Mapping[str, Table] | None = None) -> list[Path]:
     """Write every table that is not empty as ``<name>.csv`` and ``<name>.md`` into ``out``: `TABLES`, then ``more``."""
     written = []
@@ -407,10 +443,9 @@ def write_tables(results: Results, out: Path, more: Mapping[str, Table] | None =
         frame = make(results)
         if frame.empty:
             continue
-        for suffix, text in (
-            ("csv", frame.to_csv(index=False, lineterminator="\n")),
-            ("md", markdown(frame, "not scored" if name == "merges" else "reference")),
-        ):
+        texts = {"csv": frame.to_csv(index=False, lineterminator="\n")}
+        texts["md"] = short_markdown(name, frame, results.reference)
+        for suffix, text in texts.items():
             write_text(out / f"{name}.{suffix}", text)
             written.append(out / f"{name}.{suffix}")
     return written

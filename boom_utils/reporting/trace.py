@@ -6,8 +6,7 @@ table, so that it is known where no workspace is.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,7 @@ from boom_utils.reporting.results import read_json_object, read_numbers, run_nam
 
 KEY_LETTERS = 20
 """Of a key, as in the name of its folder in the workspace."""
-_NAMES = {"merge": "merged models", "plan": "batch plans", "losses": "held-out losses", "tokens": "tables of tokens"}
-"""Stage -> what its artifacts are called together, where that is not the stage's own name and an s."""
-_LABEL = re.compile(r"(?:member|merge|subset|batch plan of|held-out losses of) ")
-_SHOWN = 8
+_SHOWN = 3
 _LETTERS = 12
 Sources = dict[str, dict[str, Any]]
 """Key (20 hex digits) -> an artifact that something was made from: ``stage``, which is also the folder under the
@@ -149,50 +145,21 @@ def _kept_sources(folder: Path) -> Sources:
 
 
 def _steps(sources: Sources, whole: bool) -> Iterator[str]:
-    """Artifacts by stage, each step one indentation further in, down to the corpus."""
-    order = [*TopologicalSorter({key: one["inputs"].values() for key, one in sources.items()}).static_order()]
-    depth, level = dict.fromkeys(sources, 0), dict[str, int]()
-    for key in reversed(order):
-        stage = sources[key]["stage"]
-        level[stage] = max(level.get(stage, 0), depth[key])
-        depth |= {made: max(depth[made], depth[key] + 1) for made in sources[key]["inputs"].values()}
-    steps = sorted({*level.values()})
-    for stage in sorted({one["stage"]: 0 for one in sources.values()}, key=lambda name: level[name]):
-        indent = "  " * (1 + steps.index(level[stage]))
-        members = {key: one for key, one in sources.items() if one["stage"] == stage}
-        yield f"{indent}<- {_group(stage, members)}"
-        for key, one in members.items():
-            if whole:
-                inputs = ", ".join(one["inputs"])
-                yield f"{indent}     {one['label']}: {key}, sha256 {one['sha256'][:_LETTERS]}, of {inputs}"
-            yield from (f"{indent}  <- {line}" for line in _corpus(one["corpus"], whole))
+    """Artifacts by stage, what was made last first, down to the corpus."""
+    graph = {key: one["inputs"].values() for key, one in sources.items()}
+    order = reversed([*TopologicalSorter(graph).static_order()])
+    for stage in dict.fromkeys(sources[key]["stage"] for key in order):
+        found = {key: one for key, one in sources.items() if one["stage"] == stage}
+        lines = [f"{one['label']} ({key}, sha256 {one['sha256'][:_LETTERS]})" for key, one in found.items()]
+        yield f"  <- {stage}: {len(lines)} artifact{'s' if len(lines) > 1 else ''}"
+        yield from _few(lines, whole)
+        for entries in (one["corpus"] for one in found.values() if one["corpus"]):
+            yield f"  <- what they were made of: {len(entries)} files or installed distributions"
+            yield from _few([" ".join(map(str, entry.values())) for entry in entries], whole)
 
 
-def _group(stage: str, members: Sources) -> str:
-    """Artifacts of one stage in a line: one with its key, of several how many and the names of a few."""
-    labels = [one["label"] for one in members.values()]
-    if len(members) == 1:
-        ((key, one),) = members.items()
-        return f"{labels[0]} ({key}, sha256 {one['sha256'][:_LETTERS]})"
-    if stage == "scores":
-        models, tasks = zip(*(label.removeprefix("scores of ").rsplit(" on ", 1) for label in labels), strict=True)
-        return f"{len(labels)} scores: {_few(models, 'models')}; {_few(tasks, 'tasks')}"
-    return _few([_LABEL.sub("", label) for label in labels], _NAMES.get(stage, f"{stage}s"))
-
-
-def _few(names: Sequence[str], what: str) -> str:
-    found = list(dict.fromkeys(names))
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return f"{len(found)} {what}: {', '.join(found[:_SHOWN])}{more}"
-
-
-def _corpus(entries: Sequence[Mapping[str, Any]], whole: bool) -> list[str]:
-    """What examples were made of: a line a file, or a few; and the distributions that text was mined from."""
-    files = [entry for entry in entries if "file" in entry]
-    versions = [f"{entry['distribution']} {entry['version']}" for entry in entries if "distribution" in entry]
-    lines = [f"installed distributions: {', '.join(versions)}"] if versions else []
-    lines += [f"{len(files)} files of {len({entry.get('dataset') for entry in files})} datasets of the manifest"]
-    shown = files if whole else files[:3]
-    lines += [f"  {entry['file']} sha256 {entry.get('sha256') or 'not stated'}" for entry in shown]
-    lines += [f"  and {len(files) - len(shown)} more (--all)"] if len(files) > len(shown) else []
-    return lines if files else lines[: len(versions) > 0]
+def _few(lines: list[str], whole: bool) -> Iterator[str]:
+    shown = lines if whole else lines[:_SHOWN]
+    yield from (f"       {line}" for line in shown)
+    if len(lines) > len(shown):
+        yield f"       and {len(lines) - len(shown)} more (--all)"

@@ -14,7 +14,7 @@ _OURS = "ours"
 
 
 def deviations(profile: Profile, paper: Profile) -> list[dict[str, str | None]]:
-    """One entry a value of ``profile``, for `boom_utils.reporting.published.deviations_table`.
+    """One entry a value of ``profile``, for `boom_utils.reporting.published.settings_table`.
 
     Args:
         profile: The study's.
