@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import matplotlib as mpl
@@ -260,11 +261,30 @@ def committed_figure(name: str, study: str = "mini") -> Any:
     >>> committed_figure("task_deltas", "none").data
     'There is no `results/none/figures/task_deltas.svg` here: it is in the repository, not in the installed package.'
     """
-    from IPython.display import SVG, Markdown
+    from IPython.display import Markdown
 
     path = PROJECT_ROOT / "results" / study / "figures" / f"{name}.svg"
     if path.is_file():
-        return SVG(filename=path)  # type: ignore[no-untyped-call]
+        return shown_figure(path)
     place = path.relative_to(PROJECT_ROOT).as_posix()
     text = f"There is no `{place}` here: it is in the repository, not in the installed package."
     return Markdown(text)  # type: ignore[no-untyped-call]
+
+
+def shown_figure(path: Path) -> Any:
+    """A figure for a notebook to display, no wider than its page.
+
+    Args:
+        path: Its SVG file.
+
+    Returns:
+        The picture.
+
+    >>> shown = shown_figure(PROJECT_ROOT / "results" / "mini" / "figures" / "task_deltas.svg")
+    >>> "max-width: 100%" in shown.data
+    True
+    """
+    from IPython.display import SVG
+
+    drawing = path.read_text(encoding="utf-8").replace("<svg ", '<svg style="max-width: 100%; height: auto" ', 1)
+    return SVG(drawing)  # type: ignore[no-untyped-call]
