@@ -33,6 +33,7 @@ RUN_ALL = """(async () => {
   await app.commands.execute('notebook:run-all-cells');
   return JSON.stringify(panel.content.model.toJSON().cells);
 })()"""
+AT = "window.jupyterapp?.shell.currentWidget?.context?.path === 'notebooks/{name}.ipynb'"
 SHOWN_OVER_IT = """JSON.stringify([...document.querySelectorAll('.jp-Dialog, .jp-Notification-Toast, .Toastify__toast')]
   .map(element => element.textContent))"""
 
@@ -57,7 +58,9 @@ class Page:
         return answer["result"].get("value")
 
     def wait(self, script: str) -> None:
+        began = time.monotonic()
         while not self.value(script):
+            assert time.monotonic() - began < HANGS, script
             time.sleep(0.2)
 
     def picture(self, file: Path) -> None:
@@ -129,9 +132,11 @@ def test_run_all_in_jupyterlab_goes_to_the_end_without_a_prompt_a_warning_or_a_b
     lab: str, page: Page, tmp_path: Path, name: str
 ) -> None:
     page.call("Page.navigate", url=f"{lab}/?token=here")
-    page.wait("location.href.includes('/lab/tree/notebooks/01_data.ipynb')")
-    page.call("Page.navigate", url=f"{lab}/lab/tree/notebooks/{name}.ipynb?reset")
-    page.wait("Boolean(window.jupyterapp?.shell.currentWidget?.sessionContext)")
+    page.wait(AT.format(name="01_data"))  # opens there
+    page.value(
+        f"window.jupyterapp.commands.execute('docmanager:open', {{path: 'notebooks/{name}.ipynb'}}).then(() => 0)"
+    )
+    page.wait(AT.format(name=name))
     page.picture(tmp_path / "opened.png")
     cells = [cell for cell in json.loads(page.value(RUN_ALL)) if cell["cell_type"] == "code"]
     page.picture(tmp_path / "end.png")
