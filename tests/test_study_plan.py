@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from boom_utils.artifacts import Artifact, Workspace
+from boom_utils.artifacts import Artifact, Workspace, write_json
 from boom_utils.cli import main
 from boom_utils.config import PROFILES, EnsembleConfig, Profile, load_profile
 from boom_utils.data.examples import TrainingExample, write_jsonl
@@ -196,6 +196,23 @@ def fake(study: Study, name: str, facts: dict[str, Any], tokens: bool = False) -
 
     object.__setattr__(study.nodes[name], "make", make)
     study.build(name)
+
+
+def test_texts_are_as_long_as_the_words_of_the_examples_until_there_are_tokens(
+    tmp_path: Path, rows: dict[str, float]
+) -> None:
+    study = study_of(tmp_path)
+
+    def make(out: Path, _: Mapping[str, Artifact]) -> dict[str, Any]:
+        known = {"query_words": {"median": 3.0}, "passage_words": {"median": 40.0}}
+        write_json(out / "summary.json", {"sets": {f"train/{name}": known for name in ROWS}})
+        return {"rows": {f"train/{name}": 16 for name in ROWS}}
+
+    object.__setattr__(study.nodes["examples"], "make", make)
+    study.build("examples")
+    plan = plan_study(study)
+    assert cost_of(plan, "full")["tokens"] == pytest.approx(4 * 16 * (3 * 1.3 + 2 + 2 * 20)), "passages are cut"
+    assert "- lengths: the examples' median words, 1.3 tokens each" in plan_text(plan)
 
 
 def test_facts_of_finished_artifacts_come_before_assumptions(tmp_path: Path, rows: dict[str, float]) -> None:

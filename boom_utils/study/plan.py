@@ -37,7 +37,7 @@ from boom_utils.study.models import datasets_of, interaction_members, rules_of
 from boom_utils.study.scoring import profile_benchmarks
 from boom_utils.training.plan import DatasetRules
 
-CHARACTERS_A_TOKEN = 4
+CHARACTERS_A_TOKEN, TOKENS_A_WORD = 4, 1.3  # of English; two more stand around a text
 TRAINED, SCORED = 6.0, 2.0  # FLOPs a weight and token, forward and backward or forward alone
 SECONDS_A_TASK = 1.0  # of scoring, besides encoding: reading, clustering, statistics (measured, tasks of 1,500 texts)
 DEVICE_TFLOPS = 989.0  # peak of an H100 SXM in bf16, dense (NVIDIA's data sheet)
@@ -183,10 +183,21 @@ class _Planner:
         folders = [self.found[name].path for name in ("tokens", "tokens/new") if name in self.found]
         return {path.stem: _read_lengths(path) for folder in folders for path in sorted(folder.glob("*.arrow"))}
 
+    @cached_property
+    def words(self) -> Mapping[str, Any]:
+        """What the examples say of the texts of each of their sets; nothing until they are made."""
+        path = self.found["examples"].path / "summary.json" if "examples" in self.found else None
+        return json.loads(path.read_text(encoding="utf-8"))["sets"] if path and path.is_file() else {}
+
     def texts(self, dataset: str) -> tuple[float, float, float]:
         """Mean tokens of a dataset's queries and passages, and tokens of all texts a row, used or not."""
-        query, passage = self.training.query_max_len, self.training.passage_max_len
-        return self.lengths.get(dataset, (query, passage, query + passage * self.training.train_group_size))
+        if dataset in self.lengths:
+            return self.lengths[dataset]
+        limits = {"query_words": self.training.query_max_len, "passage_words": self.training.passage_max_len}
+        known = self.words.get(f"train/{dataset}", {})
+        words = {key: known.get(key, {}).get("median", math.inf) for key in limits}
+        query, passage = (min(limit, TOKENS_A_WORD * words[key] + 2) for key, limit in limits.items())
+        return query, passage, query + passage * self.training.train_group_size
 
     @cached_property
     def shape(self) -> dict[str, Any] | None:
@@ -344,7 +355,8 @@ class _Planner:
             yield f"rows: unknown for {len(unknown)} datasets, sums are lower bounds: {some_of(unknown)}"
         query, passage, _ = self.texts("")
         limits = f"the profile's limits, {query:g} tokens a query and {passage:g} a passage: an upper bound"
-        yield f"lengths: measured in {len(self.lengths)} datasets" if self.lengths else f"lengths: {limits}"
+        words = f"the examples' median words, {TOKENS_A_WORD} tokens each" if self.words else limits
+        yield f"lengths: {f'measured in {len(self.lengths)} datasets' if self.lengths else words}"
         if math.isnan(model["flops_per_second"]):
             yield "time here: unknown, as the base is not on this machine (its first training fetches it)"
         elif self.tokens_per_second is not None:
