@@ -384,7 +384,10 @@ def test_the_example_of_every_command_names_what_the_smoke_study_has() -> None:
     study = Study(smoke_profile := load_profile("smoke"))
     tasks = [*smoke_profile.evaluation.in_domain, *smoke_profile.evaluation.out_of_domain]
     known = {"node": study.nodes, "member": [one.name for one in smoke_profile.members], "tasks": tasks}
-    known |= {"model": smoke_profile.model_names, "recipe": [one.name for one in smoke_profile.merges]}
+    known |= {
+        **dict.fromkeys(("model", "other"), smoke_profile.model_names),
+        "recipe": [one.name for one in smoke_profile.merges],
+    }
     known |= {"profile": ["smoke", "mini"], "only": runner.choose([], None)}
     for name, (function, _) in _COMMANDS.items():
         example = (function.__doc__ or "").partition("Example: boom ")[2]

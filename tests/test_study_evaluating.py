@@ -140,6 +140,25 @@ def test_the_command_refuses_weights_that_are_not_the_models(
     assert "_orig_mod." in capsys.readouterr().out and not list((tmp_path / "out").rglob("*.json"))
 
 
+def test_an_ensemble_is_scored_by_its_name_as_the_study_does(profile: Path, model: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(profile.read_text()) | {"ensembles": [{"name": "together", "members": ["s20", "s40"]}]}
+    study = Study(Profile.model_validate(content))
+
+    def make(out: Path, _: Any) -> dict[str, Any]:
+        shutil.copytree(model, out, dirs_exist_ok=True)
+        return {}
+
+    for name in (one for one in study.nodes if not one.startswith(("scores/", "examples"))):
+        object.__setattr__(study.nodes[name], "make", make)
+    study.build("member/s20")
+    with pytest.raises(ConfigError, match="'s40' of profile 'smoke' is not made yet"):
+        evaluate_models(study, ["together"], TASKS, tmp_path / "out")
+    study.build("member/s40")
+    table, failed = evaluate_models(study, ["together"], TASKS, tmp_path / "out")
+    assert not failed and "together" in table
+    assert study.workspace.find(study.node(f"scores/together/{TASKS[0]}")) is not None
+
+
 def test_models_and_tasks_that_are_not_there_are_named(profile: Path, model: Path) -> None:
     study = opened(profile)
     assert study.model_folder(str(model)) == (model, None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from boom_utils.artifacts import Artifact, Node, naming
 from boom_utils.data.files import downloads_folder
-from boom_utils.errors import BoomError, ConfigError, bullet_list, nearest
+from boom_utils.errors import BoomError, ConfigError, bullet_list, nearest, some_of
 from boom_utils.evaluation.statistics import TaskSamples, measure
 from boom_utils.model_folder import content_hash
 from boom_utils.reporting.results import read_samples
@@ -48,7 +48,7 @@ def evaluate_models(
 
     Args:
         study: The profile's.
-        models: One or two: names of its models that are made, or encoder folders.
+        models: One or two: names of its models that are made, ensembles of such, or encoder folders.
         tasks: Names of tasks, or of the profile's benchmarks; none takes all of the profile's.
         out: Gets the results as `mteb.ResultCache` reads them; None: ``evaluations`` in the workspace.
 
@@ -70,24 +70,26 @@ def evaluate_models(
     return "\n".join([*table, *_failures(problems), str(place)]), problems
 
 
-def _model(study: Study, model: str) -> tuple[str, Node, Brought | None]:
+def _model(study: Study, model: str) -> tuple[str, list[Node], Brought | None]:
     """What a model is called, what its scores are made from, and how it is asked where it is a folder of its own."""
-    folder, made = study.model_folder(model)
+    parts = study.whole.encoding_models(model)  # several, where it is an ensemble
+    found = [study.model_folder(one) for one in parts]
+    folder, made = found[0]
     if made is not None:
-        return model, study.node(model_nodes(study.whole)[model]), None
+        return model, [study.node(model_nodes(study.whole)[one]) for one in parts], None
     name, own = re.sub(r"[^A-Za-z0-9_.-]", "-", folder.resolve().name), stated_prompts(folder)
     brought = Brought(folder, own if any(own) else None)
     if brought.prompts:
         said = "%s: queries get %r and documents %r, as its folder says, not the prompts of the profile"
         log.info(said, name, *brought.prompts)
-    return name, Node("folder", 1, name, {"content": content_hash(folder)}, lambda *_: {}), brought
+    return name, [Node("folder", 1, name, {"content": content_hash(folder)}, lambda *_: {})], brought
 
 
 def _scored(
-    study: Study, name: str, source: Node, brought: Brought | None, wanted: Sequence[str], place: Path
+    study: Study, name: str, sources: list[Node], brought: Brought | None, wanted: Sequence[str], place: Path
 ) -> Scored:
     downloads, examples = downloads_folder(study.workspace.root), study.node("examples")
-    nodes = score_nodes(study.profile, study.manifest, {name: [source]}, examples, downloads, brought)
+    nodes = score_nodes(study.profile, study.manifest, {name: sources}, examples, downloads, brought)
     from boom_utils.evaluation.run import write_result  # mteb: only when model and tasks are found
 
     found = Scored()
@@ -121,7 +123,8 @@ def find_tasks(study: Study, names: Sequence[str] = ()) -> list[str]:
     known = [*corpus_tasks(profile), *benchmarks.tasks]
     wanted = [one for name in names for one in benchmarks.members.get(name, (name,))] or known
     if unknown := [f"no task '{name}'{nearest(name, known)}" for name in wanted if name not in known]:
-        raise ConfigError(f"profile '{profile.name}' has other tasks", found=bullet_list(unknown))
+        what = f"profile '{profile.name}' has other tasks"
+        raise ConfigError(what, expected=some_of(known), found=bullet_list(unknown))
     return list(dict.fromkeys(wanted))
 
 
