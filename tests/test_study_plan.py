@@ -317,6 +317,17 @@ def test_a_profile_of_files_or_of_the_hub_can_be_planned_where_its_base_is_not(
     assert "time here: unknown, as the base is not on this machine" in said
 
 
+def test_a_base_is_measured_as_it_was_made_with_its_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: list[tuple[Any, ...]]
+) -> None:
+    monkeypatch.setattr("boom_utils.training.base_source.find_base", lambda _: None)
+    study, shape = Study(load_profile("controls-decoder"), Workspace(tmp_path)), {"num_hidden_layers": 6}
+    object.__setattr__(study.nodes["base"], "make", lambda out, _: write_json(out / "config.json", shape))
+    study.build("base")
+    plan_study(study)
+    assert [asked[0] for asked in measured] == [shape]
+
+
 def test_a_build_that_somebody_watches_says_before_it_begins_how_long_it_and_what_is_behind_it_take(
     tmp_path: Path, rows: dict[str, float], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -208,9 +208,10 @@ class _Planner:
         if isinstance(config, TinyBase):
             head = {"head_dim": config.hidden_size // config.num_attention_heads, "model_type": "qwen3"}
             return {**config.model_dump(exclude={"kind", "pretraining", "seed", "max_seq_length"}), **head}
-        files = find_base(config)
-        path = files.folder / "config.json" if files else None
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path and path.is_file() else None
+        made, files = self.found.get("base"), find_base(config)
+        places = [made.path] if made else [files.folder] if files else []  # made: with fewer layers
+        path = next((place / "config.json" for place in places if (place / "config.json").is_file()), None)
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path else None
 
     @cached_property
     def model(self) -> Mapping[str, float]:
