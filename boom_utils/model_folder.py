@@ -46,7 +46,8 @@ _MODEL_FILES = TOKENIZER_FILES | {
     *("chat_template.jinja", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE"),
 }
 _OF_MODULES = ("_config.json", ".safetensors", ".safetensors.index.json")
-RUN_FILES = frozenset({"training_log.jsonl", "watched_losses.jsonl", "watched_rows.json"})
+FIT = "fit.json"
+RUN_FILES = frozenset({"training_log.jsonl", "watched_losses.jsonl", "watched_rows.json", FIT})
 """What the kit writes beside a model about its training."""
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 

@@ -18,9 +18,9 @@ from boom_utils.artifacts import PROJECT_ROOT, Workspace
 from boom_utils.cli import main
 from boom_utils.config import load_profile
 from boom_utils.data.examples import write_jsonl
+from boom_utils.study.fit import Fit, write_study
 from boom_utils.study.graph import Study
 from boom_utils.study.jobs import jobs_of
-from boom_utils.study.own_data import OwnData, write_own_study
 from boom_utils.study.plan import plan_study
 
 WORKFLOW = PROJECT_ROOT / "workflow"
@@ -36,8 +36,9 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for text in TEXTS
     ]
     write_jsonl(folder / "faq.jsonl", rows)
-    own = OwnData({"faq": [str(folder / "faq.jsonl")]}, str(bert_folder(folder / "model")), "Find it.")
-    return write_own_study(own, load_profile("smoke"), folder / "study")
+    base, ratios = str(bert_folder(folder / "model")), (0.4, 0.7, 1.0)
+    own = Fit({"faq": [str(folder / "faq.jsonl")]}, base, prompt="Find it.", held_out=0.2, ratios=ratios)
+    return write_study(own, folder / "study")
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_jobs_keep_their_keys_until_what_they_do_changes(
     before, again, after = keys(0.4), keys(0.4), keys(0.5)
     assert before == again
     assert {name for name in before if before[name] == after[name]} == {
-        *("base", "tokens", "member/s70", "member/full", "scores/base", "scores/s70", "scores/full")
+        *("base", "tokens", "member/s70", "member/full", "geometry", "scores/base", "scores/full")
     }
 
 

@@ -289,7 +289,7 @@ def _name_problems(corpus: Manifest) -> Iterator[str]:
         if task.family != (family := families.get(task.dataset, task.family)):
             yield f"task '{task.id}' is {task.family}, its dataset is {family}"
     yield from (f"'{name}' is a dataset, and excluded" for name in corpus.excluded if name in families)
-    if not corpus.tasks and not corpus.benchmarks:
+    if not corpus.tasks and not corpus.benchmarks and not isinstance(corpus.source, LocalFiles):
         yield "there is nothing to evaluate with: name tasks, or benchmarks of mteb"
 
 

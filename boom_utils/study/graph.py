@@ -52,7 +52,7 @@ NOTEBOOKS: Mapping[str, str] = {
         "scores/{ensembles:seeds}/"
     ),
     "07_tables_and_figures": "plan/{rest} member/{rest} scores/{rest:seeds}/ geometry/regime results report",
-    "08_your_own_data": "examples base",  # its own study has nodes of its own
+    "08_your_own_data": "",  # its own study has nodes of its own
 }
 """Which nodes each notebook makes or loads: a name, all names under a folder (``scores/base/``), or one for every name
 of a group of `Study.group` (``plan/{sampled}``), with all its seeds where it says so (``scores/{averages:seeds}/``).

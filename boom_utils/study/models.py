@@ -229,7 +229,7 @@ def merge(profile: Profile, manifest: Manifest, config: MergeConfig, nodes: Node
 
     described = {**config.model_dump(mode="json", exclude={"scored"}), "weights": weights, "dtype": "float32"}
     needed = (*config.members, *(["base"] if needs_base(config) else []))
-    inputs = {name: nodes[places[name]] for name in needed}
+    inputs = {name: nodes[places.get(name, name)] for name in needed}
     return Node("merge", 2, f"merge {config.name}", described, make, inputs, observations=(CARD,))
 
 
