@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -41,6 +39,7 @@ from boom_utils.model_folder import (
     read_spec,
     whole_folder,
 )
+from boom_utils.progress import rough
 from boom_utils.reporting.model_cards import scored_card
 from boom_utils.reporting.results import Results
 from boom_utils.reporting.tables import beside, compare, markdown
@@ -546,7 +545,8 @@ def _prepare(study: Study, *, scores: bool) -> None:
     if needed > free:
         parts = {"expected": f"{needed / 1e9:.1f} GB", "found": f"{free / 1e9:.1f} GB"}
         raise ConfigError("no space left on the disk", where=study.workspace.root, **parts, fix="set BOOM_HOME")
-    runs, took = (left["kind"] == "member").sum(), timedelta(seconds=math.ceil(sums["seconds"]))
+    runs, known = (left["kind"] == "member").sum(), sums["seconds"] == sums["seconds"]
+    took = rough(sums["seconds"]) if known else "an unknown time"
     examples, steps = (f"{sums[name]:,.0f}" for name in ("examples", "steps"))
     said = "to do: %d runs, %s examples in %s steps: about %s on this machine; %.1f GB of disk"
     log.info(said, runs, examples, steps, took, needed / 1e9)
