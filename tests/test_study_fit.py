@@ -49,7 +49,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path:
     """A folder with rows and a model, where commands are given, with a workspace of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BOOM_HOME", str(tmp_path / "workspace"))
-    measured = {"parameters": 2e6, "matrices": 1e6, "flops_per_second": 1e9}
+    measured = {"parameters": 2e6, "matrices": 1e6, "flops_per_second": 1e9, "encoding_flops_per_second": 1e9}
     monkeypatch.setattr("boom_utils.machine.measure", lambda *_: measured)
     rows(tmp_path / "faq.jsonl")
     shutil.copytree(model, tmp_path / "mine")
