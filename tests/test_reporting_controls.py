@@ -114,6 +114,11 @@ def test_the_curve_runs_from_the_base_over_ascending_shares_and_is_gone_with_an_
     assert [one.against for one in (*left.hypotheses.primary, *left.hypotheses.secondary)] == ["soup"]
     bare = Results(study.folder, {**study.study, "experiments": {}}, study.numbers)
     assert bare.interpolation == []
+    two = {**EXPERIMENTS, "interpolation": {"of": "full", "models": ["half-way", "boom"]}}
+    merges = {**study.study["merges"], "boom": {**study.study["merges"]["boom"], "weights": [0.7]}}
+    seeds = {**study.study["seeds"], "half-way": study.study["seeds"]["boom"][:1]}
+    fewer = Results(study.folder, {**study.study, "experiments": two, "merges": merges, "seeds": seeds}, study.numbers)
+    assert fewer.interpolation == [(0.0, "base"), (0.7, "boom"), (1.0, "full")]
     with pytest.raises(ResultsError, match="no interpolation curve"):
         bare.surplus("boom", "out-of-domain")
 

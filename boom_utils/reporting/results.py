@@ -378,11 +378,16 @@ class Results:
 
     @property
     def interpolation(self) -> list[tuple[float, str]]:
-        """The models of the interpolation curve with their shares, from the base at 0 on; empty without a curve."""
+        """The models of the interpolation curve with their shares, from the base at 0 on; empty without a curve.
+
+        Of a study that is not finished those with the most seeds: with the others it would be a curve of fewer seeds.
+        """
         found = self.experiments.interpolation
         if found.of is None or "base" not in self.models:
             return []
-        weights = {name: float(self.study["merges"][name]["weights"][0]) for name in found.models if name != found.of}
+        seeds = {name: len(self.seeds(name)) for name in found.models if name != found.of}
+        kept = [name for name, count in seeds.items() if count == max(seeds.values())]
+        weights = {name: float(self.study["merges"][name]["weights"][0]) for name in kept}
         return sorted((share, name) for name, share in {"base": 0.0, found.of: 1.0, **weights}.items())
 
     def surplus(self, model: str, domain: str, over_tasks: bool = False) -> Surplus:
