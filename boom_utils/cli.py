@@ -123,6 +123,10 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "--on-bad-line RULE": ("error, or skip: list bad rows (default: the profile's)", {"choices": ("error", "skip")}),
     "--mteb DIR": ("also write mteb's own results there (mteb.ResultCache)", {"type": Path}),
     "FILE": ("below results/<profile>/, or a folder of the workspace", {"type": Path}),
+    "--figures SIZE": (
+        "slide: figures of 16:9 too, in figures-slide/",
+        {"choices": ("page", "slide"), "default": "page"},
+    ),
     "--finished": ("first gather the results of the models that are scored on every task so far", {}),
     "--all": ("name every artifact and file, not a few", {}),
     "DATA": ("rows: a file, a folder (one dataset a file), or owner/name on the hub", {}),
@@ -444,7 +448,7 @@ def _overlap(options: argparse.Namespace) -> None:
     log.info("%s", overlap_text(read_json_object(examples.path / "summary.json")))
 
 
-@_command("report", "--profile P", "--results DIR", "--mteb DIR", "--finished")
+@_command("report", "--profile P", "--results DIR", "--mteb DIR", "--finished", "--figures SIZE")
 def _report(options: argparse.Namespace) -> None:
     """Make tables, figures, claims and the page of a profile from its results alone.
 
@@ -463,14 +467,14 @@ def _report(options: argparse.Namespace) -> None:
     if options.finished:
         missing = _study(options).write_finished(root / name)
         log.info("finished models only; %d are missing: %s", len(missing), some_of(missing) or "none")
-    log.info("report: %s", regenerate(name, root, options.mteb))
+    log.info("report: %s", regenerate(name, root, options.mteb, slides=options.figures == "slide"))
 
 
 @_command("trace", "FILE", "--all")
 def _trace(options: argparse.Namespace) -> None:
     """Say what a table, figure, score or artifact was made from, back to the data.
 
-    Example: boom trace results/smoke/figures/model_means.svg
+    Example: boom trace results/smoke/tables/models.csv
     """
     from boom_utils.reporting.trace import trace_text
 

@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 from made_up_results import with_study
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -21,19 +23,22 @@ from boom_utils.errors import ResultsError
 from boom_utils.evaluation.interaction import Interaction, clusters
 from boom_utils.reporting.experiments import lifetime_costs
 from boom_utils.reporting.figures import (
-    core_ratio_sweep,
     forgetting_curves,
     granularity_comparison,
     incremental_comparison,
     interaction_heat_map,
+    member_against_merge,
     model_means,
     plan_strips,
+    sampling_ratios,
+    seed_means,
     study_figures,
     task_deltas,
     update_cost,
+    write_figures,
 )
 from boom_utils.reporting.frontier import frontier
-from boom_utils.reporting.panels import DIVERGING, HEIGHT, MOST_WITH_NUMBERS, STYLE, WIDTH
+from boom_utils.reporting.panels import DIVERGING, HEIGHT, MOST_WITH_NUMBERS, SLIDE, STYLE, WIDTH, model_colour
 from boom_utils.reporting.regime import effective_members, regime, regime_table
 from boom_utils.reporting.results import Results
 
@@ -47,29 +52,58 @@ def test_no_figure_is_larger_than_a_screen_however_many_models_and_tasks_there_a
         assert width <= WIDTH and height <= HEIGHT
 
 
+def dots(axis: Any) -> list[Any]:
+    """The marks of a panel of intervals."""
+    return [one for one in axis.collections if isinstance(one, PathCollection) and len(one.get_offsets())]
+
+
 def test_a_marker_is_filled_only_where_the_interval_excludes_zero(results: Results) -> None:
     figure = granularity_comparison(results)
     for axis, domain in zip(figure.axes, results.domains, strict=False):
-        dots = [line for line in axis.lines if line.get_marker() == "o"]
         rows = ["boom", "datasets", "families", "clusters"]
         found = [results.difference(model, "full", results.tasks(domain)) for model in rows]
-        for dot, estimate in zip(dots, found, strict=True):
-            assert (dot.get_markerfacecolor() != "white") == estimate.excludes_zero
-            assert np.ravel(dot.get_xdata())[0] == pytest.approx(100 * estimate.value, abs=1e-4)
+        (marks,) = dots(axis)
+        faces = [[*face] != [1, 1, 1, 1] for face in marks.get_facecolors()]
+        assert faces == [one.excludes_zero for one in found]
+        places = np.asarray(marks.get_offsets())
+        assert places[:, 0] == pytest.approx([100 * one.value for one in found], abs=1e-4)
+        assert places[:, 1].tolist() == [0, 1, 2, 3]
 
 
-def test_updates_have_a_panel_a_group_of_tasks_one_for_the_cost_and_a_line_over_the_share_of_old_data(
-    results: Results,
+def test_updates_have_a_panel_a_group_of_tasks_and_what_has_to_be_trained(results: Results) -> None:
+    figure = incremental_comparison(results)
+    assert [axis.get_title() for axis in figure.axes] == ["old (4 tasks)", "new (1 task)", "out-of-domain (3 tasks)"]
+    assert [text.get_text() for text in figure.axes[-1].texts][-1] == "800", "on-40"
+
+
+def test_a_model_has_one_colour_and_the_roles_of_a_study_have_their_own(results: Results) -> None:
+    colours = {model: model_colour(results, model) for model in results.models}
+    assert len({colours[name] for name in ("base", "full", "boom", "retrained", "boom-equal", "on-0")}) == 6
+    ratios = [colours[name] for name in ("s20", "s40", "s60", "s80")]
+    assert sorted(ratios, key=lambda one: -sum(to_rgb(one))) == ratios, "the more data, the darker"
+    for draw in (seed_means, sampling_ratios, member_against_merge):
+        assert draw(results).axes
+
+
+def test_every_member_stands_at_its_distance_from_the_mean_of_the_members(results: Results) -> None:
+    axis, tasks = member_against_merge(results).axes[0], results.tasks("in-domain")
+    order = [text.get_text() for text in axis.get_yticklabels()]
+    members = results.parts["boom"]
+    gains = [results.difference("boom", members, [task]).value for task in order]
+    assert gains == sorted(gains, reverse=True) and {*order} == {*tasks}
+    marks = {one.get_label(): np.asarray(one.get_offsets())[:, 0] for one in dots(axis)}
+    assert sum(marks[member] for member in members) == pytest.approx(np.zeros(len(tasks)), abs=1e-9)
+
+
+@pytest.mark.promise(32)
+def test_a_figure_is_written_with_the_same_bytes_and_words_for_who_does_not_see_it_and_a_slide_is_wide(
+    results: Results, tmp_path: Path
 ) -> None:
-    groups = ["old (4 tasks)", "new (1 task)", "out-of-domain (3 tasks)"]
-    figure, swept = incremental_comparison(results), core_ratio_sweep(results)
-    assert [axis.get_title() for axis in figure.axes] == [*groups, "examples to train"]
-    assert [patch.get_width() for patch in figure.axes[-1].patches][-1] == 800, "on-40"
-    assert [axis.get_title(loc="left") for axis in swept.axes] == groups
-    line = next(bars for bars in swept.axes[1].containers if bars.get_label() == "merged update").lines[0]
-    assert list(np.asarray(line.get_xdata())) == [0.0, 0.2, 0.4, 1.0]
-    expected = [100 * results.mean(f"updated-{percent}", ["code"]).value for percent in (0, 20, 40, 100)]
-    assert list(np.asarray(line.get_ydata())) == pytest.approx(expected, abs=1e-4)
+    for name, style in (("page", STYLE), ("again", STYLE), ("slide", SLIDE)):
+        write_figures(results, tmp_path / name, {"update_cost": update_cost}, style)
+    page, again, slide = ((tmp_path / name / "update_cost.svg").read_text() for name in ("page", "again", "slide"))
+    assert page == again and "<title>What updates cost" in page and "<desc>Left, the mean" in page
+    assert 'width="648pt" height="364.5pt"' in slide
 
 
 @pytest.mark.parametrize(
@@ -96,7 +130,7 @@ def drawn(results: Results) -> Figure:
 
 def test_every_arm_stands_at_its_two_means_with_its_intervals_and_the_area_of_its_cost(controlled: Results) -> None:
     axis = drawn(controlled).axes[0]
-    marks = {tuple(one.get_offsets()[0]): one for one in axis.collections if len(one.get_offsets()) == 1}
+    marks = {tuple(one.get_offsets()[0]): one for one in dots(axis) if len(one.get_offsets()) == 1}
     names = ["full", *controlled.experiments.frontier]
     assert len(names) == 10 and {len(one.get_paths()) for one in marks.values()} == {1}
     for name in names:
@@ -115,7 +149,7 @@ def test_names_beside_the_curve_cover_no_other_and_stay_within_the_panel(control
     figure = drawn(controlled)
     axis, renderer = figure.axes[0], FigureCanvasAgg(figure).get_renderer()
     boxes = {text.get_text(): Text.get_window_extent(text, renderer) for text in axis.texts}
-    assert {"base", "full = 1", "0.2", "0.5", "0.7", *controlled.experiments.frontier} == {*boxes}
+    assert {"base", "full", "0.2", "0.5", "0.7", *controlled.experiments.frontier} == {*boxes}
     window = axis.get_window_extent(renderer)
     for name, box in boxes.items():
         assert window.contains(*box.min) and window.contains(*box.max), name
@@ -163,7 +197,7 @@ def test_the_cost_of_updates_over_a_lifetime_is_as_worked_out_by_hand(results: R
     assert costs["boom + update with 20 % of the old"] == pytest.approx([3.0, 3.0 + core[0], 3.0 + sum(core)])
     assert costs["full + update with 20 % of the old"] == pytest.approx([1.0, 1.0 + core[0], 1.0 + sum(core)])
     assert costs["boom + update without old data"] == pytest.approx([3.0, 3.4, 3.8])
-    labels = [line.get_label() for line in update_cost(results).axes[0].lines]
+    labels = [line.get_label() for line in update_cost(results).axes[1].lines]
     assert "boom + update with 20 % of the old: cheaper from update 3 on" in labels
     assert lifetime_costs(with_study(results, experiments={}), 2) == {}
 

@@ -19,7 +19,7 @@ from boom_utils.cli import main
 from boom_utils.config import Profile
 from boom_utils.data.manifest import load_manifest
 from boom_utils.errors import ConfigError, ResultsError, WorkspaceError
-from boom_utils.reporting.figures import model_means, training_losses
+from boom_utils.reporting.figures import model_means, task_deltas
 from boom_utils.reporting.report import write_mteb_results
 from boom_utils.reporting.results import read_numbers, read_results
 from boom_utils.reporting.trace import corpus_entries, trace_text
@@ -65,7 +65,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     for name, node in made.nodes.items():
         if name not in ("results", "report"):
             object.__setattr__(node, "make", made_up(node, made))
-    some = {"model_means": model_means, "training_losses": training_losses}  # nobody looks at the other figures here
+    some = {"model_means": model_means, "task_deltas": task_deltas}  # nobody looks at the other figures here
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("boom_utils.reporting.report.study_figures", lambda _: some)
         made.build("report")
@@ -150,7 +150,7 @@ def test_folders_and_files_of_the_workspace_are_traced(study: Study) -> None:
     assert "batch plan of s20" in text and "base model" in text
     file = trace_text(member.path / "training_log.jsonl")
     assert file.startswith("training_log.jsonl, of\nmember s20 (")
-    drawn = trace_text(report.path / "figures" / "training_losses.svg")
+    drawn = trace_text(report.path / "figures" / "task_deltas.svg")
     assert drawn.splitlines()[2].startswith("  <- results: 1 artifact") and "member s20 (" in drawn
     assert "installed distributions" in trace_text(study.build("examples").path)
 

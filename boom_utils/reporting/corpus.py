@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from boom_utils.data.manifest import Dataset, Manifest
 from boom_utils.data.sampling import Subset
-from boom_utils.reporting.panels import BLUE, FAMILY_COLOURS, GREY, bars, intervals, legend, row_panels
+from boom_utils.reporting.panels import BLUE, FAMILY_COLOURS, GREY, intervals, legend, row_panels
 
 
 def corpus_frame(manifest: Manifest, summary: Mapping[str, Any]) -> pd.DataFrame:
@@ -58,7 +58,10 @@ def corpus_bars(frame: pd.DataFrame) -> Figure:
     )
     title = f"training rows: {known['rows'].sum():,.0f} in {len(known)} datasets"
     figure, (axis,) = row_panels(order.index.str.replace("_", " "), [title], "rows")
-    bars(axis, order["rows"], [FAMILY_COLOURS.get(family, GREY) for family in order["family"]], "{:,.0f}")
+    colours = [FAMILY_COLOURS.get(family, GREY) for family in order["family"]]
+    drawn = axis.barh(range(len(order)), order["rows"], height=0.55, color=colours)
+    axis.bar_label(drawn, fmt=" {:,.0f}", fontsize="small")
+    axis.margins(x=0.15)
     for family, rows in shares.sort_values(ascending=False).items():
         label = f"{family}: {100 * rows / shares.sum():.0f} %"
         axis.plot([], [], "s", ms=8, color=FAMILY_COLOURS.get(str(family), GREY), label=label)

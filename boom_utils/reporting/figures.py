@@ -1,20 +1,23 @@
 """Figures of a study: one function each, from its tables; the same data give the same bytes.
 
-Means and differences are times 100. A difference is filled where its interval excludes zero, hollow where it is
+Means and differences are in points of 100. A difference is filled where its interval excludes zero, hollow where it is
 inconclusive. What each shows is said in ``page.yaml``.
 """
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -22,22 +25,24 @@ from matplotlib.figure import Figure
 from boom_utils.artifacts import write_text
 from boom_utils.errors import ResultsError
 from boom_utils.evaluation.interaction import Clusters, Interaction, clusters
+from boom_utils.evaluation.statistics import Estimate, plain_mean
 from boom_utils.reporting import experiments, panels
 from boom_utils.reporting.ablations import granularity_table, method_table, variant_table
-from boom_utils.reporting.frontier import frontier
-from boom_utils.reporting.panels import BLUE, GREEN, GREY, HEIGHT, ORANGE, WIDTH
+from boom_utils.reporting.frontier import frontier, shown_arms
+from boom_utils.reporting.panels import GREY, model_colour
 from boom_utils.reporting.regime import REGIME, regime
-from boom_utils.reporting.results import Results, read_json_object
-from boom_utils.reporting.tables import UPDATES, incremental_table, model_table, schedule_table
+from boom_utils.reporting.results import Results, read_json_object, run_of
+from boom_utils.reporting.tables import UPDATES, estimate_columns, incremental_table, model_table, schedule_table
 
 _PLACES = re.compile(r' d="[^"]*"|translate\([^)]*\)| [xy]="[^"]*"')
 _DIGITS = re.compile(r"(?<=\.\d\d)\d+")
 """In an SVG: where lengths in points stand, and what of them nobody sees, which is a sixth of its bytes."""
+GEOMETRY = "geometry.json"
 MOST_UPDATES = 8
 """Updates that `update_cost` looks ahead."""
 Draw = Callable[[Results], Figure]
 Curve = Sequence[Sequence[float]]
-"""Points of a curve: share of the steps done (0 to 1) or step, and loss (nats), with its interval or without."""
+"""Points of a curve: share of the steps done (0 to 1), loss (nats), and its interval."""
 
 
 def study_figures(results: Results) -> dict[str, Draw]:
@@ -57,45 +62,64 @@ def study_figures(results: Results) -> dict[str, Draw]:
     >>> "method_comparison" in study_figures(results)
     True
     """
-    geometry = results.folder / "geometry.json"
-    measured = geometry.is_file()  # not while a study is unfinished
+    known, curve, plane = results.experiments, bool(results.interpolation), shown_arms(results)[1:]
+    ratios = known.averages and {results.cost(name) for name in known.sampled}
     wanted: dict[str, tuple[object, Draw]] = {
-        "frontier": (results.interpolation and results.domains[1:] and experiments.arms(results), frontier),
-        "model_means": (True, model_means),
-        "task_deltas": (True, task_deltas),
-        "training_losses": (True, training_losses),
-        "task_vector_geometry": (measured, lambda _: angles_and_sizes(read_json_object(geometry))),
-        "layer_updates": (measured, lambda _: layer_heat_map(read_json_object(geometry))),
-        "schedule_strips": (results.schedules, schedule_strips),
-        "schedule_comparison": (results.schedules, schedule_comparison),
-        "schedule_losses": (results.schedules, schedule_losses),
-        "incremental_comparison": (results.experiments.incremental.models, incremental_comparison),
-        "update_cost": (experiments.lifetime_costs(results, 1), update_cost),
+        "frontier": (curve and plane, frontier),
+        "in_against_out": (plane and not curve, frontier),
+        "model_means": (not plane, model_means),
+        "sampling_ratios": (len(ratios) > 2, sampling_ratios),
+        "member_against_merge": (_scored_parts(results), member_against_merge),
+        "variant_comparison": (len(known.variants) > 1 and not curve, variant_comparison),
         "granularity_comparison": (experiments.granularity_merges(results), granularity_comparison),
         "method_comparison": (experiments.method_groups(results), method_comparison),
-        "variant_comparison": (len(results.experiments.variants) > 1, variant_comparison),
-        "core_ratio_sweep": (experiments.sweep(results, "core_ratios"), core_ratio_sweep),
-        "merge_weight_sweep": (experiments.sweep(results, "weights"), merge_weight_sweep),
+        "schedule_comparison": (results.schedules, schedule_comparison),
+        "schedule_strips": (results.schedules, schedule_strips),
+        "forgetting": (len(results.numbers.losses), forgetting),
+        "incremental_comparison": (known.incremental.models, incremental_comparison),
+        "update_cost": (experiments.lifetime_costs(results, 1), update_cost),
+        "interaction": (experiments.read_interaction(results), _interaction),
+        "task_vector_geometry": ((results.folder / GEOMETRY).is_file(), _geometry),  # not while it is unfinished
         "regime": ((results.folder / REGIME).is_file(), regime),
-        "interaction": (
-            experiments.read_interaction(results),
-            lambda found: interaction_heat_map(*(experiments.read_interaction(found) or ())),
-        ),
+        "task_deltas": (True, task_deltas),
+        "seeds": (len(_seeded(results)) > 1, seed_means),
     }
     return {name: draw for name, (has, draw) in wanted.items() if has}
 
 
-def write_figures(results: Results, out: Path, figures: Mapping[str, Draw]) -> list[Path]:
-    """Write every figure as ``<name>.svg`` into ``out``, without a date and to a hundredth of a point."""
-    written = []
-    with mpl.rc_context(panels.STYLE):
+def captions() -> dict[str, tuple[str, str]]:
+    """Figure -> title and caption, as the page has them; a file of its own says them too."""
+    text = resources.files("boom_utils.reporting").joinpath("page.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text)["figures"])
+
+
+def write_figures(
+    results: Results, out: Path, figures: Mapping[str, Draw], style: Mapping[Any, Any] = panels.STYLE
+) -> list[Path]:
+    """Write every figure as ``<name>.svg`` into ``out``, without a date and to a hundredth of a point.
+
+    Its title and description, which a reader hears who does not see it, are those of the page.
+    """
+    written, said = [], captions()
+    with mpl.rc_context(dict(style)):
         for name, draw in figures.items():
-            drawing = io.StringIO()
-            draw(results).savefig(drawing, format="svg", metadata={"Date": None})
+            drawing, (title, text) = io.StringIO(), said.get(name, (name, ""))
+            draw(results).savefig(drawing, format="svg", metadata={"Date": None, "Title": title})
             written.append(out / f"{name}.svg")
             small = drawing.getvalue().replace("DejaVuSans-", "g")  # ids of glyphs, one for every letter drawn
-            write_text(written[-1], _PLACES.sub(lambda found: _DIGITS.sub("", found[0]), small))
+            small = _PLACES.sub(lambda found: _DIGITS.sub("", found[0]), small)
+            described = f"</title>\n <desc>{html.escape(text)}</desc>"
+            write_text(written[-1], small.replace("</title>", described, 1))
     return written
+
+
+def interval_text(results: Results) -> str:
+    """What intervals are, for an axis."""
+    return f"{100 * results.confidence:g} % interval over {results.levels}"
+
+
+def _titles(groups: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"{name} ({len(tasks)} task{'s' if len(tasks) > 1 else ''})" for name, tasks in groups.items()]
 
 
 # --- rows of intervals ------------------------------------------------------------------------------------------------
@@ -119,13 +143,8 @@ def model_means(results: Results) -> Figure:
     2
     """
     frame = model_table(results)
-    text = f"mean score x 100, {interval_text(results)}; blue: trained, orange: merged; dashed: {results.reference}"
-    colours = [panels.model_colour(results.study, name) for name in frame["model"]]
-    titles = [_title(domain, results.tasks(domain)) for domain in results.domains]
-    figure, axes = panels.row_panels(frame["model"], titles, text)
-    for axis, domain in zip(axes, results.domains, strict=True):
-        panels.intervals(axis, frame, domain, colours, line=100 * results.domain_mean(results.reference, domain).value)
-    return figure
+    text = f"mean main score (%), {interval_text(results)}; dashed: {results.reference}"
+    return _rows(results, frame, frame["model"], text)
 
 
 def schedule_comparison(results: Results) -> Figure:
@@ -146,8 +165,9 @@ def schedule_comparison(results: Results) -> Figure:
     2
     """
     compared = [member != baseline for member, baseline in results.schedules.items()]
-    frame = schedule_table(results)[compared]
-    return _differences(results, frame, [*frame.get("member", ())], "batch-level shuffling", "shuffling")
+    frame = schedule_table(results)[compared].rename(columns={"member": "model"})
+    labels = [f"{row['model']}: {row['schedule']}" for row in frame.to_dict("records")]
+    return _differences(results, frame, labels, "shuffling", f"batch-level shuffling ({results.reference})")
 
 
 def granularity_comparison(results: Results) -> Figure:
@@ -168,13 +188,13 @@ def granularity_comparison(results: Results) -> Figure:
     True
     """
     frame = granularity_table(results).query("model != @results.reference")
-    return _differences(results, frame, frame["granularity"] + "\n" + frame["model"])
+    return _differences(results, frame, frame["model"] + ": " + frame["granularity"].str.removeprefix("BOOM: "))
 
 
 def variant_comparison(results: Results) -> Figure:
     """The BOOM variants: paired difference to the reference in and out of domain, and the cost."""
     frame = variant_table(results)
-    return _differences(results, frame, frame["ratios"] + ", " + frame["weights"] + "\n" + frame["model"])
+    return _differences(results, frame, frame["model"] + "\n" + frame["ratios"] + " " + frame["weights"])
 
 
 def method_comparison(results: Results) -> Figure:
@@ -196,10 +216,8 @@ def method_comparison(results: Results) -> Figure:
     """
     frames = []
     for _, group in method_table(results).groupby("group"):
-        label = group["method"].where(
-            ~group["method"].duplicated(keep=False), group["method"] + ", " + group["parameters"]
-        )
-        label += (group["model"] == group["multislerp"]).map({True: " (compared with)", False: ""})
+        alike = group["method"].duplicated(keep=False)
+        label = group["method"].where(~alike, group["method"] + ", " + group["parameters"])
         head = pd.DataFrame({"label": [f"{group['merged'].iloc[0]}:"]})  # a row of its own, without a model
         frames += [head, group.assign(label=label)]
     frame = pd.concat(frames, ignore_index=True)
@@ -207,32 +225,142 @@ def method_comparison(results: Results) -> Figure:
 
 
 def _differences(
-    results: Results, frame: pd.DataFrame, labels: Iterable[str], said: str = "", baseline: str = ""
+    results: Results, frame: pd.DataFrame, labels: Iterable[str], minus: str = "", said: str = ""
 ) -> Figure:
-    """A panel of paired differences a domain, and one of what training cost where the table says it.
+    """Paired differences, in columns ``<domain> minus <minus>`` of a table; to the reference unless it is given."""
+    minus = minus or results.reference
+    text = f"points minus {said or minus}, {interval_text(results)}; hollow: the interval includes 0"
+    return _rows(results, frame, labels, text, f" minus {minus}")
+
+
+def _rows(results: Results, frame: pd.DataFrame, labels: Iterable[str], text: str, ending: str = "") -> Figure:
+    """A panel a domain, or a group of tasks in the table of updates, and what training cost where a table says that.
 
     Args:
         results: Of the study.
-        frame: A table with columns ``<domain> minus <baseline>``.
+        frame: One row a model; rows without one are headings.
         labels: Of its rows.
-        said: What the baseline is called; else it is the reference.
-        baseline: As the columns have it.
+        text: Of the axis.
+        ending: Of the columns that are shown: empty for means, what is subtracted for differences.
     """
-    cost = ["passes over the corpus"] if "corpus passes" in frame else []
-    hollow = "hollow: inconclusive, the interval includes 0"
-    text = f"points minus {said or results.reference}, {interval_text(results)}; {hollow}"
-    titles = [_title(domain, results.tasks(domain)) for domain in results.domains]
-    figure, axes = panels.row_panels(labels, titles + cost, text)
-    for axis, domain in zip(axes, results.domains, strict=False):
-        column, colours = (
-            f"{domain} minus {baseline or results.reference}",
-            [panels.DOMAIN_COLOURS[domain]] * len(frame),
-        )
-        panels.intervals(axis, frame, column, colours, line=0, hollow=True)
-    if cost:
-        panels.bars(axes[-1], frame["corpus passes"], ["#BBBBBB"] * len(frame))
-        axes[-1].axvline(results.cost(results.reference), color=GREY, lw=0.9, ls="--")
+    groups, against = results.groups, results.reference
+    if "kind" in frame:
+        groups, against = results.task_groups, results.retrained or ""
+    colours = [model_colour(results, name) for name in frame.get("model", pd.Series(dtype=str)).fillna("")]
+    figure, axes = panels.row_panels(labels, _titles(groups), text)
+    for axis, (group, tasks) in zip(axes, groups.items(), strict=True):
+        line = 0.0 if ending else 100 * results.mean(against, tasks).value if against else None
+        panels.intervals(axis, frame, group + ending, colours, line)
+    for cost in frame.columns.intersection(["corpus passes", "examples to train"])[:1]:
+        panels.column(axes[-1], cost.replace(" ", "\n", 1), [f"{number:,.4g}" for number in frame[cost]])
     return figure
+
+
+def member_against_merge(results: Results) -> Figure:
+    """BOOM beside its own members on every task: paired difference to their mean, and where each member is."""
+    boom, parts = str(results.experiments.boom), _scored_parts(results)
+    figure = panels.new_figure(9.6, 1.4 + 0.24 * max(map(len, results.groups.values())))
+    axes = list(figure.subplots(1, len(results.domains), squeeze=False)[0])
+    for axis, title, tasks in zip(axes, _titles(results.groups), results.groups.values(), strict=True):
+        found = {task: results.difference(boom, parts, [task]) for task in tasks}
+        order = sorted(tasks, key=lambda task: -found[task].value)
+        means = np.array([[results.mean(part, [task]).value for task in order] for part in parts])
+        for part, scores in zip(parts, 100 * (means - means.mean(axis=0)), strict=True):
+            look: dict[str, Any] = {"marker": "|", "s": 60, "linewidth": 2.2, "color": model_colour(results, part)}
+            axis.scatter(scores, range(len(order)), label=part, **look)
+        panels.label_rows(axis, order)
+        frame = pd.DataFrame([estimate_columns("difference", found[task]) for task in order])
+        panels.intervals(axis, frame, "difference", [model_colour(results, boom)] * len(order), line=0)
+        axis.scatter([], [], label=boom, color=model_colour(results, boom))
+        axis.set_title(title, loc="left")
+    panels.legend(figure, axes, 8)
+    figure.supxlabel(f"points minus the mean of the members, {interval_text(results)}; hollow: the interval includes 0")
+    return figure
+
+
+def _scored_parts(results: Results) -> list[str]:
+    """The members that BOOM merges, where all of them are scored."""
+    parts = results.parts.get(results.experiments.boom or "", [])
+    return parts if {*parts} <= {*results.models} else []
+
+
+def seed_means(results: Results) -> Figure:
+    """Mean of every seed of the models that have several, in and out of domain; lines join seeds of the same rows."""
+    models = _seeded(results)
+    numbers = sorted({int(run_of(name)["seed"]) for model in models for name in results.seeds(model)})
+    text = "mean main score (%), a mark a seed" + ("; lines join seeds of the same rows" * results.own_rows)
+    figure, axes = panels.row_panels(models, _titles(results.groups), text)
+    for axis, tasks in zip(axes, results.groups.values(), strict=True):
+        for place, number in enumerate(numbers):
+            runs = {model: name for model in models for name in results.seeds(model) if run_of(name)["seed"] == number}
+            scores = [100 * results.run_mean(runs[model], tasks) if model in runs else np.nan for model in models]
+            look = panels.mark_style(place) | {"ls": ":" if results.own_rows else "", "label": f"seed {number}"}
+            axis.plot(scores, range(len(models)), ms=5, lw=0.9, **look)
+        axis.locator_params(axis="x", nbins=6)
+    panels.legend(figure, axes, 10)
+    return figure
+
+
+def _seeded(results: Results) -> list[str]:
+    """Models with several seeds, without those on the interpolation curve between its ends."""
+    curve = {name for _, name in results.interpolation} - {results.full}
+    return [model for model in results.models if len(results.seeds(model)) > 1 and model not in curve]
+
+
+def task_deltas(results: Results) -> Figure:
+    """Paired difference of every arm or average of members to the reference on every task; stars exclude zero.
+
+    A study that merges nothing has its other models there.
+    """
+    others = [model for model in results.models if model not in ("random", results.reference)]
+    models = experiments.arms(results)[1:] or [*results.experiments.averages] or others
+    tasks = [task for domain in results.domains for task in results.tasks(domain)]
+    found = [[results.difference(model, results.reference, [task]) for model in models] for task in tasks]
+    cells = np.array([[(100 * one.value, one.excludes_zero) for one in row] for row in found])
+    figure = panels.new_figure(3.6 + 0.62 * len(models), 1.9 + 0.22 * len(tasks))
+    axis = figure.subplots()
+    image = panels.coloured_table(axis, cells[..., 0], (tasks, models), "{:+.1f}", stars=cells[..., 1])
+    figure.colorbar(image, ax=axis, label="points", fraction=0.05, pad=0.02)
+    axis.axhline(len(results.tasks(results.domains[0])) - 0.5, color="black", lw=1.2)
+    axis.set_title(f"minus {results.reference}; above the line: {results.domains[0]}", loc="left")
+    figure.supxlabel(f"* the {interval_text(results)} leaves out 0")
+    return figure
+
+
+# --- costs and updates ------------------------------------------------------------------------------------------------
+
+
+def sampling_ratios(results: Results) -> Figure:
+    """Means over what training took: of members, which is the share of the data they had, and of their merges."""
+    sampled, merged = results.experiments.sampled, results.experiments.averages
+    shown = [*(("base",) if "base" in results.models else ()), *sampled, *merged]
+    costs = pd.Series({name: results.cost(name) for name in shown})
+    figure = panels.new_figure(9.6, 4.6)
+    text = "passes over the corpus that training took; of a member (line) the share of every dataset that it had"
+    figure.supxlabel(f"{text}\nbars: {interval_text(results)}")
+    axes = figure.subplots(1, len(results.domains), squeeze=False)[0]
+    for axis, title, domain in zip(axes, _titles(results.groups), results.domains, strict=True):
+        found = {name: results.domain_mean(name, domain) for name in shown}
+        line = pd.Series({name: 100 * found[name].value for name in shown if name not in merged}).groupby(costs).mean()
+        axis.plot(line.index, line, color=GREY, lw=0.9, zorder=1)
+        axis.set_title(title, loc="left")
+        _over_cost(axis, results, costs, found, [name for name in shown if name not in sampled or name == results.full])
+    axes[0].set_ylabel("mean main score (%)")
+    return figure
+
+
+def _over_cost(
+    axis: Axes, results: Results, costs: pd.Series, found: dict[str, Estimate], named: Iterable[str]
+) -> None:
+    """Estimates of models with their intervals over what each cost, some with their names."""
+    for model, one in found.items():
+        ends = 100 * np.array([[one.value - one.low], [one.high - one.value]])
+        look: dict[str, Any] = {"fmt": "o", "ms": 5, "lw": 0.8, "color": model_colour(results, model)}
+        axis.errorbar(costs[model], 100 * one.value, ends, **look)
+    axis.grid()
+    places = {name: (costs[name], 100 * found[name].value) for name in named}
+    taken = np.array([(costs[name], 100 * one.value) for name, one in found.items()])
+    panels.label_points(axis, places, taken, bold=results.experiments.boom)
 
 
 def incremental_comparison(results: Results) -> Figure:
@@ -254,23 +382,10 @@ def incremental_comparison(results: Results) -> Figure:
     >>> len(incremental_comparison(results).axes) >= 3
     True
     """
-    frame, groups = _updates(results), results.task_groups
-    kinds = {"existing": GREY, UPDATES["retrained"]: GREEN, UPDATES["merged"]: ORANGE}
-    colours = [kinds.get(kind, BLUE) for kind in frame["kind"]]
-    titles = [*(_title(group, tasks) for group, tasks in groups.items()), "examples to train"]
-    text = f"mean score x 100, {interval_text(results)}; dashed: retrained; grey: before the new data"
-    labels = [_update_label(row) for row in frame.reset_index().to_dict("records")]
-    figure, axes = panels.row_panels(labels, titles, text)
-    for axis, group in zip(axes, groups, strict=False):
-        panels.intervals(axis, frame, group, colours, line=frame[group].get(results.retrained) if len(frame) else None)
-    panels.bars(axes[-1], frame["examples to train"], colours, "{:,.0f}")
-    return figure
-
-
-def _updates(results: Results) -> pd.DataFrame:
-    """The table of updates by model, with its columns also where there are none."""
-    columns = ["model", "kind", "old data in the update", "weight", "examples to train"]
-    return pd.concat([pd.DataFrame(columns=columns), incremental_table(results)]).set_index("model")
+    frame = incremental_table(results)
+    labels = [_update_label(row) for row in frame.to_dict("records")]
+    text = f"mean main score (%), {interval_text(results)}; dashed: {results.retrained}"
+    return _rows(results, frame, labels, text)
 
 
 def _update_label(row: Mapping[Any, Any]) -> str:
@@ -283,127 +398,56 @@ def _update_label(row: Mapping[Any, Any]) -> str:
     return f"{row['model']} ({', '.join(parts)})" if parts else str(row["model"])
 
 
-def task_deltas(results: Results) -> Figure:
-    """Paired difference of every average of members to the reference on every task; a star where it excludes zero.
+def update_cost(results: Results) -> Figure:
+    """Quality over the cost of one update, and all training so far over the number of updates.
 
-    A study that merges nothing has its other models there.
+    The legend says from which update on a way is cheaper than retraining.
     """
-    others = [model for model in results.models if model not in ("random", results.reference)]
-    models = [*results.experiments.averages] or others
-    tasks = [task for domain in results.domains for task in results.tasks(domain)]
-    found = [[results.difference(model, results.reference, [task]) for model in models] for task in tasks]
-    points = np.array([[100 * estimate.value for estimate in row] for row in found]).reshape(len(tasks), len(models))
-    stars = np.array([[estimate.excludes_zero for estimate in row] for row in found]).reshape(points.shape)
-    figure, axis = panels.matrix(points, (tasks, models), "{:+.1f}", "points", stars=stars)
-    axis.axhline(len(results.tasks(results.domains[0])) - 0.5, color="black", lw=1.2)
-    axis.set_title(f"minus {results.reference}; above the line: {results.domains[0]}", loc="left")
-    figure.supxlabel(f"* the {interval_text(results)} leaves out 0", fontsize=8)
+    figure = panels.new_figure(11.0, 4.8)
+    left, right = figure.subplots(1, 2)
+    _draw_lifetime(right, results)
+    tasks = [task for group in results.task_groups.values() for task in group]
+    models = results.experiments.incremental.models
+    found = {name: results.difference(name, results.retrained or "", tasks) for name in models}
+    costs = pd.Series({name: results.update_cost(name)["examples"] for name in models})
+    for key, ls in (("core_ratios", "-"), ("weights", ":")):
+        swept = [update.model for update in experiments.sweep(results, key)]
+        left.plot(costs[swept], [100 * found[name].value for name in swept], color=GREY, lw=0.9, ls=ls, zorder=1)
+    left.axhline(0, color=GREY, lw=0.9, ls="--", zorder=0)
+    left.set_title("after one update, all tasks\nlines: more old data; dotted: more weight", loc="left")
+    left.set_xlabel("examples to train when the new data arrive")
+    left.set_ylabel(f"points minus {results.retrained}, {interval_text(results)}")
+    _over_cost(left, results, costs, found, models)
     return figure
 
 
-def update_cost(results: Results) -> Figure:
-    """All training so far over the number of updates, with a ring where an update's way becomes cheaper for good."""
+def _draw_lifetime(axis: Axes, results: Results) -> None:
     costs = experiments.lifetime_costs(results, MOST_UPDATES)
-    figure = Figure(figsize=(8.0, 4.2), layout="constrained")
-    axis, again = figure.subplots(), costs["retrain on everything"]
+    again = costs["retrain on everything"]
     for number, (name, passes) in enumerate(costs.items()):
         cheaper = next((k for k in range(1, len(passes)) if passes[k] < again[k]), None)
-        said = "" if passes is again else f": never cheaper in {MOST_UPDATES}"
-        said = f": cheaper from update {cheaper} on" if cheaper else said
-        axis.plot(passes, label=name + said, lw=1.4, marker=panels.MARKERS[number], ms=4, **panels.line_style(number))
-        if cheaper:
-            axis.plot(cheaper, passes[cheaper], marker="o", ms=13, mfc="none", mec="black", mew=1.1, ls="")
+        said = f": cheaper from update {cheaper} on" if cheaper else ""
+        model = str(results.retrained) if passes is again else name.partition(" + ")[0]
+        look: dict[str, Any] = {"color": model_colour(results, model), "marker": panels.MARKERS[number]}
+        axis.plot(passes, label=name + said, lw=1.4, ms=4, **look)
+    axis.set_title("over a lifetime of updates (computed)", loc="left")
     axis.set_xlabel("updates with new data")
     axis.set_ylabel("passes over the old corpus, all training so far")
-    axis.set_ylim(bottom=0)
-    axis.grid(lw=0.4, alpha=0.5)
-    panels.legend(figure, [axis], 2)
-    return figure
-
-
-# --- sweeps -----------------------------------------------------------------------------------------------------------
-
-
-def core_ratio_sweep(results: Results) -> Figure:
-    """Old, new and other tasks of merged updates against the share of the old data in the update."""
-    return _sweep(results, "core_ratios", "old data in the update", "share of the old data in the update")
-
-
-def merge_weight_sweep(results: Results) -> Figure:
-    """Old, new and other tasks of merged updates against the weight of the update."""
-    return _sweep(results, "weights", "weight", "weight of the update in the merge")
-
-
-def _sweep(results: Results, key: str, varied: str, label: str) -> Figure:
-    """A panel a group of tasks: means of merged updates by what is varied, and lines of what they are compared with."""
-    frame = _updates(results)
-    titles = [_title(group, tasks) for group, tasks in results.task_groups.items()]
-    figure, axes = panels.curve_panels(titles, f"{label}; bars: {interval_text(results)}", "mean score x 100", 3)
-    of_kind = {kind: frame[frame["kind"] == UPDATES.get(kind, kind)] for kind in ("continued", "retrained", "existing")}
-    continued = of_kind["continued"].dropna(subset=varied).sort_values(varied)
-    merged = frame.loc[[update.model for update in experiments.sweep(results, key)]]
-    for axis, group in zip(axes, results.task_groups, strict=True):
-        for rows, name, look in ((merged, "merged update", "o-"), (continued, "existing model trained on", "s:")):
-            if len(rows):
-                errors = [rows[group] - rows[f"{group} low"], rows[f"{group} high"] - rows[group]]
-                axis.errorbar(rows[varied].astype(float), rows[group], errors, fmt=look, ms=5, capsize=3, label=name)
-        for kind, colour in (("retrained", GREEN), ("existing", GREY)):
-            for model, mean in of_kind[kind][group].items():
-                axis.axhline(mean, color=colour, ls="--", lw=1.2, label=f"{kind} ({model})")
-    panels.legend(figure, axes)
-    return figure
-
-
-def _title(name: str, tasks: Sequence[str]) -> str:
-    return f"{name} ({len(tasks)} task{'s' if len(tasks) > 1 else ''})"
-
-
-def interval_text(results: Results) -> str:
-    """What intervals are, for an axis."""
-    return f"{100 * results.confidence:g} % interval over {results.levels}"
+    axis.set_ylim(0, 1.45 * max(map(max, costs.values())))
+    axis.grid()
+    axis.legend(loc="upper left")
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def training_losses(results: Results) -> Figure:
-    """Training loss of every member of `Experiments.sampled`, one panel a dataset, over the share of its steps."""
-    return _losses(results, results.experiments.sampled, "share of steps done")
-
-
-def schedule_losses(results: Results) -> Figure:
-    """Training loss along the run under every schedule, one panel a dataset: when it is seen, and at which loss.
-
-    Args:
-        results: Of a finished study.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ResultsError: A file of the results is missing or damaged.
-
-    >>> from boom_utils.reporting.results import read_results
-    >>> results = read_results(Path("results/smoke"))  # after `boom run --profile smoke`
-    >>> len(schedule_losses(results).axes) >= 2
-    True
-    """
-    return _losses(results, list(results.schedules), "step")
-
-
-def _losses(results: Results, members: Sequence[str], unit: str) -> Figure:
-    curves: dict[str, dict[str, Any]] = {}
-    for member in members:
-        log = pd.DataFrame(results.training_log(member), columns=["step", "dataset", "loss"])
-        last = max(1, len(log) - 1) if unit.startswith("share") else 1
-        curves[member] = {
-            str(name): np.stack([rows["step"] / last, rows["loss"].rolling(7, 1, center=True).mean()], axis=1)
-            for name, rows in log.groupby("dataset")
-        }
-    figure = _curves(curves, unit, "InfoNCE loss (nats), running mean of 7 steps", 5)
-    for axis in figure.axes:
-        axis.set_ylim(bottom=0)
-    return figure
+def forgetting(results: Results) -> Figure:
+    """Loss on the same rows along the training of every member that was watched: what it learns and loses again."""
+    found: dict[Any, dict[Any, list[Any]]] = {}
+    for (model, dataset, share), rows in results.numbers.losses.groupby(["model", "dataset", "share"], observed=True):
+        one = plain_mean(rows["loss"].to_numpy()).estimate(results.confidence)
+        found.setdefault(model, {}).setdefault(dataset, []).append((share, one.value, one.low, one.high))
+    return forgetting_curves({name: found[name] for name in results.study["members"] if name in found})
 
 
 def forgetting_curves(losses: Mapping[str, Mapping[str, Curve]]) -> Figure:
@@ -419,21 +463,24 @@ def forgetting_curves(losses: Mapping[str, Mapping[str, Curve]]) -> Figure:
     >>> figure.axes[0].get_title(loc="left")
     'nq'
     """
-    return _curves(losses, "share of steps done; bands: intervals over batches", "InfoNCE loss (nats)", 4)
-
-
-def _curves(losses: Mapping[str, Mapping[str, Any]], xlabel: str, ylabel: str, columns: int) -> Figure:
-    """A panel a dataset, a line a model, with a band where points have an interval."""
     datasets = sorted({dataset for curves in losses.values() for dataset in curves})
-    figure, axes = panels.curve_panels(datasets, xlabel, ylabel, columns)
+    columns, rows = max(1, min(5, len(datasets))), max(1, -(-len(datasets) // 5))
+    figure = panels.new_figure(max(4.0, 0.6 + 2.4 * columns), 1.0 + 2.0 * rows)
+    axes = list(figure.subplots(rows, columns, sharex=True, squeeze=False).ravel())
+    for axis in axes[len(datasets) :]:
+        axis.set_visible(False)
     for axis, dataset in zip(axes, datasets, strict=False):
         for number, (model, curves) in enumerate(losses.items()):
             if dataset in curves:
-                x_P, y_P, *band = np.array(curves[dataset], dtype=np.float64).T
-                look = panels.line_style(number) | ({"marker": "osD^vPX"[number % 7], "ms": 3.2} if band else {})
-                axis.plot(x_P, y_P, label=model, lw=1.2, **look)
-                if band:
-                    axis.fill_between(x_P, *band, color=look["color"], alpha=0.18, lw=0)
+                x_P, y_P, low_P, high_P = np.array(curves[dataset], dtype=np.float64).T
+                look = panels.mark_style(number)
+                axis.plot(x_P, y_P, label=model, lw=1.2, ms=3.2, **look)
+                axis.fill_between(x_P, low_P, high_P, color=look["color"], alpha=0.15, lw=0)
+        axis.set_title(dataset.replace("_", " "), loc="left", fontsize="small")
+        axis.set_ylim(bottom=0)
+        axis.grid()
+    figure.supxlabel("share of steps done; bands: intervals over batches")
+    figure.supylabel("InfoNCE loss (nats)")
     panels.legend(figure, axes)
     return figure
 
@@ -456,30 +503,34 @@ def plan_strips(sequences: Mapping[str, Sequence[str]]) -> Figure:
     1
     """
     datasets = sorted({dataset for sequence in sequences.values() for dataset in sequence})
-    colours, longest = panels.colours_for(len(datasets)), max([1, *map(len, sequences.values())])
-    cells = np.full((max(1, len(sequences)), longest), np.nan)
-    for row, sequence in zip(cells, sequences.values(), strict=False):
-        row[: len(sequence)] = [datasets.index(dataset) for dataset in sequence]
-    figure = Figure(figsize=(8, min(HEIGHT, 0.32 * len(sequences) + 1.0)), layout="constrained")
+    many = mpl.colormaps["viridis"].resampled(len(datasets)) if len(datasets) > len(panels.COLOURS) else None
+    colours = many or ListedColormap(panels.COLOURS[: len(datasets)] or ["white"])
+    cells = pd.DataFrame([[datasets.index(one) for one in sequence] for sequence in sequences.values()], dtype=float)
+    longest = max(1, len(cells.columns))
+    figure = panels.new_figure(8, 0.32 * len(sequences) + 1.0 + 0.2 * (len(datasets) > 4))
     axis = figure.subplots()
-    look: dict[str, Any] = {"cmap": ListedColormap(colours or ["white"]), "vmin": -0.5, "vmax": len(datasets) - 0.5}
+    look: dict[str, Any] = {"cmap": colours, "vmin": -0.5, "vmax": len(datasets) - 0.5}
     axis.imshow(cells, extent=(0, longest, len(cells) - 0.5, -0.5), aspect="auto", interpolation="nearest", **look)
     axis.set_yticks(range(len(sequences)), list(sequences))
     axis.hlines(np.arange(1, len(cells)) - 0.5, 0, longest, color="white", lw=5)
     axis.tick_params(axis="y", length=0)
     axis.spines[:].set_visible(False)
     axis.set_xlabel("step")
-    for dataset, colour in zip(datasets, colours, strict=True):
-        axis.plot([], [], "s", ms=7, color=colour, label=dataset.replace("_", " "))
-    panels.legend(figure, [axis], 4)
+    for number, dataset in enumerate(datasets):
+        axis.plot([], [], "s", ms=7, color=colours(number), label=dataset.replace("_", " "))
+    panels.legend(figure, [axis], 5)
     return figure
 
 
 # --- weights and datasets ---------------------------------------------------------------------------------------------
 
 
+def _geometry(results: Results) -> Figure:
+    return angles_and_sizes(read_json_object(results.folder / GEOMETRY))
+
+
 def angles_and_sizes(geometry: Mapping[str, Any]) -> Figure:
-    """Angles between the members' task vectors, their distances, and how far each has moved from the base.
+    """Angles between the members' updates, and how far each moved from the base, in all and by layer.
 
     Args:
         geometry: As `boom_utils.merging.planner.Geometry.as_json` gives it, of members with a base.
@@ -489,45 +540,27 @@ def angles_and_sizes(geometry: Mapping[str, Any]) -> Figure:
 
     >>> from boom_utils.reporting.results import read_json_object
     >>> geometry = read_json_object(Path("results/smoke/geometry.json"))  # after `boom run --profile smoke`
-    >>> len(angles_and_sizes(geometry).axes) >= 3
+    >>> len(angles_and_sizes(geometry).axes) >= 2
     True
     """
-    names, sizes = geometry["members"], 100 * np.array(geometry["relative_updates"], dtype=float)
+    names, rows = geometry["members"], ["all weights", *geometry["layers"]]
+    sizes_LM = 100 * np.array([geometry["relative_updates"], *geometry["by_layer"]], dtype=float)
     angles_MM = np.degrees(np.arccos(np.clip(np.array(geometry["cosines"], dtype=float), -1, 1)))
-    np.fill_diagonal(angles_MM, 0.0)
-    distances_MM = 100 * np.array(geometry["distances"], dtype=float)
-    figure = Figure(figsize=(WIDTH, min(HEIGHT, 2.2 + 0.26 * len(names))), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.15, 1.15, 1))
-    panels.coloured_table(left, angles_MM, (names, names), "{:.0f}", scale=(0, max(90.0, np.nanmax(angles_MM))))
-    left.set_title("angle of task vectors, degrees")
-    panels.coloured_table(middle, distances_MM, (names, names), "{:.1f}", scale=(0, np.nanmax(distances_MM) or 1))
-    middle.set_title("distance, % of |base|")
-    panels.bars(right, sizes.tolist(), [BLUE] * len(names))
-    right.set_yticks(range(len(names)), names)
-    right.set_ylim(len(names) - 0.5, -0.5)
-    right.set_title("update, |member - base| in % of |base|")
+    angles_MM = np.ma.array(angles_MM, mask=np.triu(np.ones_like(angles_MM)) > 0)
+    figure = panels.new_figure(3.2 + 0.9 * len(names), 2.2 + 0.26 * max(len(names), len(rows)))
+    left, right = figure.subplots(1, 2)
+    known = angles_MM.compressed()
+    scale = (float(known.min(initial=90.0)), float(known.max(initial=0.0)) + 1e-9)
+    panels.coloured_table(left, angles_MM, (names, names), "{:.0f}", scale=scale)
+    left.set_title("angle between updates, degrees", loc="left")
+    panels.coloured_table(right, sizes_LM, (rows, names), "{:.2g}", scale=(0, sizes_LM.max() or 1))
+    right.axhline(0.5, color="white", lw=2)
+    right.set_title("length of the update, % of the base's", loc="left")
     return figure
 
 
-def layer_heat_map(geometry: Mapping[str, Any]) -> Figure:
-    """How far each member has moved from the base in each layer, per cent of the base's length there.
-
-    Args:
-        geometry: As for `angles_and_sizes`.
-
-    Returns:
-        The figure.
-
-    >>> from boom_utils.reporting.results import read_json_object
-    >>> geometry = read_json_object(Path("results/smoke/geometry.json"))  # after `boom run --profile smoke`
-    >>> len(layer_heat_map(geometry).axes) >= 1
-    True
-    """
-    sizes_LM = 100 * np.array(geometry["by_layer"], dtype=float)
-    names, scale = (geometry["layers"], geometry["members"]), (0, sizes_LM.max() or 1)
-    figure, axis = panels.matrix(sizes_LM, names, "{:.1f}", "% of the base's length there", scale=scale)
-    axis.set_title("update by layer")
-    return figure
+def _interaction(results: Results) -> Figure:
+    return interaction_heat_map(*(experiments.read_interaction(results) or ()))
 
 
 def interaction_heat_map(interaction: Interaction, found: Clusters | None = None) -> Figure:
@@ -559,9 +592,8 @@ def interaction_heat_map(interaction: Interaction, found: Clusters | None = None
     order, size = list(found.leaves), len(found.datasets)
     values, low, high = (part[np.ix_(order, order)] for part in (interaction.values, interaction.low, interaction.high))
     names = [found.datasets[leaf].replace("_", " ") for leaf in order]
-    width, height = min(WIDTH, 4.6 + 0.6 * size), min(HEIGHT, 2.6 + 0.5 * size)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    tree, axis = figure.subplots(1, 2, sharey=True, width_ratios=(1, max(1.5, width - 3.5)))
+    figure = panels.new_figure(4.6 + 0.6 * size, 2.4 + 0.42 * size)
+    tree, axis = figure.subplots(1, 2, sharey=True, width_ratios=(1, max(1.5, 0.5 * size)))
     _draw_tree(tree, found)
     shown = np.ma.array(values, mask=np.eye(size, dtype=bool))
     number = "{:+.2f}" if np.abs(values).max() >= 0.1 else "{:+.3f}"
@@ -571,12 +603,11 @@ def interaction_heat_map(interaction: Interaction, found: Clusters | None = None
         axis.axhline(row, color="black", lw=1.4)
         axis.axvline(row, color="black", lw=1.4)
     axis.tick_params(labelleft=True)
-    axis.set_title("mean of both directions", loc="left")
+    axis.set_title("held-out loss, trained together minus apart", loc="left")
     figure.colorbar(image, ax=axis, label="nats; - synergy, + conflict", fraction=0.05, pad=0.02)
-    figure.suptitle("Held-out loss: trained together minus apart", fontsize=10)
     counts = " to ".join(str(count) for count in sorted({min(interaction.batches), max(interaction.batches)}))
     text = f"* the {100 * interaction.confidence:g} % interval over {counts} held-out batches leaves out 0"
-    figure.supxlabel(f"{text}; lines: {len(found.groups)} cluster(s)", fontsize=8)
+    figure.supxlabel(f"mean of both directions; {text}")
     return figure
 
 
@@ -584,20 +615,15 @@ def _draw_tree(axis: Axes, found: Clusters) -> None:
     """The tree on its side, leaves at the rows of the matrix; what is joined within clusters is dark."""
     from scipy.cluster.hierarchy import dendrogram
 
-    linkage, size = found.linkage.copy(), len(found.datasets)
-    gap = 0.08 * (linkage[-1, 2] or abs(found.shift) or 1.0)  # so that the first join, at no distance, is seen too
-    linkage[:, 2] += gap
-    cut = np.append(linkage[:, 2], np.inf)[size - len(found.groups)]
-    drawn = dendrogram(linkage, no_plot=True)
+    size, heights = len(found.datasets), np.append(found.linkage[:, 2], np.inf)
+    cut = heights[size - len(found.groups)]
+    drawn = dendrogram(found.linkage, no_plot=True)
     for ys, xs in zip(drawn["icoord"], drawn["dcoord"], strict=True):
-        within = xs[1] < cut
-        look: dict[str, Any] = (
-            {"color": "black", "lw": 1.4} if within else {"color": GREY, "lw": 1.0, "ls": (0, (3, 2))}
-        )
-        axis.plot(np.array(xs) - gap + found.shift, (np.array(ys) - 5) / 10, **look)
-    axis.invert_xaxis()
+        look: dict[str, Any] = {"color": "black", "lw": 1.4} if xs[1] < cut else {"color": GREY, "lw": 1.0, "ls": "--"}
+        axis.plot(np.array(xs) + found.shift, (np.array(ys) - 5) / 10, **look)
+    axis.set_xlim(*axis.get_xlim()[::-1])
     axis.spines["left"].set_visible(False)
     axis.tick_params(axis="y", length=0, labelleft=False)
-    axis.set_xlabel("joined at (nats)", fontsize=8)
+    axis.set_xlabel("nats", fontsize="small")
     axis.locator_params(axis="x", nbins=3)
-    axis.tick_params(axis="x", labelsize=7)
+    axis.tick_params(axis="x", labelsize="small")

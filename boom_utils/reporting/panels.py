@@ -1,7 +1,7 @@
-"""What figures are made of: one style, and rows of estimates, panels of curves, coloured tables and bars.
+"""What figures are made of: one style, one colour a model, rows of estimates, panels of curves and coloured tables.
 
 Colours are those of Okabe and Ito, safe for colour-blind readers; markers and lines repeat what colours say, for print.
-No figure is larger than a screen.
+No figure is larger than a screen. Sizes of type are relative to the style's, so that a slide is another style alone.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from cycler import cycler
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from boom_utils.artifacts import PROJECT_ROOT
+from boom_utils.reporting.results import Results
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
-DOMAIN_COLOURS = {"in-domain": BLUE, "out-of-domain": ORANGE}
+AMBER, SKY, BLACK = "#E69F00", "#56B4E9", "#000000"
+COLOURS = (BLUE, GREEN, PURPLE, AMBER, SKY, ORANGE, BLACK)
 FAMILY_COLOURS = dict(
     zip(("retrieval", "reranking", "sts", "classification", "clustering", "code"), COLOURS, strict=False)
 )
 DIVERGING = LinearSegmentedColormap.from_list("boom_diverging", [BLUE, "#FFFFFF", ORANGE])
-MARKERS = "osD^vPX"
-LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1)))
-"""Styles of lines: after the last colour they begin again with the next."""
+MARKERS = "osD^vPX<>phH8d"
 WIDTH, HEIGHT = 11.0, 8.5
 """Inches of a screen."""
 MOST_WITH_NUMBERS = 28
@@ -43,47 +43,90 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "boom",
     "svg.fonttype": "path",
     "figure.dpi": 110,
+    "figure.labelsize": "small",
     "font.size": 9,
     "axes.prop_cycle": cycler(color=COLOURS),
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 9,
+    "axes.titlesize": "medium",
+    "grid.alpha": 0.5,
+    "grid.linewidth": 0.4,
+    "legend.fontsize": "small",
+    "legend.frameon": False,
     "savefig.dpi": 150,
 }
+"""For a page, of figures as large as what they show."""
+SLIDE = {**STYLE, "figure.figsize": (9.0, 5.0625), "font.size": 10}
+"""For a slide: every figure is 16:9, its type and marks are larger in it."""
 
 
-def colours_for(count: int) -> list[Any]:
-    """That many distinct colours."""
-    if count <= len(COLOURS):
-        return list(COLOURS[:count])
-    return [mpl.colormaps["turbo"](position) for position in np.linspace(0.05, 0.95, count)]
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of these inches, at most a screen; in the style of slides it is a slide."""
+    slide = tuple(mpl.rcParams["figure.figsize"]) == SLIDE["figure.figsize"]
+    size = SLIDE["figure.figsize"] if slide else (min(WIDTH, width), min(HEIGHT, height))
+    return Figure(figsize=size, layout="constrained")
+
+
+def model_colour(results: Results, model: str) -> str:
+    """The colour of a model in every figure.
+
+    Base black, full corpus blue, BOOM orange, retrained green; members of samples are the darker blue the more data
+    they had; schedules have their own; others are sky blue where trained, amber where merged, purple where asked
+    together, grey where neither or on the interpolation curve.
+    """
+    known, members = results.experiments, results.study["members"]
+    roles: dict[str | None, str] = dict(zip(results.schedules, COLOURS, strict=False))
+    roles |= dict.fromkeys([name for _, name in results.interpolation], GREY)
+    roles |= {"base": BLACK, known.full: BLUE, known.boom: ORANGE, results.retrained: GREEN}
+    sampled = sorted({members[name]["ratio"] or 0.0 for name in known.sampled})
+    if model in known.sampled and model not in roles and len(sampled) > 1:
+        return to_hex(mpl.colormaps["Blues"](0.3 + 0.6 * sampled.index(members[model]["ratio"] or 0.0) / len(sampled)))
+    kinds = {"members": SKY, "merges": AMBER, "ensembles": PURPLE}
+    return roles.get(model) or next((kinds[kind] for kind in kinds if model in results.study.get(kind, ())), GREY)
+
+
+def mark_style(number: int) -> dict[str, Any]:
+    """Colour and marker of the n-th of some."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
 
 
 def row_panels(rows: Iterable[str], titles: Sequence[str], xlabel: str) -> tuple[Figure, list[Axes]]:
     """Panels side by side that share their rows, which have the labels; the first row is on top."""
     labels = list(rows)
     lines = max(1, sum(label.count("\n") + 1 for label in labels))
-    row = min(0.3, (HEIGHT - 1.3) / lines)
-    figure = Figure(figsize=(min(WIDTH, 2.6 + 2.9 * len(titles)), max(2.0, 1.3 + row * lines)), layout="constrained")
+    figure = new_figure(2.6 + 2.9 * len(titles), max(2.0, 1.3 + 0.26 * lines))
     axes = list(figure.subplots(1, len(titles), sharey=True, squeeze=False)[0])
-    axes[0].set_yticks(range(len(labels)), labels, fontsize=min(9.0, 58 * row))
-    axes[0].set_ylim(max(1, len(labels)) - 0.5, -0.5)
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title)
         axis.tick_params(axis="y", length=0)
-    figure.supxlabel(textwrap.fill(xlabel, int(16 * figure.get_figwidth())), fontsize=8)
+    label_rows(axes[0], labels)
+    figure.supxlabel(textwrap.fill(xlabel, int(15 * figure.get_figwidth())))
     return figure, axes
 
 
-def intervals(
-    axis: Axes,
-    frame: pd.DataFrame,
-    column: str,
-    colours: Sequence[str],
-    *,
-    line: float | None = None,
-    hollow: bool = False,
-) -> None:
+def label_rows(axis: Axes, labels: Sequence[str]) -> None:
+    """Rows of an axis, the first on top, in type that fits."""
+    figure = cast("Figure", axis.figure)
+    room = 58 * (figure.get_figheight() - 1.3) / max(1, sum(label.count("\n") + 1 for label in labels))
+    axis.set_yticks(range(len(labels)), labels, fontsize=min(mpl.rcParams["font.size"], room))
+    axis.set_ylim(max(1, len(labels)) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x")
+
+
+def column(axis: Axes, title: str, texts: Iterable[str]) -> None:
+    """Texts to the right of a panel, one a row, below their title."""
+    for row, text in enumerate([title, *texts]):
+        place = (1.02, 1.0 if row == 0 else row - 1)
+        where = axis.transAxes if row == 0 else axis.get_yaxis_transform()
+        look: dict[str, Any] = {"va": "bottom" if row == 0 else "center", "fontsize": "small", "color": GREY}
+        axis.text(*place, text, transform=where, **look)
+
+
+def intervals(axis: Axes, frame: pd.DataFrame, column: str, colours: Sequence[Any], line: float | None = None) -> None:
     """A row of a table a row: a dot with its interval.
 
     Args:
@@ -91,58 +134,21 @@ def intervals(
         frame: A table with ``column`` and its ``low`` and ``high``; NaN leaves its row empty.
         column: What is shown.
         colours: One a row.
-        line: What the rows are compared with.
-        hollow: Draw differences: no filled dot where the interval includes 0.
+        line: What the rows are compared with; beside 0 no dot is filled whose interval includes that.
     """
     columns = [column, f"{column} low", f"{column} high"]
-    for row, ((value, low, high), colour) in enumerate(
-        zip(frame.reindex(columns=columns).to_numpy(), colours, strict=True)
-    ):
-        axis.plot([low, high], [row, row], color=colour, lw=1.5, solid_capstyle="butt")
-        face = "white" if hollow and low <= 0 <= high else colour
-        axis.plot(value, row, marker="o", ms=4.5, mfc=face, mec=colour, ls="")
+    value_R, low_R, high_R = frame.reindex(columns=columns).to_numpy(dtype=float).T
+    rows, open_R = range(len(frame)), (line == 0) & (low_R <= 0) & (high_R >= 0)
+    faces = ["white" if free else colour for free, colour in zip(open_R, colours, strict=True)]
+    axis.hlines(rows, low_R, high_R, colors=colours, lw=1.5)
+    axis.scatter(value_R, rows, s=20, facecolors=faces, edgecolors=colours, zorder=3)
     if line is not None:
         axis.axvline(line, color=GREY, lw=0.9, ls="--", zorder=0)
     axis.locator_params(axis="x", nbins=6)
-    axis.grid(axis="x", lw=0.4, alpha=0.5)
+    axis.grid(axis="x")
 
 
-def bars(axis: Axes, rows: Iterable[float], colours: Sequence[str], shown: str = "{:,.3g}") -> None:
-    """A bar a row, with its number behind it."""
-    numbers = list(rows)
-    axis.barh(range(len(numbers)), numbers, height=0.55, color=colours)
-    for row, number in enumerate(numbers):
-        axis.text(number, row, " " + shown.format(number), va="center", fontsize=8)
-    axis.set_xlim(0, 1.35 * (max(numbers, default=0) or 1))
-
-
-def curve_panels(titles: Sequence[str], xlabel: str, ylabel: str, columns: int = 4) -> tuple[Figure, list[Axes]]:
-    """A panel a title, in rows, with one axis of x for all."""
-    columns = max(1, min(columns, len(titles)))
-    rows = max(1, math.ceil(len(titles) / columns))
-    size = (min(WIDTH, max(4.0, 0.6 + 2.4 * columns)), min(HEIGHT, 1.0 + 2.0 * rows))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = list(figure.subplots(rows, columns, sharex=True, squeeze=False).ravel())
-    for number, axis in enumerate(axes):
-        axis.set_visible(number < len(titles))
-        axis.tick_params(labelbottom=number >= len(titles) - columns)
-        axis.grid(lw=0.4, alpha=0.5)
-    for axis, title in zip(axes, titles, strict=False):
-        axis.set_title(title.replace("_", " "), loc="left", fontsize=8)
-    figure.supxlabel(xlabel, fontsize=8)
-    figure.supylabel(ylabel, fontsize=8)
-    return figure, axes[: max(1, len(titles))]
-
-
-def line_style(number: int) -> dict[str, Any]:
-    """Colour and line of the n-th of many."""
-    return {"color": COLOURS[number % len(COLOURS)], "ls": LINES[number // len(COLOURS) % len(LINES)]}
-
-
-def model_colour(study: Mapping[str, Any], model: str) -> str:
-    """Blue: trained, orange: merged, green: several models that are asked together, grey: neither."""
-    kinds = {"members": BLUE, "merges": ORANGE, "ensembles": GREEN}
-    return next((kinds[kind] for kind in kinds if model in study.get(kind, ())), GREY)
+# --- curves and points ------------------------------------------------------------------------------------------------
 
 
 def label_points(
@@ -158,7 +164,7 @@ def label_points(
         taken: More places that names had better not cover, float (N, 2).
         bold: The name that readers look for.
     """
-    figure, size = cast("Figure", axis.figure), 8.0
+    figure, size = cast("Figure", axis.figure), 0.89 * mpl.rcParams["font.size"]
     figure.draw_without_rendering()  # where the axis lies is known afterwards
     inch, window = 72 / figure.dpi, axis.get_window_extent()
     low, high = inch * np.array(window.min), inch * np.array(window.max)
@@ -168,7 +174,7 @@ def label_points(
     ways_P2 = np.tile(np.stack([np.cos(angles), np.sin(angles)], axis=1), (len(_REACHES), 1))
     reaches_P = np.repeat(_REACHES, len(angles))
     for text, place, point in zip(labels, labels.values(), points_N2, strict=True):
-        half = size * np.array([0.34 * len(text) + 0.1, 0.6])
+        half = size * np.array([(0.37 if text == bold else 0.34) * len(text) + 0.1, 0.6])
         moves_P2 = ways_P2 * reaches_P[:, None] + np.clip(1.5 * ways_P2, -1, 1) * half
         own = point + moves_P2[:, None] + np.array([[-1], [1]]) * half
         near_P2 = point + moves_P2 - np.clip(moves_P2, -half, half)  # where the line meets the text
@@ -187,16 +193,15 @@ def label_points(
         axis.annotate(text, place, moves_P2[best], **look).set_in_layout(False)
 
 
-def matrix(
-    values: np.ndarray, names: tuple[Sequence[str], Sequence[str]], shown: str, unit: str, **more: Any
-) -> tuple[Figure, Axes]:
-    """A figure of one `coloured_table` with a bar that says what its colours mean."""
-    rows, columns = values.shape
-    size = (min(WIDTH, 3.6 + 0.62 * columns), min(HEIGHT, 1.9 + 0.25 * rows))
-    figure = Figure(figsize=size, layout="constrained")
-    axis = figure.subplots()
-    figure.colorbar(coloured_table(axis, values, names, shown, **more), ax=axis, label=unit, fraction=0.05, pad=0.02)
-    return figure, axis
+def legend(figure: Figure, axes: Sequence[Axes], columns: int = 6) -> list[Artist]:
+    """One legend above all panels, each name once; its marks, of which there may be none."""
+    found = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    columns = max(1, min(columns, len(found)))
+    made = figure.legend(found.values(), found.keys(), ncols=columns, loc="outside upper center")
+    return [handle for handle in made.legend_handles if handle is not None]
+
+
+# --- coloured tables --------------------------------------------------------------------------------------------------
 
 
 def coloured_table(
@@ -222,8 +227,10 @@ def coloured_table(
     low, high = scale or (-limit, limit)
     colours = mpl.colormaps["cividis"] if scale else DIVERGING
     image = axis.imshow(values, cmap=colours.with_extremes(bad="#E4E4E4"), vmin=low, vmax=high, aspect="auto")
-    axis.set_yticks(range(len(names[0])), names[0], fontsize=9 if len(names[0]) <= 20 else 7)
-    axis.set_xticks(range(len(names[1])), names[1], rotation=35, ha="right", rotation_mode="anchor", fontsize=8)
+    label_rows(axis, names[0])
+    axis.grid(visible=False)
+    look: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor", "fontsize": "small"}
+    axis.set_xticks(range(len(names[1])), names[1], **look)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     luminance = (image.to_rgba(np.ma.filled(values, 0.0))[..., :3] ** 2.2) @ np.array([0.2126, 0.7152, 0.0722])
@@ -233,17 +240,9 @@ def coloured_table(
         text = ("n/a" if math.isnan(value) else shown.format(value)) if numbers else ""
         text = text.replace("-", "+" if "+" in shown else "") if text.strip("-0.") == "" else text  # no minus nothing
         white = luminance[row, column] < 0.22  # contrast 4 or more for both
-        look: dict[str, Any] = {"fontweight": "bold" if star else "normal", "color": "white" if white else "black"}
+        look = {"fontweight": "bold" if star else "normal", "color": "white" if white else "black"}
         axis.text(column, row, text + star, ha="center", va="center", fontsize=size, **look)
     return image
-
-
-def legend(figure: Figure, axes: Sequence[Axes], columns: int = 6) -> None:
-    """One legend above all panels, each name once."""
-    found = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    look: dict[str, Any] = {"frameon": False, "fontsize": 7.5, "loc": "outside upper center"}
-    if found:
-        figure.legend(found.values(), found.keys(), ncols=max(1, min(columns, len(found))), **look)
 
 
 def committed_figure(name: str, study: str = "mini") -> Any:

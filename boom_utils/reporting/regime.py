@@ -21,7 +21,7 @@ from boom_utils.errors import ResultsError
 from boom_utils.evaluation.statistics import place_on_curve
 from boom_utils.reporting import panels
 from boom_utils.reporting.experiments import arms
-from boom_utils.reporting.results import Results, read_json_object, run_name, run_of
+from boom_utils.reporting.results import DOMAINS, Results, read_json_object, run_name, run_of
 
 REGIME = "regime.json"
 SMALL_LOSS = 1e-3
@@ -215,7 +215,7 @@ def _lie_of(results: Results, model: str, found: Sequence[Updates]) -> dict[str,
 
 
 def regime(results: Results) -> Figure:
-    """Gain over the full corpus and surplus over the curve, out of domain, against angles and lengths of updates.
+    """Surplus over the interpolation curve out of domain, or over the full corpus, against angles and lengths.
 
     A point a seed of every arm that averages several members.
 
@@ -228,44 +228,32 @@ def regime(results: Results) -> Figure:
     Raises:
         ResultsError: A file of the results is missing or damaged.
     """
-    seeds, shown = read_regime(results), dict[str, list[Updates]]()
-    for model in arms(results):
-        common = results.common_seeds([model, str(results.full), *(name for _, name in results.interpolation)])
+    seeds, curve, full = read_regime(results), [name for _, name in results.interpolation], str(results.full)
+    figure = panels.new_figure(9.6, 4.2)
+    axes = figure.subplots(1, len(_MEASURES), sharey=True)
+    for number, model in enumerate(arms(results)):
+        common = results.common_seeds([model, full, *curve])
         found = [one for one in updates_of(results, seeds, model) if len(one.cosines) and one.seed in common]
-        shown |= {model: found} if found else {}
-    gains = {f"minus {results.full}": _gain, **({"minus the curve": _surplus} if results.interpolation else {})}
-    figure = Figure(figsize=(8.8, 1.2 + 2.3 * len(gains)), layout="constrained")
-    axes = figure.subplots(len(gains), len(_MEASURES), sharex="col", sharey="row", squeeze=False)
-    for row, (label, gain) in zip(axes, gains.items(), strict=True):
-        row[0].set_ylabel(f"out of domain,\npoints {label}")
-        for axis, measure in zip(row, _MEASURES, strict=True):
-            axis.axhline(0, color=panels.GREY, lw=0.9, ls="--", zorder=0)
-            axis.grid(lw=0.4, alpha=0.5)
-            for number, (model, found) in enumerate(shown.items()):
-                marker = panels.MARKERS[(number + number // 7) % 7]
-                look: dict[str, Any] = {"color": panels.line_style(number)["color"], "marker": marker}
-                points = [(getattr(one, measure), 100 * gain(results, model, one.seed)) for one in found]
-                axis.plot(*np.array(points).T, ls="", ms=5, alpha=0.85, mew=0, label=model, **look)
-    for axis, text in zip(axes[-1], _MEASURES.values(), strict=True):
+        look: dict[str, Any] = {"color": panels.model_colour(results, model), "marker": panels.MARKERS[number % 14]}
+        for axis, measure in zip(axes, _MEASURES, strict=True) if found else ():
+            points = [(getattr(one, measure), 100 * _surplus(results, model, one.seed)) for one in found]
+            axis.plot(*np.array(points).T, ls="", ms=5.5, alpha=0.85, label=model, **look)
+    for axis, text in zip(axes, _MEASURES.values(), strict=True):
+        axis.axhline(0, color=panels.GREY, lw=0.9, ls="--", zorder=0)
+        axis.grid()
         axis.set_xlabel(text)
-    panels.legend(figure, [axes[0][0]])
+    axes[0].set_ylabel(f"out of domain, points above {'the curve' if curve else full}")
+    panels.legend(figure, axes)
     return figure
 
 
-def _means(results: Results, model: str, seed: int) -> tuple[float, float]:
-    """Mean of one run in and out of domain."""
-    run = results.run(model, seed)
-    return results.run_mean(run, results.tasks("in-domain")), results.run_mean(run, results.tasks("out-of-domain"))
-
-
-def _gain(results: Results, model: str, seed: int) -> float:
-    return _means(results, model, seed)[1] - _means(results, str(results.full), seed)[1]
-
-
 def _surplus(results: Results, model: str, seed: int) -> float:
-    """Of one seed over the curve of that seed."""
-    held, gained = np.array([_means(results, name, seed) for _, name in results.interpolation]).T
-    at, value = _means(results, model, seed)
-    place = place_on_curve(held, gained, at)
-    first, second = (gained[number] for number in place.between)
-    return float(value - first - place.way * (second - first))
+    """Of one seed, out of domain, over the curve of that seed, or over the full corpus where there is no curve."""
+    curve = [name for _, name in results.interpolation] or [str(results.full)]
+    runs = [results.run(name, seed) for name in (model, *curve)]
+    held, gained = ([results.run_mean(run, results.tasks(domain)) for run in runs] for domain in DOMAINS)
+    if not results.interpolation:
+        return gained[0] - gained[1]
+    place = place_on_curve(held[1:], gained[1:], held[0])
+    first, second = (gained[1 + number] for number in place.between)
+    return float(gained[0] - first - place.way * (second - first))

@@ -15,6 +15,7 @@ from boom_utils.reporting.ablations import ABLATION_TABLES
 from boom_utils.reporting.claims import write_claims
 from boom_utils.reporting.figures import study_figures, write_figures
 from boom_utils.reporting.page import page
+from boom_utils.reporting.panels import SLIDE
 from boom_utils.reporting.published import PUBLISHED, published_tables, read_published
 from boom_utils.reporting.regime import regime_table
 from boom_utils.reporting.results import PAGE, Results, read_results, run_name
@@ -46,13 +47,14 @@ def write_report(folder: Path, out: Path, published: Path = PUBLISHED) -> dict[s
     return {"written": [*names, PAGE]}
 
 
-def regenerate(profile: str, root: Path, mteb: Path | None = None) -> Path:
+def regenerate(profile: str, root: Path, mteb: Path | None = None, *, slides: bool = False) -> Path:
     """Write the report of a profile anew in its results folder, from what is there alone.
 
     Args:
         profile: Name of the profile.
         root: Holds a folder a profile.
         mteb: Gets the results of mteb itself, as `mteb.ResultCache` reads them.
+        slides: Also write the figures as slides, into ``figures-slide/``.
 
     Returns:
         The page.
@@ -75,6 +77,9 @@ def regenerate(profile: str, root: Path, mteb: Path | None = None) -> Path:
         for path in sorted((folder / name).iterdir()):
             if path.is_file() and path.relative_to(folder).as_posix() not in written:
                 path.unlink()
+    if slides:
+        results = read_results(folder)
+        write_figures(results, folder / "figures-slide", study_figures(results), SLIDE)
     if mteb is not None:
         write_mteb_results(read_results(folder), mteb)
     return folder / PAGE
