@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -505,8 +506,9 @@ def plan_strips(sequences: Mapping[str, Sequence[str]]) -> Figure:
     datasets = sorted({dataset for sequence in sequences.values() for dataset in sequence})
     many = mpl.colormaps["viridis"].resampled(len(datasets)) if len(datasets) > len(panels.COLOURS) else None
     colours = many or ListedColormap(panels.COLOURS[: len(datasets)] or ["white"])
-    cells = pd.DataFrame([[datasets.index(one) for one in sequence] for sequence in sequences.values()], dtype=float)
-    longest = max(1, len(cells.columns))
+    steps = zip_longest(*([datasets.index(one) for one in sequence] for sequence in sequences.values()))
+    cells = np.array([*steps], dtype=float).reshape(-1, max(1, len(sequences))).T  # None is NaN
+    longest = max(1, cells.shape[1])
     figure = panels.new_figure(8, 0.32 * len(sequences) + 1.0 + 0.2 * (len(datasets) > 4))
     axis = figure.subplots()
     look: dict[str, Any] = {"cmap": colours, "vmin": -0.5, "vmax": len(datasets) - 0.5}
