@@ -145,12 +145,15 @@ def exponential(path: list[np.ndarray]) -> np.ndarray:
     return mean
 
 
-@pytest.mark.parametrize("lora", [None, LoraConfig(r=4, lora_dropout=0.0)])
 @pytest.mark.parametrize(
-    ("average", "mean"),
+    ("average", "mean", "lora"),
     [
-        (WeightAverage(ema=0.9), exponential),
-        (WeightAverage(last=5), lambda path: np.mean([path[step] for step in (12, 14, 16, 18, 20)], axis=0)),
+        (WeightAverage(ema=0.9), exponential, None),
+        (
+            WeightAverage(last=5),
+            lambda path: np.mean([path[step] for step in (12, 14, 16, 18, 20)], axis=0),
+            LoraConfig(r=4, lora_dropout=0.0),
+        ),
     ],
 )
 def test_the_member_is_the_mean_of_the_weights_and_its_path_is_that_of_a_training_without(
