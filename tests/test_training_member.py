@@ -70,28 +70,16 @@ def test_a_member_is_a_whole_encoder_folder_with_log_and_card_and_nothing_else(t
     assert f"| toy | 0 | 2 | 8 | {facts['tokens']} |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("devices", "changes", "expected"),
-    [
-        (0, {}, 1),
-        (1, {}, 1),
-        (2, {}, 2),
-        (3, {}, 1),  # batches of four queries
-        (4, {"processes": 2, "per_device_train_batch_size": 2, "negatives_cross_device": False}, 1),
-    ],
-)
 def test_every_cuda_device_is_used_if_the_batches_divide_among_them_else_one_and_it_is_said(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    devices: int,
-    changes: dict[str, object],
-    expected: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job = member_job(tmp_path, TOY.model_copy(update=changes))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
-    assert module.usable_processes(job) == expected
-    assert ("one of" in caplog.text) == (devices > expected)
+    changes = {"processes": 2, "per_device_train_batch_size": 2, "negatives_cross_device": False}
+    four, of_two = member_job(tmp_path / "a"), member_job(tmp_path / "b", TOY.model_copy(update=changes))
+    for job, devices, expected in ((four, 0, 1), (four, 1, 1), (four, 2, 2), (four, 3, 1), (of_two, 4, 1)):
+        caplog.clear()
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=devices: count)
+        assert module.usable_processes(job) == expected
+        assert ("one of" in caplog.text) == (devices > expected)
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
