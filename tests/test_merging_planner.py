@@ -114,7 +114,7 @@ def test_a_plan_is_printed_and_saved_and_nothing_is_merged(tmp_path, family, cap
     assert merge_plan_text(stored["geometry"], stored["forecasts"]) in said
     assert load_grams(tmp_path / "plan" / "grams.npz").models == ("base", "m1", "m2", "m3")
     assert main(["merge", str(tmp_path / "recipe.yaml")]) == 2
-    assert "name the folder" in capsys.readouterr().out
+    assert "no folder is named" in capsys.readouterr().out
 
 
 def test_a_plan_without_a_base_or_of_an_elementwise_method_says_what_it_can(tmp_path, family):
