@@ -306,10 +306,11 @@ def open_fit(fit: Fit, folder: Path, workspace: Workspace | None = None) -> Stud
 
     >>> from boom_utils.data.examples import write_jsonl
     >>> from boom_utils.study.graph import open_study
-    >>> base = open_study("smoke").build("base").path  # doctest: +ELLIPSIS
-    profile smoke: ...
     >>> _ = write_jsonl(Path("faq.jsonl"), [{"anchor": f"question {n}", "positive": f"{n}"} for n in range(100)])
-    >>> study = open_fit(Fit({"faq": ["faq.jsonl"]}, str(base), "soup"), Path("own"))
+    >>> study = open_fit(
+    ...     Fit({"faq": ["faq.jsonl"]}, str(open_study("smoke").build("base").path), "soup"), Path("own")
+    ... )  # doctest: +ELLIPSIS
+    profile smoke: ...
     >>> study.profile.training.learning_rate, [name for name in study.nodes if name.startswith("merge/")]
     (0.0001, ['merge/soup'])
     """
