@@ -29,10 +29,10 @@ test: setup ## lint, types and all tests, notebooks included
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
 
-# Root is who works in a container; Jupyter asks root to say so. News and update prompts are off.
+# Root is who works in a container; Jupyter asks root to say so. tools/jupyter: it asks nothing about news.
 lab: setup ## JupyterLab on the notebooks
-	GOMP_SPINCOUNT=2000 $(BIN)/python -m jupyterlab --notebook-dir . --LabApp.default_url=/lab/tree/notebooks/01_data.ipynb \
-	  --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(if $(filter 0,$(shell id -u)),--allow-root)
+	JUPYTER_CONFIG_PATH="$(CURDIR)/tools/jupyter:$(JUPYTER_CONFIG_PATH)" GOMP_SPINCOUNT=2000 $(BIN)/python -m jupyterlab \
+	  --notebook-dir . --LabApp.default_url=/lab/tree/notebooks/01_data.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 check: setup ## versions, devices, disk space
 	$(BIN)/python -m boom_utils check

@@ -59,7 +59,7 @@ def watched() -> bool:
 
 def progress(items: Iterable[Item], total: int, label: str, every_seconds: float = WORTH_SAYING) -> Iterator[Item]:
     """Yield ``items`` while showing how far they are; headless, one log line at most every ``every_seconds``."""
-    if watched():
+    if watched() and total:
         yield from tqdm(items, total=total, desc=label, leave=False)
         return
     began = said = time.monotonic()

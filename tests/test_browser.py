@@ -27,13 +27,18 @@ websocket = pytest.importorskip("websocket", reason="websocket-client speaks to 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")]
 
-RUN_ALL = """(async () => {
-  const app = window.jupyterapp, panel = app.shell.currentWidget;
-  await panel.context.ready; await panel.sessionContext.ready;
-  await app.commands.execute('notebook:run-all-cells');
-  return JSON.stringify(panel.content.model.toJSON().cells);
+OPENED = """[...window.jupyterapp?.shell?.widgets('main') ?? []]
+  .some(widget => widget.context?.path === 'notebooks/01_data.ipynb')"""
+OPEN = """(async () => {
+  const app = window.jupyterapp, panel = await app.commands.execute('docmanager:open', {path: 'notebooks/%s.ipynb'});
+  await app.restored; await panel.context.ready; await panel.sessionContext.ready;
+  window.panel = panel;
 })()"""
-AT = "window.jupyterapp?.shell.currentWidget?.context?.path === 'notebooks/{name}.ipynb'"
+IN_FRONT = "(jupyterapp.shell.activateById(panel.id), jupyterapp.shell.currentWidget === panel)"
+RUN_ALL = """(async () => {
+  await window.jupyterapp.commands.execute('notebook:run-all-cells');
+  return JSON.stringify(window.panel.content.model.toJSON().cells);
+})()"""
 SHOWN_OVER_IT = """JSON.stringify([...document.querySelectorAll('.jp-Dialog, .jp-Notification-Toast, .Toastify__toast')]
   .map(element => element.textContent))"""
 
@@ -131,12 +136,11 @@ def _answers(address: str) -> bytes:
 def test_run_all_in_jupyterlab_goes_to_the_end_without_a_prompt_a_warning_or_a_bar_of_a_library(
     lab: str, page: Page, tmp_path: Path, name: str
 ) -> None:
+    page.call("Emulation.setFocusEmulationEnabled", enabled=True)
     page.call("Page.navigate", url=f"{lab}/?token=here")
-    page.wait(AT.format(name="01_data"))  # opens there
-    page.value(
-        f"window.jupyterapp.commands.execute('docmanager:open', {{path: 'notebooks/{name}.ipynb'}}).then(() => 0)"
-    )
-    page.wait(AT.format(name=name))
+    page.wait(OPENED)
+    page.value(OPEN % name)
+    page.wait(IN_FRONT)
     page.picture(tmp_path / "opened.png")
     cells = [cell for cell in json.loads(page.value(RUN_ALL)) if cell["cell_type"] == "code"]
     page.picture(tmp_path / "end.png")
