@@ -176,6 +176,14 @@ def test_every_key_of_a_profile_is_explained() -> None:
     assert not [key for key in keys(Profile) if f"`{key}`" not in page and f"`{key}:" not in page]
 
 
+def test_what_the_page_about_the_paper_names_is_shown_by_reports() -> None:
+    shown = yaml.safe_load(read("boom_utils/reporting/page.yaml"))
+    rows = [line.split("|") for line in read("docs/paper.md").splitlines() if line.startswith("| ")]
+    for kind, column in (("figures", 2), ("tables", 3)):
+        named = {name for row in rows for name in re.findall("`(.*?)`", row[column])}
+        assert named and named <= {*shown[kind]}
+
+
 def test_every_profile_and_recipe_of_the_docs_is_one(tmp_path: Path) -> None:
     shown = [code for page in PAGES for language, code in FENCED.findall(read(page)) if language == "yaml"]
     assert len(shown) >= 2
