@@ -45,9 +45,9 @@ where none is chosen) is noted in a lock file beside the files at the first down
 
 ## Your own data
 
-`boom fit` takes rows in jsonl, json, csv, tsv, parquet or arrow (plain, `.gz`, `.zst`, `.bz2`, `.lz4`) as they are. A study of
-your own states them in a manifest like the one below; files are relative to it, or `hf://datasets/owner/name@revision/path`.
-The names of the columns say what a row is:
+`boom fit` takes rows in jsonl, json, csv, tsv, parquet or arrow (plain, `.gz`, `.zst`, `.bz2`, `.lz4`) as they are. A
+study of your own states them in a manifest like the one below; files are relative to it, or
+`hf://datasets/owner/name@revision/path`. The names of the columns say what a row is:
 
 | columns | family | |
 | --- | --- | --- |
