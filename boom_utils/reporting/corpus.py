@@ -1,4 +1,4 @@
-"""What a corpus is: a table, its rows, text lengths and the overlap ledger, from its manifest and summary.json."""
+"""What a corpus is: its rows, text lengths and overlap with evaluation sets, from its manifest and summary.json."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def corpus_text(manifest: Manifest, summary: Mapping[str, Any]) -> str:
 
 
 def overlap_text(summary: Mapping[str, Any]) -> str:
-    """The overlap ledger and the domains of the tasks, for a terminal."""
+    """Evaluated texts in training sets and the domains of the tasks, for a terminal."""
     shared = overlap_frame(summary)
     shown = shared.assign(example=shared["example"].str.slice(0, 60)).to_string() if len(shared) else "nothing shared"
     left = f"evaluated texts in the training rows that were written: {summary['shared_texts']}"
