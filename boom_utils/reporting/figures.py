@@ -10,7 +10,6 @@ import html
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -33,7 +31,14 @@ from boom_utils.reporting.frontier import frontier, shown_arms
 from boom_utils.reporting.panels import GREY, model_colour
 from boom_utils.reporting.regime import REGIME, regime
 from boom_utils.reporting.results import Results, read_json_object, run_of
-from boom_utils.reporting.tables import UPDATES, estimate_columns, incremental_table, model_table, schedule_table
+from boom_utils.reporting.tables import (
+    UPDATES,
+    estimate_columns,
+    incremental_table,
+    layout,
+    model_table,
+    schedule_table,
+)
 
 _PLACES = re.compile(r' d="[^"]*"|translate\([^)]*\)| [xy]="[^"]*"')
 _DIGITS = re.compile(r"(?<=\.\d\d)\d+")
@@ -88,12 +93,6 @@ def study_figures(results: Results) -> dict[str, Draw]:
     return {name: draw for name, (has, draw) in wanted.items() if has}
 
 
-def captions() -> dict[str, tuple[str, str]]:
-    """Figure -> title and caption, as the page has them; a file of its own says them too."""
-    text = resources.files("boom_utils.reporting").joinpath("page.yaml").read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text)["figures"])
-
-
 def write_figures(
     results: Results, out: Path, figures: Mapping[str, Draw], style: Mapping[Any, Any] = panels.STYLE
 ) -> list[Path]:
@@ -101,7 +100,7 @@ def write_figures(
 
     Its title and description, which a reader hears who does not see it, are those of the page.
     """
-    written, said = [], captions()
+    written, said = [], layout()["figures"]
     with mpl.rc_context(dict(style)):
         for name, draw in figures.items():
             drawing, (title, text) = io.StringIO(), said.get(name, (name, ""))

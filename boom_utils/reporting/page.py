@@ -80,8 +80,7 @@ def page(results: Results, folder: Path, files: Collection[str]) -> str:
 
     names = {kind: _names(files, f"{kind}/", suffix) for kind, suffix in (("tables", ".csv"), ("figures", ".svg"))}
     main = "headline" if "headline" in names["tables"] else "models"
-    drawn = ("in_against_out", "variant_comparison", "model_means") if main == "headline" else ("model_means",)
-    opening = [next((name for name in drawn if name in names["figures"]), ""), main]
+    opening = ["in_against_out" if "in_against_out" in names["figures"] else "model_means", main]
     if "equal_cost" in names["tables"]:
         opening = ["frontier", "hypotheses", "equal_cost"]
     found = read_table(folder / f"tables/{'hypotheses' if 'hypotheses' in names['tables'] else main}.csv")
