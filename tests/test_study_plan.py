@@ -29,6 +29,7 @@ from boom_utils.study.plan import (
     seconds_to_make,
     total,
 )
+from boom_utils.training.base_source import BaseFiles
 
 ROWS = {
     "summary_to_description": 100,  # 16 rows a batch
@@ -314,7 +315,17 @@ def test_a_profile_of_files_or_of_the_hub_can_be_planned_where_its_base_is_not(
     assert not models["up_to_date"].any()
     assert cost_of(plan, "full")["model_bytes"] > model_bytes
     assert "time on this machine: unknown; on rented devices: " in (said := plan_text(plan))
-    assert "time here: unknown, as the base is not on this machine" in said
+    assert "time here: unknown until the base is on this machine" in said
+
+
+def test_a_base_of_first_layers_is_measured_with_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: list[tuple[Any, ...]]
+) -> None:
+    write_json(tmp_path / "config.json", {"model_type": "gemma3_text", "num_hidden_layers": 18})
+    files = BaseFiles(tmp_path, {})
+    monkeypatch.setattr("boom_utils.training.base_source.find_base", lambda _: files)
+    plan_study(Study(load_profile("controls-decoder"), Workspace(tmp_path / "workspace")))
+    assert [shape["num_hidden_layers"] for shape, *_ in measured] == [6]
 
 
 def test_a_base_is_measured_as_it_was_made_with_its_layers(

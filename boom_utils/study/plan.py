@@ -201,7 +201,7 @@ class _Planner:
 
     @cached_property
     def shape(self) -> dict[str, Any] | None:
-        """The base's configuration; None where the base is not on this machine."""
+        """The base's configuration; None where none is on this machine."""
         from boom_utils.training.base_source import find_base
 
         config = self.study.profile.base_model
@@ -209,9 +209,10 @@ class _Planner:
             head = {"head_dim": config.hidden_size // config.num_attention_heads, "model_type": "qwen3"}
             return {**config.model_dump(exclude={"kind", "pretraining", "seed", "max_seq_length"}), **head}
         made, files = self.found.get("base"), find_base(config)
-        places = [made.path] if made else [files.folder] if files else []  # made: with fewer layers
+        places = [made.path] if made else [files.folder] if files else []
         path = next((place / "config.json" for place in places if (place / "config.json").is_file()), None)
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path else None
+        first = {"num_hidden_layers": config.layers} if config.layers else {}
+        return {**json.loads(path.read_text(encoding="utf-8")), **first} if path else None
 
     @cached_property
     def model(self) -> Mapping[str, float]:
@@ -359,7 +360,7 @@ class _Planner:
         words = f"the examples' median words, {TOKENS_A_WORD} tokens each" if self.words else limits
         yield f"lengths: {f'measured in {len(self.lengths)} datasets' if self.lengths else words}"
         if math.isnan(model["flops_per_second"]):
-            yield "time here: unknown, as the base is not on this machine (its first training fetches it)"
+            yield "time here: unknown until the base is on this machine (boom build base --profile P)"
         elif self.tokens_per_second is not None:
             yield f"training: {self.tokens_per_second:g} tokens a second, the median of the members that are made"
         else:
