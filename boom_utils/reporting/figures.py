@@ -105,11 +105,10 @@ def write_figures(
         for name, draw in figures.items():
             drawing, (title, text) = io.StringIO(), said.get(name, (name, ""))
             draw(results).savefig(drawing, format="svg", metadata={"Date": None, "Title": title})
-            written.append(out / f"{name}.svg")
             small = drawing.getvalue().replace("DejaVuSans-", "g")  # ids of glyphs, one for every letter drawn
-            small = _PLACES.sub(lambda found: _DIGITS.sub("", found[0]), small)
-            described = f"</title>\n <desc>{html.escape(text)}</desc>"
-            write_text(written[-1], small.replace("</title>", described, 1))
+            small = small.replace("</title>", f"</title>\n <desc>{html.escape(text)}</desc>", 1)
+            written.append(out / f"{name}.svg")
+            write_text(written[-1], _PLACES.sub(lambda found: _DIGITS.sub("", found[0]), small))
     return written
 
 
@@ -224,13 +223,11 @@ def method_comparison(results: Results) -> Figure:
     return _differences(results, frame, frame["label"])
 
 
-def _differences(
-    results: Results, frame: pd.DataFrame, labels: Iterable[str], minus: str = "", said: str = ""
-) -> Figure:
+def _differences(results: Results, frame: pd.DataFrame, rows: Iterable[str], minus: str = "", said: str = "") -> Figure:
     """Paired differences, in columns ``<domain> minus <minus>`` of a table; to the reference unless it is given."""
     minus = minus or results.reference
     text = f"points minus {said or minus}, {interval_text(results)}; hollow: the interval includes 0"
-    return _rows(results, frame, labels, text, f" minus {minus}")
+    return _rows(results, frame, rows, text, f" minus {minus}")
 
 
 def _rows(results: Results, frame: pd.DataFrame, labels: Iterable[str], text: str, ending: str = "") -> Figure:
@@ -415,8 +412,8 @@ def update_cost(results: Results) -> Figure:
         left.plot(costs[swept], [100 * found[name].value for name in swept], color=GREY, lw=0.9, ls=ls, zorder=1)
     left.axhline(0, color=GREY, lw=0.9, ls="--", zorder=0)
     left.set_title("after one update, all tasks\nlines: more old data; dotted: more weight", loc="left")
-    left.set_xlabel("examples to train when the new data arrive")
-    left.set_ylabel(f"points minus {results.retrained}, {interval_text(results)}")
+    ylabel = f"points minus {results.retrained}, {interval_text(results)}"
+    left.set(xlabel="examples to train when the new data arrive", ylabel=ylabel)
     _over_cost(left, results, costs, found, models)
     return figure
 
@@ -431,8 +428,7 @@ def _draw_lifetime(axis: Axes, results: Results) -> None:
         look: dict[str, Any] = {"color": model_colour(results, model), "marker": panels.MARKERS[number]}
         axis.plot(passes, label=name + said, lw=1.4, ms=4, **look)
     axis.set_title("over a lifetime of updates (computed)", loc="left")
-    axis.set_xlabel("updates with new data")
-    axis.set_ylabel("passes over the old corpus, all training so far")
+    axis.set(xlabel="updates with new data", ylabel="passes over the old corpus, all training so far")
     axis.set_ylim(0, 1.45 * max(map(max, costs.values())))
     axis.grid()
     axis.legend(loc="upper left")
@@ -606,8 +602,7 @@ def interaction_heat_map(interaction: Interaction, found: Clusters | None = None
     axis.tick_params(labelleft=True)
     axis.set_title("held-out loss, trained together minus apart", loc="left")
     figure.colorbar(image, ax=axis, label="nats; - synergy, + conflict", fraction=0.05, pad=0.02)
-    counts = " to ".join(str(count) for count in sorted({min(interaction.batches), max(interaction.batches)}))
-    text = f"* the {100 * interaction.confidence:g} % interval over {counts} held-out batches leaves out 0"
+    text = f"* the {100 * interaction.confidence:g} % interval over held-out batches leaves out 0"
     figure.supxlabel(f"mean of both directions; {text}")
     return figure
 
@@ -627,4 +622,3 @@ def _draw_tree(axis: Axes, found: Clusters) -> None:
     axis.tick_params(axis="y", length=0, labelleft=False)
     axis.set_xlabel("nats", fontsize="small")
     axis.locator_params(axis="x", nbins=3)
-    axis.tick_params(axis="x", labelsize="small")

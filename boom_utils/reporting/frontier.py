@@ -121,11 +121,10 @@ def _draw_plane(axis: Axes, means: pd.DataFrame, results: Results) -> None:
     if results.ensembles:
         look = {"s": 36, "marker": "s", "facecolor": "white", "edgecolor": panels.PURPLE}
         axis.scatter([], [], label="ensemble: its cost is at inference, too", **look)
-    rooms = {domain: share * (np.ptp(means[domain]) or 1.0) for domain, share in ((x, 0.1), (y, 0.3))}
-    axis.set_xlim(means[x].min() - rooms[x], means[x].max() + rooms[x])
-    axis.set_ylim(means[y].min() - rooms[y], means[y].max() + rooms[y])
-    axis.set_xlabel(f"{x}: mean main score of {len(results.tasks(x))} tasks (%)")
-    axis.set_ylabel(f"{y}: mean main score of {len(results.tasks(y))} tasks (%)")
+    for domain, letter, share in zip(DOMAINS, "xy", (0.1, 0.3), strict=True):
+        room, number = share * (np.ptp(means[domain]) or 1.0), len(results.tasks(domain))
+        limits = {f"{letter}lim": (means[domain].min() - room, means[domain].max() + room)}
+        axis.set(**limits, **{f"{letter}label": f"{domain}: mean main score of {number} tasks (%)"})
     axis.grid()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,6 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from cycler import cycler
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
@@ -119,11 +118,10 @@ def label_rows(axis: Axes, labels: Sequence[str]) -> None:
 
 def column(axis: Axes, title: str, texts: Iterable[str]) -> None:
     """Texts to the right of a panel, one a row, below their title."""
-    for row, text in enumerate([title, *texts]):
-        place = (1.02, 1.0 if row == 0 else row - 1)
-        where = axis.transAxes if row == 0 else axis.get_yaxis_transform()
-        look: dict[str, Any] = {"va": "bottom" if row == 0 else "center", "fontsize": "small", "color": GREY}
-        axis.text(*place, text, transform=where, **look)
+    look: dict[str, Any] = {"fontsize": "small", "color": GREY}
+    axis.text(1.02, 1.0, title, transform=axis.transAxes, va="bottom", **look)
+    for row, text in enumerate(texts):
+        axis.text(1.02, row, text, transform=axis.get_yaxis_transform(), va="center", **look)
 
 
 def intervals(axis: Axes, frame: pd.DataFrame, column: str, colours: Sequence[Any], line: float | None = None) -> None:
@@ -152,7 +150,7 @@ def intervals(axis: Axes, frame: pd.DataFrame, column: str, colours: Sequence[An
 
 
 def label_points(
-    axis: Axes, labels: Mapping[str, tuple[float, float]], taken: np.ndarray, *, bold: str | None = None
+    axis: Axes, labels: dict[str, tuple[float, float]], taken: np.ndarray, bold: str | None = None
 ) -> None:
     """Write the name of each point near it, where it covers least, with a line to it.
 
@@ -193,12 +191,10 @@ def label_points(
         axis.annotate(text, place, moves_P2[best], **look).set_in_layout(False)
 
 
-def legend(figure: Figure, axes: Sequence[Axes], columns: int = 6) -> list[Artist]:
-    """One legend above all panels, each name once; its marks, of which there may be none."""
+def legend(figure: Figure, axes: Sequence[Axes], columns: int = 6) -> None:
+    """One legend above all panels, each name once."""
     found = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    columns = max(1, min(columns, len(found)))
-    made = figure.legend(found.values(), found.keys(), ncols=columns, loc="outside upper center")
-    return [handle for handle in made.legend_handles if handle is not None]
+    figure.legend(found.values(), found.keys(), ncols=max(1, min(columns, len(found))), loc="outside upper center")
 
 
 # --- coloured tables --------------------------------------------------------------------------------------------------

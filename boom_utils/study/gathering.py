@@ -80,7 +80,7 @@ def report(nodes: Nodes) -> Node:
         return write_report(found["results"].path, out)
 
     inputs = {"results": nodes["results"]}
-    return Node("report", 11, "tables and figures", described, make, inputs, observations=TIMED)
+    return Node("report", 12, "tables and figures", described, make, inputs, observations=TIMED)
 
 
 def numbers_of(found: Inputs) -> Numbers:
