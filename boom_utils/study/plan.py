@@ -231,7 +231,7 @@ class _Planner:
         shape, precision, length = self.shape or {}, self.training.precision, min(128, self.training.passage_max_len)
         config = {"shape": shape, "precision": precision, "length": length, "machine": machine_name()}
         node = Node("speed", 2, "speed of this machine", config, lambda _, __: measure(shape, precision, length))
-        return self.study.workspace.build(node).facts
+        return (self.study.workspace.find(node) or self.study.workspace.build(node)).facts
 
     @cached_property
     def tokens_per_second(self) -> float | None:
