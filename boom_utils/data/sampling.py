@@ -151,7 +151,23 @@ def _complement(rows: Mapping[str, int], subset: SubsetConfig, other: Subset | N
 def make_subset(
     rows: Mapping[str, int], config: SubsetConfig, other: Subset | None = None, new: Collection[str] = ()
 ) -> Subset:
-    """One subset of a corpus with its rule; arguments and errors as for `draw_subset`."""
+    """One subset of a corpus with its rule.
+
+    Args:
+        rows: Dataset -> number of its rows, as for `draw_subset`.
+        config: What is drawn.
+        other: The subset that ``config.complement_of`` names.
+        new: Those of the datasets that ``config.new_data`` is drawn from.
+
+    Returns:
+        The subset.
+
+    Raises:
+        ConfigError, DataError: As `draw_subset`.
+
+    >>> make_subset({"nq": 10, "faq": 5}, SubsetConfig(name="s40", ratio=0.4)).sizes
+    {'faq': 2, 'nq': 4}
+    """
     drawn = draw_subset(rows, config, other, new)
     return Subset(config.rule(), {dataset: rows[dataset] for dataset in drawn}, drawn)
 
