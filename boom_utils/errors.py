@@ -112,8 +112,8 @@ def some_of(names: Iterable[object], most: int = MOST_LISTED) -> str:
     return ", ".join(found[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def bullet_list(problems: Iterable[str]) -> str:
-    """Join problems, a line each, as one indented list that ends after ten: an error reports all of them at once."""
+def bullet_list(problems: Iterable[str], most: int | None = MOST_LISTED) -> str:
+    """Join problems, a line each, as one indented list that ends after ``most``; None lists all of them."""
     lines = list(problems)
-    more = len(lines) - MOST_LISTED
-    return "".join(f"\n    - {line}" for line in [*lines[:MOST_LISTED], *([f"and {more} more"] if more > 0 else [])])
+    shown, more = lines[:most], len(lines) - len(lines[:most])
+    return "".join(f"\n    - {line}" for line in [*shown, *([f"and {more} more"] if more else [])])

@@ -152,7 +152,7 @@ def reconcile(members: Sequence[Checkpoint], bases: Sequence[Checkpoint] = (), o
         notes += respelled
     if problems:
         raise MergeError(
-            "the models cannot be merged, because they differ" + bullet_list(problems),
+            "the models cannot be merged, because they differ" + bullet_list(problems, most=None),
             fix="merge models that were trained from one base, with one tokenizer, pooling and set of prompts",
         )
     if notes:
