@@ -20,6 +20,7 @@ from boom_utils.reporting.tables import WIDER, Table, beside, compare, describe,
 
 WANTED = 0.005
 """Half the width of an interval that a study should reach: half a point of a score of 0 to 100."""
+TURNED = "the curve turns below the model's mean: its place jumps, the interval does not hold"
 _MOST_SEEDS = 200
 OUTSIDE = "out-of-domain"
 
@@ -111,7 +112,10 @@ def _tested(results: Results, hypothesis: Hypothesis, domain: str) -> dict[str, 
             f"p{WIDER}": wider.p_value,
             **estimate_columns(f"difference{WIDER}", wider.estimate(results.confidence)),
         }
-    return row | {"seeds": seeds, "what limits it": what_limits(found, seeds, results.confidence)}
+    limit = what_limits(found, seeds, results.confidence)
+    if other == CURVE and above.turned:
+        row, limit = row | {"p": 1.0, f"p{WIDER}": 1.0}, TURNED
+    return row | {"seeds": seeds, "what limits it": limit}
 
 
 def what_limits(found: Measured, seeds: int, confidence: float) -> str:

@@ -160,12 +160,15 @@ class Surplus:
         share: Where that is: 0 at the base, 1 at the trained model.
         beyond: The curve never has the model's mean in the other domain: it is compared with the curve's nearest end.
         seeds: How many seeds it is over: those that the model and the curve have.
+        turned: It is beyond where the curve turns, between its ends. With a little more or less in the other domain it
+            would be compared with a place far along the curve, so its interval does not hold.
     """
 
     measured: Measured
     share: float
     beyond: bool
     seeds: int
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -428,7 +431,9 @@ class Results:
             "tasks" if over_tasks else "queries",
         )
         found = self._over_seeds(found, sides, parts, seeds)
-        return Surplus(found, first[0] + place.way * (second[0] - first[0]), place.beyond, len(seeds))
+        share = first[0] + place.way * (second[0] - first[0])
+        turned = place.beyond and share not in (curve[0][0], curve[-1][0])
+        return Surplus(found, share, place.beyond, len(seeds), turned)
 
     def common_seeds(self, models: Sequence[str]) -> list[int]:
         """Numbers of the seeds that all of some models have; what nobody trained stands for every seed."""
