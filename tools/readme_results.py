@@ -24,7 +24,6 @@ from boom_utils.config import PROFILES
 from boom_utils.errors import ResultsError
 from boom_utils.reporting import panels
 from boom_utils.reporting.claims import INCONCLUSIVE, UNTESTED, counts_of
-from boom_utils.reporting.controls import TURNED
 from boom_utils.reporting.figures import study_figures
 from boom_utils.reporting.page import read_table
 from boom_utils.reporting.published import Published, means_of, read_published
@@ -102,8 +101,6 @@ def _answer(root: Path, links: str) -> Iterator[str]:
 def _difference(row: Mapping[Any, Any]) -> str:
     low, high = row["difference low"], row["difference high"]
     domain = str(row["domain"]).replace("-", " ")
-    if row.get("what limits it") == TURNED:
-        return f"not tested {domain}, where {TURNED.partition(':')[0]}"
     return f"{with_interval(row['difference'], low, high, sign=True)} points {domain}, {row['verdict']}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from boom_utils.evaluation.statistics import Measured
+from boom_utils.evaluation.statistics import Estimate, Measured
 from boom_utils.experiments import CURVE, Hypothesis
 from boom_utils.reporting.claims import NO_SEEDS, RANKS, correct
 from boom_utils.reporting.experiments import arms
@@ -20,7 +20,7 @@ from boom_utils.reporting.tables import WIDER, Table, beside, compare, describe,
 
 WANTED = 0.005
 """Half the width of an interval that a study should reach: half a point of a score of 0 to 100."""
-TURNED = "the curve turns below the model's mean: its place jumps, the interval does not hold"
+PLACE = "it is not sure that the model is beyond the curve"
 _MOST_SEEDS = 200
 OUTSIDE = "out-of-domain"
 
@@ -94,28 +94,25 @@ def _tested(results: Results, hypothesis: Hypothesis, domain: str) -> dict[str, 
     """Cells of one difference, with p values that are not corrected."""
     model, other = hypothesis.model, hypothesis.against
     row: dict[str, Any] = {"model": model, "against": other, "domain": domain, f"p{WIDER}": 1.0}
+    row["seeds"] = len(results.common_seeds([model, other]))
 
-    def measured(over_tasks: bool) -> Measured:
+    def measured(over_tasks: bool) -> tuple[Measured, Estimate, float]:
         if other == CURVE:
-            return results.surplus(model, domain, over_tasks).measured
-        return results.comparison(model, other, results.tasks(domain), over_tasks=over_tasks)
+            above = results.surplus(model, domain, over_tasks)
+            row["place on the curve"], row["seeds"] = _place(above), above.seeds
+            return above.measured, above.estimate, above.p_value
+        one = results.comparison(model, other, results.tasks(domain), over_tasks=over_tasks)
+        return one, one.estimate(results.confidence), one.p_value
 
-    found, seeds = measured(False), len(results.common_seeds([model, other]))
-    if other == CURVE:
-        above = results.surplus(model, domain)
-        seeds, row["place on the curve"] = above.seeds, _place(above)
+    found, estimate, p_value = measured(False)
     row["word"] = "higher" if found.value > 0 else "lower"
-    row |= {"p": float(f"{found.p_value:.3g}"), **estimate_columns("difference", found.estimate(results.confidence))}
+    row |= {"p": float(f"{p_value:.3g}"), **estimate_columns("difference", estimate)}
     if min(len(tasks) for tasks in results.groups.values()) > 1:
-        wider = measured(True)
-        row |= {
-            f"p{WIDER}": wider.p_value,
-            **estimate_columns(f"difference{WIDER}", wider.estimate(results.confidence)),
-        }
-    limit = what_limits(found, seeds, results.confidence)
-    if other == CURVE and above.turned:
-        row, limit = row | {"p": 1.0, f"p{WIDER}": 1.0}, TURNED
-    return row | {"seeds": seeds, "what limits it": limit}
+        _, wider, row[f"p{WIDER}"] = measured(True)
+        row |= estimate_columns(f"difference{WIDER}", wider)
+    unsure = estimate.low < found.estimate(results.confidence).low
+    limit = PLACE if unsure else what_limits(found, row["seeds"], results.confidence)
+    return row | {"what limits it": limit}
 
 
 def what_limits(found: Measured, seeds: int, confidence: float) -> str:
@@ -158,10 +155,9 @@ def _above(results: Results, model: str) -> dict[str, Any]:
     if not curve or len(results.domains) < 2 or model in {name for _, name in curve}:
         return {}
     found, name = results.surplus(model, OUTSIDE), f"{OUTSIDE} minus curve"
-    row = estimate_columns(name, found.measured.estimate(results.confidence))
+    row = estimate_columns(name, found.estimate)
     if min(len(tasks) for tasks in results.groups.values()) > 1:
-        wider = results.surplus(model, OUTSIDE, over_tasks=True).measured
-        row |= estimate_columns(f"{name}{WIDER}", wider.estimate(results.confidence))
+        row |= estimate_columns(f"{name}{WIDER}", results.surplus(model, OUTSIDE, over_tasks=True).estimate)
     return {**row, "place on the curve": _place(found)}
 
 

@@ -14,7 +14,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -160,15 +160,24 @@ class Surplus:
         share: Where that is: 0 at the base, 1 at the trained model.
         beyond: The curve never has the model's mean in the other domain: it is compared with the curve's nearest end.
         seeds: How many seeds it is over: those that the model and the curve have.
-        turned: It is beyond where the curve turns, between its ends. With a little more or less in the other domain it
-            would be compared with a place far along the curve, so its interval does not hold.
+        estimate: With its interval. Where it is beyond, but not surely, the interval reaches down to what the model has
+            over the curve where the lower end of its lead in the other domain would place it: far less at a turn.
+        p_value: Of ``measured``; 1 where only this leaves open whether there is anything.
     """
 
     measured: Measured
     share: float
     beyond: bool
     seeds: int
-    turned: bool = False
+    estimate: Estimate
+    p_value: float
+
+
+def _higher_behind(held_P: list[float], gained_P: list[float], end: int, back: float) -> float:
+    """How much higher than at its end a curve is in the one score, ``back`` from there in the other one; at least 0."""
+    place = place_on_curve(held_P, gained_P, held_P[end] + back)
+    low, high = (gained_P[number] for number in place.between)
+    return max(low + place.way * (high - low) - gained_P[end], 0.0)
 
 
 @dataclass(frozen=True)
@@ -432,8 +441,14 @@ class Results:
         )
         found = self._over_seeds(found, sides, parts, seeds)
         share = first[0] + place.way * (second[0] - first[0])
-        turned = place.beyond and share not in (curve[0][0], curve[-1][0])
-        return Surplus(found, share, place.beyond, len(seeds), turned)
+        known = sure = found.estimate(self.confidence)
+        if place.beyond:
+            lead = self.comparison(model, first[1], held, over_tasks=over_tasks).estimate(self.confidence)
+            back = min(lead.low, 0.0) if lead.value > 0 else max(lead.high, 0.0)
+            fall = _higher_behind(means(names, held), means(names, gained), place.between[0], back)
+            known = replace(sure, low=sure.low - fall)
+        p_value = 1.0 if sure.excludes_zero > known.excludes_zero else found.p_value
+        return Surplus(found, share, place.beyond, len(seeds), known, p_value)
 
     def common_seeds(self, models: Sequence[str]) -> list[int]:
         """Numbers of the seeds that all of some models have; what nobody trained stands for every seed."""
